@@ -1,0 +1,193 @@
+"""From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a classifier behind a defense.
+
+`/classify`, `/probe`, training's evaluation and `robustclip evaluate` all pass through `Defended(ZeroShotClassifier, defense)`: there is no second path.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.clip import Clip
+from robustclip.errors import InvalidInput
+from robustclip.prompts import Prompts
+from robustclip.towers import check_prompts, encode_image, encode_text
+from robustclip.types import Defense, Features, ImageEncoder, Logits, Pixels, Seeds
+
+TEXT_CHUNK = 64  # labels a text pass: bounds memory and how long a cold label list can hold the device
+
+
+@dataclass(frozen=True, eq=False)
+class TorchImageEncoder:
+    """The reference `ImageEncoder`: float32 torch, differentiable in pixels and in the visual prompts."""
+
+    clip: Clip
+    backend: str = "torch"
+
+    def __call__(self, pixels: Pixels, visual: Tensor | None) -> Features:
+        return F.normalize(encode_image(self.clip, pixels, visual), dim=-1)
+
+
+def text_weights(clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
+    """[C, E] unit text features of labels under prompts.
+
+    Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`. `on_chunk` is
+    called before each text pass of at most 64 labels (a service counts and yields there).
+    """
+    check_prompts(clip, prompts, labels=len(labels))
+    contexts: list[Tensor | None] = [prompts.text] if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific else list(prompts.text)
+    features: list[Tensor] = []
+    for template in prompts.templates:
+        tokens = clip.tokenize([template.replace("{}", label) for label in labels]).to(clip.device)
+        for context in contexts:
+            chunks: list[Tensor] = []
+            for start in range(0, len(labels), TEXT_CHUNK):
+                if on_chunk is not None:
+                    on_chunk()
+                rows = slice(start, start + TEXT_CHUNK)
+                own = context[rows] if context is not None and context.ndim == 4 else context
+                chunks.append(encode_text(clip, tokens[rows], own))
+            features.append(F.normalize(torch.cat(chunks), dim=-1))
+    if len(features) == 1:
+        return features[0]
+    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+class LabelCache:
+    """Text weights by (CLIP fingerprint, prompt digest, labels), least recently used out, bounded in bytes, one computation a key.
+
+    A second asker waits for the first; a failure is not kept and reaches all who waited. Thread-safe.
+    """
+
+    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self.hits = 0
+        self.misses = 0
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[str, str, tuple[str, ...]], Future[Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def get(self, clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
+        """[C, E] unit text features, computed once, without gradients."""
+        key = (clip.fingerprint, prompts.digest(), labels)
+        with self._lock:
+            future = self._entries.get(key)
+            owner = future is None
+            if future is None:
+                self.misses += 1
+                future = self._entries[key] = Future()
+            else:
+                self.hits += 1
+                self._entries.move_to_end(key)
+        if not owner:
+            return future.result()
+        try:
+            with torch.no_grad():
+                weights = text_weights(clip, prompts, labels, on_chunk=on_chunk)
+        except BaseException as error:
+            with self._lock:
+                self._entries.pop(key, None)
+            future.set_exception(error)
+            raise
+        future.set_result(weights)
+        with self._lock:
+            self._bytes += _size(weights)
+            while self._bytes > self.max_bytes and len(self._entries) > 1:
+                oldest, entry = next(iter(self._entries.items()))
+                if not entry.done() or oldest == key:
+                    break
+                del self._entries[oldest]
+                self._bytes -= _size(entry.result())
+        return weights
+
+
+def _size(weights: Tensor) -> int:
+    return weights.numel() * weights.element_size()
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotClassifier:
+    """`logit_scale * features @ weights.T` over an image encoder; differentiable in pixels when the encoder is.
+
+    weights [C, E] unit text features of `labels`; visual: the prompt set's [D, N, W] image vectors or None.
+    """
+
+    encoder: ImageEncoder
+    labels: tuple[str, ...]
+    weights: Tensor
+    logit_scale: Tensor
+    visual: Tensor | None = None
+
+    def features(self, pixels: Pixels) -> Features:
+        """[B, E] unit image features."""
+        return self.encoder(pixels, self.visual)
+
+    def judge(self, features: Features) -> Logits:
+        """[B, C] logits of unit features."""
+        return self.logit_scale * features @ self.weights.T
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.judge(self.features(pixels))
+
+
+def zero_shot(
+    clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, encoder: ImageEncoder | None = None, cache: LabelCache | None = None
+) -> ZeroShotClassifier:
+    """The classifier of a prompt set over labels; torch encoder and a fresh text pass unless given an encoder and a cache.
+
+    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never be positive).
+    """
+    check_labels(labels)
+    if cache is not None:
+        weights = cache.get(clip, prompts, labels)
+    else:
+        with torch.no_grad():
+            weights = text_weights(clip, prompts, labels)
+    visual = None if prompts.visual is None else prompts.visual.to(clip.device)
+    return ZeroShotClassifier(encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, visual)
+
+
+def check_labels(labels: tuple[str, ...]) -> None:
+    """InvalidInput unless there are two or more distinct, non-empty labels; the field names the first offender."""
+    if len(labels) < 2:
+        raise InvalidInput(f"expected at least 2 labels, found {len(labels)}.", field="labels", help="Name the alternatives to choose from.")
+    seen: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        if not label.strip():
+            raise InvalidInput("a label is empty.", field=f"labels/{index}")
+        if label in seen:
+            raise InvalidInput(f"{label!r} repeats label {seen[label]}.", field=f"labels/{index}", help="Give each label once.")
+        seen[label] = index
+
+
+@dataclass(frozen=True, eq=False)
+class Defended:
+    """A classifier behind a defense: the chain that is deployed, and the one that is attacked.
+
+    A `pixels` defense runs before the image tower, a `features` defense between tower and text weights.
+    """
+
+    classifier: ZeroShotClassifier
+    defense: Defense
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    def features(self, pixels: Pixels, seeds: Seeds) -> Features:
+        """[B, E] unit features through the defense."""
+        if self.defense.stage == "pixels":
+            return self.classifier.features(self.defense(pixels, seeds))
+        return self.defense(self.classifier.features(pixels), seeds)
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.classifier.judge(self.features(pixels, seeds))

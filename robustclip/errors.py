@@ -1,0 +1,115 @@
+"""The few errors of the library. Each says what was expected, what was found and what to do; no web status here (service/problems.py maps codes)."""
+
+from typing import ClassVar
+
+
+class RobustClipError(Exception):
+    """Base of every error that a user can cause or cure.
+
+    `code` is a stable kebab-case identifier, `field` names the input at fault (`labels/3`, `--eps`), `help` is one sentence: what to do.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, field: str | None = None, help: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.help = help
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        todo = f" {self.help}" if self.help else ""
+        return f"{where}{self.message}{todo}"
+
+
+class InvalidInput(RobustClipError):
+    """A value outside what is accepted: labels, radii, options."""
+
+    code = "validation"
+
+
+class NoDecisionToAttack(InvalidInput):
+    """One label is no decision: there is nothing to change."""
+
+    code = "no-decision-to-attack"
+
+
+class ImageRefused(RobustClipError):
+    """Base of what the image guard refuses."""
+
+    code = "image-undecodable"
+
+
+class ImageFormatRefused(ImageRefused):
+    code = "image-format-refused"
+
+
+class ImageTooManyPixels(ImageRefused):
+    code = "image-too-many-pixels"
+
+
+class ImageTooManyBytes(ImageRefused):
+    code = "body-too-large"
+
+
+class UnsupportedClip(RobustClipError):
+    """A backbone that can't be loaded or served, named with the reason."""
+
+    code = "unsupported-clip"
+
+
+class PromptSetRefused(RobustClipError):
+    """A prompt set file that is not loaded; `reason` is one of the refusal codes of prompts_store/FORMAT.md."""
+
+    code = "prompt-set-invalid"
+
+    def __init__(self, message: str, *, reason: str, field: str | None = None, help: str | None = None) -> None:
+        super().__init__(message, field=field, help=help)
+        self.reason = reason
+
+
+class UnknownPromptSet(RobustClipError):
+    code = "unknown-prompt-set"
+
+
+class UnknownVersion(RobustClipError):
+    code = "unknown-version"
+
+
+class NothingToRollBack(RobustClipError):
+    code = "nothing-to-roll-back"
+
+
+class StoreReadOnly(RobustClipError):
+    code = "store-read-only"
+
+
+class ProbeTooExpensive(InvalidInput):
+    code = "probe-too-expensive"
+
+
+class ProbeUnavailable(RobustClipError):
+    code = "probe-unavailable"
+
+
+class DeadlineExceeded(RobustClipError):
+    code = "deadline-exceeded"
+
+
+class EncoderRefused(RobustClipError):
+    """An image encoder that does not agree with the torch reference, or can't run."""
+
+    code = "encoder-refused"
+
+
+class DataRefused(RobustClipError):
+    """A data folder that can't be read as labelled images."""
+
+    code = "data-refused"
+
+
+class FeatureNotInstalled(RobustClipError):
+    """An optional dependency is missing; `help` names the extra that brings it."""
+
+    code = "feature-not-installed"

@@ -1,0 +1,117 @@
+"""The two forwards with prompts, over open_clip's modules. The only file that knows how open_clip computes inside.
+
+Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/test_towers.py). Attention and MLP run over flattened tokens [B*L, W]: the
+backward of `nn.MultiheadAttention` over [B, L, W] copies its weights for every token row on some CPUs (7 times slower in bf16, measured on ViT-B/32).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.clip import Clip
+from robustclip.errors import InvalidInput
+from robustclip.prompts import Prompts
+from robustclip.types import Pixels
+
+
+def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None) -> Tensor:
+    """[B, E] raw (not normalised) image embeddings of pixels in [0, 1] at the CLIP's own size.
+
+    visual [D, N, W]: N vectors appended after the patch tokens and before the first layer norm; deeper rows replace them at layers 2..D (METHODS 1.7).
+    Differentiable in pixels and visual.
+    """
+    size = clip.image_size
+    if pixels.shape[1:] != (3, size, size):
+        raise InvalidInput(f"expected pixels [B, 3, {size}, {size}], found {list(pixels.shape)}.", field="pixels")
+    images = (pixels - clip.mean[:, None, None]) / clip.std[:, None, None]
+    tower = clip.model.visual
+    if visual is None and clip.visual_width is None:
+        return tower(images)
+    patches = tower.conv1(images).flatten(2).transpose(1, 2)  # [B, grid^2, W]
+    return encode_patches(clip, patches, visual)
+
+
+def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None) -> Tensor:
+    """[B, E] raw image embeddings from patch tokens [B, grid^2, W]: everything after `conv1`, for training that caches the stem."""
+    tower = clip.model.visual
+    batch, width = patches.shape[0], patches.shape[2]
+    start = tower.class_embedding.to(patches.dtype).expand(batch, 1, width)
+    tokens = torch.cat([start, patches], dim=1) + tower.positional_embedding.to(patches.dtype)
+    if visual is not None:
+        tokens = torch.cat([tokens, visual[0].expand(batch, -1, -1).to(tokens.dtype)], dim=1)
+    tokens = tower.ln_pre(tokens)
+    length = tokens.shape[1]
+    for depth, block in enumerate(tower.transformer.resblocks):
+        if visual is not None and 0 < depth < visual.shape[0]:
+            replaced = visual[depth].expand(batch, -1, -1).to(tokens.dtype)
+            tokens = torch.cat([tokens[:, : length - visual.shape[1]], replaced], dim=1)
+        tokens = _block(block, tokens, causal=False)
+    return tower.ln_post(tokens[:, 0]) @ tower.proj
+
+
+def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tensor:
+    """[L, E] raw text embeddings of [L, T] token ids, read at [EOS].
+
+    text [D, N, W] or, a context a row, [L, D, N, W]: N vectors after [SOS]; deeper ones replace them at layers 2..D. The sequence is cropped to the
+    longest row: padding behind [EOS] can't reach it through the causal mask. Raises InvalidInput when vectors and words exceed the context length.
+    """
+    model = clip.model
+    ends = tokens.argmax(dim=-1)  # [EOS] has the highest id
+    vectors = 0 if text is None else text.shape[-2]
+    length = int(ends.max()) + 1 + vectors
+    if length > clip.context_length:
+        raise InvalidInput(
+            f"{length} tokens with {vectors} prompt vectors, at most {clip.context_length} fit.", field="labels", help="Shorten the longest label."
+        )
+    embedded = model.token_embedding(tokens[:, : length - vectors])  # [L, T', W]
+    if text is not None:
+        embedded = torch.cat([embedded[:, :1], _rows(text, 0, tokens.shape[0]).to(embedded.dtype), embedded[:, 1:]], dim=1)
+    hidden = embedded + model.positional_embedding[:length].to(embedded.dtype)
+    for depth, block in enumerate(model.transformer.resblocks):
+        if text is not None and 0 < depth < text.shape[-3]:
+            hidden = torch.cat([hidden[:, :1], _rows(text, depth, tokens.shape[0]).to(hidden.dtype), hidden[:, 1 + vectors :]], dim=1)
+        hidden = _block(block, hidden, causal=True)
+    pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), ends + vectors]
+    return model.ln_final(pooled) @ model.text_projection
+
+
+def check_prompts(clip: Clip, prompts: Prompts, *, labels: int | None = None) -> None:
+    """InvalidInput unless the tensors fit these towers; the field names the tensor."""
+    if prompts.text is not None:
+        depth, _, width = prompts.text.shape[-3:]
+        if width != clip.text_width or not 1 <= depth <= clip.text_layers:
+            raise InvalidInput(
+                f"{clip.arch} takes up to {clip.text_layers} layers of width {clip.text_width}, found {depth} of width {width}.", field="text_context"
+            )
+        if prompts.text.shape[-2] > clip.context_length - 3:
+            raise InvalidInput(f"{prompts.text.shape[-2]} vectors leave no room for a label in {clip.context_length} tokens.", field="text_context")
+        if prompts.class_specific and labels is not None and prompts.text.shape[0] != labels:
+            raise InvalidInput(f"class-specific text for {prompts.text.shape[0]} labels, found {labels} labels.", field="text_context")
+    if prompts.visual is not None:
+        if clip.visual_width is None or clip.visual_layers is None:
+            raise InvalidInput(f"the image tower of {clip.arch} takes no visual prompts.", field="visual_context")
+        depth, _, width = prompts.visual.shape
+        if width != clip.visual_width or not 1 <= depth <= clip.visual_layers:
+            raise InvalidInput(
+                f"{clip.arch} takes up to {clip.visual_layers} layers of width {clip.visual_width}, found {depth} of width {width}.",
+                field="visual_context",
+            )
+
+
+def _rows(text: Tensor, depth: int, count: int) -> Tensor:
+    return text[depth].expand(count, -1, -1) if text.ndim == 3 else text[:, depth]  # [L, N, W]
+
+
+def _block(block: Any, tokens: Tensor, *, causal: bool) -> Tensor:
+    """One residual attention block on [B, L, W]; every matrix product on [B*L, W]."""
+    batch, length, width = tokens.shape
+    flat = tokens.reshape(batch * length, width)
+    attention = block.attn
+    projected = F.linear(block.ln_1(flat), attention.in_proj_weight, attention.in_proj_bias)
+    heads = projected.reshape(batch, length, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)  # [3, B, H, L, W/H]
+    mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=causal)
+    flat = flat + block.ls_1(attention.out_proj(mixed.transpose(1, 2).reshape(batch * length, width)))
+    flat = flat + block.ls_2(block.mlp(block.ln_2(flat)))
+    return flat.reshape(batch, length, width)

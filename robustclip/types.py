@@ -1,0 +1,115 @@
+"""The nouns of the library and the shapes that travel between them.
+
+Everything else implements one of these protocols or passes these tensors on. This file imports only torch and must not know any implementation.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+Pixels: TypeAlias = Tensor  # [B, 3, S, S] float32 in [0, 1]; S is the CLIP's input size, before any mean/std normalisation
+Logits: TypeAlias = Tensor  # [B, C], C = len(labels); temperature applied, not softmaxed
+Features: TypeAlias = Tensor  # [B, E] unit norm
+Seeds: TypeAlias = Tensor  # [B] int64, one a row: all randomness of row i comes from seeds[i], whatever its batch mates are
+
+
+class Classifier(Protocol):
+    """Maps pixels to logits, differentiable in the pixels."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits: ...
+
+
+class ImageEncoder(Protocol):
+    """Maps pixels to unit features; a torch and an ONNX Runtime implementation exist and must agree."""
+
+    backend: str
+
+    def __call__(self, pixels: Pixels, visual: Tensor | None) -> Features: ...
+
+
+class Evaluation(NamedTuple):
+    """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels."""
+
+    value: Tensor
+    margin: Tensor
+    grad: Tensor | None
+
+
+class Score(Protocol):
+    """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an index (targets follow their pixels)."""
+
+    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation: ...
+
+    def select(self, rows: Tensor) -> "Score": ...
+
+
+class Cost(NamedTuple):
+    """Image rows through the tower: forward and backward passes. One charged pass = F + 2 B (ROBUSTNESS 2.9)."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def charged(self) -> int:
+        return self.forward + 2 * self.backward
+
+    def plus(self, other: "Cost") -> "Cost":
+        return Cost(self.forward + other.forward, self.backward + other.backward)
+
+
+class Attacked(NamedTuple):
+    """The result of an attack, a row an image.
+
+    `pixels` [B, 3, S, S] inside the ball and the box; `value`, `margin` [B] at those pixels; `first_success` [B] int64, the step (over all starts)
+    at which the goal was first reached, -1 if never; `trace_value`, `trace_margin` [T, B], NaN where a row had already left the batch.
+    """
+
+    pixels: Pixels
+    value: Tensor
+    margin: Tensor
+    first_success: Tensor
+    trace_value: Tensor
+    trace_margin: Tensor
+    cost: Cost
+
+
+class Attack(Protocol):
+    """Raises a score inside a ball. A frozen pydantic model: its own configuration, request schema and repr."""
+
+    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked: ...
+
+
+Stage: TypeAlias = Literal["pixels", "features"]
+
+
+class Defense(Protocol):
+    """Maps inputs to inputs of the same shape and range, row by row: a batch mate changes nothing."""
+
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def randomized(self) -> bool: ...
+
+    @property
+    def gradient(self) -> str:
+        """How gradients pass: `exact`, `ste`, `surrogate:<name>` or `none`."""
+        ...
+
+    def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor: ...
+
+
+class DefenseSpec(Protocol):
+    """A defense as data (a frozen pydantic model with `kind`); `bind` gives the thing that runs."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def bind(self, encoder: ImageEncoder) -> Defense: ...
+
+
+Progress: TypeAlias = Callable[[int, int, str], None]  # (done, total, what): library code reports, applications draw
