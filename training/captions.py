@@ -1,0 +1,93 @@
+"""The texts of pretraining: which names exist, how a caption is worded, what stands in front of it.
+
+AdvPT puts 32 to 64 vectors before the class name, so a text tower that only ever saw six-word captions would meet positions it never trained. Here a
+filler of random length (word vectors or Gaussian noise) goes in front as prompt vectors, exactly where learned ones will go.
+"""
+
+import re
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from torch import Tensor
+
+from robustclip.clip import Clip
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of {}.",
+    "{}.",
+    "{}",
+    "a {}.",
+    "the {}.",
+    "a picture of a {}.",
+    "a small photo of a {}.",
+    "a bad photo of the {}.",
+    "a blurry photo of a {}.",
+    "a close-up photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a cropped photo of a {}.",
+    "a bright photo of the {}.",
+    "a photo of the large {}.",
+    "a photo of the small {}.",
+    "itap of a {}.",
+    "art of the {}.",
+    "a {} in a video game.",
+    "a origami {}.",
+    "a photo of a {}, a kind of thing.",
+)
+MAX_FILLER = 64
+
+
+@dataclass(frozen=True)
+class Names:
+    """Every name that a picture or a teacher may bear. `members[set]` indexes into `texts`; the first 1000 are ImageNet's, in the teacher's order."""
+
+    texts: tuple[str, ...]
+    members: dict[str, Tensor]
+
+    def index(self, text: str) -> int:
+        return self.texts.index(text)
+
+
+def gather_names(label_sets: dict[str, tuple[str, ...]]) -> Names:
+    """ImageNet's 1000 names, then what the data sets add. A name that is already there is the same name (Tiny's 200 are ImageNet's)."""
+    texts = list(open_clip.IMAGENET_CLASSNAMES)
+    members = {"imagenet": torch.arange(len(texts))}
+    known = {text: index for index, text in reversed(list(enumerate(texts)))}  # ImageNet repeats a few names: the first one counts
+    for data_set, labels in label_sets.items():
+        for label in labels:
+            if label not in known:
+                known[label] = len(texts)
+                texts.append(label)
+        members[data_set] = torch.tensor([known[label] for label in labels])
+    return Names(tuple(texts), members)
+
+
+def vocabulary(limit: int) -> tuple[str, ...]:
+    """Plain English words that CLIP's tokenizer holds as one token, most frequent merges first: they spread a sentence encoder's geometry to names unseen."""
+    words = [token[:-4] for token in open_clip.SimpleTokenizer().encoder if token.endswith("</w>")]
+    return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:limit]
+
+
+def worded(texts: list[str], generator: torch.Generator) -> list[str]:
+    """Each text in a random template; half of the parenthesised remarks (`crane (bird)`) fall away."""
+    choices = torch.randint(len(TEMPLATES), (len(texts),), generator=generator).tolist()
+    plain = (torch.rand(len(texts), generator=generator) < 0.5).tolist()
+    return [
+        TEMPLATES[choice].replace("{}", re.sub(r" \(.*\)", "", text) if bare else text) for text, choice, bare in zip(texts, choices, plain, strict=True)
+    ]
+
+
+def filler(clip: Clip, rows: int, length: int, generator: torch.Generator) -> Tensor | None:
+    """[rows, 1, length, W] prompt vectors to put before a caption: a third words, a third noise at prompt learning's start (0.02), a third at the table's own spread."""
+    if length == 0:
+        return None
+    table = clip.model.token_embedding.weight
+    ids = torch.randint(320, 40_000, (rows, length), generator=generator)
+    words = table[ids.to(table.device)]
+    noise = torch.randn(rows, length, clip.text_width, generator=generator).to(table.device)
+    kind = torch.randint(3, (rows, 1, 1), generator=generator).to(table.device)
+    spread = table.detach().std()
+    return torch.where(kind == 0, words, torch.where(kind == 1, 0.02 * noise, spread * noise))[:, None]

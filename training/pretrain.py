@@ -1,0 +1,277 @@
+"""`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers, in about an hour and a half on two cores.
+
+Phase `frozen` trains everything behind the convolutional stem on stem features of a few augmented views, computed once. Phase `joint` fine-tunes the whole
+on fresh augmentations. The loss of a picture is half cross-entropy of its label among the names of its own data set, half cross-entropy of
+the teacher's distribution over ImageNet names, so that names without pictures are learnt too; texts are also pulled toward a sentence encoder's geometry.
+Every step draws from its own seed: a killed run resumes from its last checkpoint and ends with the same weights.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustclip.backbones import build, write_weights
+from robustclip.backbones.stem import STEM_CHANNELS, STEM_STRIDE, ConvStem
+from robustclip.classifier import text_weights
+from robustclip.clip import Clip, describe
+from robustclip.prompts import Prompts
+from robustclip.seeds import derive
+from robustclip.towers import encode_image, encode_patches, encode_text
+from robustclip.types import Progress
+from training.captions import MAX_FILLER, filler, vocabulary, worded
+from training.corpus import Corpus, augment, build_corpus, cached_array
+from training.progress import bar
+from training.teachers import imagenet_weights, picture_teacher, sentence_teacher
+
+MINI: dict[str, Any] = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 96, "layers": 6, "width": 256, "head_width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 256, "heads": 4, "layers": 3},
+    "stem": "efficientnet_lite0",
+    "mean": [127 / 255] * 3,
+    "std": [128 / 255] * 3,
+}
+Phase = Literal["frozen", "joint"]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the weights, besides the data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    views: int = 2
+    frozen_samples: int = 500_000
+    joint_samples: int = 80_000
+    batch: int = 512
+    joint_batch: int = 256
+    rate: float = 1e-3
+    joint_rate: float = 2e-4
+    stem_rate: float = 1e-4
+    weight_decay: float = 0.05
+    names_a_step: int = 384
+    words_a_step: int = 96
+    words: int = 20_000
+    filler_share: float = 0.4
+    geometry: float = 1.0
+    average: float = 0.997
+    limit: int = 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Prints progress to stderr, a JSON line an evaluation to RUN/log.jsonl."""
+    parser = argparse.ArgumentParser(prog="robustclip pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds tiny-imagenet-200, cifar-10, caltech-101, clothing-small")
+    parser.add_argument("--run", type=Path, default=Path("runs/pretrain"), help="caches, checkpoints and log (default: %(default)s); an existing run resumes")
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrain/mini"), help="writes OUT.json and OUT.safetensors (default: %(default)s)")
+    for name, field in Recipe.model_fields.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=cast(Any, field.annotation), default=field.default, help="(default: %(default)s)")
+    arguments = vars(parser.parse_args(argv))
+    data, run, out = arguments.pop("data"), arguments.pop("run"), arguments.pop("out")
+    recipe = Recipe(**arguments)
+    with bar() as progress:
+        clip = pretrain(data, run, recipe, progress=progress)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(clip.model, out.with_suffix(".safetensors"))
+    out.with_suffix(".json").write_text(json.dumps(MINI | {"recipe": recipe.model_dump()}, indent=2) + "\n")
+    print(f"wrote {out.with_suffix('.safetensors')}")
+    return 0
+
+
+def pretrain(data: Path, run: Path, recipe: Recipe, *, progress: Progress) -> Clip:
+    """Both phases, resumed from `run` if it holds a checkpoint; the averaged weights as a frozen CLIP."""
+    corpus = build_corpus(data, run / "cache", size=96, teacher=picture_teacher, seed=recipe.seed, limit=recipe.limit, progress=progress)
+    words = vocabulary(recipe.words)
+    geometry = _geometry(run / "cache" / f"geometry-{recipe.words}.npy", [*corpus.names.texts, *words])
+    torch.manual_seed(recipe.seed)  # open_clip initialises from the global generator
+    model = build(MINI)
+    cast(ConvStem, cast(Any, model).visual.conv1).load_imagenet(imagenet_weights())
+    clip = describe(model, "mini", "pretraining", mean=torch.tensor(MINI["mean"]), std=torch.tensor(MINI["std"]))
+    return Trainer(clip, corpus, words, geometry, recipe, run, progress).run_phases()
+
+
+class Trainer:
+    """The state of a run: model, its average, a linear reading of the sentence encoder's space, optimiser, step."""
+
+    def __init__(self, clip: Clip, corpus: Corpus, words: tuple[str, ...], geometry: Tensor, recipe: Recipe, run: Path, progress: Progress) -> None:
+        self.clip, self.corpus, self.recipe, self.run, self.progress = clip, corpus, recipe, run, progress
+        self.texts = [*corpus.names.texts, *words]
+        self.geometry = geometry
+        self.model = cast(nn.Module, clip.model)
+        self.reading = nn.Linear(clip.embed_dim, geometry.shape[1])
+        self.average = copy.deepcopy(self.model)
+        self.trained = torch.nonzero(~corpus.validation).squeeze(1)
+        self.views: list[Any] = []
+
+    def run_phases(self) -> Clip:
+        self.views = [self._view(index) for index in range(self.recipe.views)]
+        self._phase("frozen", self.recipe.frozen_samples // self.recipe.batch, self.recipe.batch)
+        self._phase("joint", self.recipe.joint_samples // self.recipe.joint_batch, self.recipe.joint_batch)
+        return describe(self.average, "mini", "embedded", mean=self.clip.mean, std=self.clip.std)
+
+    def _phase(self, phase: Phase, steps: int, batch: int) -> None:
+        checkpoint = self.run / f"{phase}.pt"
+        optimizer = self._optimizer(phase)
+        base = [group["lr"] for group in optimizer.param_groups]
+        start = self._resume(checkpoint, optimizer)
+        began = time.monotonic()
+        for step in range(start, steps):
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+            losses = self._losses(phase, step, batch)
+            optimizer.zero_grad(set_to_none=True)
+            cast(Tensor, sum(losses.values())).backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            self._settle(step)
+            self.progress(step + 1, steps, f"{phase}: " + ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
+            if (step + 1) % 100 == 0 or step + 1 == steps:
+                accuracy = self._validate()
+                line = {"phase": phase, "step": step + 1, "samples": (step + 1) * batch, "seconds": round(time.monotonic() - began), **accuracy}
+                with (self.run / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line | {name: round(loss.item(), 4) for name, loss in losses.items()}) + "\n")
+                self._save(checkpoint, optimizer, step + 1)
+
+    def _losses(self, phase: Phase, step: int, batch: int) -> dict[str, Tensor]:
+        recipe, corpus = self.recipe, self.corpus
+        generator = torch.Generator().manual_seed(int(derive(torch.tensor([recipe.seed]), f"{phase}-{step}")))
+        rows = self.trained[torch.randint(len(self.trained), (batch,), generator=generator)]
+        opinion = torch.from_numpy(corpus.teacher[rows.numpy()]).float()
+        chosen = self._choose_names(corpus.name[rows], opinion, generator)
+        words = len(corpus.names.texts) + torch.randperm(len(self.texts) - len(corpus.names.texts), generator=generator)[: recipe.words_a_step]
+        length = int(torch.randint(1, MAX_FILLER + 1, (), generator=generator)) if torch.rand((), generator=generator) < recipe.filler_share else 0
+        with torch.autocast("cpu", torch.bfloat16):
+            texts = self._texts(torch.cat([chosen, words]), length, generator)
+            features = self._images(phase, rows, generator)
+        logits = self.clip.logit_scale.clamp(max=100) * features @ texts[: len(chosen)].T  # [B, names]
+        own, imagenet = self._members(chosen, corpus.source[rows])
+        labels = (chosen[None] == corpus.name[rows][:, None]).float()
+        labels = 0.95 * labels + 0.05 * own / own.sum(dim=1, keepdim=True)
+        soft = torch.where(imagenet, opinion[:, chosen.clamp(max=999)], 0.0)
+        kept = soft.sum(dim=1, keepdim=True)
+        loss_label = -(labels * logits.masked_fill(~own, -torch.inf).log_softmax(dim=1).masked_fill(~own, 0)).sum(dim=1).mean()
+        teaching = logits.masked_fill(~imagenet, -torch.inf).log_softmax(dim=1).masked_fill(~imagenet, 0)
+        loss_teacher = -(soft / kept.clamp_min(1e-4) * teaching).sum(dim=1).mul(kept.squeeze(1)).mean()
+        aligned = F.cosine_similarity(self.reading(texts), self.geometry[torch.cat([chosen, words])], dim=1)
+        return {"label": 0.5 * loss_label, "teacher": 0.5 * loss_teacher, "geometry": recipe.geometry * (1 - aligned).mean()}
+
+    def _choose_names(self, true: Tensor, opinion: Tensor, generator: torch.Generator) -> Tensor:
+        """The names of a step: all true ones, every picture's three likeliest in the teacher's eyes, and random ones; sorted, distinct."""
+        wanted = torch.cat([true, opinion.topk(3, dim=1).indices.flatten()]).unique()
+        filling = torch.randperm(len(self.corpus.names.texts), generator=generator)[: max(self.recipe.names_a_step - len(wanted), 0)]
+        return torch.cat([wanted, filling]).unique()
+
+    def _members(self, chosen: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, names] bool: is a chosen name one of the picture's own data set; is it ImageNet's."""
+        members = self.corpus.names.members
+        own = torch.stack([torch.isin(chosen, members[name]) for name in self.corpus.sets])
+        return own[source], torch.isin(chosen, members["imagenet"]).expand(len(source), -1)
+
+    def _texts(self, indices: Tensor, length: int, generator: torch.Generator) -> Tensor:
+        tokens = self.clip.tokenize(worded([self.texts[index] for index in indices.tolist()], generator))
+        longest = int(tokens.argmax(dim=1).max()) + 1
+        context = filler(self.clip, len(tokens), min(length, self.clip.context_length - longest), generator)
+        return F.normalize(encode_text(self.clip, tokens, context).float(), dim=-1)
+
+    def _images(self, phase: Phase, rows: Tensor, generator: torch.Generator) -> Tensor:
+        if phase == "joint":
+            return F.normalize(encode_image(self.clip, augment(self.corpus.pixels(rows), generator)).float(), dim=-1)
+        view = self.views[int(torch.randint(len(self.views), (), generator=generator))]
+        grid = torch.from_numpy(view[rows.numpy()]).float()
+        patches = self.model.visual.conv1.project(grid).flatten(2).transpose(1, 2)  # pyright: ignore
+        return F.normalize(encode_patches(self.clip, patches).float(), dim=-1)
+
+    def _view(self, index: int) -> Any:
+        """Stem features of all pictures: view 0 as they are, the others augmented."""
+        stem, count, size = cast(Any, self.model).visual.conv1, len(self.corpus.name), self.clip.image_size
+
+        def convolve() -> Any:
+            for start in range(0, count, 256):
+                pixels = self.corpus.pixels(torch.arange(start, min(start + 256, count)))
+                if index:
+                    pixels = augment(pixels, torch.Generator().manual_seed(index * 1_000_003 + start))
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                    images = ((pixels - self.clip.mean[:, None, None]) / self.clip.std[:, None, None]).to(memory_format=torch.channels_last)
+                    yield stem.convolve(images).half().contiguous().numpy()
+
+        path = self.run / "cache" / f"stem-{self.recipe.limit}-{index}.npy"
+        side = size // STEM_STRIDE
+        return cached_array(path, (count, STEM_CHANNELS, side, side), np.float16, convolve, self.progress, f"stem features, view {index}")
+
+    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        """AdamW; the convolutions of the stem learn in phase `joint` only; tables, norms and biases don't decay."""
+        rate = self.recipe.rate if phase == "frozen" else self.recipe.joint_rate
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            inside_stem = name.startswith("visual.conv1.") and "project" not in name
+            parameter.requires_grad_(phase == "joint" or not inside_stem)
+            decay = self.recipe.weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
+            if parameter.requires_grad:
+                groups.setdefault((self.recipe.stem_rate if inside_stem else rate, decay), []).append(parameter)
+        groups.setdefault((rate, 0.0), []).extend(self.reading.parameters())
+        settings: list[dict[str, Any]] = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+        return torch.optim.AdamW(settings, betas=(0.9, 0.98))
+
+    @torch.no_grad()
+    def _settle(self, step: int) -> None:
+        cast(Any, self.model).logit_scale.clamp_(0, math.log(100))
+        weight = min(self.recipe.average, (1 + step) / (10 + step))
+        for own, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            own.lerp_(current, 1 - weight)
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Accuracy of the averaged weights on pictures kept back from the training files, among the trained names of each set, per cent."""
+        clip = describe(copy.deepcopy(self.average), "mini", "validation", mean=self.clip.mean, std=self.clip.std, fingerprint="validation")
+        result: dict[str, float] = {}
+        for index, name in enumerate(self.corpus.sets):
+            members = self.corpus.names.members[name]
+            weights = text_weights(clip, Prompts(), tuple(self.corpus.names.texts[member] for member in members.tolist()))
+            rows = torch.nonzero(self.corpus.validation & (self.corpus.source == index)).squeeze(1)
+            hits = [self._hits(clip, chunk, members, weights) for chunk in rows.split(256)]
+            result[name] = round(100 * torch.cat(hits).float().mean().item(), 1) if hits else 0.0
+        return result
+
+    def _hits(self, clip: Clip, rows: Tensor, members: Tensor, weights: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encode_image(clip, self.corpus.pixels(rows))
+        return members[(features.float() @ weights.T).argmax(dim=1)] == self.corpus.name[rows]
+
+    def _save(self, path: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "reading": self.reading.state_dict()}
+        partial = path.with_suffix(".partial")
+        torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
+        os.replace(partial, path)
+
+    def _resume(self, path: Path, optimizer: torch.optim.Optimizer) -> int:
+        if not path.exists():
+            return 0
+        state = cast(dict[str, Any], torch.load(path, weights_only=True))
+        if state["recipe"] != self.recipe.model_dump():
+            raise SystemExit(f"{path} was made with another recipe: {state['recipe']}. Use another --run, or the same options.")
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.reading.load_state_dict(state["reading"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+
+def _geometry(path: Path, texts: list[str], encode: Callable[[], Callable[[list[str]], Tensor]] = sentence_teacher) -> Tensor:
+    """[T, 384] sentence embeddings of "a photo of a ..." for names and words, computed once."""
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, encode()([f"a photo of a {text}." for text in texts]).numpy())
+        partial.replace(path)
+    return torch.from_numpy(np.load(path))
