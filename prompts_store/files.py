@@ -1,0 +1,78 @@
+"""Files that are whole or absent: atomic writes, bounded reads, and one writer at a time across processes."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Generator
+from pathlib import Path
+
+from robustclip.errors import PromptSetRefused, StoreReadOnly
+
+_PARTIAL = ".partial"
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step: a reader sees the old content or the new, a power cut leaves one of them. Call it under `writing`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".*{_PARTIAL}"):  # from a writer that was killed: whoever holds the lock has no other
+        leftover.unlink()
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):  # a folder made just now must last, too
+        _sync_folder(folder)
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a plain file, at most `max_bytes`, whatever happens to it meanwhile.
+
+    Raises FileNotFoundError, or PromptSetRefused: `not-a-file` for links, folders and devices, `unreadable`, and `too-large` before anything is read.
+    """
+    if path.parent.is_symlink():
+        raise _unreadable(path.parent, "not-a-file", "is a link")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, "not-a-file" if error.errno == errno.ELOOP else "unreadable", f"can't be read: {error.strerror}") from error
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _unreadable(path, "not-a-file", "is a folder or a device")
+        data = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+    if status.st_size > max_bytes or len(data) > max_bytes:
+        raise PromptSetRefused(f"expected at most {max_bytes} bytes, found {max(status.st_size, len(data))}.", reason="too-large", field=path.name)
+    return data
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Generator[None]:
+    """Hold the store's writer lock; the kernel frees it when a process dies. StoreReadOnly where the file system refuses."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        if error.errno in _READ_ONLY:
+            raise StoreReadOnly(f"{root} can't be written: {error.strerror}.", field="--store", help="Mount it writable, or name another.") from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path, reason: str, what: str) -> PromptSetRefused:
+    return PromptSetRefused(f"{path.name} {what}.", reason=reason, field=path.name, help="Put a plain, readable file there.")
