@@ -1,6 +1,10 @@
 """The few errors of the library. Each says what was expected, what was found and what to do; no web status here (service/problems.py maps codes)."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+if TYPE_CHECKING:  # the command line imports this file and must start at once
+    from pydantic import ValidationError
 
 
 class RobustClipError(Exception):
@@ -97,6 +101,10 @@ class DeadlineExceeded(RobustClipError):
     code = "deadline-exceeded"
 
 
+class Cancelled(DeadlineExceeded):
+    """Whoever asked is gone. The same code as a deadline: nobody reads it."""
+
+
 class EncoderRefused(RobustClipError):
     """An image encoder that does not agree with the torch reference, or can't run."""
 
@@ -113,3 +121,19 @@ class FeatureNotInstalled(RobustClipError):
     """An optional dependency is missing; `help` names the extra that brings it."""
 
     code = "feature-not-installed"
+
+
+def invalid_input(error: "ValidationError", data: object, *, field: str | None = None) -> InvalidInput:
+    """The first complaint of a pydantic model about `data`, with the path to the value at fault below `field` (`attack/ball/radius`)."""
+    first = error.errors(include_url=False)[0]
+    path = [field] if field else []
+    node: Any = data
+    for part in first["loc"]:
+        if (isinstance(node, Mapping) and part in node) or (isinstance(node, list | tuple) and isinstance(part, int)):
+            node = cast(Any, node)[part]
+        elif first["type"] != "missing" or part != first["loc"][-1]:
+            continue  # the branch of a union, which pydantic names and nobody wrote
+        path.append(str(part))
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
+    return InvalidInput(f"{message}{found}.", field="/".join(path) or None)

@@ -26,16 +26,17 @@ def derive(seeds: Seeds, stream: str) -> Seeds:
 
 def row_uniform(seeds: Seeds, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
     """[B, *shape] U[0, 1) float32 on the device of `like`, one generator a row."""
-    return _rows(seeds, lambda generator: torch.rand(shape, generator=generator)).to(like.device)
+    return _rows(seeds, shape, torch.rand).to(like.device)
 
 
 def row_normal(seeds: Seeds, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
     """[B, *shape] N(0, 1) float32 on the device of `like`, one generator a row."""
-    return _rows(seeds, lambda generator: torch.randn(shape, generator=generator)).to(like.device)
+    return _rows(seeds, shape, torch.randn).to(like.device)
 
 
-def _rows(seeds: Seeds, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-    return torch.stack([draw(torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
+def _rows(seeds: Seeds, shape: tuple[int, ...], draw: Callable[..., Tensor]) -> Tensor:
+    drawn = [draw(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
+    return torch.stack(drawn) if drawn else torch.empty(0, *shape)
 
 
 def _mixed(seed: int, stream: str) -> int:

@@ -26,25 +26,10 @@ class Classifier(Protocol):
 class ImageEncoder(Protocol):
     """Maps pixels to unit features; a torch and an ONNX Runtime implementation exist and must agree."""
 
-    backend: str
+    @property
+    def backend(self) -> str: ...
 
     def __call__(self, pixels: Pixels, visual: Tensor | None) -> Features: ...
-
-
-class Evaluation(NamedTuple):
-    """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels."""
-
-    value: Tensor
-    margin: Tensor
-    grad: Tensor | None
-
-
-class Score(Protocol):
-    """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an index (targets follow their pixels)."""
-
-    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation: ...
-
-    def select(self, rows: Tensor) -> "Score": ...
 
 
 class Cost(NamedTuple):
@@ -59,6 +44,26 @@ class Cost(NamedTuple):
 
     def plus(self, other: "Cost") -> "Cost":
         return Cost(self.forward + other.forward, self.backward + other.backward)
+
+
+class Evaluation(NamedTuple):
+    """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels.
+
+    `cost` is what this one call took: a score that asks its classifier several times a row says so here, and whoever sums it up is right.
+    """
+
+    value: Tensor
+    margin: Tensor
+    grad: Tensor | None
+    cost: Cost = Cost()
+
+
+class Score(Protocol):
+    """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an index (targets follow their pixels)."""
+
+    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation: ...
+
+    def select(self, rows: Tensor) -> "Score": ...
 
 
 class Attacked(NamedTuple):

@@ -1,0 +1,20 @@
+"""The table of attacks. A new one is a file beside this and a name in `AnyAttack`: commands, requests, training and contract tests then have it."""
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from robustclip.attacks.pgd import FGSM, PGD
+from robustclip.errors import invalid_input
+
+AnyAttack: TypeAlias = Annotated[PGD | FGSM, Field(discriminator="kind")]
+
+_ADAPTER: TypeAdapter[PGD | FGSM] = TypeAdapter(AnyAttack)
+
+
+def parse_attack(data: object, *, field: str = "attack") -> AnyAttack:
+    """An attack from `{"kind": "pgd", "ball": {"kind": "linf", "radius": "4/255"}}`. Raises InvalidInput with the path to what is wrong."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        raise invalid_input(error, data, field=field) from error

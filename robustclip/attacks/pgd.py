@@ -1,0 +1,148 @@
+"""Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083) and the fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572).
+
+Deviations from both: the best point is returned, not the last; several starts; rows that reached the goal leave the batch; a randomized victim draws
+fresh noise at every step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Self, TypeAlias
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from robustclip.errors import InvalidInput
+from robustclip.seeds import derive
+from robustclip.threat import BallSpec, Radius
+from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
+
+Start: TypeAlias = Literal["zero", "random", "one_sided"]
+
+MAX_STEPS = 10_000
+MAX_STARTS = 100
+
+
+class PGD(BaseModel):
+    """Climb the score by gradient steps, back into the ball after each, from every start in turn.
+
+    step      length of a step in pixel units; None: 2.5 radius / steps
+    starts    `zero` is the picture itself, `random` anywhere in the ball, `one_sided` the brighter part of it (as AdvPT's code)
+    restarts  how often each drawn start is repeated, with fresh draws
+    keep      `best`: of all points seen, the one past its goal by the largest margin, else the one of largest value; `last`: of the end points only
+    stop      `broken`: a row that reached its goal leaves for good; `never`: every row takes all steps, to find its worst point
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["pgd"] = "pgd"
+    ball: BallSpec
+    steps: int = Field(default=10, ge=1, le=MAX_STEPS)
+    step: Annotated[Radius, Field(gt=0)] | None = None
+    starts: tuple[Start, ...] = Field(default=("zero", "random"), min_length=1, max_length=MAX_STARTS)
+    restarts: int = Field(default=1, ge=1, le=MAX_STARTS)
+    keep: Literal["best", "last"] = "best"
+    stop: Literal["broken", "never"] = "broken"
+
+    @model_validator(mode="after")
+    def _restarts_repeat_a_draw(self) -> Self:
+        if self.restarts > 1 and set(self.starts) == {"zero"}:
+            raise ValueError("restarts repeat drawn starts; add random to starts")
+        return self
+
+    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None) -> Attacked:
+        """Attack every row by itself: the result depends on its seed, not on batch mates. `radius` [B] overrides the ball's.
+
+        A ball of radius 0 costs one forward pass. Raises InvalidInput for a wrong number of seeds and for a score that offers no gradient.
+        """
+        if len(seeds) != len(pixels):
+            raise InvalidInput(f"expected {len(pixels)} seeds, one a row, found {len(seeds)}.", field="seeds")
+        radii = torch.full_like(pixels[:, 0, 0, 0], self.ball.radius) if radius is None else radius.to(pixels)
+        lengths = 2.5 * radii / self.steps if self.step is None else torch.full_like(radii, self.step)
+        starts, steps = (self._starts(), self.steps) if bool(radii.any()) else (("zero",), 0)
+        record = _Record.of(pixels, points=len(starts) * (steps + 1))
+        rows = torch.arange(len(pixels), device=pixels.device)  # those still in the batch
+        for index, start in enumerate(starts):
+            current = pixels[rows]
+            if start != "zero":
+                noise = derive(_pick(seeds, rows), f"start-{index}")
+                current = self.ball.sample(current, noise, one_sided=start == "one_sided", radius=radii[rows])
+            for step in range(steps + 1):
+                if not len(rows):
+                    break
+                final = step == steps
+                evaluation = score.select(rows)(current, derive(_pick(seeds, rows), f"step-{index}-{step}"), grad=not final)
+                leaving = (evaluation.margin > 0) & (self.stop == "broken")
+                record.add(rows, current, evaluation, index * (steps + 1) + step, eligible=leaving | (self.keep == "best" or final))
+                if not final:
+                    if evaluation.grad is None:
+                        raise InvalidInput("this attack needs gradients, the score has none.", field="attack", help="Attack without gradients.")
+                    climbed = self.ball.ascend(current, evaluation.grad, lengths[rows])
+                    current = self.ball.project(climbed, pixels[rows], radius=radii[rows])
+                rows, current = rows[~leaving], current[~leaving]
+        return record.attacked()
+
+    def charged(self, rows: int) -> int:
+        """Upper bound of charged passes (F + 2 B) for that many rows, if none leaves early and a score costs one pass a row."""
+        return rows * len(self._starts()) * Cost(self.steps + 1, self.steps).charged
+
+    def _starts(self) -> tuple[Start, ...]:
+        return tuple(start for start in self.starts for _ in range(1 if start == "zero" else self.restarts))
+
+
+class FGSM(BaseModel):
+    """PGD of one step, the whole radius from the picture; `random_start`: 1.25 radius from a random point (Wong et al. 2020, arXiv 2001.03994)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["fgsm"] = "fgsm"
+    ball: BallSpec
+    random_start: bool = False
+
+    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
+        return self._pgd()(score, pixels, seeds)
+
+    def charged(self, rows: int) -> int:
+        """Upper bound of charged passes (F + 2 B) for that many rows."""
+        return self._pgd().charged(rows)
+
+    def _pgd(self) -> PGD:
+        step = self.ball.radius * (1.25 if self.random_start else 1.0)
+        return PGD(ball=self.ball, steps=1, step=step or None, starts=("random",) if self.random_start else ("zero",))
+
+
+@dataclass(eq=False)
+class _Record:
+    """The best point of each row so far, and what was seen on the way. A point of NaN value is never better than anything."""
+
+    pixels: Pixels
+    value: Tensor
+    margin: Tensor
+    first_success: Tensor
+    trace_value: Tensor
+    trace_margin: Tensor
+    cost: Cost = field(default_factory=Cost)
+
+    @staticmethod
+    def of(pixels: Pixels, *, points: int) -> "_Record":
+        low = torch.full_like(pixels[:, 0, 0, 0], -torch.inf)
+        trace = torch.full((points, len(pixels)), torch.nan, device=pixels.device)
+        return _Record(pixels.clone(), low, low.clone(), torch.full_like(low, -1, dtype=torch.int64), trace, trace.clone())
+
+    def add(self, rows: Tensor, points: Pixels, seen: Evaluation, when: int, *, eligible: Tensor) -> None:
+        """Enter one evaluation of `rows`; only `eligible` rows may take it as their best point."""
+        self.cost = self.cost.plus(seen.cost)
+        self.trace_value[when, rows] = seen.value
+        self.trace_margin[when, rows] = seen.margin
+        first = (seen.margin > 0) & (self.first_success[rows] < 0)
+        self.first_success[rows[first]] = when
+        reached, reached_before = seen.margin > 0, self.margin[rows] > 0
+        higher = torch.where(reached & reached_before, seen.margin > self.margin[rows], seen.value > self.value[rows])
+        better = eligible & ((reached & ~reached_before) | ((reached == reached_before) & higher))
+        self.pixels[rows[better]] = points[better]
+        self.value[rows[better]] = seen.value[better]
+        self.margin[rows[better]] = seen.margin[better]
+
+    def attacked(self) -> Attacked:
+        return Attacked(self.pixels, self.value, self.margin, self.first_success, self.trace_value, self.trace_margin, self.cost)
+
+
+def _pick(seeds: Seeds, rows: Tensor) -> Seeds:
+    return seeds[rows.to(seeds.device)]

@@ -1,0 +1,56 @@
+"""The table of defenses. A new one is a file beside this and a name in `AnyDefense`: it then composes, is served, and is probed adaptively."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from robustclip.defenses.base import Chain, Identity
+from robustclip.defenses.bit_depth import BitDepth
+from robustclip.defenses.jpeg import Jpeg
+from robustclip.defenses.resize_pad import ResizePad
+from robustclip.errors import InvalidInput, invalid_input
+from robustclip.types import Defense, ImageEncoder
+
+AnyDefense: TypeAlias = Annotated[ResizePad | Jpeg | BitDepth, Field(discriminator="kind")]
+
+Link: TypeAlias = str | Mapping[str, Any] | BaseModel
+
+DEFENSES: tuple[type[ResizePad | Jpeg | BitDepth], ...] = (ResizePad, Jpeg, BitDepth)
+MAX_LINKS = 8
+
+_ADAPTER: TypeAdapter[ResizePad | Jpeg | BitDepth] = TypeAdapter(AnyDefense)
+_STRENGTHS = {defense.model_fields["kind"].default: defense.strength for defense in DEFENSES}
+
+
+def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tuple[AnyDefense, ...]:
+    """A chain from "jpeg:75,bit_depth:4,resize_pad", or from a list of such words, mappings with `kind`, or defenses.
+
+    Empty and "none" mean no defense. Raises InvalidInput with the path to what is wrong (`defense/0/quality`).
+    """
+    links = data.split(",") if isinstance(data, str) else data
+    if not isinstance(links, list | tuple):
+        raise InvalidInput(f"expected a list of defenses, found {data!r:.60}.", field=field, help='Write it like "jpeg:75,bit_depth:4".')
+    if [link.strip() if isinstance(link, str) else link for link in links] in ([], [""], ["none"]):
+        return ()
+    if len(links) > MAX_LINKS:
+        raise InvalidInput(f"expected at most {MAX_LINKS} defenses, found {len(links)}.", field=field)
+    return tuple(_parse(link, f"{field}/{index}") for index, link in enumerate(links))
+
+
+def bind_chain(specs: Sequence[AnyDefense], encoder: ImageEncoder) -> Defense:
+    """The defense that runs: the bound specifications in their order, or the identity for none."""
+    return Chain(tuple(spec.bind(encoder) for spec in specs)) if specs else Identity()
+
+
+def _parse(link: Link, field: str) -> AnyDefense:
+    value = _from_word(link) if isinstance(link, str) else link
+    try:
+        return _ADAPTER.validate_python(value)
+    except ValidationError as error:
+        raise invalid_input(error, value, field=field) from error
+
+
+def _from_word(word: str) -> dict[str, str]:
+    kind, colon, strength = word.strip().partition(":")
+    return {"kind": kind} | ({_STRENGTHS.get(kind, "strength"): strength} if colon else {})
