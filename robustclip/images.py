@@ -1,0 +1,211 @@
+"""From untrusted bytes to RGB to pixels, and back to PNG. The one decoder of training, classification and probes.
+
+The guard runs in order of cost: size in bytes, magic bytes, the header's width and height, number of frames; only then are pixels allocated.
+"""
+
+import hashlib
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy
+import torch
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from torch import Tensor
+
+from robustclip.errors import ImageFormatRefused, ImageRefused, ImageTooManyBytes, ImageTooManyPixels, InvalidInput
+from robustclip.types import Pixels
+
+_MEGA = 10**6
+_PNG_END = b"IEND\xaeB`\x82"
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may ask for at most: encoded bytes, pixels, length of a side."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50 * _MEGA
+    max_side: int = 16_384
+
+
+LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """A picture's facts for an answer: its size as shown (upright), its format, the digest of its bytes."""
+
+    width: int
+    height: int
+    format: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Format:
+    """`open` reads headers only; Pillow's own `Image.open` would try further parsers and warn about large pictures on its own terms."""
+
+    name: str
+    matches: Callable[[bytes], bool]
+    open: Callable[[io.BytesIO], ImageFile]
+
+
+_FORMATS = (
+    _Format("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImageFile),
+    _Format("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile),
+    _Format("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImageFile),
+)
+
+
+def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
+    """The upright RGB picture in JPEG, PNG or WebP bytes.
+
+    To RGB: 16 bits keep their upper 8, palettes and CMYK are converted without colour profiles, transparency is laid over white; EXIF turns the
+    picture, all other metadata is ignored. Raises ImageRefused (empty, truncated, damaged), ImageFormatRefused (another format, an animation),
+    ImageTooManyBytes, ImageTooManyPixels.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageTooManyBytes(f"expected at most {limits.max_bytes} bytes, found {len(data)}.", field="image", help="Send a smaller picture.")
+    kind = _format_of(data)
+    if kind.open is WebPImageFile:  # its decoder allocates the canvas when it opens
+        _check_size(*_webp_canvas(data), limits)
+    try:
+        image = kind.open(io.BytesIO(data))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's parsers let through whatever a strange header provokes: SyntaxError, struct.error, IndexError, ...
+        raise _damaged(kind, error) from error
+    _check_size(*image.size, limits)
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageFormatRefused("expected one picture, found an animation.", field="image", help="Send one of its frames.")
+    try:
+        image.load()
+        if kind.open is PngImageFile and _PNG_END not in data:  # Pillow is content once it has all rows
+            raise ImageRefused("this PNG file has no end.", field="image", help="Send it again.")
+        return _upright(_to_rgb(image), image)
+    except (MemoryError, ImageRefused):
+        raise
+    except Exception as error:
+        raise _damaged(kind, error) from error
+
+
+def to_pixels(image: Image.Image, size: int) -> Pixels:
+    """[3, size, size] float32 multiples of 1/255: the shorter side resized to `size` (bicubic, antialiased), the centre cropped.
+
+    Within a level or two of torchvision's Resize and CenterCrop, which open_clip uses: the same filter at the same places, but only the crop is
+    computed, so that a 16384 x 1 picture costs no more than a square one, and Pillow may take its two passes in another order.
+    """
+    width, height = image.size
+    short = min(width, height)
+    full = (size * width // short, size * height // short)  # what the whole picture would become
+    left, top = (round((side - size) / 2) for side in full)
+    across, down = width / full[0], height / full[1]
+    box = (left * across, top * down, min((left + size) * across, width), min((top + size) * down, height))
+    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return torch.from_numpy(numpy.array(resized)).permute(2, 0, 1).contiguous().to(torch.float32) / 255
+
+
+def load_pixels(data: bytes, size: int, *, limits: ImageLimits = LIMITS) -> Pixels:
+    """[3, size, size] pixels of encoded bytes."""
+    return to_pixels(decode(data, limits=limits), size)
+
+
+def pixels_to_png(pixels: Pixels) -> bytes:
+    """Lossless bytes of [3, H, W] pixels; each value goes to the nearest multiple of 1/255, so that decoding returns those multiples exactly."""
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise InvalidInput(f"expected pixels [3, H, W], found {list(pixels.shape)}.", field="pixels")
+    levels = (pixels.detach().to("cpu", torch.float32) * 255).round().clamp(0, 255).to(torch.uint8)
+    return to_png(levels)
+
+
+def to_png(levels: Tensor) -> bytes:
+    """Lossless bytes of [3, H, W] uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_info(data: bytes, image: Image.Image) -> ImageInfo:
+    """The facts of bytes and the picture that `decode` made of them."""
+    return ImageInfo(image.width, image.height, _format_of(data).name, hashlib.sha256(data).hexdigest())
+
+
+def _format_of(data: bytes) -> _Format:
+    """By magic bytes alone: what the sender calls it is not evidence."""
+    if not data:
+        raise ImageRefused("expected a picture, found no bytes.", field="image", help="Send the content of a JPEG, PNG or WebP file.")
+    for kind in _FORMATS:
+        if kind.matches(data[:12]):
+            return kind
+    raise ImageFormatRefused(f"expected JPEG, PNG or WebP, found bytes that begin {data[:8]!r}.", field="image", help="Convert it first.")
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise ImageTooManyPixels(
+            f"expected at most {limits.max_pixels / _MEGA:g} megapixels and {limits.max_side} a side, found {width} x {height}.",
+            field="image",
+            help="Scale it down: the classifier sees a small square of it anyway.",
+        )
+    if min(width, height) < 1:
+        raise ImageRefused(f"found a picture of {width} x {height} pixels.", field="image")
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """(width, height) from the first chunk of a WebP file."""
+    chunk, body = data[12:16], data[20:30]
+    if len(body) == 10:
+        if chunk == b"VP8X":
+            return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+        if chunk == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        if chunk == b"VP8 ":
+            width, height = struct.unpack("<HH", body[6:10])
+            return width & 0x3FFF, height & 0x3FFF
+    raise ImageRefused("this WebP file has no picture in its first chunk.", field="image", help="Save it again.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
+        levels = numpy.asarray(image).astype(numpy.uint16)
+        grey = Image.fromarray((levels >> 8).astype(numpy.uint8))
+        hidden = image.info.get("transparency")
+        if hidden is not None:
+            grey.paste(255, mask=Image.fromarray(levels == hidden))
+        return grey.convert("RGB")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn as the EXIF block says. An unreadable block says nothing: cameras and editors write many, and the picture is fine."""
+    if "exif" not in source.info:
+        return image
+    try:
+        turn = _UPRIGHT.get(source.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _damaged(kind: _Format, error: Exception) -> ImageRefused:
+    return ImageRefused(f"this {kind.name} file is truncated or damaged ({error}).", field="image", help="Save or send it again.")
