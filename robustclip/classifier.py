@@ -1,6 +1,6 @@
 """From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a classifier behind a defense.
 
-`/classify`, `/probe`, training's evaluation and `robustclip evaluate` all pass through `Defended(ZeroShotClassifier, defense)`: there is no second path.
+`/classify`, `/probe`, training's measuring and `robustclip evaluate` all pass through `Defended(ZeroShotClassifier, defense)`: no second path.
 """
 
 import threading
@@ -36,8 +36,8 @@ class TorchImageEncoder:
 def text_weights(clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
     """[C, E] unit text features of labels under prompts.
 
-    Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`. `on_chunk` is
-    called before each text pass of at most 64 labels (a service counts and yields there).
+    Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`.
+    `on_chunk` is called before each text pass of at most 64 labels (a service counts and yields there).
     """
     check_prompts(clip, prompts, labels=len(labels))
     contexts: list[Tensor | None] = [prompts.text] if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific else list(prompts.text)

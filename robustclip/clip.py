@@ -1,4 +1,7 @@
-"""Load a frozen CLIP: embedded by name, an open_clip tag, a local weights file or a hub repository. Knows where weights come from, not how they compute."""
+"""Load a frozen CLIP: embedded by name, an open_clip tag, a local weights file or a hub repository.
+
+Knows where weights come from, not how they compute.
+"""
 
 import hashlib
 import zipfile
@@ -52,7 +55,9 @@ class Clip:
 
     def to(self, device: torch.device | str) -> "Clip":
         """The same CLIP with its weights on another device (moves the modules in place)."""
-        return describe(self.model.to(device), self.arch, self.pretrained, mean=self.mean.to(device), std=self.std.to(device), fingerprint=self.fingerprint)
+        return describe(
+            self.model.to(device), self.arch, self.pretrained, mean=self.mean.to(device), std=self.std.to(device), fingerprint=self.fingerprint
+        )
 
 
 def load_clip(arch: str = "mini", pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
@@ -182,7 +187,9 @@ def _from_file(arch: str, path: Path, device: torch.device | str) -> Clip:
         try:
             loaded = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:
-            raise UnsupportedClip(f"{path.name} is not a plain state dict of tensors.", field="clip.pretrained", help="Save it as safetensors.") from error
+            raise UnsupportedClip(
+                f"{path.name} is not a plain state dict of tensors.", field="clip.pretrained", help="Save it as safetensors."
+            ) from error
         state = cast(dict[str, Tensor], loaded.get("state_dict", loaded))
     state = {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
     model = open_clip.create_model(arch, precision="fp32", load_weights=False)
@@ -202,6 +209,16 @@ def _load(model: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[s
     fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting], [name for name in state if name not in own]
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The 1000 ImageNet class names as CLIP's authors curated them, in ImageNet's order."""
+    return tuple(open_clip.IMAGENET_CLASSNAMES)
+
+
+def whole_words() -> tuple[str, ...]:
+    """Every word that CLIP's tokenizer holds as one token, earliest (most frequent) merges first."""
+    return tuple(token.removesuffix("</w>") for token in open_clip.SimpleTokenizer().encoder if token.endswith("</w>"))
 
 
 def is_torchscript(path: Path) -> bool:

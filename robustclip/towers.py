@@ -1,7 +1,7 @@
 """The two forwards with prompts, over open_clip's modules. The only file that knows how open_clip computes inside.
 
-Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/test_towers.py). Attention and MLP run over flattened tokens [B*L, W]: the
-backward of `nn.MultiheadAttention` over [B, L, W] copies its weights for every token row on some CPUs (7 times slower in bf16, measured on ViT-B/32).
+Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/test_towers.py). Attention and MLP run over flattened tokens
+[B*L, W]: the backward of `nn.MultiheadAttention` over [B, L, W] copies its weights for every token row on some CPUs.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from robustclip.types import Pixels
 def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None) -> Tensor:
     """[B, E] raw (not normalised) image embeddings of pixels in [0, 1] at the CLIP's own size.
 
-    visual [D, N, W]: N vectors appended after the patch tokens and before the first layer norm; deeper rows replace them at layers 2..D (METHODS 1.7).
+    visual [D, N, W]: N vectors appended after the patch tokens, before the first layer norm; deeper rows replace them at layers 2..D.
     Differentiable in pixels and visual.
     """
     size = clip.image_size

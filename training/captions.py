@@ -7,11 +7,10 @@ filler of random length (word vectors or Gaussian noise) goes in front as prompt
 import re
 from dataclasses import dataclass
 
-import open_clip
 import torch
 from torch import Tensor
 
-from robustclip.clip import Clip
+from robustclip.clip import Clip, imagenet_names, whole_words
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -53,7 +52,7 @@ class Names:
 
 def gather_names(label_sets: dict[str, tuple[str, ...]]) -> Names:
     """ImageNet's 1000 names, then what the data sets add. A name that is already there is the same name (Tiny's 200 are ImageNet's)."""
-    texts = list(open_clip.IMAGENET_CLASSNAMES)
+    texts = list(imagenet_names())
     members = {"imagenet": torch.arange(len(texts))}
     known = {text: index for index, text in reversed(list(enumerate(texts)))}  # ImageNet repeats a few names: the first one counts
     for data_set, labels in label_sets.items():
@@ -66,9 +65,8 @@ def gather_names(label_sets: dict[str, tuple[str, ...]]) -> Names:
 
 
 def vocabulary(limit: int) -> tuple[str, ...]:
-    """Plain English words that CLIP's tokenizer holds as one token, most frequent merges first: they spread a sentence encoder's geometry to names unseen."""
-    words = [token[:-4] for token in open_clip.SimpleTokenizer().encoder if token.endswith("</w>")]
-    return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:limit]
+    """Plain English words of one token, most frequent first: they spread a sentence encoder's geometry to names never seen."""
+    return tuple(word for word in whole_words() if re.fullmatch(r"[a-z]{3,}", word))[:limit]
 
 
 def worded(texts: list[str], generator: torch.Generator) -> list[str]:
@@ -76,12 +74,16 @@ def worded(texts: list[str], generator: torch.Generator) -> list[str]:
     choices = torch.randint(len(TEMPLATES), (len(texts),), generator=generator).tolist()
     plain = (torch.rand(len(texts), generator=generator) < 0.5).tolist()
     return [
-        TEMPLATES[choice].replace("{}", re.sub(r" \(.*\)", "", text) if bare else text) for text, choice, bare in zip(texts, choices, plain, strict=True)
+        TEMPLATES[choice].replace("{}", re.sub(r" \(.*\)", "", text) if bare else text)
+        for text, choice, bare in zip(texts, choices, plain, strict=True)
     ]
 
 
 def filler(clip: Clip, rows: int, length: int, generator: torch.Generator) -> Tensor | None:
-    """[rows, 1, length, W] prompt vectors to put before a caption: a third words, a third noise at prompt learning's start (0.02), a third at the table's own spread."""
+    """[rows, 1, length, W] prompt vectors to put before a caption.
+
+    A third of the rows get words, a third noise as prompt learning starts from (0.02), a third noise of the table's own spread.
+    """
     if length == 0:
         return None
     table = clip.model.token_embedding.weight

@@ -1,4 +1,4 @@
-"""The pictures of pretraining, prepared once and kept in a cache folder: pixels at the backbone's size, the teacher's opinion, features of the frozen stem.
+"""The pictures of pretraining, prepared once and kept in a cache folder: pixels, the teacher's opinion, features of the frozen stem.
 
 Everything is a memory-mapped array, written to a temporary name and renamed when whole, so that a killed run resumes with whole arrays or none.
 """

@@ -1,8 +1,9 @@
 """`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers, in about an hour and a half on two cores.
 
-Phase `frozen` trains everything behind the convolutional stem on stem features of a few augmented views, computed once. Phase `joint` fine-tunes the whole
-on fresh augmentations. The loss of a picture is half cross-entropy of its label among the names of its own data set, half cross-entropy of
-the teacher's distribution over ImageNet names, so that names without pictures are learnt too; texts are also pulled toward a sentence encoder's geometry.
+Phase `frozen` trains everything behind the convolutional stem on stem features of a few augmented views, computed once. Phase `joint` fine-tunes
+the whole on fresh augmentations. The loss of a picture is half cross-entropy of its label among the names of its own data set, half cross-entropy of
+the teacher's distribution over ImageNet names, so that names without pictures are learnt too; texts are also pulled toward a sentence encoder's
+geometry.
 Every step draws from its own seed: a killed run resumes from its last checkpoint and ends with the same weights.
 """
 
@@ -10,7 +11,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Prints progress to stderr, a JSON line an evaluation to RUN/log.jsonl."""
     parser = argparse.ArgumentParser(prog="robustclip pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds tiny-imagenet-200, cifar-10, caltech-101, clothing-small")
-    parser.add_argument("--run", type=Path, default=Path("runs/pretrain"), help="caches, checkpoints and log (default: %(default)s); an existing run resumes")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/pretrain"), help="caches, checkpoints and log (default: %(default)s); an existing run resumes"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain/mini"), help="writes OUT.json and OUT.safetensors (default: %(default)s)")
     for name, field in Recipe.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=cast(Any, field.annotation), default=field.default, help="(default: %(default)s)")
@@ -190,7 +192,7 @@ class Trainer:
             return F.normalize(encode_image(self.clip, augment(self.corpus.pixels(rows), generator)).float(), dim=-1)
         view = self.views[int(torch.randint(len(self.views), (), generator=generator))]
         grid = torch.from_numpy(view[rows.numpy()]).float()
-        patches = self.model.visual.conv1.project(grid).flatten(2).transpose(1, 2)  # pyright: ignore
+        patches = cast(Any, self.model).visual.conv1.project(grid).flatten(2).transpose(1, 2)
         return F.normalize(encode_patches(self.clip, patches).float(), dim=-1)
 
     def _view(self, index: int) -> Any:
@@ -253,7 +255,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "reading": self.reading.state_dict()}
         partial = path.with_suffix(".partial")
         torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
-        os.replace(partial, path)
+        partial.replace(path)
 
     def _resume(self, path: Path, optimizer: torch.optim.Optimizer) -> int:
         if not path.exists():

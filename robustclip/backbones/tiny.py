@@ -1,4 +1,4 @@
-"""`tiny`: a two-block CLIP at 32 pixels with seeded random weights. It classifies nothing well and everything fast: for tests of paths, never of accuracy."""
+"""`tiny`: a two-block CLIP at 32 pixels with seeded random weights. It classifies nothing well and everything fast: for tests, never of accuracy."""
 
 from typing import Any
 

@@ -1,0 +1,394 @@
+"""Attack one decision of the deployed chain and say what came of it.
+
+The victim is exactly what `/classify` serves: prompt set, labels, defense, encoder. Gradients run in float32 torch; every candidate is judged
+again in a fresh forward of the serving path, as float pixels and from its PNG. A verdict is the worst case over attacks, never an average.
+"""
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip import sanity
+from robustclip.attacks import AnyAttack
+from robustclip.attacks.pgd import PGD
+from robustclip.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, check_labels
+from robustclip.clip import Clip
+from robustclip.defenses import AnyDefense, bind_chain
+from robustclip.errors import InvalidInput, ProbeUnavailable
+from robustclip.images import load_pixels, pixels_to_png
+from robustclip.measure import wilson
+from robustclip.prompts import Prompts
+from robustclip.report import (
+    AttackRecord,
+    Decision,
+    DefensePart,
+    Gap,
+    Heat,
+    InputPart,
+    Knowledge,
+    ProbeReport,
+    Rate,
+    Trace,
+    Verdict,
+    VerdictValue,
+    VictimPart,
+)
+from robustclip.sanity import Diagnostic
+from robustclip.scores import AnyScoreName, averaged, label_score, untargeted_margin
+from robustclip.seeds import derive, draw_seeds
+from robustclip.threat import L2, BallSpec, Linf, radius_text
+from robustclip.types import Attacked, Cost, ImageEncoder, Pixels, Score, Seeds
+
+MAX_TRACE = 50
+_CELL = 16  # pixels a side of a heat map cell
+_DIAGNOSTIC_PASSES = 150  # upper bound of charged passes of the checks, without M13
+_SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget")
+
+Include = Literal["curve", "heat", "adversarial"]
+
+
+def default_attack() -> PGD:
+    """PGD-20 on Linf 4/255 from the picture and from one random point, to the end: the strongest witness, not the first."""
+    return PGD(ball=Linf(radius=4 / 255), steps=20, stop="never")
+
+
+class ProbeOptions(BaseModel):
+    """What to try.
+
+    modes        `static` attacks the undefended classifier and shows the result to the defended one; `adaptive` attacks through the defense
+    true_label   what the picture shows; None: the clean decision, which then is to be changed
+    target_label the label to reach; None: any other
+    eot          draws of a randomized defense averaged in each gradient
+    fresh_draws  draws of a randomized defense on which a candidate is judged
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attacks: Annotated[tuple[AnyAttack, ...], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: (default_attack(),))
+    score: AnyScoreName = "margin"
+    modes: Annotated[tuple[Knowledge, ...], Field(min_length=1)] = ("static", "adaptive")
+    true_label: str | None = None
+    target_label: str | None = None
+    eot: int = Field(default=8, ge=1, le=64)
+    fresh_draws: int = Field(default=64, ge=1, le=1024)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    include: tuple[Include, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """The deployed decision: `weights` [C, E] are the text features of `labels`, `serving` the encoder that `/classify` uses."""
+
+    clip: Clip
+    prompts: Prompts
+    prompt_set: str
+    labels: tuple[str, ...]
+    weights: Tensor
+    defense: tuple[AnyDefense, ...]
+    serving: ImageEncoder
+
+    def classifier(self, encoder: ImageEncoder) -> ZeroShotClassifier:
+        """The undefended classifier over one of the two encoders."""
+        return ZeroShotClassifier(encoder, self.labels, self.weights, self.clip.logit_scale, self.prompts.visual)
+
+
+def charged_passes(victim: Victim, options: ProbeOptions) -> int:
+    """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and diagnostics counted."""
+    randomized = any(part.randomized for part in victim.defense)
+    draws = options.fresh_draws if randomized else 1
+    total = _DIAGNOSTIC_PASSES + draws
+    for attack in options.attacks:
+        for mode in options.modes:
+            total += attack.charged(1) * (options.eot if randomized and mode == "adaptive" else 1) + 2 * draws
+    return total + _far(options.attacks[0].ball, victim.clip.image_size).charged(1) * (options.eot if randomized else 1)
+
+
+def probe(victim: Victim, pixels: Tensor, options: ProbeOptions, *, guard: Callable[[Score], Score] = lambda score: score) -> ProbeReport:
+    """Attack the victim's decision about one picture [3, S, S]; deterministic given `options.seed`.
+
+    `guard` wraps every score that is attacked (a service takes its device lock and its deadline there). Raises InvalidInput for labels that
+    are not the victim's, ProbeUnavailable when the defense offers no gradient.
+    """
+    return _Probe(victim, pixels[None], options, guard).report()
+
+
+def worst(reports: Iterable[ProbeReport]) -> VerdictValue:
+    """The worst verdict: broken, then inconclusive."""
+    values: list[VerdictValue] = [report.verdict.value for report in reports]
+    return next(value for value in _SEVERITY if value in values)
+
+
+class _Probe:
+    def __init__(self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Callable[[Score], Score]) -> None:
+        check_labels(victim.labels)
+        self.victim, self.pixels, self.options, self.guard = victim, pixels, options, guard
+        reference = TorchImageEncoder(victim.clip)
+        self.chain = bind_chain(victim.defense, reference)
+        if self.chain.gradient == "none" and "adaptive" in options.modes:
+            raise ProbeUnavailable("this defense offers no gradient.", field="defenses", help="Ask for the static mode only.")
+        self.undefended = victim.classifier(reference)
+        self.defended = Defended(self.undefended, self.chain)
+        self.served = Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving))
+        self.seeds: Seeds = draw_seeds(options.seed, 1)
+        self.cost = Cost()
+        clean = self._mean_logits(pixels, "clean")
+        self.clean_index = int(clean.argmax())
+        self.truth = self._index(options.true_label, "true_label") if options.true_label is not None else self.clean_index
+        self.goal = self._index(options.target_label, "target_label") if options.target_label is not None else None
+        if self.goal == self.truth:
+            raise InvalidInput(f"{options.target_label!r} is already the label to leave.", field="target_label", help="Choose another label.")
+        self.clean = self._decision(clean)
+
+    def report(self) -> ProbeReport:
+        records = [self._attack(attack, mode) for attack in self.options.attacks for mode in self.options.modes]
+        successes: dict[Knowledge, bool] = {
+            mode: any(record.success or record.success_8bit for record in records if record.knowledge == mode) for mode in self.options.modes
+        }
+        diagnostics = self._diagnostics(successes)
+        gap = None
+        if self.victim.defense and len(successes) == 2:
+            gap = Gap(
+                static_success=successes["static"],
+                adaptive_success=successes["adaptive"],
+                illusory=successes["adaptive"] and not successes["static"],
+            )
+        goal: Literal["change_label", "change_decision", "reach_target"]
+        goal = "reach_target" if self.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
+        return ProbeReport(
+            code_version=version("robustclip"),
+            seed=self.options.seed,
+            device=str(self.victim.clip.device),
+            victim=describe_victim(self.victim),
+            input=InputPart(
+                sha256=hashlib.sha256((self.pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest(),
+                resolution=(self.pixels.shape[-2], self.pixels.shape[-1]),
+                true_label=self.victim.labels[self.truth],
+                target_label=self.options.target_label,
+                goal=goal,
+                clean=self.clean,
+            ),
+            attacks=tuple(records),
+            gap=gap,
+            diagnostics=tuple(diagnostics),
+            verdict=self._verdict(records, diagnostics),
+            forward=self.cost.forward,
+            backward=self.cost.backward,
+            charged=self.cost.charged,
+        )
+
+    def _attack(self, attack: AnyAttack, mode: Knowledge) -> AttackRecord:
+        eot = self._eot(mode)
+        if mode == "static" and self.victim.defense and isinstance(attack, PGD):
+            # The point that barely fools the undefended model transfers worst: a static attack that stops there would flatter the defense.
+            attack = attack.model_copy(update={"stop": "never"})
+        attacked, origin = self._search(attack, mode), self.pixels
+        png = pixels_to_png(attack.ball.to_uint8(attacked.pixels, origin)[0])
+        rounded = load_pixels(png, self.victim.clip.image_size)[None].to(origin)
+        success, rate = self._judge(attacked.pixels)
+        success_8bit, rate_8bit = self._judge(rounded)
+        if success and not success_8bit and isinstance(attack, PGD) and attack.stop == "broken":
+            return self._attack(attack.model_copy(update={"stop": "never"}), mode)  # the first success was too narrow to survive rounding
+        shown = rounded if success_8bit or not success else attacked.pixels
+        decision = self._decision(self._mean_logits(shown, "judged"))
+        first = int(attacked.first_success[0])
+        linf = (shown - origin).abs().max().item()
+        include = self.options.include
+        return AttackRecord(
+            kind=attack.kind,
+            params=attack.model_dump(mode="json", exclude={"kind"}),
+            score=self.options.score,
+            knowledge=mode,
+            gradient=self.chain.gradient if mode == "adaptive" else "exact",
+            eot=eot,
+            success=success,
+            success_8bit=success_8bit,
+            rate=rate_8bit if success_8bit or not success else rate,
+            label=decision.label,
+            probability=decision.probability,
+            margin=decision.margin,
+            linf=linf,
+            linf_levels=round(linf * 255, 4),
+            l2=(shown - origin).norm().item(),
+            first_success_step=None if first < 0 else first,
+            trace=_trace(attacked) if "curve" in include else None,
+            heat=_heat(shown - origin) if "heat" in include else None,
+            adversarial_png=base64.b64encode(png).decode() if "adversarial" in include else None,
+            witness_sha256=hashlib.sha256(png).hexdigest(),
+            forward=attacked.cost.forward,
+            backward=attacked.cost.backward,
+        )
+
+    def _search(self, attack: AnyAttack, mode: Knowledge) -> Attacked:
+        attacked = attack(self._score(mode), self.pixels, self.seeds)
+        self.cost = self.cost.plus(attacked.cost)
+        return attacked
+
+    def _score(self, mode: Knowledge) -> Score:
+        targets = torch.tensor([self.truth], device=self.pixels.device)
+        goals = None if self.goal is None else torch.tensor([self.goal], device=self.pixels.device)
+        score = self.guard(label_score(self.options.score, self.defended if mode == "adaptive" else self.undefended, targets, goals))
+        return averaged(score, self._eot(mode)) if self._eot(mode) > 1 else score
+
+    def _eot(self, mode: Knowledge) -> int:
+        return self.options.eot if mode == "adaptive" and self.chain.randomized else 1
+
+    def _draw(self, pixels: Pixels, stream: str) -> Tensor:
+        """[m, C] logits of the served chain: one row, or fresh draws of a randomized defense."""
+        draws = self.options.fresh_draws if self.chain.randomized else 1
+        seeds = torch.cat([derive(self.seeds, f"{stream}-{index}") for index in range(draws)])
+        with torch.no_grad():
+            logits = [self.served(pixels.expand(len(chunk), -1, -1, -1), chunk) for chunk in seeds.split(32)]
+        self.cost = self.cost.plus(Cost(draws, 0))
+        return torch.cat(logits)
+
+    def _mean_logits(self, pixels: Pixels, stream: str) -> Tensor:
+        return self._draw(pixels, stream).mean(dim=0)
+
+    def _judge(self, pixels: Pixels) -> tuple[bool, Rate | None]:
+        """Whether the goal is reached in a fresh forward of the serving path; for a randomized defense in most of the draws, interval included."""
+        logits = self._draw(pixels, "fresh")
+        targets = torch.full((len(logits),), self.truth if self.goal is None else self.goal, device=logits.device)
+        margin = untargeted_margin(logits, targets)
+        reached = margin > 0 if self.goal is None else margin < 0
+        if not self.chain.randomized:
+            return bool(reached[0]), None
+        wrong, draws = int(reached.sum()), len(reached)
+        _, low, high = wilson(wrong, draws)
+        return low > 0.5, Rate(wrong=wrong, draws=draws, low=low, high=high)
+
+    def _decision(self, logits: Tensor) -> Decision:
+        index = int(logits.argmax())
+        margin = untargeted_margin(logits[None], torch.tensor([self.truth], device=logits.device))[0].item()
+        return Decision(label=self.victim.labels[index], probability=logits.softmax(dim=0)[index].item(), margin=margin, correct=index == self.truth)
+
+    def _diagnostics(self, successes: dict[Knowledge, bool]) -> list[Diagnostic]:
+        adaptive = successes.get("adaptive", False)
+        score, plain = self._score("adaptive"), self._score("static")
+        found: list[Diagnostic] = []
+
+        def add(result: tuple[Diagnostic, Cost]) -> None:
+            found.append(result[0])
+            self.cost = self.cost.plus(result[1])
+
+        add(sanity.gradient_present(score, self.pixels, self.seeds))
+        if self.victim.defense:
+            add(sanity.gradient_scale(score, plain, self.pixels, self.seeds))
+        if self.chain.gradient == "exact" and not self.chain.randomized:
+            add(sanity.gradient_true(score, self.pixels, self.seeds))
+        if len(successes) == 2:
+            found.append(sanity.transfer_weaker(successes["static"], adaptive))
+        ball = self.options.attacks[0].ball
+        if isinstance(ball, Linf):
+            add(sanity.noise_weaker(score, self.pixels, self.seeds, ball, adaptive))
+        random, cost = sanity.randomness(self.defended, self.pixels, self.seeds, declared=self.chain.randomized, eot=self._eot("adaptive"))
+        found.extend(random)
+        self.cost = self.cost.plus(cost)
+        add(sanity.rows_independent(self.defended, self.pixels, self.seeds))
+        if not adaptive and "adaptive" in successes:
+            add(sanity.unbounded_succeeds(_far(ball, self.victim.clip.image_size), score, self.pixels, self.seeds))
+        return found
+
+    def _verdict(self, records: list[AttackRecord], diagnostics: list[Diagnostic]) -> Verdict:
+        """Facts beat flags: a verified witness is broken whatever fired; without one, a hard flag or a missing adaptive attack is inconclusive."""
+        labels = self.victim.labels
+        if self.options.true_label is not None and not self.clean.correct and self.goal is None:
+            sentence = f"The clean picture is already taken for {self.clean.label!r} instead of {labels[self.truth]!r}."
+            return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
+        for bits, hits in (("8", [r for r in records if r.success_8bit]), ("float", [r for r in records if r.success])):
+            if hits:
+                best = min(hits, key=lambda record: record.linf)
+                sentence = (
+                    f"A change of at most {best.linf_levels:g}/255 a value turns {labels[self.truth]!r} into {best.label!r}"
+                    f" ({best.knowledge} {best.kind}, verified on the {'PNG' if bits == '8' else 'float pixels'} in a fresh forward)."
+                )
+                return Verdict(value="broken", bits="8" if bits == "8" else "float", reason="witness", sentence=sentence)
+        flags = [diagnostic for diagnostic in diagnostics if diagnostic.fired and diagnostic.severity == "hard"]
+        radius = radius_text(max(attack.ball.radius for attack in self.options.attacks))
+        if flags:
+            named = ", ".join(f"{flag.id} {flag.name}" for flag in flags)
+            return Verdict(
+                value="inconclusive",
+                bits=None,
+                reason="masking",
+                sentence=f"Nothing broke it up to {radius}, but the attack can't be trusted: {named}.",
+            )
+        if "adaptive" not in self.options.modes:
+            sentence = f"No transferred attack broke it up to {radius}; an attack that knows the defense was not tried."
+            return Verdict(value="inconclusive", bits=None, reason="static-only", sentence=sentence)
+        uncertain = [record for record in records if record.rate is not None and record.rate.high >= 0.5]
+        if uncertain:
+            return Verdict(
+                value="inconclusive", bits=None, reason="random", sentence=f"Up to {radius} about half of the defense's draws decide wrongly."
+            )
+        spent = f"{self.cost.charged} charged passes"
+        return Verdict(
+            value="not-broken-within-budget",
+            bits=None,
+            reason="budget-spent",
+            sentence=f"No attack tried up to {radius} changed the decision ({spent}).",
+        )
+
+    def _index(self, label: str, field: str) -> int:
+        if label not in self.victim.labels:
+            raise InvalidInput(f"{label!r} is not among the labels.", field=field, help=f"Choose one of: {', '.join(self.victim.labels[:10])}.")
+        return self.victim.labels.index(label)
+
+
+def describe_victim(victim: Victim) -> VictimPart:
+    """Everything that decides the answer, and one digest over it."""
+    parts = tuple(
+        DefensePart(
+            kind=spec.kind,
+            params=spec.model_dump(mode="json", exclude={"kind"}),
+            gradient=spec.gradient,
+            randomized=spec.randomized,
+            stage=spec.stage,
+            status=spec.status,
+        )
+        for spec in victim.defense
+    )
+    whole = (victim.clip.fingerprint, victim.prompts.digest(), victim.labels, [part.model_dump_json() for part in parts], victim.serving.backend)
+    return VictimPart(
+        digest=hashlib.sha256(repr(whole).encode()).hexdigest(),
+        arch=victim.clip.arch,
+        pretrained=victim.clip.pretrained,
+        fingerprint=victim.clip.fingerprint,
+        prompt_set=victim.prompt_set,
+        templates=victim.prompts.templates,
+        labels=victim.labels,
+        defense=parts,
+        randomized=any(part.randomized for part in parts),
+        encoder=victim.serving.backend,
+    )
+
+
+def _far(ball: BallSpec, size: int) -> PGD:
+    """The attack that can't fail: PGD-20 at 64/255; for L2 the length of a change of 64/255 in every value."""
+    radius = 64 / 255
+    return PGD(ball=Linf(radius=radius) if isinstance(ball, Linf) else L2(radius=radius * math.sqrt(3 * size * size)), steps=20, starts=("random",))
+
+
+def _trace(attacked: Attacked) -> Trace:
+    values, margins = attacked.trace_value[:, 0].tolist(), attacked.trace_margin[:, 0].tolist()
+    stride = max(1, math.ceil(len(values) / MAX_TRACE))
+    steps = range(0, len(values), stride)
+    return Trace(step=tuple(steps), value=tuple(_finite(values[step]) for step in steps), margin=tuple(_finite(margins[step]) for step in steps))
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _heat(change: Pixels) -> Heat:
+    grid = max(change.shape[-1] // _CELL, 2)
+    cells = F.adaptive_avg_pool2d(change.abs().mean(dim=1, keepdim=True) * 255, grid)[0, 0]
+    return Heat(grid=(grid, grid), levels=tuple(tuple(round(value, 4) for value in row) for row in cells.tolist()))

@@ -1,0 +1,147 @@
+"""The probe report: one schema, `robustclip.probe/1`, for the library, the command and the service. Additive changes only; any other change is /2.
+
+Everything in it follows from the victim, the picture, the options and the seed: two probes with equal inputs give equal reports. Identifiers,
+clocks and timings belong to whoever asked.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustclip.sanity import Diagnostic
+
+SCHEMA = "robustclip.probe/1"
+VerdictValue = Literal["broken", "inconclusive", "not-broken-within-budget"]
+Knowledge = Literal["static", "adaptive"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class DefensePart(_Part):
+    """A link of the attacked chain; `gradient` says how the adaptive attack got through it."""
+
+    kind: str
+    params: dict[str, Any]
+    gradient: str
+    randomized: bool
+    stage: str
+    status: str
+
+
+class VictimPart(_Part):
+    """What was attacked; `digest` is one sha256 over all of it."""
+
+    digest: str
+    arch: str
+    pretrained: str
+    fingerprint: str
+    prompt_set: str
+    templates: tuple[str, ...]
+    labels: tuple[str, ...]
+    defense: tuple[DefensePart, ...]
+    randomized: bool
+    encoder: str
+
+
+class Decision(_Part):
+    """A decision of the served chain; for a randomized defense the mean over fresh draws."""
+
+    label: str
+    probability: float
+    margin: float = Field(description="logit of the runner-up minus the winner's if correct: below 0 the true label wins")
+    correct: bool
+
+
+class InputPart(_Part):
+    sha256: str = Field(description="of the attacked pixels as 8-bit values")
+    resolution: tuple[int, int]
+    true_label: str
+    target_label: str | None
+    goal: Literal["change_label", "change_decision", "reach_target"]
+    clean: Decision
+
+
+class Rate(_Part):
+    """How often fresh draws of a randomized defense decide wrongly, with the Wilson 95 % interval."""
+
+    wrong: int
+    draws: int
+    low: float
+    high: float
+
+
+class Trace(_Part):
+    step: tuple[int, ...]
+    value: tuple[float | None, ...]
+    margin: tuple[float | None, ...]
+
+
+class Heat(_Part):
+    """Mean |change| a cell, in 8-bit levels, rows from the top."""
+
+    grid: tuple[int, int]
+    levels: tuple[tuple[float, ...], ...]
+
+
+class AttackRecord(_Part):
+    """One attack with one knowledge.
+
+    `success` is judged by the serving path in a fresh forward on the float pixels, `success_8bit` on the decoded PNG.
+    """
+
+    kind: str
+    params: dict[str, Any]
+    score: str
+    knowledge: Knowledge
+    gradient: str
+    eot: int
+    success: bool
+    success_8bit: bool
+    rate: Rate | None
+    label: str
+    probability: float
+    margin: float
+    linf: float
+    linf_levels: float
+    l2: float
+    first_success_step: int | None
+    trace: Trace | None
+    heat: Heat | None
+    adversarial_png: str | None = Field(description="base64 of an S x S PNG; send it to /classify")
+    witness_sha256: str
+    forward: int
+    backward: int
+
+
+class Gap(_Part):
+    """Illusory robustness: what a static attack alone would have claimed."""
+
+    static_success: bool
+    adaptive_success: bool
+    illusory: bool
+
+
+class Verdict(_Part):
+    value: VerdictValue
+    bits: Literal["8", "float"] | None
+    reason: str
+    sentence: str
+
+
+class ProbeReport(_Part):
+    schema_: Literal["robustclip.probe/1"] = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+    code_version: str
+    seed: int
+    device: str
+    dtype: str = "float32"
+    victim: VictimPart
+    input: InputPart
+    attacks: tuple[AttackRecord, ...]
+    gap: Gap | None
+    diagnostics: tuple[Diagnostic, ...]
+    verdict: Verdict
+    forward: int
+    backward: int
+    charged: int
