@@ -45,8 +45,9 @@ format: $(STAMP)  ## put the sources in order
 	$(BIN)/ruff format .
 
 pins: $(STAMP)  ## rewrite constraints.txt from what .venv holds
-	@sed -n '/^#/p; /^onnxruntime-gpu==/p' constraints.txt > constraints.new  # onnxruntime-gpu never lives beside onnxruntime, so its pin is carried over
-	@$(BIN)/python -m pip list --format=freeze --exclude-editable | grep -vE '^(pip|setuptools|triton|nvidia-.*|cuda-.*)==' >> constraints.new
+	@# onnxruntime-gpu can't live beside onnxruntime: its pin is carried over. A build's suffix (+cpu) is dropped: any build of the version will do.
+	@sed -n '/^#/p; /^onnxruntime-gpu==/p' constraints.txt > constraints.new
+	@$(BIN)/python -m pip list --format=freeze --exclude-editable | sed 's/+.*//' | grep -vE '^(pip|setuptools|triton|nvidia-.*|cuda-.*)==' >> constraints.new
 	@mv constraints.new constraints.txt
 
 wheel: $(STAMP)  ## build the wheel into dist/
