@@ -3,8 +3,8 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -32,7 +32,7 @@ class Pointer(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """A version as it lies in a store. Refused: `reason` is the code, `message` the explanation, and there is no manifest."""
+    """A version as it lies in a store, `shapes` by tensor name. Refused: `reason` is the code, `message` the explanation, and there is no manifest."""
 
     ref: Ref
     state: State
@@ -40,6 +40,7 @@ class StoredVersion:
     bytes: int
     created_at: datetime | None = None
     manifest: PromptManifest | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     reason: str | None = None
     message: str | None = None
 
@@ -110,11 +111,12 @@ class Shelf:
         with contextlib.suppress(FileNotFoundError):
             size = path.lstat().st_size
             try:
-                manifest = self.read(version).manifest
+                found = self.read(version)
             except PromptSetRefused as error:
                 yield StoredVersion(ref, "refused", path, size, reason=error.reason, message=str(error))
             else:
-                yield StoredVersion(ref, state, path, size, manifest.created_at, manifest)
+                shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors()}
+                yield StoredVersion(ref, state, path, size, found.manifest.created_at, found.manifest, shapes)
 
     def findings(self, clip: Clip | None) -> Iterator[Finding]:
         """What is wrong here; with a CLIP, what does not fit its towers, too."""

@@ -1,0 +1,215 @@
+"""`robustclip prompts`: look into a store and move its pointers. A running service follows within a second."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustclip.errors import InvalidInput
+
+if TYPE_CHECKING:  # these import torch, and --help must not wait for it
+    from prompts_store.shelf import StoredVersion
+    from prompts_store.store import PromptStore
+    from robustclip.clip import Clip
+
+DEFAULT_STORE = "var/prompts"
+_ENVIRONMENT = "ROBUSTCLIP_STORE__PATH"
+_FINDINGS = 1
+
+_EXAMPLES = """examples:
+  robustclip prompts list
+  robustclip prompts show caltech-advpt
+  robustclip prompts activate caltech-advpt@3f9c21d07b1e
+  robustclip prompts rollback caltech-advpt
+  robustclip prompts verify --backbone ViT-B-32 --pretrained laion2b_s34b_b79k
+  robustclip prompts prune caltech-advpt --keep 5
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List, show, activate, roll back, verify and prune prompt sets.
+
+    Returns 0, or 1 when `verify` found something; raises RobustClipError for what the user can cure.
+    """
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robustclip prompts",
+        description="Look into a store of prompt sets and move its pointers; a running service follows within a second.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--store", metavar="PATH", help=f"the store's folder (default: ${_ENVIRONMENT}, else ./{DEFAULT_STORE})")
+    shared.add_argument("--backbone", default="mini", metavar="ARCH", help="the CLIP the question is asked for (default: mini)")
+    shared.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip")
+    shared.add_argument("--json", action="store_true", help="print one JSON object")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[shared])
+        added.set_defaults(run=run)
+        return added
+
+    command("list", _list, "all prompt sets with their versions, newest first")
+    command("show", _show, "everything about one prompt set").add_argument(
+        "ref", metavar="NAME[@VERSION]", help="the active version if none is named"
+    )
+    command("activate", _activate, "serve this version from now on").add_argument("ref", metavar="NAME@VERSION")
+    command("rollback", _rollback, "serve the version that was active before").add_argument("name", metavar="NAME")
+    command("verify", _verify, "read everything and report what would be refused (exit status 1 if anything)")
+    prune = command("prune", _prune, "remove old versions; the active one and the one before stay")
+    prune.add_argument("name", metavar="NAME")
+    prune.add_argument("--keep", type=int, default=3, metavar="N", help="newest versions to keep (default: 3)")
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    store, clip = _store(arguments, reading=True), _clip(arguments)
+    versions = [stored for name in store.names() for stored in store.versions(name, clip.fingerprint)]
+    if arguments.json:
+        _print_json({"store": str(store.root), "backbone": clip.arch, "fingerprint": clip.fingerprint, "versions": [_facts(one) for one in versions]})
+        return 0
+    rows = [
+        (one.ref.name, one.ref.version, one.state, _objective(one), f"{one.created_at:%Y-%m-%d %H:%M}" if one.created_at else "", _measured(one))
+        for one in versions
+    ]
+    _print_table(
+        ("prompt set", "version", "state", "objective", "created", "measured"), rows, f"{store.root} for {clip.arch} ({clip.fingerprint[:8]})"
+    )
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from prompts_store.manifest import Ref
+    from robustclip.errors import UnknownVersion
+
+    store, clip = _store(arguments, reading=True), _clip(arguments)
+    ref = Ref.parse(arguments.ref)
+    versions = store.versions(ref.name, clip.fingerprint)
+    wanted = [one for one in versions if (one.ref.version == ref.version if ref.pinned else one.state == "active")]
+    if not wanted:
+        raise UnknownVersion(f"there is no {ref}.", field="NAME", help=f"Versions: {', '.join(one.ref.version for one in versions)}.")
+    facts = _facts(wanted[0])
+    if arguments.json:
+        _print_json(facts)
+    else:
+        manifest = facts.pop("manifest") or {}
+        labels = manifest.pop("labels", [])
+        facts |= manifest | ({"labels": f"{len(labels)}: {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"} if labels else {})
+        _print_table(("", ""), [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [], {})], str(wanted[0].ref))
+    return 0
+
+
+def _activate(arguments: argparse.Namespace) -> int:
+    store, clip = _store(arguments), _clip(arguments)
+    ref = store.activate(arguments.ref, clip.fingerprint)
+    return _report_pointer(arguments, store, clip, ref.name)
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    store, clip = _store(arguments), _clip(arguments)
+    store.rollback(arguments.name, clip.fingerprint)
+    return _report_pointer(arguments, store, clip, arguments.name)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    store, clip = _store(arguments, reading=True), _clip(arguments)
+    findings = store.verify(clip)
+    if arguments.json:
+        _print_json({"store": str(store.root), "findings": [vars(finding) for finding in findings]})
+    elif findings:
+        _print_table(("file", "reason", "message"), [(one.path, one.reason, one.message) for one in findings], str(store.root))
+    else:
+        print(f"{store.root}: everything can be served")
+    return _FINDINGS if findings else 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    removed = _store(arguments).prune(arguments.name, _clip(arguments).fingerprint, keep=arguments.keep)
+    if arguments.json:
+        _print_json({"removed": [str(ref) for ref in removed]})
+    else:
+        print(f"removed {', '.join(map(str, removed))}" if removed else "nothing to remove")
+    return 0
+
+
+def _report_pointer(arguments: argparse.Namespace, store: "PromptStore", clip: "Clip", name: str) -> int:
+    pointer = store.pointer(name, clip.fingerprint)
+    active, previous = pointer or (None, None)
+    if arguments.json:
+        _print_json({"name": name, "active": active, "previous": previous})
+    else:
+        print(f"{name}@{active} is active" + (f", before it {previous}" if previous else ""))
+    return 0
+
+
+def _store(arguments: argparse.Namespace, *, reading: bool = False) -> "PromptStore":
+    """The store that was asked for. Reading where none was made yet shows the sets that ship, and says so."""
+    from prompts_store.store import SHIPPED, PromptStore
+
+    chosen = arguments.store or os.environ.get(_ENVIRONMENT)
+    root = Path(chosen or DEFAULT_STORE)
+    if root.is_dir():
+        return PromptStore(root)
+    if chosen or not reading:
+        raise InvalidInput(f"there is no store at {root}.", field="--store", help="`robustclip serve` and `robustclip train` make one.")
+    print(f"no store at {root} yet: these are the sets that ship", file=sys.stderr)
+    return PromptStore(SHIPPED, read_only=True)
+
+
+def _clip(arguments: argparse.Namespace) -> "Clip":
+    from robustclip.clip import load_clip
+
+    return load_clip(arguments.backbone, arguments.pretrained)
+
+
+def _facts(stored: "StoredVersion") -> dict[str, Any]:
+    return {
+        "ref": str(stored.ref),
+        "name": stored.ref.name,
+        "version": stored.ref.version,
+        "state": stored.state,
+        "reason": stored.reason,
+        "message": stored.message,
+        "bytes": stored.bytes,
+        "tensors": dict(stored.shapes),
+        "created_at": stored.created_at.isoformat() if stored.created_at else None,
+        "manifest": stored.manifest.model_dump(mode="json") if stored.manifest else None,
+    }
+
+
+def _objective(stored: "StoredVersion") -> str:
+    return stored.reason or "" if stored.manifest is None else str(stored.manifest.objective["kind"])
+
+
+def _measured(stored: "StoredVersion") -> str:
+    results = stored.manifest.results if stored.manifest else ()
+    return ", ".join(f"{one.data} {one.threat}{'' if one.eps == '0' else f' {one.eps}'} {100 * one.accuracy:.1f} %" for one in results)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", show_header=any(heads))
+    for index, head in enumerate(heads):
+        table.add_column(head, no_wrap=index < 2 and len(heads) > 2, overflow="fold")  # names and versions are copied from here
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)

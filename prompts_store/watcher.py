@@ -1,0 +1,66 @@
+"""Follows a store's pointers by asking for them: notification of changes is unreliable on mounted volumes, a handful of small reads costs nothing."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from prompts_store.manifest import Ref
+from prompts_store.store import PromptStore
+
+_log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Calls `on_change(active)` from a thread of its own, at the start and then whenever what is active for a CLIP changes.
+
+    `on_change` loads and swaps; it may take its time, and polls wait for it. One that raises is logged and called again at the next change, so that a
+    set that can't be served is complained about once. A name missing from `active` has no readable pointer now.
+    """
+
+    def __init__(self, store: PromptStore, fingerprint: str, on_change: Callable[[dict[str, Ref]], None], *, interval_seconds: float = 0.5) -> None:
+        self._store = store
+        self._fingerprint = fingerprint
+        self._on_change = on_change
+        self._interval_seconds = interval_seconds
+        self._seen: dict[str, Ref] | None = None
+        self._readable = True
+        self._polling = threading.Lock()  # `poll_once` may also be called by a request that asks for a rescan
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Poll until `stop`. A watcher is started once."""
+        self._thread = threading.Thread(target=self._run, name="prompt-store-watcher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when the thread has ended, after the `on_change` that may be running."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def poll_once(self) -> bool:
+        """Look now; whether something had changed and `on_change` was called."""
+        with self._polling:
+            try:
+                active = self._store.active(self._fingerprint)
+            except OSError:
+                if self._readable:
+                    _log.exception("prompt store %s can't be read; what is served stays", self._store.root)
+                self._readable = False
+                return False
+            self._readable = True
+            if active == self._seen:
+                return False
+            self._seen = active
+            try:
+                self._on_change(active)
+            except Exception:
+                _log.exception("following the prompt store failed; what is served stays")
+            return True
+
+    def _run(self) -> None:
+        while True:
+            self.poll_once()
+            if self._stopped.wait(self._interval_seconds):
+                return
