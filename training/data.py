@@ -1,11 +1,11 @@
-"""Labelled pictures from folders, and the seeded choices among them: shots, validation, a balanced subset.
+"""Labelled pictures from folders of files.
 
 Pictures become pixels through `robustclip.images`, the same path that a request to the service takes; there is no augmentation here.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused, FeatureNotInstalled, ImageRefused
 from robustclip.images import load_pixels
-from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Pixels
 
 ALL = "all"  # the split of a folder that has class folders and no splits
@@ -58,6 +57,16 @@ class LabelledImages:
         for chosen in indices.split(batch):
             yield chosen, self.pixels(chosen, size)
 
+    def subset(self, indices: Tensor, split: str) -> "LabelledImages":
+        """Only these pictures, in this order, under the name of another split."""
+        rows: list[int] = indices.tolist()
+        names = tuple(self.names[row] for row in rows)
+
+        def read(index: int) -> bytes:
+            return self.read(rows[index])
+
+        return replace(self, split=split, targets=self.targets[indices], names=names, read=read)
+
     @cached_property
     def digest(self) -> str:
         """sha256 over labels, targets and every picture's bytes: the key under which anything derived from this split is cached."""
@@ -87,60 +96,6 @@ def load_data(folder: Path, split: str) -> LabelledImages:
     if any(folder.glob("*.parquet")):
         return _from_parquet(folder, split)
     return _from_folders(folder, split)
-
-
-def few_shot(data: LabelledImages, candidates: Tensor, shots: int, seed: int, *, allow_fewer: bool = False) -> Tensor:
-    """[<= C * shots] sorted indices among `candidates`: `shots` a class, drawn by seed; fewer shots of one seed are a subset of more.
-
-    DataRefused names the classes that have too few pictures, unless `allow_fewer` (then they give all they have).
-    """
-    chosen: list[Tensor] = []
-    short: list[str] = []
-    for label, members in zip(data.labels, _shuffled_by_class(data, candidates, seed), strict=True):
-        if len(members) < shots:
-            short.append(f"{label!r} has {len(members)}")
-        chosen.append(members[:shots])
-    if short and not allow_fewer:
-        raise DataRefused(
-            f"{shots} shots a class asked, but {', '.join(short[:5])}{' ...' if len(short) > 5 else ''}.",
-            field="shots",
-            help="Ask for fewer, or allow fewer for such classes.",
-        )
-    return torch.cat(chosen).sort().values
-
-
-def carve_validation(data: LabelledImages, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(training, validation) sorted indices: about `share` of each class is held out, at least one picture of each class stays in training."""
-    training: list[Tensor] = []
-    validation: list[Tensor] = []
-    for members in _shuffled_by_class(data, torch.arange(len(data)), seed):
-        held = min(round(share * len(members)), max(len(members) - 1, 0))
-        validation.append(members[:held])
-        training.append(members[held:])
-    return torch.cat(training).sort().values, torch.cat(validation).sort().values
-
-
-def balanced_subset(data: LabelledImages, limit: int, seed: int) -> Tensor:
-    """[min(limit, n)] sorted indices, classes as even as their sizes allow, fixed by seed; limit 0 takes all pictures."""
-    if limit == 0 or limit >= len(data):
-        return torch.arange(len(data))
-    classes = _shuffled_by_class(data, torch.arange(len(data)), seed)
-    order = torch.randperm(len(classes), generator=_generator(seed, "classes")).tolist()
-    rounds = range(max(len(members) for members in classes))
-    taken = [int(classes[label][turn]) for turn in rounds for label in order if turn < len(classes[label])]
-    return torch.tensor(taken[:limit]).sort().values
-
-
-def _shuffled_by_class(data: LabelledImages, candidates: Tensor, seed: int) -> list[Tensor]:
-    """Per class its candidates in a seeded order of their own, which the other classes don't move."""
-    targets = data.targets[candidates]
-    members = [candidates[targets == label].sort().values for label in range(len(data.labels))]
-    generators = [torch.Generator().manual_seed(own) for own in draw_seeds(seed, len(members)).tolist()]
-    return [rows[torch.randperm(len(rows), generator=generator)] for rows, generator in zip(members, generators, strict=True)]
-
-
-def _generator(seed: int, stream: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int(derive(torch.tensor([seed]), stream)))
 
 
 def _from_parquet(folder: Path, split: str) -> LabelledImages:

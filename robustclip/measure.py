@@ -1,0 +1,140 @@
+"""Accuracy over batches of pictures, clean or attacked, and what may be said about it: the one place where numbers come from.
+
+A number is always that of single pictures first (`correct` [n]), so that two methods can be compared on the same ones.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustclip.errors import InvalidInput
+from robustclip.seeds import derive
+from robustclip.threat import BallSpec
+from robustclip.types import Attack, Classifier, Cost, Pixels, Score, Seeds
+
+Z = 1.959963984540054  # two-sided 95 %
+BOOTSTRAP_DRAWS = 10_000
+_BOOTSTRAP_CHUNK = 200
+
+ScoreOf: TypeAlias = Callable[[Classifier, Tensor], Score]  # (classifier, targets [B]) -> what an attack raises
+
+
+class Batch(NamedTuple):
+    """`pixels` [B, 3, S, S], the right labels' indices `targets` [B], row seeds [B]; `transferred`: attacked versions that were made elsewhere."""
+
+    pixels: Pixels
+    targets: Tensor
+    seeds: Seeds
+    transferred: Pixels | None = None
+
+
+class Measured(NamedTuple):
+    """`correct` [n] bool, a picture each in the order of the batches; `correct_8bit` the same after rounding to what a PNG can hold; what it took."""
+
+    correct: Tensor
+    correct_8bit: Tensor
+    cost: Cost
+    seconds: float
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval, fractions of 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def measure(
+    classifier: Classifier,
+    batches: Iterable[Batch],
+    *,
+    attack: Attack | None = None,
+    score: ScoreOf | None = None,
+    ball: BallSpec | None = None,
+    draws: int = 1,
+) -> Measured:
+    """Which pictures are classified rightly, after `attack` on `score` if they are given (both or none), or as `transferred` has them.
+
+    Pictures that are wrong untouched count as broken and are not attacked. What an attack returns is judged by a fresh forward pass with fresh seeds:
+    its own claim of success counts for nothing. `ball` is where rounding to 8 bits has to stay; without it nothing is rounded. `draws` > 1 judges a
+    randomized classifier: right means right in more than half of the draws.
+    """
+    if (attack is None) != (score is None):
+        raise InvalidInput("an attack needs a score, a score an attack.", field="attack")
+    began = time.monotonic()
+    cost = Cost()
+    correct: list[Tensor] = []
+    correct_8bit: list[Tensor] = []
+
+    def judge(pixels: Pixels, targets: Tensor, seeds: Seeds) -> Tensor:
+        nonlocal cost
+        cost = cost.plus(Cost(forward=len(pixels) * draws))
+        with torch.no_grad():
+            votes = [classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) == targets for draw in range(draws)]
+        return torch.stack(votes).float().mean(dim=0) > 0.5
+
+    for batch in batches:
+        right = judge(batch.pixels, batch.targets, derive(batch.seeds, "judge-clean"))
+        right_8bit = right.clone()
+        standing = right.nonzero().flatten()
+        origin, targets, seeds = batch.pixels[standing], batch.targets[standing], batch.seeds[standing.to(batch.seeds.device)]
+        changed = None if batch.transferred is None else batch.transferred[standing]
+        if attack is not None and score is not None and len(standing):
+            attacked = attack(score(classifier, targets), origin, derive(seeds, "attack"))
+            changed, cost = attacked.pixels, cost.plus(attacked.cost)
+        if changed is not None and len(standing):
+            right[standing] = judge(changed, targets, derive(seeds, "judge-attacked"))
+            rounded = None if ball is None else ball.to_uint8(changed, origin)
+            right_8bit[standing] = right[standing] if rounded is None else judge(rounded, targets, derive(seeds, "judge-8bit"))
+        correct.append(right.cpu())
+        correct_8bit.append(right_8bit.cpu())
+    none = torch.zeros(0, dtype=torch.bool)
+    return Measured(torch.cat([none, *correct]), torch.cat([none, *correct_8bit]), cost, time.monotonic() - began)
+
+
+def accuracy(correct: Tensor) -> Interval:
+    """The share of true entries with its Wilson interval. Raises InvalidInput for none at all."""
+    return wilson(int(correct.sum()), len(correct))
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """The score interval of a proportion (Wilson 1927)."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InvalidInput(f"expected 0 to n successes in n >= 1 trials, found {successes} of {trials}.", field="n")
+    share, square = successes / trials, Z * Z
+    middle = share + square / (2 * trials)
+    half = Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
+    scale = 1 + square / trials
+    return Interval(share, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+
+
+def mcnemar(first: Tensor, second: Tensor) -> float:
+    """The exact two-sided p-value that two methods are equally often right, from the pictures on which they disagree (McNemar 1947)."""
+    only_first, only_second = _disagreements(first, second)
+    disagreeing = only_first + only_second
+    tail = sum(math.comb(disagreeing, count) for count in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**disagreeing)
+
+
+def paired_difference(first: Tensor, second: Tensor, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
+    """accuracy(first) - accuracy(second) on the same pictures, with the percentile interval of a bootstrap over pictures."""
+    _disagreements(first, second)
+    generator = torch.Generator().manual_seed(seed)
+    gain = first.float() - second.float()
+    means = [
+        gain[torch.randint(len(gain), (min(_BOOTSTRAP_CHUNK, draws - start), len(gain)), generator=generator)].mean(dim=1)
+        for start in range(0, draws, _BOOTSTRAP_CHUNK)
+    ]
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(float(gain.mean()), low, high)
+
+
+def _disagreements(first: Tensor, second: Tensor) -> tuple[int, int]:
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise InvalidInput(f"expected two equal, non-empty lists of pictures, found {list(first.shape)} and {list(second.shape)}.", field="correct")
+    return int((first & ~second).sum()), int((second & ~first).sum())

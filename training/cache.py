@@ -1,0 +1,91 @@
+"""Tensors that are dear to make, kept on disk in parts: a killed run goes on after the last whole part, a finished one is only read.
+
+The folder is named by a digest of everything that the rows depend on, so that nothing is ever looked up by a name that could go stale.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustclip.errors import DataRefused
+from robustclip.types import Cost, Progress
+
+
+class Rows(NamedTuple):
+    """`rows` [n, ...] and what making them cost, whenever that was."""
+
+    rows: Tensor
+    cost: Cost
+    seconds: float
+
+
+def cached_rows(
+    folder: Path,
+    key: Mapping[str, object],
+    indices: Tensor,
+    make: Callable[[Tensor], tuple[Tensor, Cost]],
+    *,
+    chunk: int,
+    progress: Progress,
+    what: str,
+) -> Rows:
+    """`make` of `indices`, `chunk` at a time, each part stored under `folder` as it is done.
+
+    `key` holds all else that the rows depend on. Parts are always cut at the same places, so that a resumed run equals an undisturbed one bit by bit.
+    """
+    description = {**key, "chunk": chunk, "indices": hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()}
+    own = folder / digest_of(description)[:16]
+    write_atomically(own / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
+    parts: list[Rows] = []
+    for number, chosen in enumerate(indices.split(chunk)):
+        path = own / f"part-{number:05d}.safetensors"
+        if not path.exists():
+            began = time.monotonic()
+            rows, cost = make(chosen)
+            facts = {"forward": str(cost.forward), "backward": str(cost.backward), "seconds": str(time.monotonic() - began)}
+            write_atomically(path, save({"rows": rows.contiguous()}, {"facts": json.dumps(facts)}))
+        parts.append(_read(path, len(chosen)))
+        progress(min((number + 1) * chunk, len(indices)), len(indices), what)
+    cost = Cost(sum(part.cost.forward for part in parts), sum(part.cost.backward for part in parts))
+    return Rows(torch.cat([part.rows for part in parts]), cost, sum(part.seconds for part in parts))
+
+
+def digest_of(description: Mapping[str, object]) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of it under its name, or nothing: a temporary file in the same folder, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, count: int) -> Rows:
+    try:
+        with safe_open(path, framework="pt") as file:
+            rows, facts = file.get_tensor("rows"), json.loads(file.metadata()["facts"])
+    except SafetensorError as error:
+        raise DataRefused(f"damaged: {error}", field=str(path), help="Remove this file: it will be made again.") from error
+    if len(rows) != count:
+        raise DataRefused(f"expected {count} rows, found {len(rows)}.", field=str(path), help="Remove this file: it will be made again.")
+    return Rows(rows, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]))

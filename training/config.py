@@ -1,0 +1,105 @@
+"""What `robustclip train` can be told: one frozen model, and the command line that is made from its fields, so that neither forgets the other."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from prompts_store.manifest import Name
+from robustclip.errors import InvalidInput, invalid_input
+from robustclip.threat import LinfRadius
+from training.levels import LEVELS, Level
+from training.objectives import OBJECTIVES, AnyObjective
+
+DEFAULT_STORE = Path("var/prompts")
+DEFAULT_RUNS = Path("runs")
+_OBJECTIVE = "objective."
+
+
+def default_store() -> Path:
+    """The writable store that service and commands agree on: ROBUSTCLIP_STORE__PATH, else var/prompts below the current folder."""
+    return Path(os.environ.get("ROBUSTCLIP_STORE__PATH") or DEFAULT_STORE)
+
+
+class TrainSettings(BaseModel):
+    """A training run. Everything that decides its result, and where it is put."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    objective: AnyObjective
+    data: Path = Field(description="folder with a `train` split: Parquet files with classes.txt, or class folders of pictures")
+    name: Name = Field(description="name of the published set: small letters, digits and dashes")
+    backbone: str = Field("mini", description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
+    pretrained: str | None = Field(None, description="open_clip tag or weights file of an architecture that is not embedded")
+    device: str = Field("cpu", description="torch device, such as cuda")
+    shots: int = Field(0, ge=0, description="pictures a class, drawn by the seed; 0 takes all")
+    allow_fewer_shots: bool = Field(False, description="classes with fewer pictures than shots give what they have")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides shots, first vectors, attack starts, order")
+    validate_at: tuple[Level, ...] = Field(("clean",), description=f"threat levels measured on the held-out tenth of train, of {', '.join(LEVELS)}")
+    validate_eps: LinfRadius = Field(1 / 255, gt=0, description="their radius")
+    validate_limit: int = Field(0, ge=0, description="at most so many held-out pictures; 0 takes all")
+    store: Path = Field(default_factory=default_store, description="where the set is published")
+    activate: bool = Field(False, description="let services that watch the store serve it at once")
+    runs: Path = Field(DEFAULT_RUNS, description="checkpoints and banks; safe to delete")
+    fresh: bool = Field(False, description="forget the checkpoint of an equal run instead of resuming it")
+    note: str = Field("", description="words for the manifest")
+
+    @field_validator("validate_at", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """An option for every field, parameters of objectives under the names that manifests give them; each help shows the default."""
+    general = parser.add_argument_group("run")
+    for name, field in TrainSettings.model_fields.items():
+        if name != "objective":
+            _add(general, f"--{name.replace('_', '-')}", name, [field])
+    general.add_argument("--resume", action="store_false", dest="fresh", default=None, help="go on from the checkpoint of an equal run (the default)")
+    group = parser.add_argument_group("objective", "How prompts are learned. Options of a kind that does not know them are refused.")
+    group.add_argument("--objective.kind", required=True, choices=sorted(OBJECTIVES), metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
+    names = dict.fromkeys(name for model in OBJECTIVES.values() for name in model.model_fields if name != "kind")
+    for name in names:
+        owners = {kind: model.model_fields[name] for kind, model in OBJECTIVES.items() if name in model.model_fields}
+        own = "" if len(owners) == len(OBJECTIVES) else f"{', '.join(owners)}: "
+        _add(group, f"--{_OBJECTIVE}{name}", _OBJECTIVE + name, list(owners.values()), own)
+
+
+def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
+    """The settings that parsed options mean. Raises InvalidInput that names the option at fault."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    objective = {name.removeprefix(_OBJECTIVE): given.pop(name) for name in list(given) if name.startswith(_OBJECTIVE)}
+    values = {**given, "objective": objective}
+    try:
+        return TrainSettings.model_validate(values)
+    except ValidationError as error:
+        complaint = invalid_input(error, values)
+        path = (complaint.field or "").split("/")
+        option = ".".join(path) if path[0] == "objective" else path[0].replace("_", "-")
+        raise InvalidInput(complaint.message, field=f"--{option}", help="robustclip train --help lists all options.") from error
+
+
+def _add(group: Any, option: str, target: str, fields: list[FieldInfo], own: str = "") -> None:
+    field = fields[0]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    described = f"{own}{field.description}".replace("%", "%%")
+    if field.is_required():
+        group.add_argument(option, dest=target, required=True, metavar="VALUE", help=described)
+    elif field.annotation is bool and not target.startswith(_OBJECTIVE):
+        group.add_argument(option, dest=target, action="store_true", default=None, help=f"{described} (default: no)")
+    else:
+        group.add_argument(option, dest=target, metavar="VALUE", help=f"{described} (default: {_shown(default)})")
+
+
+def _shown(default: object) -> str:
+    if default is None or default == "":
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(str(part) for part in default)
+    if isinstance(default, float) and 0 < default < 1 and (default * 255).is_integer():
+        return f"{default * 255:.0f}/255"
+    return str(default).lower() if isinstance(default, bool) else str(default)

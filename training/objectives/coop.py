@@ -1,0 +1,28 @@
+"""CoOp (Zhou et al. 2022, arXiv 2109.01134), as the control of AdvPT: the same tuning on a bank of radius zero, which is the clean embeddings.
+
+Deviations: no augmentation (the bank has one embedding a picture), AdvPT's 32 vectors and schedule.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from robustclip.clip import Clip
+from robustclip.types import Progress
+from training.bank import embedding_bank, feature_attack
+from training.data import LabelledImages
+from training.objectives.base import Examples, TextTuning, bank_examples
+
+
+class CoOp(TextTuning):
+    """Tune a text context on clean embeddings."""
+
+    kind: Literal["coop"] = "coop"
+
+    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
+        bank = embedding_bank(clip, data, indices, feature_attack(0.0, steps=1), copies=1, clean=False, seed=seed, folder=folder, progress=progress)
+        return bank_examples(bank, data.targets[indices], clip)
+
+    def attack_facts(self) -> dict[str, object] | None:
+        return None
