@@ -4,6 +4,7 @@ Knows where weights come from, not how they compute.
 """
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,7 +178,8 @@ def _from_file(arch: str, path: Path, device: torch.device | str) -> Clip:
     if path.suffix != ".safetensors" and is_torchscript(path):
         # OpenAI's own files are TorchScript archives, trained with QuickGELU; the plain architectures of open_clip use GELU and lose several points.
         guard_quick_gelu(open_clip.create_model(arch, precision="fp32", load_weights=False), arch, expected=True)
-        state: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is deprecated, OpenAI's files are not going to change
+            state: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
         state = {name: tensor for name, tensor in state.items() if name not in ("input_resolution", "context_length", "vocab_size")}
     elif path.suffix == ".safetensors":
         from safetensors.torch import load_file

@@ -1,0 +1,105 @@
+"""Loading: what is served, what is refused by name, and the fingerprint."""
+
+import zipfile
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustclip.clip import Clip, describe, fingerprint_of, guard_quick_gelu, is_torchscript, load_clip, refuse_foreign_towers
+from robustclip.errors import UnsupportedClip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model("ViT-B-32", precision="fp32", load_weights=False)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return path
+
+
+def test_the_tiny_backbone_is_the_same_in_every_process(tiny: Clip) -> None:
+    assert load_clip("tiny").fingerprint == tiny.fingerprint == "8022712b" + tiny.fingerprint[8:]
+    assert (tiny.image_size, tiny.text_layers, tiny.visual_layers) == (32, 2, 2)
+    assert tiny.logit_scale.item() == pytest.approx(100)
+
+
+def test_a_loaded_clip_is_frozen(tiny: Clip) -> None:
+    assert not tiny.model.training
+    assert not any(parameter.requires_grad for parameter in tiny.model.parameters())
+
+
+def test_the_fingerprint_follows_weights_and_normalisation(tiny: Clip) -> None:
+    assert fingerprint_of(tiny.model, tiny.mean, tiny.std) == tiny.fingerprint
+    assert fingerprint_of(tiny.model, tiny.mean + 0.01, tiny.std) != tiny.fingerprint
+    other = load_clip("tiny")
+    other.model.logit_scale.data += 1e-3
+    assert fingerprint_of(other.model, tiny.mean, tiny.std) != tiny.fingerprint
+
+
+@pytest.mark.slow
+def test_local_weights_load_from_safetensors_and_from_a_state_dict(weights: Path, tmp_path: Path) -> None:
+    clip = load_clip("ViT-B-32", str(weights))
+    assert (clip.image_size, clip.pretrained) == (224, "vit.safetensors")
+    pickled = tmp_path / "vit.pt"
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in clip.model.state_dict().items()}}, pickled)
+    assert load_clip("ViT-B-32", str(pickled)).fingerprint == clip.fingerprint
+
+
+@pytest.mark.slow
+def test_weights_of_another_architecture_are_refused_with_what_is_missing(weights: Path) -> None:
+    with pytest.raises(UnsupportedClip, match="tensors missing"):
+        load_clip("ViT-B-16", str(weights))
+
+
+def test_a_torchscript_archive_needs_the_quickgelu_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "openai.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("openai/code/__torch__/model.py", "")
+    assert is_torchscript(path)
+    with pytest.raises(UnsupportedClip, match="QuickGELU.*ViT-B-32-quickgelu"):
+        load_clip("ViT-B-32", str(path))
+
+
+def test_the_quickgelu_trap_is_named_both_ways(tiny: Clip) -> None:
+    guard_quick_gelu(tiny.model, "tiny", expected=False)
+    with pytest.raises(UnsupportedClip, match="Use tiny-quickgelu"):
+        guard_quick_gelu(tiny.model, "tiny", expected=True)
+
+
+@pytest.mark.parametrize(
+    ("arch", "pretrained", "field"),
+    [
+        ("ViT-Z-9", None, "clip.arch"),
+        ("ViT-B-32", None, "clip.pretrained"),
+        ("ViT-B-32", "no-such-tag", "clip.pretrained"),
+        ("tiny", "openai", "clip.pretrained"),
+    ],
+)
+def test_names_that_do_not_exist_say_what_does(arch: str, pretrained: str | None, field: str) -> None:
+    with pytest.raises(UnsupportedClip) as refusal:
+        load_clip(arch, pretrained)
+    assert refusal.value.field == field
+    assert refusal.value.help
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(UnsupportedClip, match="plain state dict"):
+        load_clip("ViT-B-32", str(path))
+
+
+def test_towers_that_are_not_open_clips_native_ones_are_refused_by_name() -> None:
+    small = {"image_size": 32, "layers": 1, "width": 32, "head_width": 32, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 100, "width": 32, "heads": 1, "layers": 1}
+    with pytest.raises(UnsupportedClip, match="CustomTextCLIP"):
+        refuse_foreign_towers(open_clip.CustomTextCLIP(32, small, text), "custom")
+    with pytest.raises(UnsupportedClip, match="class token"):
+        describe(open_clip.CLIP(32, small | {"pool_type": "avg"}, text), "averaging", "seeded")
+    with pytest.raises(UnsupportedClip, match="logit bias"):
+        describe(open_clip.CLIP(32, small, text, init_logit_bias=-10.0), "sigmoid", "seeded")
