@@ -77,12 +77,10 @@ def _list(arguments: argparse.Namespace) -> int:
         _print_json({"store": str(store.root), "backbone": clip.arch, "fingerprint": clip.fingerprint, "versions": [_facts(one) for one in versions]})
         return 0
     rows = [
-        (one.ref.name, one.ref.version, one.state, _objective(one), f"{one.created_at:%Y-%m-%d %H:%M}" if one.created_at else "", _measured(one))
+        (one.ref.name, one.ref.version, one.reason or one.state, f"{one.created_at:%Y-%m-%d}" if one.created_at else "", _measured(one))
         for one in versions
     ]
-    _print_table(
-        ("prompt set", "version", "state", "objective", "created", "measured"), rows, f"{store.root} for {clip.arch} ({clip.fingerprint[:8]})"
-    )
+    _print_table(("prompt set", "version", "state", "created", "measured"), rows, f"{store.root} for {clip.arch} ({clip.fingerprint[:8]})")
     return 0
 
 
@@ -185,10 +183,6 @@ def _facts(stored: "StoredVersion") -> dict[str, Any]:
     }
 
 
-def _objective(stored: "StoredVersion") -> str:
-    return stored.reason or "" if stored.manifest is None else str(stored.manifest.objective["kind"])
-
-
 def _measured(stored: "StoredVersion") -> str:
     results = stored.manifest.results if stored.manifest else ()
     return ", ".join(f"{one.data} {one.threat}{'' if one.eps == '0' else f' {one.eps}'} {100 * one.accuracy:.1f} %" for one in results)
@@ -209,7 +203,7 @@ def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], title:
 
     table = Table(title=escape(title), title_justify="left", show_header=any(heads))
     for index, head in enumerate(heads):
-        table.add_column(head, no_wrap=index < 2 and len(heads) > 2, overflow="fold")  # names and versions are copied from here
+        table.add_column(head, no_wrap=index < len(heads) - 1, overflow="fold")  # names and versions are copied from here
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -32,7 +32,7 @@ class Pointer(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """A version as it lies in a store, `shapes` by tensor name. Refused: `reason` is the code, `message` the explanation, and there is no manifest."""
+    """A version as it lies in a store, `shapes` by tensor name. Refused: `reason` and `message` say why, and there is no manifest."""
 
     ref: Ref
     state: State
