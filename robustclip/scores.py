@@ -30,7 +30,7 @@ def untargeted_margin(logits: Logits, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropy:
-    """-log softmax(z / temperature)_y; with `goals` [B], log softmax(z / temperature)_goal.
+    """-log softmax(z / temperature)_y; `targeted`: its negative, and the goal is that label y wins.
 
     At CLIP's logit scale of 100 and temperature 1 the gradient of a row that is 17 logits sure vanishes in float32; 10 cures that.
     """
@@ -38,7 +38,7 @@ class CrossEntropy:
     classifier: Classifier
     targets: Tensor
     temperature: float = 1.0
-    goals: Tensor | None = None
+    targeted: bool = False
 
     def __post_init__(self) -> None:
         _check_labels(self.classifier)
@@ -46,22 +46,27 @@ class CrossEntropy:
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
         def judge(inputs: Pixels) -> tuple[Tensor, Tensor]:
             logits = self.classifier(inputs, seeds).float()
-            if self.goals is None:
-                return F.cross_entropy(logits / self.temperature, self.targets, reduction="none"), untargeted_margin(logits, self.targets)
-            return -F.cross_entropy(logits / self.temperature, self.goals, reduction="none"), -untargeted_margin(logits, self.goals)
+            loss = F.cross_entropy(logits / self.temperature, self.targets, reduction="none")
+            margin = untargeted_margin(logits, self.targets)
+            return (-loss, -margin) if self.targeted else (loss, margin)
 
         return _evaluate(judge, pixels, grad=grad)
 
     def select(self, rows: Tensor) -> "CrossEntropy":
-        return replace(self, targets=self.targets[rows], goals=None if self.goals is None else self.goals[rows])
+        return replace(self, targets=self.targets[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Margin:
-    """max_{i != y} z_i - z_y: no softmax that could saturate (Carlini & Wagner 2017, arXiv 1608.04644, f_6, without its clamp at 0)."""
+    """max_{i != y} z_i - z_y (Carlini & Wagner 2017, arXiv 1608.04644, f_6, not clamped at 0): no softmax that could saturate.
+
+    `targeted`: its negative, and the goal is that label y wins. The gap to the present label alone would leave every third label free to win: at 8/255
+    that reached 39 % of the goals among ten labels where this reaches all (`tiny`, 20 steps, tests/robustclip/test_scores.py).
+    """
 
     classifier: Classifier
     targets: Tensor
+    targeted: bool = False
 
     def __post_init__(self) -> None:
         _check_labels(self.classifier)
@@ -69,35 +74,12 @@ class Margin:
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
         def judge(inputs: Pixels) -> tuple[Tensor, Tensor]:
             margin = untargeted_margin(self.classifier(inputs, seeds).float(), self.targets)
-            return margin, margin
+            return (-margin, -margin) if self.targeted else (margin, margin)
 
         return _evaluate(judge, pixels, grad=grad)
 
     def select(self, rows: Tensor) -> "Margin":
         return replace(self, targets=self.targets[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class TargetedMargin:
-    """z_goal - z_y as value; as margin z_goal - max_{i != goal} z_i: the goal is reached when `goals` [B] win, not when `targets` [B] lose."""
-
-    classifier: Classifier
-    targets: Tensor
-    goals: Tensor
-
-    def __post_init__(self) -> None:
-        _check_labels(self.classifier)
-
-    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
-        def judge(inputs: Pixels) -> tuple[Tensor, Tensor]:
-            logits = self.classifier(inputs, seeds).float()
-            gap = logits.gather(1, self.goals[:, None]) - logits.gather(1, self.targets[:, None])
-            return gap[:, 0], -untargeted_margin(logits, self.goals)
-
-        return _evaluate(judge, pixels, grad=grad)
-
-    def select(self, rows: Tensor) -> "TargetedMargin":
-        return replace(self, targets=self.targets[rows], goals=self.goals[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +119,10 @@ def label_score(name: AnyScoreName, classifier: Classifier, targets: Tensor, goa
             raise InvalidInput(f"expected label indices below {len(classifier.labels)}, found {indices.tolist()!s:.60}.", field=what)
     if goals is not None and bool((goals == targets).any()):
         raise InvalidInput("a goal equals its target.", field="goals", help="Ask for another label than the present one.")
+    wanted = targets if goals is None else goals
     if name == "cross_entropy":
-        return CrossEntropy(classifier, targets, goals=goals)
-    return Margin(classifier, targets) if goals is None else TargetedMargin(classifier, targets, goals)
+        return CrossEntropy(classifier, wanted, targeted=goals is not None)
+    return Margin(classifier, wanted, targeted=goals is not None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ class ResizePad(PixelDefense):
 def shrink_into_field(pixels: Pixels, shrunk: Tensor, offsets: Tensor) -> Pixels:
     """Row i resized to shrunk[i] pixels a side and placed offsets[i] = (left, top) pixels into black; shrunk [B], offsets [B, 2] are whole.
 
-    One sampling for all rows: output pixel u reads input position (u - offset + 1/2) * S / shrunk - 1/2, here in grid_sample's coordinates of [-1, 1].
+    One sampling for all rows: output pixel u reads input position (u - offset + 1/2) * S / shrunk - 1/2, in grid_sample's coordinates of [-1, 1].
     """
     size = pixels.shape[-1]
     scale = size / shrunk
