@@ -18,7 +18,7 @@ from robustclip.prompts import Prompts
 from robustclip.types import Cost, Progress
 from training.cache import digest_of
 from training.checkpoint import Epoch
-from training.config import TrainSettings, add_options, read_settings
+from training.config import TrainSettings, add_options, check_device, read_settings
 from training.data import LabelledImages
 from training.levels import Pictures, measure_level
 from training.loop import fit
@@ -67,7 +67,7 @@ def train(settings: TrainSettings, *, progress: Progress) -> Trained:
     """One run from folder to store. What must be refused is refused before anything is computed."""
     store = PromptStore(settings.store)
     data = open_split(settings.data, TRAIN)
-    clip = load_clip(settings.backbone, settings.pretrained, device=settings.device)
+    clip = load_clip(settings.backbone, settings.pretrained, device=check_device(settings.device))
     candidates, validation = carve_validation(data)
     indices = candidates
     if settings.shots:
@@ -143,7 +143,8 @@ def _text(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"published {report['ref']} in {report['store']}{', active' if report['active'] else ''}",
-            f"  {report['epochs']} epochs on {report['pictures']} pictures: loss {report['loss']:.3f}, training accuracy {report['training_accuracy']:.1%}",
+            f"  {report['epochs']} epochs on {report['pictures']} pictures: "
+            f"loss {report['loss']:.3f}, training accuracy {report['training_accuracy']:.1%}",
             *validated,
             f"  took {preparing['forward']} forward and {preparing['backward']} backward image passes ({preparing['seconds']:.0f} s), "
             f"{tuning['text_passes']} text passes ({tuning['seconds']:.0f} s)",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
@@ -23,6 +24,17 @@ _OBJECTIVE = "objective."
 def default_store() -> Path:
     """The writable store that service and commands agree on: ROBUSTCLIP_STORE__PATH, else var/prompts below the current folder."""
     return Path(os.environ.get("ROBUSTCLIP_STORE__PATH") or DEFAULT_STORE)
+
+
+def check_device(text: str) -> str:
+    """A torch device that is there, or InvalidInput."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own choice: AssertionError for a build without CUDA
+        raise InvalidInput(
+            f"{text!r} can't be used: {str(error).splitlines()[0]}", field="--device", help="Use cpu, or cuda where there is one."
+        ) from error
+    return text
 
 
 class TrainSettings(BaseModel):
