@@ -1,0 +1,157 @@
+"""The probe: what it attacks is what is served, what it reports is judged again, and equal questions get equal answers."""
+
+import base64
+
+import pytest
+import torch
+
+from robustclip.attacks.pgd import FGSM, PGD
+from robustclip.classifier import Defended, TorchImageEncoder, text_weights
+from robustclip.clip import Clip
+from robustclip.defenses import bind_chain, parse_defenses
+from robustclip.errors import InvalidInput, NoDecisionToAttack
+from robustclip.images import load_pixels
+from robustclip.probe import ProbeOptions, Victim, charged_passes, probe, worst
+from robustclip.prompts import Prompts
+from robustclip.report import ProbeReport
+from robustclip.seeds import draw_seeds
+from robustclip.threat import L2, Linf
+
+LABELS = ("cat", "dog", "car", "ship")
+EVERYTHING = ("curve", "heat", "adversarial")
+
+
+def victim(clip: Clip, defense: str = "none", labels: tuple[str, ...] = LABELS) -> Victim:
+    with torch.no_grad():
+        weights = text_weights(clip, Prompts(), labels)
+    return Victim(clip, Prompts(), "handcrafted@000000000000", labels, weights, parse_defenses(defense), TorchImageEncoder(clip))
+
+
+def picture(clip: Clip, seed: int = 7) -> torch.Tensor:
+    return torch.randint(0, 256, (3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(seed)) / 255
+
+
+def served_label(subject: Victim, pixels: torch.Tensor) -> str:
+    encoder = TorchImageEncoder(subject.clip)
+    logits = Defended(subject.classifier(encoder), bind_chain(subject.defense, encoder))(pixels[None], draw_seeds(1, 1))
+    return LABELS[int(logits.argmax())]
+
+
+def options(radius: float = 8 / 255, **changes: object) -> ProbeOptions:
+    return ProbeOptions.model_validate({"attacks": (PGD(ball=Linf(radius=radius), steps=10),), "include": EVERYTHING} | changes)
+
+
+def test_a_broken_decision_comes_with_a_png_that_breaks_it_again(tiny: Clip) -> None:
+    subject, pixels = victim(tiny), picture(tiny)
+    report = probe(subject, pixels, options(modes=("adaptive",)))
+    assert report.verdict.value == "broken"
+    assert report.verdict.bits == "8"
+    record = report.attacks[0]
+    assert record.adversarial_png is not None
+    witness = load_pixels(base64.b64decode(record.adversarial_png), tiny.image_size)
+    assert served_label(subject, witness) == record.label != report.input.clean.label == served_label(subject, pixels)
+    assert (witness - pixels).abs().max() <= 8 / 255 + 1e-6
+    assert record.linf_levels <= 8
+    assert record.heat is not None
+    assert len(record.heat.levels) == record.heat.grid[0]
+    assert record.trace is not None
+    assert record.trace.margin[0] is not None
+
+
+@pytest.mark.parametrize("defense", ["none", "jpeg:75,bit_depth:5,resize_pad"])
+def test_the_same_seed_gives_the_same_report_and_another_need_not(tiny: Clip, defense: str) -> None:
+    subject, pixels = victim(tiny, defense), picture(tiny)
+    asked = options(eot=2, fresh_draws=8, attacks=(PGD(ball=Linf(radius=4 / 255), steps=3),))
+    first, again = probe(subject, pixels, asked), probe(subject, pixels, asked)
+    assert first.model_dump_json() == again.model_dump_json()
+    assert ProbeReport.model_validate_json(first.model_dump_json(by_alias=True)) == first
+    other = probe(subject, pixels, asked.model_copy(update={"seed": 1}))
+    assert other.seed == 1
+
+
+def test_static_and_adaptive_stand_side_by_side_through_a_chain(tiny: Clip) -> None:
+    report = probe(victim(tiny, "jpeg:75,bit_depth:4,resize_pad"), picture(tiny), options(eot=4, fresh_draws=16))
+    assert [record.knowledge for record in report.attacks] == ["static", "adaptive"]
+    assert [record.eot for record in report.attacks] == [1, 4]
+    assert report.gap is not None
+    assert report.gap.illusory == (report.gap.adaptive_success and not report.gap.static_success)
+    assert [part.kind for part in report.victim.defense] == ["jpeg", "bit_depth", "resize_pad"]
+    for record in report.attacks:
+        assert record.rate is not None
+        assert record.rate.draws == 16
+        assert record.success_8bit == (record.rate.low > 0.5)
+
+
+def test_a_radius_of_zero_breaks_nothing_and_never_says_robust(tiny: Clip) -> None:
+    report = probe(victim(tiny), picture(tiny), options(radius=0.0))
+    assert report.verdict.value == "not-broken-within-budget"
+    assert "robust" not in report.verdict.sentence
+    assert report.attacks[0].linf == 0
+
+
+def test_a_static_attack_alone_is_inconclusive(tiny: Clip) -> None:
+    report = probe(victim(tiny, "bit_depth:3"), picture(tiny), options(radius=0.0, modes=("static",)))
+    assert (report.verdict.value, report.verdict.reason) == ("inconclusive", "static-only")
+
+
+def test_a_clean_picture_that_is_already_wrong_is_broken_at_radius_zero(tiny: Clip) -> None:
+    subject, pixels = victim(tiny), picture(tiny)
+    truth = next(label for label in LABELS if label != served_label(subject, pixels))
+    report = probe(subject, pixels, options(radius=0.0, true_label=truth))
+    assert (report.verdict.value, report.verdict.reason) == ("broken", "clean-wrong")
+    assert not report.input.clean.correct
+
+
+def test_a_target_is_reached_exactly(tiny: Clip) -> None:
+    subject, pixels = victim(tiny), picture(tiny)
+    target = next(label for label in reversed(LABELS) if label != served_label(subject, pixels))
+    report = probe(subject, pixels, options(radius=32 / 255, target_label=target, modes=("adaptive",)))
+    assert report.input.goal == "reach_target"
+    assert report.verdict.value == "broken"
+    assert report.attacks[0].label == target
+
+
+def test_a_first_success_too_narrow_for_eight_bits_is_pushed_on(tiny: Clip) -> None:
+    attack = PGD(ball=Linf(radius=2 / 255), steps=40, step=0.05 / 255, starts=("zero",), stop="broken")
+    report = probe(victim(tiny), picture(tiny), options(attacks=(attack,), modes=("adaptive",)))
+    assert report.attacks[0].success
+    assert report.attacks[0].success_8bit
+
+
+def test_l2_and_fgsm_are_attacks_like_any(tiny: Clip) -> None:
+    attacks = (PGD(ball=L2(radius=2.0), steps=5), FGSM(ball=Linf(radius=8 / 255)))
+    report = probe(victim(tiny), picture(tiny), options(attacks=attacks, modes=("adaptive",)))
+    assert [record.kind for record in report.attacks] == ["pgd", "fgsm"]
+    assert report.attacks[0].l2 <= 2.0 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("defense", ["none", "resize_pad"])
+def test_the_bill_is_announced_before_and_never_exceeded(tiny: Clip, defense: str) -> None:
+    subject, asked = victim(tiny, defense), options(radius=0.5 / 255, eot=3, fresh_draws=8)
+    report = probe(subject, picture(tiny), asked)
+    assert 0 < report.charged <= charged_passes(subject, asked)
+
+
+def test_every_score_goes_through_the_guard(tiny: Clip) -> None:
+    seen: list[object] = []
+    probe(victim(tiny), picture(tiny), options(), guard=lambda score: seen.append(score) or score)
+    assert len(seen) >= 2
+
+
+@pytest.mark.parametrize(("change", "field"), [({"true_label": "cow"}, "true_label"), ({"target_label": "cow"}, "target_label")])
+def test_labels_that_are_not_the_victims_are_refused(tiny: Clip, change: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        probe(victim(tiny), picture(tiny), options(**change))
+    assert refusal.value.field == field
+
+
+def test_one_label_is_no_decision(tiny: Clip) -> None:
+    with pytest.raises((InvalidInput, NoDecisionToAttack)):
+        probe(victim(tiny, labels=("cat",)), picture(tiny), options())
+
+
+def test_the_worst_verdict_of_several_counts(tiny: Clip) -> None:
+    broken = probe(victim(tiny), picture(tiny), options(radius=64 / 255))
+    standing = probe(victim(tiny), picture(tiny), options(radius=0.0))
+    assert worst([standing, broken]) == "broken"
+    assert worst([standing]) == "not-broken-within-budget"

@@ -1,0 +1,106 @@
+"""The masking checks: silent on an honest victim, loud on each kind of dishonest one."""
+
+import torch
+
+from robustclip import sanity
+from robustclip.attacks.pgd import PGD
+from robustclip.classifier import zero_shot
+from robustclip.clip import Clip
+from robustclip.prompts import Prompts
+from robustclip.scores import Margin, averaged
+from robustclip.seeds import draw_seeds, row_normal
+from robustclip.threat import Linf
+from robustclip.types import Classifier, Logits, Pixels, Seeds
+
+LABELS = ("cat", "dog", "car")
+SEEDS = draw_seeds(0, 1)
+
+
+class Victim:
+    """The tiny CLIP, with something done to its pixels or logits first."""
+
+    def __init__(self, clip: Clip, kind: str) -> None:
+        self.inner, self.kind = zero_shot(clip, Prompts(), LABELS), kind
+        self.labels = LABELS
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        if self.kind == "quantised":
+            pixels = (pixels * 15).round() / 15
+        if self.kind == "detached":
+            pixels = (0.9 * pixels).detach() + 0.1 * pixels.flip(-1) * 1e-3
+        if self.kind in ("noisy", "frozen"):
+            own = seeds if self.kind == "noisy" else torch.zeros_like(seeds)
+            pixels = (pixels + 0.05 * row_normal(own, tuple(pixels.shape[1:]), like=pixels)).clamp(0, 1)
+        if self.kind == "batch-mean":
+            pixels = (pixels + pixels.mean(dim=0, keepdim=True)) / 2
+        return self.inner(pixels, seeds)
+
+
+def picture(clip: Clip) -> Pixels:
+    levels = torch.randint(0, 256, (1, 3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(7))
+    return levels / 255
+
+
+def margin(victim: Classifier, clip: Clip) -> Margin:
+    target = victim(picture(clip), SEEDS).argmax(dim=1)
+    return Margin(victim, target)
+
+
+def test_an_honest_victim_raises_no_flag(tiny: Clip) -> None:
+    victim = Victim(tiny, "honest")
+    score, pixels = margin(victim, tiny), picture(tiny)
+    assert not sanity.gradient_present(score, pixels, SEEDS)[0].fired
+    assert not sanity.gradient_scale(score, score, pixels, SEEDS)[0].fired
+    assert not sanity.gradient_true(score, pixels, SEEDS)[0].fired
+    assert not any(flag.fired for flag in sanity.randomness(victim, pixels, SEEDS, declared=False, eot=1)[0])
+    assert not sanity.rows_independent(victim, pixels, SEEDS)[0].fired
+    assert not sanity.unbounded_succeeds(PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",)), score, pixels, SEEDS)[0].fired
+
+
+def test_a_hard_quantiser_has_no_gradient(tiny: Clip) -> None:
+    flag, cost = sanity.gradient_present(margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)
+    assert flag.fired
+    assert flag.severity == "hard"
+    assert flag.number == 1.0
+    assert cost.forward == 1
+
+
+def test_an_attack_without_a_gradient_fails_even_unbounded(tiny: Clip) -> None:
+    attack = PGD(ball=Linf(radius=64 / 255), steps=3, starts=("zero",))
+    assert sanity.unbounded_succeeds(attack, margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)[0].fired
+
+
+def test_a_detached_purifier_has_the_wrong_gradient(tiny: Clip) -> None:
+    score, honest = margin(Victim(tiny, "detached"), tiny), margin(Victim(tiny, "honest"), tiny)
+    assert sanity.gradient_true(score, picture(tiny), SEEDS)[0].fired
+    assert sanity.gradient_scale(score, honest, picture(tiny), SEEDS)[0].number < 0.1
+
+
+def test_noise_must_be_averaged_and_must_be_fresh(tiny: Clip) -> None:
+    pixels = picture(tiny)
+    one, _ = sanity.randomness(Victim(tiny, "noisy"), pixels, SEEDS, declared=True, eot=1)
+    assert [flag.fired for flag in one] == [True, False]
+    many, _ = sanity.randomness(Victim(tiny, "noisy"), pixels, SEEDS, declared=True, eot=8)
+    assert [flag.fired for flag in many] == [False, False]
+    frozen, _ = sanity.randomness(Victim(tiny, "frozen"), pixels, SEEDS, declared=True, eot=8)
+    assert [flag.fired for flag in frozen] == [False, True]
+
+
+def test_batch_mates_that_move_a_row_are_found(tiny: Clip) -> None:
+    assert sanity.rows_independent(Victim(tiny, "batch-mean"), picture(tiny), SEEDS)[0].fired
+
+
+def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip) -> None:
+    victim = Victim(tiny, "honest")
+    wrong = (victim(picture(tiny), SEEDS).argmax(dim=1) + 1) % len(LABELS)  # already misclassified: every draw reaches the goal
+    score = Margin(victim, wrong)
+    assert sanity.noise_weaker(score, picture(tiny), SEEDS, Linf(radius=1 / 255), adaptive_success=False)[0].fired
+    assert not sanity.noise_weaker(score, picture(tiny), SEEDS, Linf(radius=1 / 255), adaptive_success=True)[0].fired
+    assert sanity.transfer_weaker(static_success=True, adaptive_success=False).fired
+
+
+def test_checks_work_on_averaged_scores(tiny: Clip) -> None:
+    score = averaged(margin(Victim(tiny, "noisy"), tiny), 4)
+    flag, cost = sanity.gradient_present(score, picture(tiny), SEEDS)
+    assert not flag.fired
+    assert (cost.forward, cost.backward) == (4, 4)
