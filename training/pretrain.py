@@ -44,6 +44,7 @@ MINI: dict[str, Any] = {
     "std": [128 / 255] * 3,
 }
 Phase = Literal["frozen", "joint"]
+CHECKPOINT_STEPS = 100  # also how often validation is measured
 
 
 class Recipe(BaseModel):
@@ -71,7 +72,7 @@ class Recipe(BaseModel):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Prints progress to stderr, a JSON line an evaluation to RUN/log.jsonl."""
+    """Train the embedded backbone from labelled pictures and two teachers, resumable."""
     parser = argparse.ArgumentParser(prog="robustclip pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds tiny-imagenet-200, cifar-10, caltech-101, clothing-small")
     parser.add_argument(
@@ -139,7 +140,7 @@ class Trainer:
             optimizer.step()
             self._settle(step)
             self.progress(step + 1, steps, f"{phase}: " + ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
-            if (step + 1) % 100 == 0 or step + 1 == steps:
+            if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
                 accuracy = self._validate()
                 line = {"phase": phase, "step": step + 1, "samples": (step + 1) * batch, "seconds": round(time.monotonic() - began), **accuracy}
                 with (self.run / "log.jsonl").open("a") as log:

@@ -1,0 +1,139 @@
+"""Pretraining: names, captions, augmentation, the loss, and resuming with the same weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from robustclip.backbones import build, read_weights, write_weights
+from robustclip.clip import Clip, describe
+from robustclip.types import Progress
+from training.captions import TEMPLATES, Names, filler, gather_names, vocabulary, worded
+from training.corpus import Corpus, augment, cached_array
+from training.pretrain import MINI, Recipe, Trainer
+
+RECIPE = Recipe(views=1, frozen_samples=16, joint_samples=8, batch=8, joint_batch=4, names_a_step=24, words_a_step=4, filler_share=0.5)
+
+
+def silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+def corpus(count: int = 24) -> Corpus:
+    generator = np.random.default_rng(0)
+    names = gather_names({"toys": ("goldfish", "a brand-new toy")})
+    teacher = generator.dirichlet(np.full(1000, 0.01), count).astype(np.float16)
+    return Corpus(
+        names=names,
+        sets=("toys",),
+        images=generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8),
+        teacher=teacher,
+        name=names.members["toys"][torch.arange(count) % 2],
+        source=torch.zeros(count, dtype=torch.int64),
+        validation=torch.arange(count) % 6 == 5,
+    )
+
+
+def trainer(run: Path, recipe: Recipe = RECIPE, progress: Progress = silent) -> Trainer:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "cache").mkdir(exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(MINI)
+        clip = describe(model, "mini", "test", mean=torch.tensor(MINI["mean"]), std=torch.tensor(MINI["std"]))
+        data = corpus()
+        words = ("lily", "rose", "engine", "river", "violin")
+        geometry = torch.randn(len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1))
+        return Trainer(clip, data, words, torch.nn.functional.normalize(geometry, dim=1), recipe, run, progress)
+
+
+def test_names_that_data_sets_share_with_imagenet_are_one_name() -> None:
+    names: Names = gather_names({"one": ("goldfish", "cat"), "two": ("cat", "truck")})
+    assert len(names.texts) == 1002
+    assert names.members["one"].tolist() == [1, 1000]
+    assert names.members["two"].tolist() == [1000, 1001]
+
+
+def test_captions_come_in_many_words_and_keep_the_name() -> None:
+    texts = worded(["crane (bird)"] * 200, torch.Generator().manual_seed(0))
+    assert all("crane" in text for text in texts)
+    assert len(set(texts)) > len(TEMPLATES)
+    assert 40 < sum("(bird)" in text for text in texts) < 160
+
+
+def test_the_vocabulary_is_plain_words() -> None:
+    words = vocabulary(500)
+    assert len(words) == 500
+    assert all(word.isalpha() and word.islower() for word in words)
+
+
+def test_fillers_stand_where_prompts_will_stand(tiny: Clip) -> None:
+    assert filler(tiny, 4, 0, torch.Generator()) is None
+    vectors = filler(tiny, 60, 5, torch.Generator().manual_seed(0))
+    assert vectors is not None
+    assert vectors.shape == (60, 1, 5, tiny.text_width)
+    spreads = vectors.std(dim=(1, 2, 3))
+    assert (spreads < 0.03).sum() > 8
+    assert (spreads > 0.1).sum() > 20
+
+
+def test_augmentation_keeps_shape_and_range_and_follows_its_generator() -> None:
+    pixels = torch.rand(16, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    once, again = (augment(pixels, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert once.shape == pixels.shape
+    assert 0 <= once.min() <= once.max() <= 1
+    torch.testing.assert_close(once, again, atol=0, rtol=0)
+    assert (once - pixels).abs().mean() > 0.01
+
+
+def test_a_cached_array_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "array.npy"
+
+    def broken() -> object:
+        yield np.ones((2, 3), dtype=np.float16)
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        cached_array(path, (4, 3), np.float16, broken, silent, "x")
+    assert not path.exists()
+    whole = cached_array(path, (4, 3), np.float16, lambda: iter([np.ones((2, 3)), np.zeros((2, 3))]), silent, "x")
+    assert whole.sum() == 6
+    assert cached_array(path, (4, 3), np.float16, broken, silent, "x").sum() == 6
+
+
+def test_weights_survive_packing_to_what_their_precision_allows(tiny: Clip, tmp_path: Path) -> None:
+    write_weights(tiny.model, tmp_path / "tiny.safetensors")
+    restored: dict[str, Tensor] = read_weights(tmp_path / "tiny.safetensors")
+    for name, tensor in tiny.model.state_dict().items():
+        scale = tensor.abs().max()
+        assert (restored[name] - tensor).abs().max() <= scale * (0.5 / 127 + 1e-3 if "token" in name else 1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_each_phase_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pretrain.CHECKPOINT_STEPS", 1)
+    whole = trainer(tmp_path / "whole").run_phases()
+
+    def killer(phase: str) -> Progress:
+        def kill(done: int, total: int, what: str) -> None:
+            if what.startswith(phase) and done == 2:
+                raise KeyboardInterrupt
+
+        return kill
+
+    for phase in ("frozen", "joint"):
+        with pytest.raises(KeyboardInterrupt):
+            trainer(tmp_path / "killed", progress=killer(phase)).run_phases()
+    assert trainer(tmp_path / "killed").run_phases().fingerprint == whole.fingerprint
+
+
+@pytest.mark.slow
+def test_training_lowers_every_loss(tmp_path: Path) -> None:
+    subject = trainer(tmp_path / "run", RECIPE.model_copy(update={"frozen_samples": 8 * 12, "joint_samples": 0, "filler_share": 0.0}))
+    subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
+    before = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
+    subject.run_phases()
+    after = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
+    assert all(after[name] < before[name] for name in before), (before, after)
