@@ -16,10 +16,11 @@ from robustclip.prompts import Prompts
 from robustclip.types import Pixels
 
 
-def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None) -> Tensor:
+def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, depth: Tensor | None = None) -> Tensor:
     """[B, E] raw (not normalised) image embeddings of pixels in [0, 1] at the CLIP's own size.
 
     visual [D, N, W]: N vectors appended after the patch tokens, before the first layer norm; deeper rows replace them at layers 2..D.
+    depth  [] integer: use the first `depth` rows of visual only. An exported graph needs it, where D is frozen.
     Differentiable in pixels and visual.
     """
     size = clip.image_size
@@ -30,10 +31,10 @@ def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None) -> Te
     if visual is None and clip.visual_width is None:
         return tower(images)
     patches = tower.conv1(images).flatten(2).transpose(1, 2)  # [B, grid^2, W]
-    return encode_patches(clip, patches, visual)
+    return encode_patches(clip, patches, visual, depth=depth)
 
 
-def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None) -> Tensor:
+def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None, *, depth: Tensor | None = None) -> Tensor:
     """[B, E] raw image embeddings from patch tokens [B, grid^2, W]: everything after `conv1`, for training that caches the stem."""
     tower = clip.model.visual
     batch, width = patches.shape[0], patches.shape[2]
@@ -43,10 +44,11 @@ def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None) ->
         tokens = torch.cat([tokens, visual[0].expand(batch, -1, -1).to(tokens.dtype)], dim=1)
     tokens = tower.ln_pre(tokens)
     length = tokens.shape[1]
-    for depth, block in enumerate(tower.transformer.resblocks):
-        if visual is not None and 0 < depth < visual.shape[0]:
-            replaced = visual[depth].expand(batch, -1, -1).to(tokens.dtype)
-            tokens = torch.cat([tokens[:, : length - visual.shape[1]], replaced], dim=1)
+    for layer, block in enumerate(tower.transformer.resblocks):
+        if visual is not None and 0 < layer < visual.shape[0]:
+            kept, carried = tokens[:, : length - visual.shape[1]], tokens[:, length - visual.shape[1] :]
+            replaced = visual[layer].expand(batch, -1, -1).to(tokens.dtype)
+            tokens = torch.cat([kept, replaced if depth is None else torch.where(layer < depth, replaced, carried)], dim=1)
         tokens = _block(block, tokens, causal=False)
     return tower.ln_post(tokens[:, 0]) @ tower.proj
 
