@@ -60,7 +60,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
     several("--backbone", "mini", "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
     one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
-    several("--prompt-set", "handcrafted", 'NAME, NAME@VERSION, or a template such as "a photo of a {}."')
+    several("--prompt-set", "handcrafted", 'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)')
     several("--data", None, "folder of Parquet files with classes.txt, or of class folders of pictures")
     one("--split", "test", "a split of the data; train:validation is the tenth of train that training holds out; all: class folders without splits")
     several("--threat", "clean", f"of {', '.join(LEVELS)}")

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustclip.errors import DataRefused
+from robustclip.types import Cost
+from training.cache import cached_rows, write_atomically
+
+
+class Maker:
+    """Squares of indices, which counts what it was asked for."""
+
+    def __init__(self, dies_at: int = 1000) -> None:
+        self.asked: list[int] = []
+        self.dies_at = dies_at
+
+    def __call__(self, chosen: Tensor) -> tuple[Tensor, Cost]:
+        if self.dies_at in chosen:
+            raise KeyboardInterrupt
+        self.asked += chosen.tolist()
+        return chosen.float().square()[:, None], Cost(len(chosen), 2 * len(chosen))
+
+    def rows(self, folder: Path, indices: Tensor, **key: int) -> tuple[Tensor, Cost]:
+        found = cached_rows(folder, {"what": "squares", **key}, indices, self, chunk=4, progress=lambda done, total, what: None, what="squares")
+        return found.rows, found.cost
+
+
+def test_rows_are_made_once_and_their_cost_is_remembered(tmp_path: Path) -> None:
+    maker = Maker()
+    indices = torch.arange(10)
+    for _ in range(2):
+        rows, cost = maker.rows(tmp_path, indices)
+        assert rows.flatten().tolist() == [index**2 for index in range(10)]
+        assert cost == Cost(10, 20)
+    assert maker.asked == list(range(10))
+
+
+def test_an_interrupted_run_goes_on_after_its_last_whole_part(tmp_path: Path) -> None:
+    indices = torch.arange(10)
+    with pytest.raises(KeyboardInterrupt):
+        Maker(dies_at=9).rows(tmp_path, indices)
+    second = Maker()
+    rows, cost = second.rows(tmp_path, indices)
+    assert second.asked == [8, 9]
+    assert rows.flatten().tolist() == [index**2 for index in range(10)]
+    assert cost == Cost(10, 20)
+
+
+def test_another_key_or_other_indices_are_other_rows(tmp_path: Path) -> None:
+    maker = Maker()
+    maker.rows(tmp_path, torch.arange(4), seed=0)
+    maker.rows(tmp_path, torch.arange(4), seed=1)
+    maker.rows(tmp_path, torch.tensor([3, 2, 1, 0]), seed=1)
+    assert maker.asked == [0, 1, 2, 3, 0, 1, 2, 3, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("keep", [0, 7, 60])
+def test_a_damaged_part_is_refused_by_name(tmp_path: Path, keep: int) -> None:
+    Maker().rows(tmp_path, torch.arange(10))
+    part = next(tmp_path.glob("*/part-00001.safetensors"))
+    part.write_bytes(part.read_bytes()[:keep])
+    with pytest.raises(DataRefused, match="part-00001.safetensors") as refused:
+        Maker().rows(tmp_path, torch.arange(10))
+    assert refused.value.help is not None
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_atomically(target, b"old" * 1000)
+    script = f"""
+import os, signal
+from pathlib import Path
+from training import cache
+cache.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+cache.write_atomically(Path({str(target)!r}), b"new" * 100_000)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
+    assert target.read_bytes() == b"old" * 1000
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
