@@ -65,6 +65,18 @@ def test_a_context_a_row_equals_each_context_alone(tiny: Clip) -> None:
         torch.testing.assert_close(together[row], encode_text(tiny, tokens[row : row + 1], contexts[row])[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_shared_context_computed_once_equals_one_a_row(clip: Clip, depth: int) -> None:
+    context = (0.1 * torch.randn(depth, 5, clip.text_width, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    tokens = clip.tokenize(["cat.", "a rather long label.", "dog."])
+    shared = F.normalize(encode_text(clip, tokens, context), dim=-1)
+    each = F.normalize(encode_text(clip, tokens, context.expand(3, -1, -1, -1)), dim=-1)
+    torch.testing.assert_close(shared, each, atol=2e-6, rtol=0)
+    towards = torch.randn(shared.shape, generator=torch.Generator().manual_seed(3))
+    gradients = [torch.autograd.grad((features * towards).sum(), context)[0] for features in (shared, each)]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4 * float(gradients[1].abs().max()), rtol=1e-3)
+
+
 def test_deep_prompts_receive_gradients_at_every_depth_in_both_towers(clip: Clip) -> None:
     assert clip.visual_width is not None
     generator = torch.Generator().manual_seed(3)
