@@ -21,7 +21,7 @@ LEVELS = 255
 MAX_L2_RADIUS = 10_000.0  # no picture below 3000 pixels a side has a longer diagonal, and its square is far from overflow
 _NO_DIRECTION = 1e-12  # a gradient shorter than this points nowhere
 _LEVEL_SLACK = 1e-5  # levels; a radius of n/255 kept in float32 is up to 4e-6 levels short of n
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d{1,3}))?\s*(?:/\s*(\d{1,6})\s*)?")
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d{1,3}))?\s*(?:/\s*(\d{1,6})\s*)?", re.ASCII)
 
 
 def parse_radius(text: str | float, field: str = "radius") -> float:

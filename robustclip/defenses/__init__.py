@@ -52,5 +52,5 @@ def _parse(link: Link, field: str) -> AnyDefense:
 
 
 def _from_word(word: str) -> dict[str, str]:
-    kind, colon, strength = word.strip().partition(":")
+    kind, colon, strength = (part.strip() for part in word.partition(":"))
     return {"kind": kind} | ({_STRENGTHS.get(kind, "strength"): strength} if colon else {})
