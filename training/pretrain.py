@@ -26,6 +26,7 @@ from robustclip.backbones import build, write_weights
 from robustclip.backbones.stem import STEM_CHANNELS, STEM_STRIDE, ConvStem
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip, describe
+from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from robustclip.seeds import derive
 from robustclip.towers import encode_image, encode_patches, encode_text
@@ -128,7 +129,7 @@ class Trainer:
         checkpoint = self.run / f"{phase}.pt"
         optimizer = self._optimizer(phase)
         base = [group["lr"] for group in optimizer.param_groups]
-        start = self._resume(checkpoint, optimizer)
+        start = self._resume(phase, checkpoint, optimizer)
         began = time.monotonic()
         for step in range(start, steps):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
@@ -258,12 +259,16 @@ class Trainer:
         torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
         partial.replace(path)
 
-    def _resume(self, path: Path, optimizer: torch.optim.Optimizer) -> int:
+    def _resume(self, phase: Phase, path: Path, optimizer: torch.optim.Optimizer) -> int:
         if not path.exists():
             return 0
         state = cast(dict[str, Any], torch.load(path, weights_only=True))
-        if state["recipe"] != self.recipe.model_dump():
-            raise SystemExit(f"{path} was made with another recipe: {state['recipe']}. Use another --run, or the same options.")
+        later = (
+            {"joint_samples", "joint_batch", "joint_rate", "stem_rate"} if phase == "frozen" else set[str]()
+        )  # the first phase doesn't depend on them
+        changed = [name for name, value in self.recipe.model_dump(exclude=later).items() if state["recipe"].get(name) != value]
+        if changed:
+            raise InvalidInput(f"{path} was made with another {', '.join(changed)}.", field="--run", help="Use another --run, or the same options.")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.reading.load_state_dict(state["reading"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustclip.backbones import build, read_weights, write_weights
 from robustclip.clip import Clip, describe
+from robustclip.errors import InvalidInput
 from robustclip.types import Progress
 from training.captions import TEMPLATES, Names, filler, gather_names, vocabulary, worded
 from training.corpus import Corpus, augment, cached_array
@@ -127,6 +128,15 @@ def test_a_run_killed_in_each_phase_ends_with_the_same_weights(tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             trainer(tmp_path / "killed", progress=killer(phase)).run_phases()
     assert trainer(tmp_path / "killed").run_phases().fingerprint == whole.fingerprint
+
+
+@pytest.mark.slow
+def test_another_recipe_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    one_phase = RECIPE.model_copy(update={"frozen_samples": 8, "joint_samples": 0})
+    trainer(tmp_path / "run", one_phase).run_phases()
+    with pytest.raises(InvalidInput, match="another rate"):
+        trainer(tmp_path / "run", one_phase.model_copy(update={"rate": 1e-4})).run_phases()
+    trainer(tmp_path / "run", one_phase.model_copy(update={"joint_rate": 1e-4, "joint_samples": 4})).run_phases()
 
 
 @pytest.mark.slow
