@@ -1,0 +1,1 @@
+"""The online service: a thin FastAPI application over robustclip and prompts_store. Start it with `robustclip serve`."""

@@ -1,0 +1,239 @@
+"""What answers look like. The models describe them for OpenAPI and the tests; answers themselves are written by orjson without another validation."""
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from prompts_store.shelf import State, StoredVersion
+from robustclip.clip import Clip
+from robustclip.defenses import AnyDefense
+from robustclip.images import ImageInfo
+from robustclip.report import ProbeReport, VerdictValue
+from robustclip.types import ImageEncoder
+from service.engine import Classified, Engine
+from service.loaded import LoadedSet
+from service.problems import ErrorItem, Problem
+from service.ranking import Ranked
+from service.snapshot import Refusal, Snapshot
+
+SERVICE = version("robustclip")
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Prediction(_Answer):
+    label: str
+    score: float = Field(description="softmax over the labels")
+    logit: float
+
+
+class ImageFacts(_Answer):
+    width: int
+    height: int
+    format: str
+    sha256: str
+
+
+class ImageProblem(_Answer):
+    code: str
+    detail: str
+    errors: list[ErrorItem]
+    help: str | None
+
+
+class ImageResult(_Answer):
+    """Predictions of one image, or its error."""
+
+    index: int
+    predictions: list[Prediction] | None = None
+    margin: float | None = Field(default=None, description="best score minus the second")
+    image: ImageFacts | None = None
+    error: ImageProblem | None = None
+
+
+class ModelFacts(_Answer):
+    arch: str
+    pretrained: str
+    fingerprint: str
+    backend: str
+    precision: str
+    image_size: int
+
+
+class SetFacts(_Answer):
+    name: str
+    version: str
+    objective: str
+    modalities: list[str]
+
+
+class ClassifyAnswer(_Answer):
+    """The predictions, and everything that is needed to repeat them."""
+
+    id: str
+    object: Literal["classification"]
+    created: int
+    results: list[ImageResult]
+    errors: int = Field(description="how many images failed")
+    model: ModelFacts
+    prompt_set: SetFacts
+    defense: list[dict[str, Any]]
+    seed: int | None
+    service: str
+    timing_ms: dict[str, float]
+
+
+class ProbeAnswer(_Answer):
+    """One report for every prompt set and defense; `verdict` is the worst of them."""
+
+    id: str
+    object: Literal["probe"]
+    reports: list[ProbeReport]
+    verdict: VerdictValue
+    model: ModelFacts
+    seed: int
+    timing_ms: dict[str, float]
+
+
+class SetState(_Answer):
+    """A prompt set as it is served; `reason` and `message` say why a version that was to be served is not."""
+
+    name: str
+    version: str | None
+    state: Literal["active", "refused"]
+    modalities: list[str]
+    templates: list[str]
+    objective: str | None
+    dataset: str | None
+    shots: int | None
+    results: list[dict[str, Any]] = Field(description="accuracies with the attack that measured each")
+    note: str
+    since: str | None
+    default: bool
+    refused_version: str | None
+    reason: str | None
+    message: str | None
+
+
+class SetList(_Answer):
+    object: Literal["list"]
+    generation: int
+    data: list[SetState]
+
+
+class VersionState(_Answer):
+    version: str
+    state: State
+    reason: str | None
+    message: str | None
+    created_at: str | None
+    bytes: int
+
+
+class VersionList(_Answer):
+    object: Literal["list"]
+    name: str
+    data: list[VersionState]
+
+
+def json_response(content: Mapping[str, Any], *, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, headers=dict(headers or {}), media_type="application/json")
+
+
+def model_facts(clip: Clip, encoder: ImageEncoder) -> dict[str, Any]:
+    return {
+        "arch": clip.arch,
+        "pretrained": clip.pretrained,
+        "fingerprint": clip.fingerprint,
+        "backend": encoder.backend,
+        "precision": "fp32",
+        "image_size": clip.image_size,
+    }
+
+
+def classify_answer(engine: Engine, classified: Classified, *, request_id: str, timing_ms: Mapping[str, float]) -> dict[str, Any]:
+    manifest = classified.loaded.prompt_set.manifest
+    return {
+        "id": request_id,
+        "object": "classification",
+        "created": int(time.time()),
+        "results": [_image_result(index, result) for index, result in enumerate(classified.results)],
+        "errors": sum(isinstance(result, Problem) for result in classified.results),
+        "model": model_facts(engine.clip, engine.encoder),
+        "prompt_set": {
+            "name": manifest.name,
+            "version": classified.loaded.ref.version,
+            "objective": manifest.objective["kind"],
+            "modalities": list(classified.loaded.prompts.modalities),
+        },
+        "defense": defense_facts(classified.chain),
+        "seed": classified.seed,
+        "service": SERVICE,
+        "timing_ms": timing_ms,
+    }
+
+
+def defense_facts(chain: tuple[AnyDefense, ...]) -> list[dict[str, Any]]:
+    return [part.model_dump(mode="json") for part in chain]
+
+
+def set_state(name: str, snapshot: Snapshot, *, default: str) -> dict[str, Any]:
+    """One set by name: the served version, and the one that was refused in its place."""
+    loaded, refusal = snapshot.active.get(name), snapshot.refused.get(name)
+    return {"name": name, "default": name == default, **_served(loaded), **_refused(refusal)}
+
+
+def version_state(stored: StoredVersion) -> dict[str, Any]:
+    created = stored.created_at.isoformat() if stored.created_at else None
+    return {
+        "version": stored.ref.version,
+        "state": stored.state,
+        "reason": stored.reason,
+        "message": stored.message,
+        "created_at": created,
+        "bytes": stored.bytes,
+    }
+
+
+def _served(loaded: LoadedSet | None) -> dict[str, Any]:
+    manifest = None if loaded is None else loaded.prompt_set.manifest
+    return {
+        "version": loaded.ref.version if loaded else None,
+        "state": "active" if loaded else "refused",
+        "modalities": list(loaded.prompts.modalities) if loaded else [],
+        "templates": list(manifest.templates) if manifest else [],
+        "objective": manifest.objective["kind"] if manifest else None,
+        "dataset": manifest.dataset if manifest else None,
+        "shots": manifest.shots if manifest else None,
+        "results": [result.model_dump(mode="json") for result in manifest.results] if manifest else [],
+        "note": manifest.note if manifest else "",
+        "since": loaded.since.isoformat() if loaded else None,
+    }
+
+
+def _refused(refusal: Refusal | None) -> dict[str, Any]:
+    return {
+        "refused_version": refusal.ref.version if refusal else None,
+        "reason": refusal.reason if refusal else None,
+        "message": refusal.message if refusal else None,
+    }
+
+
+def _image_result(index: int, result: tuple[Ranked, ImageInfo] | Problem) -> dict[str, Any]:
+    if isinstance(result, Problem):
+        errors = [item.model_dump() for item in result.errors]
+        return {"index": index, "error": {"code": result.code, "detail": result.detail, "errors": errors, "help": result.help}}
+    ranked, info = result
+    return {
+        "index": index,
+        "predictions": [{"label": label, "score": score, "logit": logit} for label, score, logit in ranked.predictions],
+        "margin": ranked.margin,
+        "image": {"width": info.width, "height": info.height, "format": info.format, "sha256": info.sha256},
+    }

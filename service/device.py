@@ -1,0 +1,110 @@
+"""Who may compute when: one lock a device that lets the more urgent in first, and how many CPUs there are."""
+
+import heapq
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+
+class Priority(IntEnum):
+    """Lower goes first."""
+
+    CLASSIFY = 0
+    TEXT = 1
+    PROBE = 2
+
+
+class DeviceLock:
+    """A mutex whose next owner is the most urgent waiter, first come first served among equals.
+
+    `threading.Lock` promises no order: a probe that takes the lock for one gradient step after another would starve classification.
+    `on_wait(priority, seconds)` is told how long each owner waited. Not reentrant.
+    """
+
+    def __init__(self, on_wait: Callable[[Priority, float], None] = lambda priority, seconds: None) -> None:
+        self._on_wait = on_wait
+        self._condition = threading.Condition()
+        self._busy = False
+        self._arrivals = itertools.count()
+        self._waiting: list[tuple[Priority, int]] = []
+
+    def at(self, priority: Priority) -> "Turn":
+        """A context manager for that urgency, to be entered again and again."""
+        return Turn(self, priority)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait right now."""
+        return len(self._waiting)
+
+    def acquire(self, priority: Priority) -> None:
+        started = time.perf_counter()
+        with self._condition:
+            ticket = (priority, next(self._arrivals))
+            heapq.heappush(self._waiting, ticket)
+            self._condition.wait_for(lambda: not self._busy and self._waiting[0] == ticket)
+            heapq.heappop(self._waiting)
+            self._busy = True
+        self._on_wait(priority, time.perf_counter() - started)
+
+    def release(self) -> None:
+        with self._condition:
+            self._busy = False
+            self._condition.notify_all()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`with device.at(Priority.TEXT): ...`"""
+
+    device: DeviceLock
+    priority: Priority
+
+    def __enter__(self) -> None:
+        self.device.acquire(self.priority)
+
+    def __exit__(self, *error: object) -> None:
+        self.device.release()
+
+
+class Turns:
+    """A turn for work in pieces: `next_piece` hands the device to whoever is more urgent and takes it again; leaving the block gives it back.
+
+    The device is taken at the first piece, not before: whoever only waits for another thread's result must not hold it.
+    """
+
+    def __init__(self, device: DeviceLock, priority: Priority) -> None:
+        self._device = device
+        self._priority = priority
+        self._held = False
+
+    def next_piece(self) -> None:
+        self._give_back()
+        self._device.acquire(self._priority)
+        self._held = True
+
+    def __enter__(self) -> "Turns":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._held:
+            self._held = False
+            self._device.release()
+
+
+def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPUs that this process may use, at least 1: the affinity mask, and a container's quota (cgroup v2), never the machine's total."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, _, period = quota.read_text().partition(" ")
+    except OSError:
+        return count
+    return count if share == "max" else max(1, min(count, round(int(share) / int(period))))

@@ -1,0 +1,217 @@
+"""The data path of the service: bytes -> pixels -> batch -> defense -> features -> scores. Owns every model and every thread; knows no HTTP.
+
+Pictures are decoded by a pool, encoded by the batcher's one thread, and judged by the pool again; the event loop only waits.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from prompts_store.manifest import Ref
+from prompts_store.store import PromptStore
+from prompts_store.watcher import Watcher
+from robustclip.classifier import Defended, LabelCache, ZeroShotClassifier
+from robustclip.clip import Clip
+from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
+from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
+from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
+from robustclip.seeds import draw_seeds
+from robustclip.types import ImageEncoder, Pixels, Seeds
+from service.admission import Admission
+from service.batching import Batcher, Pass
+from service.config import ServeSettings
+from service.device import DeviceLock, Priority, available_cpus
+from service.loaded import LoadedSet
+from service.metrics import Metrics
+from service.problems import Problem, as_problem
+from service.ranking import Ranked, rank
+from service.schemas import MAX_SEED, Chain, ClassifyRequest
+from service.snapshot import ServedSets
+from service.text import TextWeights
+from service.timing import TimedDefense, Timing
+
+CANARY_LABELS = ("cat", "dog")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """Pictures that can share a pass: equal visual prompts, equal defenses."""
+
+    key: tuple[str, tuple[AnyDefense, ...]]
+    visual: Tensor | None
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lane) and self.key == other.key
+
+
+@dataclass(frozen=True)
+class Classified:
+    """An answer before it becomes JSON: for every image what was ranked, or the problem it has."""
+
+    loaded: LoadedSet
+    chain: tuple[AnyDefense, ...]
+    seed: int | None
+    results: Sequence[tuple[Ranked, ImageInfo] | Problem]
+
+
+class Engine:
+    """A CLIP, its encoder, the served prompt sets and the threads. Built and closed off the event loop."""
+
+    def __init__(self, settings: ServeSettings, clip: Clip, encoder: ImageEncoder, store: PromptStore, metrics: Metrics) -> None:
+        self.settings = settings
+        self.clip = clip
+        self.encoder = encoder
+        self.metrics = metrics
+        self.device = DeviceLock(metrics.waited)
+        self.default_chain = parse_defenses(settings.defense.default, field="defense.default")
+        self.admission = Admission(settings.engine.queue_images, metrics)
+        cache = LabelCache(settings.engine.label_cache_bytes)
+        metrics.watch_label_cache(cache)
+        self.text = TextWeights(clip, cache, self.device, metrics)
+        self.sets = ServedSets(store, clip, self._admit, metrics)
+        self._image_limits = ImageLimits(max_bytes=settings.limits.image_bytes)
+        self._pool = ThreadPoolExecutor(settings.engine.decode_threads or max(2, available_cpus()), thread_name_prefix="decode")
+        self._text_pool = ThreadPoolExecutor(2, thread_name_prefix="text")
+        self._batcher = Batcher(
+            self._encode,
+            max_batch=settings.engine.max_batch,
+            on_batch=metrics.batches.observe,
+            on_drop=lambda reason: metrics.dropped.labels("queue", reason).inc(),
+        )
+        self._watcher = Watcher(store, clip.fingerprint, self.sets.follow, interval_seconds=settings.store.poll_seconds)
+
+    def start(self) -> None:
+        """Load and warm what the store's pointers name, and follow them from now on. Raises as `Snapshot.named` without the default set."""
+        self.sets.follow(self.sets.store.active(self.clip.fingerprint))
+        default = self.sets.snapshot.named(self.settings.store.default_set)
+        blank = torch.zeros(1, 3, self.clip.image_size, self.clip.image_size)
+        for rows in (1, self.settings.engine.max_batch):
+            self._encode(self._lane(default, self.default_chain), blank.expand(rows, -1, -1, -1), draw_seeds(0, rows))
+        self._batcher.start()
+        self._watcher.start()
+
+    def close(self) -> None:
+        """Stop the threads after the work they have."""
+        self._watcher.stop()
+        self._batcher.stop()
+        self._pool.shutdown(cancel_futures=True)
+        self._text_pool.shutdown(cancel_futures=True)
+
+    @property
+    def healthy(self) -> bool:
+        return self._batcher.alive
+
+    async def classify(self, request: ClassifyRequest, timing: Timing) -> Classified:
+        """Answer one request. Raises Problem and RobustClipError for what concerns all of it; an image that fails alone is a result."""
+        pictures = request.pictures()
+        deadline = time.monotonic() + request.deadline_ms / 1000
+        try:
+            with self.admission.images(len(pictures)):
+                async with asyncio.timeout(request.deadline_ms / 1000):
+                    return await self._classify(request, pictures, deadline, timing)
+        except TimeoutError as error:
+            waited = max(timing.stages, key=lambda stage: timing.stages[stage], default="the queue")
+            raise DeadlineExceeded(f"{request.deadline_ms} ms were over; most of it went to {waited}.") from error
+
+    async def find(self, text: str | None) -> LoadedSet:
+        """The prompt set of a request: the default, an active one, or a pinned version, read from the store if it is not in memory."""
+        ref = Ref.parse(text or self.settings.store.default_set)
+        return self.sets.find(ref) or await self.blocking(self.sets.fetch, ref)
+
+    def chain(self, asked: Chain, *, pointer: str = "defense") -> tuple[AnyDefense, ...]:
+        """The defense that a request asks for."""
+        if asked == "default":
+            return self.default_chain
+        chain = parse_defenses(asked, field=pointer)
+        if len(chain) > self.settings.limits.defenses:
+            raise InvalidInput(f"expected at most {self.settings.limits.defenses} defenses, found {len(chain)}.", field=pointer)
+        return chain
+
+    async def blocking(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run what may wait for the disk or the device on a thread of its own kind."""
+        return await asyncio.get_running_loop().run_in_executor(self._text_pool, function, *arguments)
+
+    async def _classify(self, request: ClassifyRequest, pictures: Sequence[tuple[str, bytes]], deadline: float, timing: Timing) -> Classified:
+        loaded = await self.find(request.prompt_set)
+        chain = self.chain(request.defense)
+        randomized = any(part.randomized for part in chain)
+        seed = request.seed if request.seed is not None or not randomized else secrets.randbelow(MAX_SEED)
+        rows = draw_seeds(seed or 0, len(pictures)).tolist()
+        lane = self._lane(loaded, chain)
+        images = (self._one(lane, picture, row, deadline, timing) for picture, row in zip(pictures, rows, strict=True))
+        weights, encoded = await asyncio.gather(self.blocking(self.text.of, loaded, request.labels), asyncio.gather(*images))
+        good = [item for item in encoded if not isinstance(item, Problem)]
+        ranked: list[Ranked] = []
+        if good:
+            started = time.perf_counter()
+            classifier = ZeroShotClassifier(self.encoder, request.labels, weights, self.clip.logit_scale, lane.visual)
+            features = torch.stack([features for features, _ in good])
+            ranked = await self._in_pool(rank, classifier, features, request.temperature, request.top_k)
+            timing.slowest("score", time.perf_counter() - started)
+        self.metrics.predictions.labels(str(loaded.ref), "+".join(part.kind for part in chain) or "none").inc(len(good))
+        answers = iter(ranked)
+        results: list[tuple[Ranked, ImageInfo] | Problem] = [item if isinstance(item, Problem) else (next(answers), item[1]) for item in encoded]
+        return Classified(loaded, chain, seed, results)
+
+    async def _one(self, lane: Lane, picture: tuple[str, bytes], seed: int, deadline: float, timing: Timing) -> tuple[Tensor, ImageInfo] | Problem:
+        """Features of one picture, or its own problem; what is not the picture's fault is raised."""
+        pointer, data = picture
+        started = time.perf_counter()
+        try:
+            pixels, info = await self._in_pool(self.pixels, data)
+        except Exception as error:
+            problem = as_problem(error)
+            if problem.status >= 500:
+                raise
+            return problem.at(pointer)
+        timing.slowest("decode", time.perf_counter() - started)
+        encoded = await self._batcher.encode(lane, pixels, seed, deadline=deadline)
+        timing.slowest("queue", encoded.queue_seconds)
+        timing.slowest("defense", encoded.defense_seconds)
+        timing.slowest("infer", encoded.infer_seconds)
+        return encoded.features, info
+
+    def pixels(self, data: bytes) -> tuple[Pixels, ImageInfo]:
+        """[3, S, S] pixels of encoded bytes, and what they were."""
+        image = decode(data, limits=self._image_limits)
+        return to_pixels(image, self.clip.image_size), image_info(data, image)
+
+    async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _lane(self, loaded: LoadedSet, chain: tuple[AnyDefense, ...]) -> Lane:
+        return Lane((loaded.lane, chain), loaded.prompts.visual)
+
+    def _encode(self, lane: Lane, pixels: Pixels, seeds: Seeds) -> Pass:
+        """One batch through the deployed chain; the label side joins later, in `rank`."""
+        defense = TimedDefense(bind_chain(lane.key[1], self.encoder))
+        empty = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
+        classifier = Defended(ZeroShotClassifier(self.encoder, (), empty, self.clip.logit_scale, lane.visual), defense)
+        with self.device.at(Priority.CLASSIFY), torch.inference_mode():
+            started = time.perf_counter()
+            features = classifier.features(pixels.to(self.clip.device), seeds).float().cpu()
+            total = time.perf_counter() - started
+        return Pass(features, defense.seconds, total - defense.seconds)
+
+    def _admit(self, loaded: LoadedSet) -> None:
+        """Try a set before it is served. Raises PromptSetRefused (`canary`) when text or image features are not finite and of unit norm."""
+        manifest = loaded.prompt_set.manifest
+        labels = manifest.labels if manifest.class_specific else CANARY_LABELS
+        weights = self.text.of(loaded, labels, recent=False)
+        blank = torch.full((1, 3, self.clip.image_size, self.clip.image_size), 0.5)
+        features = self._encode(self._lane(loaded, ()), blank, draw_seeds(0, 1)).features
+        for what, rows in (("text", weights), ("image", features)):
+            if not bool(((rows.norm(dim=-1) - 1).abs() < 1e-3).all()):
+                raise PromptSetRefused(f"its {what} features are not finite and of unit norm.", reason="canary", field="prompt_set")
+        self.text.warm(loaded)

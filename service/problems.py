@@ -1,0 +1,159 @@
+"""Errors as `application/problem+json` (RFC 9457). One table says what each code means; nothing else decides a status.
+
+An error that is not ours becomes `internal` and its text stays in the log.
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response
+
+from robustclip.errors import PromptSetRefused, RobustClipError, written_path
+
+MEDIA_TYPE = "application/problem+json"
+_MAX_ERRORS = 16  # of one answer: who sends 100,000 bad labels needs no list of them
+
+
+class Kind(NamedTuple):
+    status: int
+    title: str
+    help: str | None = None
+
+
+PROBLEMS: Mapping[str, Kind] = {
+    "malformed-json": Kind(400, "The body is not valid JSON", "Send one JSON object in UTF-8; NaN and Infinity are no JSON."),
+    "malformed-multipart": Kind(400, "The body is not valid form data", "Let your client build the form: curl -F image=@cat.jpg -F labels=cat,dog."),
+    "bad-header": Kind(400, "A header is not valid"),
+    "host-refused": Kind(403, "This host name is not served here", "Call 127.0.0.1 or localhost."),
+    "origin-refused": Kind(403, "Another site's page may not call this service"),
+    "unknown-prompt-set": Kind(404, "There is no such prompt set", "GET /prompt-sets lists them."),
+    "unknown-version": Kind(404, "There is no such version", "GET /prompt-sets/NAME/versions lists them."),
+    "unknown-route": Kind(404, "There is no such address", "GET /docs lists them."),
+    "method-not-allowed": Kind(405, "This address takes other methods"),
+    "body-too-slow": Kind(408, "The body took too long to arrive", "Send it again over a faster connection, or send less."),
+    "nothing-to-roll-back": Kind(409, "There is no version to return to"),
+    "store-read-only": Kind(409, "The prompt store is read-only", "Publish and activate where the store is writable."),
+    "etag-mismatch": Kind(412, "The prompt set has changed meanwhile", "Look at it again, then decide again."),
+    "body-too-large": Kind(413, "Too many bytes"),
+    "unsupported-media-type": Kind(415, "This kind of body is not understood"),
+    "validation": Kind(422, "The request is not valid"),
+    "too-many-images": Kind(422, "Too many images", "Send them in several requests."),
+    "too-many-labels": Kind(422, "Too many labels", "Send fewer labels."),
+    "image-undecodable": Kind(422, "The image can't be decoded"),
+    "image-format-refused": Kind(422, "This image format is refused", "Send JPEG, PNG or WebP, one frame."),
+    "image-too-many-pixels": Kind(422, "The image has too many pixels"),
+    "url-disabled": Kind(422, "Images are not fetched from addresses", "Send the bytes."),
+    "prompt-set-invalid": Kind(422, "The prompt set is refused"),
+    "no-decision-to-attack": Kind(422, "One label is no decision", "Name the alternatives."),
+    "probe-too-expensive": Kind(422, "The probe costs too much", "Ask for fewer steps, restarts, draws or attacks."),
+    "client-gone": Kind(499, "The client went away"),
+    "internal": Kind(500, "Something failed here", "Try again; the log has the details under this request's id."),
+    "nonfinite-scores": Kind(500, "The scores are not finite", "Try another prompt set or no temperature."),
+    "encoder-refused": Kind(500, "The image encoder is refused"),
+    "unsupported-clip": Kind(500, "The backbone can't be served"),
+    "data-refused": Kind(500, "A data folder is refused"),
+    "probe-unavailable": Kind(501, "This defense can't be probed that way"),
+    "feature-not-installed": Kind(501, "A dependency is missing"),
+    "queue-full": Kind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
+    "starting": Kind(503, "The service is starting", "Ask /startupz what it is doing."),
+    "deadline-exceeded": Kind(504, "The answer would come too late", "Ask for less, or give deadline_ms more time."),
+}
+
+
+class ErrorItem(BaseModel):
+    """One thing that is wrong: `pointer` is a JSON pointer into the request."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457 with a stable `code`, the request's id, the fields at fault and what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: list[ErrorItem]
+    help: str | None
+
+
+@dataclass
+class Problem(Exception):
+    """An answer other than the one asked for; `code` is a key of PROBLEMS."""
+
+    code: str
+    detail: str
+    errors: Sequence[ErrorItem] = ()
+    help: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def status(self) -> int:
+        return PROBLEMS[self.code].status
+
+    def at(self, pointer: str) -> "Problem":
+        """The same problem about another place in the request."""
+        return Problem(self.code, self.detail, [ErrorItem(pointer=pointer, code=self.code, detail=self.detail)], self.help, self.headers)
+
+    def body(self, *, instance: str, request_id: str) -> dict[str, Any]:
+        kind = PROBLEMS[self.code]
+        return {
+            "type": f"/problems/{self.code}",
+            "title": kind.title,
+            "status": kind.status,
+            "detail": self.detail,
+            "instance": instance,
+            "code": self.code,
+            "request_id": request_id,
+            "errors": [item.model_dump() for item in self.errors],
+            "help": self.help or kind.help,
+        }
+
+    def response(self, *, instance: str, request_id: str) -> Response:
+        content = orjson.dumps(self.body(instance=instance, request_id=request_id))
+        return Response(content, self.status, headers=dict(self.headers), media_type=MEDIA_TYPE)
+
+
+def invalid(pointer: str, detail: str, *, code: str = "validation", help: str | None = None) -> Problem:
+    """A problem about one field."""
+    return Problem(code, detail, [ErrorItem(pointer=pointer, code=code, detail=detail)], help)
+
+
+def as_problem(error: Exception) -> Problem:
+    """What a client is told of an exception."""
+    match error:
+        case Problem():
+            return error
+        case PromptSetRefused():
+            item = ErrorItem(pointer=f"#/{error.field or 'prompt_set'}", code=error.reason, detail=error.message)
+            return Problem(error.code, f"{error.reason}: {error.message}", [item], error.help)
+        case RobustClipError() if error.code in PROBLEMS:
+            errors = [ErrorItem(pointer=f"#/{error.field}", code=error.code, detail=error.message)] if error.field else []
+            return Problem(error.code, error.message, errors, error.help)
+        case _:
+            return Problem("internal", "The request failed for a reason that is not its own.")
+
+
+def of_validation(error: ValidationError, data: object) -> Problem:
+    """The first complaints of a request model about `data`, each with a pointer to what was written."""
+    items: list[ErrorItem] = []
+    for complaint in error.errors(include_url=False, include_context=False)[:_MAX_ERRORS]:
+        value, missing = complaint["input"], complaint["type"] == "missing"
+        path = written_path(complaint["loc"], data, missing=missing)
+        message = complaint["msg"].removeprefix("Value error, ").rstrip(".")
+        found = f", found {reprlib.repr(value)}" if not missing and isinstance(value, str | int | float | None) else ""
+        pointer = "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in path)
+        items.append(ErrorItem(pointer=pointer, code=complaint["type"].replace("_", "-"), detail=f"{message}{found}."))
+    first = items[0]
+    code = first.code if first.code in PROBLEMS else "validation"
+    rest = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return Problem(code, f"{first.pointer.removeprefix('#/')}: {first.detail}{rest}", items)

@@ -1,0 +1,89 @@
+"""Is it alive, is it ready, what is it: answers for orchestrators, scrapers and people."""
+
+from typing import Any, get_args
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from robustclip.attacks import AnyAttack
+from robustclip.defenses import DEFENSES
+from service.answers import SERVICE, defense_facts, json_response, model_facts
+from service.problems import PROBLEMS, Problem
+from service.startup import Service
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", summary="Whether the process should go on living")
+@router.get("/healthz", include_in_schema=False)
+async def livez(request: Request) -> Response:
+    service: Service = request.app.state.service
+    alive = service.failure is None and (service.phase != "ready" or service.engine.healthy)
+    return json_response({"alive": alive}, status=200 if alive else 503)
+
+
+@router.get("/startupz", summary="Whether the start is over, and what it is doing", responses={503: {"description": "still starting"}})
+async def startupz(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return json_response({"phase": service.phase}, status=200 if service.phase == "ready" else 503)
+
+
+@router.get("/readyz", summary="Whether requests can be answered", responses={503: {"description": "not ready; `checks` says why"}})
+async def readyz(request: Request) -> Response:
+    service: Service = request.app.state.service
+    checks = _checks(service)
+    return json_response({"ready": all(checks.values()), "phase": service.phase, "checks": checks}, status=200 if all(checks.values()) else 503)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    content, kind = request.app.state.service.metrics.page()
+    return Response(content, media_type=kind)
+
+
+@router.get("/info", summary="Backbone, limits, defenses with their cost and status, attacks")
+async def info(request: Request) -> Response:
+    service: Service = request.app.state.service
+    engine, settings = service.engine, service.settings
+    return json_response(
+        {
+            "service": SERVICE,
+            "auth": "off",
+            "model": model_facts(engine.clip, engine.encoder),
+            "generation": engine.sets.snapshot.generation,
+            "default_prompt_set": settings.store.default_set,
+            "default_defense": defense_facts(engine.default_chain),
+            "limits": settings.limits.model_dump(),
+            "probe": settings.probe.model_dump(),
+            "defenses": [_defense(defense) for defense in DEFENSES],
+            "attacks": [attack.model_fields["kind"].default for attack in get_args(get_args(AnyAttack)[0])],
+        }
+    )
+
+
+@router.get("/problems/{code}", summary="What a problem's code means")
+async def problem(code: str) -> Response:
+    if code not in PROBLEMS:
+        raise Problem("unknown-route", "there is no such problem.")
+    kind = PROBLEMS[code]
+    return json_response({"code": code, "status": kind.status, "title": kind.title, "help": kind.help})
+
+
+def _defense(defense: Any) -> dict[str, Any]:
+    return {
+        "kind": defense.model_fields["kind"].default,
+        "status": defense.status,
+        "cost": defense.cost,
+        "schema": defense.model_json_schema(),
+    }
+
+
+def _checks(service: Service) -> dict[str, bool]:
+    started = service.phase == "ready"
+    return {
+        "started": started,
+        "start_did_not_fail": service.failure is None,
+        "engine_runs": started and service.engine.healthy,
+        "default_prompt_set_active": started and service.settings.store.default_set in service.engine.sets.snapshot.active,
+    }

@@ -1,0 +1,215 @@
+"""What requests may say. Every form of a request (JSON, form data, raw image) ends in one of these models, so that limits are checked in one place.
+
+Operators set limits, so they come with the validation: `parse(ClassifyRequest, data, limits)`.
+"""
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
+
+import pybase64
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, WithJsonSchema, model_validator
+
+from robustclip.attacks import AnyAttack
+from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
+from robustclip.defenses import AnyDefense
+from robustclip.probe import Include, ProbeOptions
+from robustclip.report import Knowledge
+from robustclip.scores import AnyScoreName
+from robustclip.threat import L2, BallSpec, Linf, Radius
+from service.config import LimitSettings
+from service.problems import Problem, invalid, of_validation
+
+MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
+DEFAULT_TOP_K = 5
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def parse(model: type[Request], data: Mapping[str, Any], limits: LimitSettings, *, labels: int | None = None) -> Request:
+    """A request from its fields. Raises Problem with a pointer to each value at fault. `labels` caps their number below the general limit."""
+    if labels is not None:
+        limits = limits.model_copy(update={"labels": min(labels, limits.labels)})
+    try:
+        return model.model_validate(data, context=limits)
+    except ValidationError as error:
+        raise of_validation(error, data) from error
+
+
+def _cleaned(label: str) -> str:
+    """One spelling of texts that look alike: composed characters, no space around."""
+    return unicodedata.normalize("NFC", label).strip()
+
+
+def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    limits = cast(LimitSettings, info.context)
+    if len(labels) > limits.labels:
+        raise invalid("#/labels", f"expected at most {limits.labels} labels, found {len(labels)}.", code="too-many-labels")
+    cleaned = tuple(map(_cleaned, labels))
+    seen: dict[str, int] = {}
+    for index, label in enumerate(cleaned):
+        if not label:
+            raise invalid(f"#/labels/{index}", "a label is empty.")
+        if len(label) > limits.label_characters:
+            raise invalid(f"#/labels/{index}", f"expected at most {limits.label_characters} characters, found {len(label)}.")
+        if label in seen:
+            raise invalid(f"#/labels/{index}", f"{label!r} repeats label {seen[label]}.", help="Give each label once.")
+        seen[label] = index
+    if len(cleaned) < 2:
+        raise invalid("#/labels", f"expected at least 2 labels, found {len(cleaned)}.", help="Name the alternatives to choose from.")
+    return cleaned
+
+
+def _image(value: object, info: ValidationInfo) -> bytes:
+    """Encoded image bytes from a form's part, a base64 object or a data URI; their number is bounded before they are decoded."""
+    if isinstance(value, bytes):
+        return value
+    limits = cast(LimitSettings, info.context)
+    if isinstance(value, str) and value.startswith("data:"):
+        header, comma, text = value.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise ValueError("a data URI must read data:image/jpeg;base64,...")
+    elif (
+        isinstance(value, dict)
+        and set(cast(dict[str, Any], value)) == {"type", "data"}
+        and value["type"] == "base64"
+        and isinstance(value["data"], str)
+    ):
+        text = value["data"]
+    elif isinstance(value, dict) and cast(dict[str, Any], value).get("type") == "url":
+        raise Problem("url-disabled", "images are not fetched from addresses.")
+    else:
+        raise ValueError('an image is {"type": "base64", "data": "..."} or a data URI')
+    if len(text) * 3 // 4 > limits.image_bytes + 2:
+        raise Problem("body-too-large", f"expected an image of at most {limits.image_bytes} bytes, found about {len(text) * 3 // 4}.")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError("the image is not valid base64") from error
+
+
+_IMAGE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"const": "base64"}, "data": {"type": "string", "contentEncoding": "base64"}},
+            "required": ["type", "data"],
+            "additionalProperties": False,
+        },
+        {"type": "string", "pattern": "^data:[a-z]+/[a-z]+;base64,", "contentEncoding": "base64"},
+    ]
+}
+EncodedImage = Annotated[bytes, PlainValidator(_image), WithJsonSchema(_IMAGE_SCHEMA)]
+Label = Annotated[str, AfterValidator(_cleaned)]
+Labels = Annotated[
+    tuple[str, ...],
+    AfterValidator(_labels),
+    Field(
+        description="what to choose from: 2 or more different texts",
+        json_schema_extra={"minItems": 2, "uniqueItems": True, "examples": [["cat", "dog"]]},
+    ),
+]
+Chain = Annotated[
+    str | tuple[str | AnyDefense, ...],
+    Field(description='"none", "default" (the operator\'s), words like "jpeg:75,bit_depth:4", or a list of words and specifications; left to right'),
+]
+SetName = Annotated[str, Field(max_length=80, description="NAME, NAME@active, or NAME@VERSION to pin one", examples=["handcrafted"])]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Deadline = Annotated[int, Field(ge=1, le=120_000, description="milliseconds; later answers are not computed")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassifyRequest(_Request):
+    """One picture or several, and the labels to choose from."""
+
+    image: EncodedImage | None = None
+    images: tuple[EncodedImage, ...] | None = Field(default=None, description="instead of `image`; a bad one fails alone")
+    labels: Labels
+    prompt_set: SetName | None = Field(default=None, description="absent: the service's default set")
+    defense: Chain = "default"
+    top_k: int = Field(default=DEFAULT_TOP_K, ge=0, le=100_000, description="predictions to return; 0: all")
+    temperature: float | None = Field(
+        default=None, ge=0.01, le=100, allow_inf_nan=False, description="divides the logits, which carry CLIP's own scale"
+    )
+    seed: Seed | None = Field(default=None, description="of randomised defenses; absent: drawn, and told in the answer")
+    deadline_ms: Deadline = 10_000
+
+    @model_validator(mode="after")
+    def _one_form_of_images(self, info: ValidationInfo) -> Self:
+        limits = cast(LimitSettings, info.context)
+        if (self.image is None) == (self.images is None):
+            raise invalid("#/image", "expected either `image` or `images`.", help="Send one picture as `image`, several as `images`.")
+        if self.images is not None and not self.images:
+            raise invalid("#/images", "expected at least 1 image, found none.")
+        if self.images is not None and len(self.images) > limits.images:
+            raise invalid("#/images", f"expected at most {limits.images} images, found {len(self.images)}.", code="too-many-images")
+        return self
+
+    def pictures(self) -> tuple[tuple[str, bytes], ...]:
+        """(where it stood, encoded bytes) of every image."""
+        if self.images is None:
+            return (("#/image", self.image or b""),)
+        return tuple((f"#/images/{index}", image) for index, image in enumerate(self.images))
+
+
+class ProbeRequest(_Request):
+    """One decision to attack, through every prompt set and every defense named. Either `attacks`, or norm, eps, steps and restarts of one PGD."""
+
+    image: EncodedImage
+    labels: Labels
+    true_label: Label | None = Field(default=None, description="what the picture shows; absent: the clean decision")
+    target_label: Label | None = Field(default=None, description="the label to reach; absent: any other")
+    prompt_sets: tuple[SetName, ...] | None = Field(default=None, min_length=1, description="absent: the service's default set")
+    defenses: tuple[Chain, ...] = Field(default=((),), min_length=1, description="chains to attack, one report each; absent: none")
+    attacks: tuple[AnyAttack, ...] | None = Field(default=None, min_length=1, max_length=16)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Radius | None = Field(default=None, description='"4/255" or a number; absent: 4/255 for linf')
+    steps: int = Field(default=20, ge=1, le=MAX_STEPS)
+    restarts: int = Field(default=1, ge=1, le=MAX_STARTS, description="random starts, beside the picture itself")
+    loss: AnyScoreName = "margin"
+    modes: tuple[Knowledge, ...] = Field(default=("static", "adaptive"), min_length=1, max_length=2, json_schema_extra={"uniqueItems": True})
+    eot: int = Field(default=8, ge=1, le=64, description="draws of a randomised defense averaged in each gradient")
+    fresh_draws: int = Field(default=64, ge=1, le=1024, description="draws of a randomised defense on which a candidate is judged")
+    seed: Seed = 0
+    include: tuple[Include, ...] = Field(default=(), alias="return", json_schema_extra={"uniqueItems": True})
+    deadline_ms: Deadline = 20_000
+
+    @model_validator(mode="after")
+    def _one_way_to_name_attacks(self) -> Self:
+        short = sorted(self.model_fields_set & {"norm", "eps", "steps", "restarts"})
+        if self.attacks is not None and short:
+            raise invalid(f"#/{short[0]}", f"expected either `attacks` or `{short[0]}`.", help="An attack carries its own ball and steps.")
+        if self.norm == "l2" and self.eps is None:
+            raise invalid("#/eps", "an L2 ball needs a radius.", help="A few units, say 1.0, is visible on small pictures.")
+        if len(set(self.modes)) < len(self.modes):
+            raise invalid("#/modes", "a mode repeats.")
+        if self.norm == "linf" and self.eps is not None and self.eps > 1:
+            raise invalid("#/eps", f"expected a radius of at most 1, found {self.eps:g}.")
+        return self
+
+    def options(self) -> ProbeOptions:
+        """The library's options for every report."""
+        return ProbeOptions(
+            attacks=self.attacks or (self._short_form(),),
+            score=self.loss,
+            modes=self.modes,
+            true_label=self.true_label,
+            target_label=self.target_label,
+            eot=self.eot,
+            fresh_draws=self.fresh_draws,
+            seed=self.seed,
+            include=self.include,
+        )
+
+    def _short_form(self) -> PGD:
+        radius = 4 / 255 if self.eps is None else self.eps
+        ball: BallSpec = L2(radius=radius) if self.norm == "l2" else Linf(radius=radius)
+        return PGD(ball=ball, steps=self.steps, restarts=self.restarts, stop="never")
+
+
+class ActivateRequest(_Request):
+    """The version to serve under this name."""
+
+    version: str = Field(pattern=r"^[0-9a-f]{12}$", examples=["3f9c21d07b1e"])

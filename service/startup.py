@@ -1,0 +1,108 @@
+"""From settings to a running engine, in phases that people can watch."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from prompts_store.store import SHIPPED, PromptStore
+from robustclip.classifier import TorchImageEncoder
+from robustclip.clip import Clip, load_clip
+from robustclip.errors import InvalidInput
+from robustclip.onnx import OrtImageEncoder
+from robustclip.types import ImageEncoder
+from service.config import ServeSettings
+from service.device import available_cpus
+from service.engine import Engine
+from service.metrics import Metrics
+from service.probing import ProbeRunner
+from service.problems import Problem
+
+Report = Callable[[str], None]
+
+
+class Service:
+    """An application's engine and how far it has come. `phase` is what it does now; `failure` why it will never be ready."""
+
+    def __init__(self, settings: ServeSettings, report: Report = lambda phase: None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.phase = "loading"
+        self.failure: Exception | None = None
+        self.started_at = time.time()
+        self._report = report
+        self._running: tuple[Engine, ProbeRunner] | None = None
+
+    def start(self) -> None:
+        """Load, check, warm. Blocks; what goes wrong is raised and remembered."""
+        try:
+            self._running = self._start()
+        except Exception as error:
+            self.failure = error
+            raise
+        self._enter("ready")
+
+    def close(self) -> None:
+        """Stop all threads; probes are cancelled, accepted pictures are finished."""
+        if self._running is not None:
+            engine, probes = self._running
+            probes.close()
+            engine.close()
+
+    @property
+    def engine(self) -> Engine:
+        """Raises Problem `starting` until there is one."""
+        return self._parts()[0]
+
+    @property
+    def probes(self) -> ProbeRunner:
+        """Raises Problem `starting` until there is one."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[Engine, ProbeRunner]:
+        if self._running is None:
+            raise Problem("starting", f"the service is {self.phase}.", headers={"Retry-After": "2"})
+        return self._running
+
+    def _start(self) -> tuple[Engine, ProbeRunner]:
+        settings, threads = self.settings, self.settings.engine.threads or available_cpus()
+        torch.set_num_threads(threads)
+        self._enter(f"loading {settings.clip.arch}", phase="loading")
+        clip = load_clip(settings.clip.arch, settings.clip.pretrained, device=_device(settings.clip.device))
+        encoder = self._encoder(clip, threads)
+        store = PromptStore(settings.store.path, read_only=settings.store.read_only)
+        if not settings.store.read_only:
+            store.seed_from(SHIPPED)
+        engine = Engine(settings, clip, encoder, store, self.metrics)
+        self._enter("warming")
+        try:
+            engine.start()
+        except BaseException:
+            engine.close()
+            raise
+        return engine, ProbeRunner(engine)
+
+    def _encoder(self, clip: Clip, threads: int) -> ImageEncoder:
+        self.metrics.precision.labels("fp32", self.settings.encoder.backend, str(clip.device)).set(1)
+        if self.settings.encoder.backend == "torch":
+            return TorchImageEncoder(clip)
+        self._enter("comparing ONNX Runtime with torch", phase="parity")
+        encoder = OrtImageEncoder(clip, self.settings.encoder.path, threads=threads)
+        parity = min(encoder.parity.values(), key=lambda parity: parity.cosine)
+        self.metrics.parity.set(parity.cosine)
+        self._report(f"parity onnx: cosine {parity.cosine:.6f}, largest logit change {parity.logit:.1e}")
+        return encoder
+
+    def _enter(self, what: str, *, phase: str | None = None) -> None:
+        self.phase = phase or what
+        if self.phase != "ready":
+            self._report(what)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch has no one kind of error for a device that is not there
+        raise InvalidInput(f"torch can't compute on {name!r}.", field="clip.device", help="Use cpu, or install a torch for this device.") from error
+    return device

@@ -1,0 +1,47 @@
+"""Where the time of a request goes."""
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from robustclip.types import Defense, Seeds, Stage
+
+
+@dataclass
+class Timing:
+    """Seconds by stage of one request; of pictures that run side by side the slowest counts."""
+
+    stages: dict[str, float] = field(default_factory=dict[str, float])
+
+    def slowest(self, stage: str, seconds: float) -> None:
+        self.stages[stage] = max(self.stages.get(stage, 0.0), seconds)
+
+    def milliseconds(self) -> dict[str, float]:
+        return {stage: round(seconds * 1000, 3) for stage, seconds in self.stages.items()}
+
+
+class TimedDefense:
+    """A defense with a stop watch, so that purifying and encoding can be told apart in one pass."""
+
+    def __init__(self, defense: Defense) -> None:
+        self._defense = defense
+        self.seconds = 0.0
+
+    @property
+    def stage(self) -> Stage:
+        return self._defense.stage
+
+    @property
+    def randomized(self) -> bool:
+        return self._defense.randomized
+
+    @property
+    def gradient(self) -> str:
+        return self._defense.gradient
+
+    def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
+        started = time.perf_counter()
+        outputs = self._defense(inputs, seeds)
+        self.seconds += time.perf_counter() - started
+        return outputs
