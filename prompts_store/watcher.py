@@ -13,11 +13,19 @@ _log = logging.getLogger(__name__)
 class Watcher:
     """Calls `on_change(active)` from a thread of its own, at the start and then whenever what is active for a CLIP changes.
 
-    `on_change` loads and swaps; it may take its time, and polls wait for it. One that raises is logged and called again at the next change, so that a
-    set that can't be served is complained about once. A name missing from `active` has no readable pointer now.
+    `on_change` loads and swaps; it may take its time, and polls wait for it. One that answers False is called again at the next poll (a pointer may
+    arrive before the file that it names), one that raises is logged and called again at the next change. A name missing from `active` has no readable
+    pointer now.
     """
 
-    def __init__(self, store: PromptStore, fingerprint: str, on_change: Callable[[dict[str, Ref]], None], *, interval_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        store: PromptStore,
+        fingerprint: str,
+        on_change: Callable[[dict[str, Ref]], bool | None],
+        *,
+        interval_seconds: float = 0.5,
+    ) -> None:
         self._store = store
         self._fingerprint = fingerprint
         self._on_change = on_change
@@ -54,7 +62,8 @@ class Watcher:
                 return False
             self._seen = active
             try:
-                self._on_change(active)
+                if self._on_change(active) is False:
+                    self._seen = None
             except Exception:
                 _log.exception("following the prompt store failed; what is served stays")
             return True

@@ -1,6 +1,7 @@
 """The few errors of the library. Each says what was expected, what was found and what to do; no web status here (service/problems.py maps codes)."""
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:  # the command line imports this file and must start at once
@@ -126,14 +127,23 @@ class FeatureNotInstalled(RobustClipError):
 def invalid_input(error: "ValidationError", data: object, *, field: str | None = None) -> InvalidInput:
     """The first complaint of a pydantic model about `data`, with the path to the value at fault below `field` (`attack/ball/radius`)."""
     first = error.errors(include_url=False)[0]
-    path = [field] if field else []
+    path = ([field] if field else []) + written_path(first["loc"], data, missing=first["type"] == "missing")
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input']):.60}"
+    return InvalidInput(f"{message}{found}.", field="/".join(path) or None)
+
+
+def written_path(location: Sequence[int | str], data: object, *, missing: bool) -> list[str]:
+    """A pydantic location as keys and indices of `data`: without the branches of unions, which pydantic names and nobody wrote.
+
+    The last part of a `missing` complaint stays, although the data lacks it.
+    """
+    path: list[str] = []
     node: Any = data
-    for part in first["loc"]:
+    for position, part in enumerate(location):
         if (isinstance(node, Mapping) and part in node) or (isinstance(node, list | tuple) and isinstance(part, int)):
             node = cast(Any, node)[part]
-        elif first["type"] != "missing" or part != first["loc"][-1]:
-            continue  # the branch of a union, which pydantic names and nobody wrote
+        elif not (missing and position == len(location) - 1):
+            continue
         path.append(str(part))
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
-    return InvalidInput(f"{message}{found}.", field="/".join(path) or None)
+    return path

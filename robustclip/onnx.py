@@ -113,6 +113,8 @@ class OrtImageEncoder:
         return self._graph(visual=visual is not None)(pixels, visual)
 
     def _graph(self, *, visual: bool) -> "_Graph":
+        if visual in self._graphs:  # without the lock: exporting one graph must not stop the other
+            return self._graphs[visual]
         with self._lock:
             if visual not in self._graphs:
                 path = _graph_path(self.path, visual)
