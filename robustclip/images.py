@@ -108,8 +108,8 @@ def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
 def to_pixels(image: Image.Image, size: int) -> Pixels:
     """[3, size, size] float32 multiples of 1/255: the shorter side resized to `size` (bicubic, antialiased), the centre cropped.
 
-    Within one level of torchvision's Resize and CenterCrop, which open_clip uses, on photographs: the same filter at the same places, but only the crop
-    computed, so that a 16384 x 1 picture costs no more than a square one, and Pillow may take its two passes in another order.
+    Within one level of torchvision's Resize and CenterCrop, which open_clip uses, on photographs: the same filter at the same places, but only the
+    crop is computed, so that a 16384 x 1 picture costs no more than a square one, and Pillow may take its two passes in another order.
     """
     width, height = image.size
     short = min(width, height)

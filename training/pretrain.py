@@ -55,13 +55,13 @@ class Recipe(BaseModel):
 
     seed: int = 0
     views: int = 2
-    frozen_samples: int = 500_000
-    joint_samples: int = 80_000
+    frozen_samples: int = 340_000
+    joint_samples: int = 40_000
     batch: int = 512
     joint_batch: int = 256
     rate: float = 1e-3
-    joint_rate: float = 2e-4
-    stem_rate: float = 1e-4
+    joint_rate: float = 3e-4
+    stem_rate: float = 2e-4
     weight_decay: float = 0.05
     names_a_step: int = 384
     words_a_step: int = 96
@@ -130,10 +130,10 @@ class Trainer:
         optimizer = self._optimizer(phase)
         base = [group["lr"] for group in optimizer.param_groups]
         start = self._resume(phase, checkpoint, optimizer)
-        began = time.monotonic()
+        began, warm_up = time.monotonic(), max(1, min(100, steps // 6))
         for step in range(start, steps):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+                group["lr"] = rate * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
             losses = self._losses(phase, step, batch)
             optimizer.zero_grad(set_to_none=True)
             cast(Tensor, sum(losses.values())).backward()
