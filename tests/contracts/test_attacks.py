@@ -1,0 +1,128 @@
+"""What every attack must keep, over a table: a new attack is tested by being listed here, and must be listed as soon as it is in `AnyAttack`."""
+
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import BaseModel
+from toys import gratings, trained_conv
+
+from robustclip.attacks import AnyAttack, parse_attack
+from robustclip.scores import AnyScoreName, label_score
+from robustclip.seeds import draw_seeds
+from robustclip.threat import L2, Linf
+from robustclip.types import Attacked, Score, Seeds
+
+BALLS = {"linf": Linf(radius=3 / 255), "l2": L2(radius=0.4)}
+TABLE = [
+    ("pgd", {}),
+    ("pgd", {"steps": 5, "starts": ("one_sided",), "stop": "never", "keep": "last"}),
+    ("pgd", {"steps": 5, "starts": ("zero", "random"), "restarts": 2, "stop": "never"}),
+    ("fgsm", {}),
+    ("fgsm", {"random_start": True}),
+]
+CASES = [parse_attack({"kind": kind, "ball": ball} | options) for kind, options in TABLE for ball in BALLS.values()]
+
+PIXELS, TARGETS = gratings(8, seed=21)
+SEEDS = draw_seeds(21, 8)
+
+every_attack = pytest.mark.parametrize("attack", CASES, ids=repr)
+
+
+def score(rows: torch.Tensor | None = None, name: AnyScoreName = "margin") -> Score:
+    return label_score(name, trained_conv(), TARGETS if rows is None else TARGETS[rows])
+
+
+def run(attack: AnyAttack, rows: torch.Tensor | None = None, seeds: Seeds = SEEDS, name: AnyScoreName = "margin") -> Attacked:
+    rows = torch.arange(8) if rows is None else rows
+    return attack(score(rows, name), PIXELS[rows], seeds[rows])
+
+
+def test_the_table_lists_every_attack() -> None:
+    kinds: set[type[BaseModel]] = set(get_args(get_args(AnyAttack)[0]))
+    assert {attack.model_fields["kind"].default for attack in kinds} == {kind for kind, _ in TABLE}
+
+
+@every_attack
+@pytest.mark.parametrize("name", ["margin", "cross_entropy"])
+def test_the_result_is_in_the_ball_in_the_box_and_finite(attack: AnyAttack, name: AnyScoreName) -> None:
+    attacked = run(attack, name=name)
+    assert attacked.pixels.shape == PIXELS.shape
+    assert attacked.pixels.dtype == torch.float32
+    assert attacked.pixels.isfinite().all()
+    assert attacked.pixels.min() >= 0
+    assert attacked.pixels.max() <= 1
+    assert (attack.ball.distance(attacked.pixels, PIXELS) <= attack.ball.radius * (1 + 1e-5) + 1e-6).all()
+    assert attacked.value.isfinite().all()
+    assert not attacked.pixels.requires_grad
+
+
+@every_attack
+@pytest.mark.parametrize("name", ["margin", "cross_entropy"])
+def test_what_is_reported_is_what_the_pixels_show(attack: AnyAttack, name: AnyScoreName) -> None:
+    attacked = run(attack, name=name)
+    seen = score(name=name)(attacked.pixels, SEEDS, grad=False)
+    assert torch.allclose(attacked.value, seen.value, atol=1e-4)
+    assert torch.allclose(attacked.margin, seen.margin, atol=1e-4)
+    assert attacked.trace_value.shape == attacked.trace_margin.shape
+    assert attacked.trace_value.shape[1] == attacked.first_success.shape[0] == 8
+    assert torch.equal(attacked.first_success >= 0, (attacked.trace_margin > 0).any(dim=0))
+    assert attacked.cost.charged <= attack.charged(8)
+
+
+@every_attack
+def test_an_attack_never_lowers_the_score(attack: AnyAttack) -> None:
+    assert (run(attack).value >= score()(PIXELS, SEEDS, grad=False).value).all()
+
+
+@every_attack
+def test_radius_zero_changes_nothing(attack: AnyAttack) -> None:
+    nowhere = attack.model_copy(update={"ball": type(attack.ball)(radius=0)})
+    assert torch.equal(run(nowhere).pixels, PIXELS)
+
+
+@every_attack
+def test_the_same_seeds_give_the_same_result_and_the_global_generator_is_untouched(attack: AnyAttack) -> None:
+    state = torch.random.get_rng_state()
+    once = run(attack)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(12345)
+    assert torch.equal(run(attack).pixels, once.pixels)
+
+
+@every_attack
+@pytest.mark.parametrize("rows", [[3], [7, 2, 5, 0, 1, 6, 3, 4], [1, 4, 6]], ids=["alone", "permuted", "some"])
+def test_a_row_does_not_depend_on_its_batch_mates(attack: AnyAttack, rows: list[int]) -> None:
+    whole, part = run(attack), run(attack, torch.tensor(rows))
+    assert torch.allclose(part.pixels, whole.pixels[rows], atol=1e-5)
+    assert torch.allclose(part.margin, whole.margin[rows], atol=1e-4)
+    assert torch.equal(part.first_success, whole.first_success[rows])
+
+
+@every_attack
+def test_the_input_is_left_alone(attack: AnyAttack) -> None:
+    before = PIXELS.clone()
+    run(attack)
+    assert torch.equal(PIXELS, before)
+
+
+def broken(pictures: int = 64, **options: object) -> int:
+    pixels, targets = gratings(pictures, seed=3)
+    attack = parse_attack({"kind": "pgd"} | options)
+    return int((attack(label_score("margin", trained_conv(), targets), pixels, draw_seeds(1, pictures)).margin > 0).sum())
+
+
+@pytest.mark.parametrize("kind", ["pgd", "fgsm"])
+@pytest.mark.parametrize(("norm", "radii"), [("linf", (1 / 255, 2 / 255, 4 / 255, 8 / 255)), ("l2", (0.1, 0.3, 0.6, 2.0))])
+def test_a_larger_ball_breaks_no_fewer(kind: str, norm: str, radii: tuple[float, ...]) -> None:
+    counts = [broken(kind=kind, ball={"kind": norm, "radius": radius}) for radius in radii]
+    assert all(later >= earlier - 1 for earlier, later in pairwise(counts)), counts
+    assert counts[0] < 8
+    assert counts[-1] > (56 if kind == "pgd" else 32)
+
+
+def test_more_steps_break_no_fewer() -> None:
+    counts = [broken(ball=BALLS["linf"], steps=steps) for steps in (1, 3, 10, 30)]
+    assert all(later >= earlier - 1 for earlier, later in pairwise(counts)), counts
+    assert counts[0] < counts[-1]

@@ -1,0 +1,229 @@
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from toys import LinearClassifier, gratings, trained_conv
+
+from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput, NoDecisionToAttack
+from robustclip.scores import CrossEntropy, EmbeddingShift, Margin, averaged, guarded, label_score, recorded, untargeted_margin
+from robustclip.seeds import draw_seeds, row_normal
+from robustclip.types import Cost, Logits, Pixels, Score, Seeds
+
+PIXELS, TARGETS = gratings(8, seed=5)
+SEEDS = draw_seeds(5, 8)
+GOALS = (TARGETS + 1) % 4
+
+
+def linear(labels: int = 4, scale: float = 1.0) -> LinearClassifier:
+    generator = torch.Generator().manual_seed(labels)
+    return LinearClassifier(scale * torch.randn(labels, 3 * 32 * 32, generator=generator) / 50, torch.zeros(labels))
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy:
+    """A toy whose logits carry seeded noise of standard deviation 1."""
+
+    classifier: LinearClassifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        logits = self.classifier(pixels, seeds)
+        return logits + row_normal(seeds, tuple(logits.shape[1:]), like=logits)
+
+
+def every_score() -> list[Score]:
+    toy = trained_conv()
+    embed = lambda pixels: F.avg_pool2d(pixels, 4).flatten(1) * 9  # noqa: E731 - a short encoder
+    clean = embed(PIXELS + 0.01 * torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(0)))
+    return [
+        *(label_score(name, toy, TARGETS, goals) for name in ("cross_entropy", "margin") for goals in (None, GOALS)),
+        CrossEntropy(toy, TARGETS, temperature=10.0),
+        *(EmbeddingShift(embed, clean, distance) for distance in ("kl", "cosine", "l2")),
+        averaged(Margin(Noisy(linear()), TARGETS), 3),
+        guarded(Margin(toy, TARGETS), chunk_rows=3),
+        recorded(Margin(toy, TARGETS)),
+    ]
+
+
+def test_margin_is_positive_exactly_when_another_label_wins() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [3.0, 1.0, 2.0], [2.0, 2.0, 1.0]])
+    assert untargeted_margin(logits, torch.tensor([0, 0, 0])).tolist() == [2.0, -1.0, 0.0]
+
+
+def test_values_are_the_textbook_ones() -> None:
+    toy = linear()
+    logits = toy(PIXELS, SEEDS)
+    rows = torch.arange(8)
+    expected = {
+        "cross_entropy": -logits.log_softmax(dim=1)[rows, TARGETS],
+        "margin": torch.stack([max(z for i, z in enumerate(row) if i != y) - row[y] for row, y in zip(logits, TARGETS, strict=True)]),
+    }
+    for name in ("cross_entropy", "margin"):
+        seen = label_score(name, toy, TARGETS)(PIXELS, SEEDS, grad=False)
+        assert torch.allclose(seen.value, expected[name], atol=1e-5)
+        assert torch.allclose(seen.margin, expected["margin"], atol=1e-5)
+        aimed = label_score(name, toy, TARGETS, GOALS)(PIXELS, SEEDS, grad=False)
+        assert torch.equal(aimed.margin > 0, logits.argmax(dim=1) == GOALS)
+    warm = CrossEntropy(toy, TARGETS, temperature=10.0)(PIXELS, SEEDS, grad=False)
+    assert torch.allclose(warm.value, -(logits / 10).log_softmax(dim=1)[rows, TARGETS], atol=1e-5)
+
+
+def test_shifts_are_the_textbook_ones() -> None:
+    clean = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    moved = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
+    p, q = clean.softmax(dim=1), moved.softmax(dim=1)
+    expected = {
+        "kl": (p * (p / q).log()).sum(dim=1),
+        "cosine": 1 - (clean * moved).sum(dim=1) / clean.norm(dim=1) / moved.norm(dim=1),
+        "l2": ((clean - moved) ** 2).sum(dim=1),
+    }
+    for distance in ("kl", "cosine", "l2"):
+        shift = EmbeddingShift(lambda pixels: moved, clean, distance)(PIXELS, SEEDS, grad=False)
+        assert torch.allclose(shift.value, expected[distance], rtol=1e-4)
+        assert (shift.margin == -torch.inf).all()
+
+
+@pytest.mark.parametrize("score", every_score(), ids=lambda score: type(score).__name__)
+class TestEveryScore:
+    def test_the_gradient_agrees_with_central_differences(self, score: Score) -> None:
+        gradient = score(PIXELS, SEEDS, grad=True).grad
+        assert gradient is not None
+        direction = torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(8)).sign() + gradient.sign()
+        step = 1e-4
+        rise = score(PIXELS + step * direction, SEEDS, grad=False).value - score(PIXELS - step * direction, SEEDS, grad=False).value
+        assert torch.allclose(rise / (2 * step), (gradient * direction).flatten(1).sum(dim=1), rtol=0.15, atol=0.05)
+
+    def test_rows_are_independent_and_selection_follows(self, score: Score) -> None:
+        whole = score(PIXELS, SEEDS, grad=True)
+        assert whole.grad is not None
+        for rows in (torch.tensor([6, 1, 1]), torch.tensor([4]), torch.arange(8).flip(0)):
+            part = score.select(rows)(PIXELS[rows], SEEDS[rows], grad=True)
+            assert part.grad is not None
+            for found, expected in ((part.value, whole.value), (part.margin, whole.margin), (part.grad, whole.grad)):
+                assert torch.allclose(found, expected[rows], atol=1e-5)
+
+    def test_nothing_stays_on_the_graph_and_no_gradient_is_made_unasked(self, score: Score) -> None:
+        pixels = PIXELS.clone().requires_grad_()
+        for asked in (True, False):
+            seen = score(pixels, SEEDS, grad=asked)
+            assert not seen.value.requires_grad
+            assert not seen.margin.requires_grad
+            assert (seen.grad is not None) == asked
+        assert pixels.grad is None
+
+    def test_no_gradient_is_made_of_a_disabled_graph(self, score: Score) -> None:
+        with torch.no_grad():
+            seen = score(PIXELS, SEEDS, grad=True)
+        assert seen.grad is not None
+        assert seen.grad.abs().sum() > 0
+
+
+def test_parameters_receive_no_gradient() -> None:
+    toy = linear()
+    toy.weights.requires_grad_()
+    Margin(toy, TARGETS)(PIXELS, SEEDS, grad=True)
+    assert toy.weights.grad is None
+
+
+def test_a_victim_off_the_graph_shows_a_zero_gradient() -> None:
+    toy = linear()
+
+    @dataclass(frozen=True)
+    class Detached:
+        labels: tuple[str, ...] = toy.labels
+
+        def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+            return toy(pixels.detach(), seeds)
+
+    seen = Margin(Detached(), TARGETS)(PIXELS, SEEDS, grad=True)
+    assert seen.grad is not None
+    assert not seen.grad.any()
+
+
+def test_temperature_cures_the_saturated_cross_entropy() -> None:
+    sure = linear(scale=1000.0)
+    targets = sure(PIXELS, SEEDS).argmax(dim=1)
+
+    def length(score: Score) -> Tensor:
+        gradient = score(PIXELS, SEEDS, grad=True).grad
+        assert gradient is not None
+        return gradient.flatten(1).norm(dim=1)
+
+    lost = length(CrossEntropy(sure, targets)) < 1e-6
+    assert lost.any()
+    assert (length(CrossEntropy(sure, targets, temperature=1000.0)) > 1e-3).all()
+    assert (length(Margin(sure, targets)) > 1).all()
+
+
+def test_one_label_is_no_decision() -> None:
+    with pytest.raises(NoDecisionToAttack):
+        label_score("margin", linear(labels=1), torch.zeros(8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("targets", "goals", "field"), [([4], None, "targets"), ([-1], None, "targets"), ([0], [4], "goals"), ([1], [1], "goals")])
+def test_labels_that_are_not_there_are_refused(targets: list[int], goals: list[int] | None, field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        label_score("margin", linear(), torch.tensor(targets), None if goals is None else torch.tensor(goals))
+    assert refused.value.field == field
+
+
+def test_an_average_is_the_mean_over_fresh_draws() -> None:
+    noisy = Margin(Noisy(linear()), TARGETS)
+    one = noisy(PIXELS, SEEDS, grad=False).value
+    few, many = averaged(noisy, 2)(PIXELS, SEEDS, grad=True), averaged(noisy, 400)(PIXELS, SEEDS, grad=False)
+    assert not torch.allclose(few.value, one)
+    assert few.cost == Cost(forward=16, backward=16)
+    assert few.value.shape == (8,)
+    assert few.grad is not None
+    assert few.grad.shape == PIXELS.shape
+    again = averaged(noisy, 400)(PIXELS, draw_seeds(99, 8), grad=False)
+    assert (many.value - again.value).abs().max() < 0.5  # two means of 400 draws, each of standard deviation about 1.4
+    with pytest.raises(InvalidInput):
+        averaged(noisy, 0)
+
+
+def test_a_bill_counts_rows_of_every_selection_and_draw() -> None:
+    bill = recorded(averaged(Margin(Noisy(linear()), TARGETS), 3))
+    bill(PIXELS, SEEDS, grad=False)
+    bill.select(torch.tensor([1, 2]))(PIXELS[:2], SEEDS[:2], grad=True)
+    assert bill.cost == Cost(forward=24 + 6, backward=6)
+    assert bill.cost.charged == 42
+
+
+def test_a_guarded_score_holds_the_lock_chunk_by_chunk() -> None:
+    holds: list[int] = []
+
+    class Lock:
+        def __enter__(self) -> None:
+            holds.append(0)
+
+        def __exit__(self, *_: object) -> None:
+            holds[-1] += 1
+
+    plain = Margin(trained_conv(), TARGETS)
+    seen = guarded(plain, Lock(), chunk_rows=3)(PIXELS, SEEDS, grad=True)
+    assert holds == [1, 1, 1]
+    expected = plain(PIXELS, SEEDS, grad=True)
+    assert torch.allclose(seen.value, expected.value, atol=1e-5)
+    assert seen.cost == expected.cost
+    with pytest.raises(InvalidInput):
+        guarded(plain, chunk_rows=0)
+
+
+def test_a_guarded_score_stops_at_the_deadline_and_when_cancelled() -> None:
+    score, calls = Margin(linear(), TARGETS), iter([False, False, True])
+    lock = threading.Lock()
+    with pytest.raises(DeadlineExceeded):
+        guarded(score, lock, deadline=time.monotonic() - 1)(PIXELS, SEEDS, grad=False)
+    with pytest.raises(Cancelled):
+        guarded(score, lock, cancelled=lambda: next(calls), chunk_rows=1)(PIXELS, SEEDS, grad=False)
+    assert issubclass(Cancelled, DeadlineExceeded)
+    assert not lock.locked()
+    guarded(score, lock, deadline=time.monotonic() + 60, cancelled=lambda: False)(PIXELS, SEEDS, grad=False)

@@ -1,0 +1,93 @@
+"""Small classifiers on made-up pictures, for tests that need a decision to attack and no CLIP. They implement `robustclip.types.Classifier`."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.types import Classifier, Defense, Logits, Pixels, Seeds
+
+TOY_SIZE = 32
+TOY_LABELS = ("level", "rising", "upright", "falling")
+
+
+@dataclass(frozen=True, eq=False)
+class LinearClassifier:
+    """weights [C, 3 * S * S] @ pixels + bias [C]: the smallest radius that breaks it is known exactly."""
+
+    weights: Tensor
+    bias: Tensor
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(f"label {index}" for index in range(len(self.bias)))
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return pixels.flatten(1) @ self.weights.T + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class ConvClassifier:
+    """Two convolutions, the mean over places, a linear readout."""
+
+    first: Tensor  # [F, 3, 5, 5]
+    second: Tensor  # [G, F, 3, 3]
+    readout: Tensor  # [C, G]
+    labels: tuple[str, ...] = TOY_LABELS
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        hidden = F.conv2d(2 * pixels - 1, self.first, stride=2, padding=2).relu()
+        return F.conv2d(hidden, self.second, stride=2, padding=1).relu().mean(dim=(2, 3)) @ self.readout.T
+
+
+@dataclass(frozen=True, eq=False)
+class Purified:
+    """A toy behind a defense, as `robustclip.classifier.Defended` is a CLIP behind one."""
+
+    classifier: Classifier
+    defense: Defense
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.classifier(self.defense(pixels, seeds), seeds)
+
+
+def gratings(count: int, *, seed: int) -> tuple[Pixels, Tensor]:
+    """[count, 3, 32, 32] stripes in one of four directions, on the k/255 lattice, and their class: learnable in a second, and attackable."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(len(TOY_LABELS), (count,), generator=generator)
+    angle = targets * torch.pi / 4 + 0.2 * (torch.rand(count, generator=generator) - 0.5)
+    wave = 2 * torch.pi / (4 + 4 * torch.rand(count, generator=generator))  # radians a pixel
+    phase = 2 * torch.pi * torch.rand(count, generator=generator)
+    row, column = torch.meshgrid(torch.arange(TOY_SIZE), torch.arange(TOY_SIZE), indexing="ij")
+    along = angle.sin()[:, None, None] * column - angle.cos()[:, None, None] * row
+    stripes = (wave[:, None, None] * along + phase[:, None, None]).sin()[:, None]
+    tint = 0.02 + 0.02 * torch.rand(count, 3, 1, 1, generator=generator)
+    noise = 0.03 * torch.randn(count, 3, TOY_SIZE, TOY_SIZE, generator=generator)
+    return ((0.5 + tint * stripes + noise).clamp(0, 1) * 255).round() / 255, targets
+
+
+@cache
+def trained_conv() -> ConvClassifier:
+    """A ConvClassifier that knows the gratings: the same in every process, about a second to train."""
+    generator = torch.Generator().manual_seed(7)
+    shapes = {"first": (16, 3, 5, 5), "second": (32, 16, 3, 3), "readout": (len(TOY_LABELS), 32)}
+    weights = {name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
+    for weight in weights.values():
+        weight.requires_grad_()
+    optimizer = torch.optim.Adam(weights.values(), lr=0.01)
+    for step in range(60):
+        pixels, targets = gratings(64, seed=1000 + step)
+        left, right, top, bottom = torch.randint(4, (4,), generator=generator).tolist()
+        pixels = F.pad(pixels[:, :, top : TOY_SIZE - bottom, left : TOY_SIZE - right], (left, right, top, bottom))  # black borders mean nothing
+        loss = F.cross_entropy(4 * ConvClassifier(**weights)(pixels, targets), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return ConvClassifier(**{name: weight.detach() for name, weight in weights.items()})
