@@ -16,6 +16,7 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 def write_whole(path: Path, data: bytes) -> None:
     """Put `data` at `path` in one step: a reader sees the old content or the new, a power cut leaves one of them. Call it under `writing`."""
+    new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".*{_PARTIAL}"):  # from a writer that was killed: whoever holds the lock has no other
         leftover.unlink()
@@ -25,7 +26,7 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):  # a folder made just now must last, too
+    for folder in path.parents[: 3 if new_folder else 1]:  # a store is two folders deep: those made just now must last, too
         _sync_folder(folder)
 
 
@@ -42,14 +43,20 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         raise
     except OSError as error:
         raise _unreadable(path, "not-a-file" if error.errno == errno.ELOOP else "unreadable", f"can't be read: {error.strerror}") from error
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _unreadable(path, "not-a-file", "is a folder or a device")
-        data = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
-    if status.st_size > max_bytes or len(data) > max_bytes:
-        raise PromptSetRefused(f"expected at most {max_bytes} bytes, found {max(status.st_size, len(data))}.", reason="too-large", field=path.name)
-    return data
+        size = status.st_size
+        if size <= max_bytes:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(max_bytes + 1)
+            if len(data) <= max_bytes:
+                return data
+            size = len(data)
+    finally:
+        os.close(descriptor)
+    raise PromptSetRefused(f"expected at most {max_bytes} bytes, found {size}.", reason="too-large", field=path.name)
 
 
 @contextlib.contextmanager

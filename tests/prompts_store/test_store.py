@@ -1,0 +1,291 @@
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from prompt_sets import learned_set, template_set
+
+from prompts_store.manifest import Ref
+from prompts_store.shelf import Pointer
+from prompts_store.store import SHIPPED, PromptStore
+from robustclip.clip import Clip
+from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
+
+OTHER = "f" * 64  # the fingerprint of a CLIP that nobody has
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PromptStore:
+    return PromptStore(tmp_path / "prompts")
+
+
+def test_a_published_set_is_loaded_as_it_was(store: PromptStore, tiny: Clip) -> None:
+    prompt_set = learned_set(tiny, visual=True)
+    ref = store.publish(prompt_set, activate=True)
+    for asked in ("demo", "demo@active", str(ref), ref):
+        found = store.load(asked, tiny)
+        assert (found.ref, found.manifest, found.prompts.digest()) == (ref, prompt_set.manifest, prompt_set.prompts.digest())
+
+
+def test_publishing_twice_keeps_one_file(store: PromptStore, tiny: Clip) -> None:
+    refs = {store.publish(learned_set(tiny)) for _ in range(2)}
+    (stored,) = store.versions("demo", tiny.fingerprint)
+    assert refs == {stored.ref}
+    assert stored.path == store.root / tiny.fingerprint[:8] / "demo" / f"{stored.ref.version}.safetensors"
+
+
+def test_publishing_alone_activates_nothing(store: PromptStore, tiny: Clip) -> None:
+    store.publish(learned_set(tiny))
+    assert store.active(tiny.fingerprint) == {}
+    with pytest.raises(UnknownVersion, match="no version of 'demo' is active"):
+        store.load("demo", tiny)
+
+
+def test_the_pointer_remembers_one_version_before(store: PromptStore, tiny: Clip) -> None:
+    one, two, three = (store.publish(learned_set(tiny, seed=seed), activate=True).version for seed in range(3))
+    assert store.pointer("demo", tiny.fingerprint) == Pointer(three, two)
+    store.activate(Ref("demo", three), tiny.fingerprint)
+    assert store.pointer("demo", tiny.fingerprint) == Pointer(three, two)
+    store.activate(f"demo@{one}", tiny.fingerprint)
+    assert (store.root / tiny.fingerprint[:8] / "demo" / "ACTIVE").read_text() == f"{one}\n{three}\n"
+
+
+def test_rolling_back_twice_is_where_it_began(store: PromptStore, tiny: Clip) -> None:
+    one, two = (store.publish(learned_set(tiny, seed=seed), activate=True) for seed in range(2))
+    assert store.rollback("demo", tiny.fingerprint) == one
+    assert store.active(tiny.fingerprint) == {"demo": one}
+    assert store.rollback("demo", tiny.fingerprint) == two
+
+
+def test_rolling_back_needs_a_version_before(store: PromptStore, tiny: Clip) -> None:
+    store.publish(learned_set(tiny))
+    with pytest.raises(NothingToRollBack):
+        store.rollback("demo", tiny.fingerprint)
+    store.publish(learned_set(tiny), activate=True)
+    with pytest.raises(NothingToRollBack):
+        store.rollback("demo", tiny.fingerprint)
+
+
+def test_neither_activating_nor_rolling_back_moves_to_a_damaged_file(store: PromptStore, tiny: Clip) -> None:
+    one, two = (store.publish(learned_set(tiny, seed=seed), activate=True) for seed in range(2))
+    path = store.root / tiny.fingerprint[:8] / "demo" / f"{one.version}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PromptSetRefused):
+        store.rollback("demo", tiny.fingerprint)
+    with pytest.raises(PromptSetRefused):
+        store.activate(one, tiny.fingerprint)
+    assert store.active(tiny.fingerprint) == {"demo": two}
+
+
+def test_only_a_version_can_be_activated(store: PromptStore, tiny: Clip) -> None:
+    store.publish(learned_set(tiny))
+    with pytest.raises(InvalidInput, match="expected demo@VERSION"):
+        store.activate("demo", tiny.fingerprint)
+    with pytest.raises(UnknownVersion):
+        store.activate("demo@000000000000", tiny.fingerprint)
+
+
+def test_unknown_sets_and_versions_are_named_with_what_is_known(store: PromptStore, tiny: Clip) -> None:
+    with pytest.raises(UnknownPromptSet, match="none yet"):
+        store.load("nobody", tiny)
+    store.publish(learned_set(tiny))
+    for ask in (
+        lambda: store.load("nobody", tiny),
+        lambda: store.versions("nobody", tiny.fingerprint),
+        lambda: store.rollback("nobody", tiny.fingerprint),
+        lambda: store.prune("nobody", tiny.fingerprint),
+    ):
+        with pytest.raises(UnknownPromptSet, match="Known: demo"):
+            ask()
+    with pytest.raises(UnknownVersion, match="no version 000000000000"):
+        store.load("demo@000000000000", tiny)
+
+
+@pytest.mark.parametrize("name", ["../demo", "/etc", "demo/../demo", "Demo", "", ".", "*"])
+def test_a_path_is_never_a_name(store: PromptStore, tiny: Clip, name: str) -> None:
+    store.publish(learned_set(tiny), activate=True)
+    for ask in (
+        lambda: store.load(name, tiny),
+        lambda: store.versions(name, tiny.fingerprint),
+        lambda: store.pointer(name, tiny.fingerprint),
+        lambda: store.rollback(name, tiny.fingerprint),
+        lambda: store.prune(name, tiny.fingerprint),
+        lambda: store.active(name),
+    ):
+        with pytest.raises(InvalidInput):
+            ask()
+
+
+def test_versions_are_listed_newest_first_with_their_states(store: PromptStore, tiny: Clip) -> None:
+    refs = [store.publish(learned_set(tiny, seed=seed), activate=seed == 1) for seed in range(3)]
+    (store.root / tiny.fingerprint[:8] / "demo" / "000000000000.safetensors").write_bytes(b"half a fi")
+    versions = store.versions("demo", tiny.fingerprint)
+    assert [stored.ref.version for stored in versions] == [*(ref.version for ref in reversed(refs)), "000000000000"]
+    assert [stored.state for stored in versions] == ["available", "active", "available", "refused"]
+    assert versions[3].reason == "not-safetensors"
+    assert versions[0].shapes == {"text_context": (1, 4, 32)}
+    assert [finding.reason for finding in store.verify(tiny)] == ["not-safetensors"]
+
+
+def test_sets_of_other_clips_are_listed_and_refused_only_when_asked_for(store: PromptStore, tiny: Clip) -> None:
+    ref = store.publish(learned_set(tiny), activate=True)
+    assert store.names() == ["demo"]
+    assert store.names(OTHER) == []
+    assert store.active(OTHER) == {}
+    assert [stored.state for stored in store.versions("demo", OTHER)] == ["other-backbone"]
+    for ask in (lambda: store.activate(ref, OTHER), lambda: store.rollback("demo", OTHER), lambda: store.prune("demo", OTHER)):
+        with pytest.raises(PromptSetRefused) as refused:
+            ask()
+        assert refused.value.reason == "foreign-fingerprint"
+
+
+def test_a_clips_own_set_wins_over_one_for_any_clip_once_active(store: PromptStore, tiny: Clip) -> None:
+    words = store.publish(template_set("a {}.", name="demo"), activate=True)
+    own = store.publish(learned_set(tiny))
+    assert store.load("demo", tiny).ref == words
+    store.activate(own, tiny.fingerprint)
+    assert store.load("demo", tiny).ref == own
+    assert store.active(OTHER) == {"demo": words}
+    with pytest.raises(InvalidInput, match="own, which wins"):
+        store.activate(words, tiny.fingerprint)
+    assert store.load(words, tiny).ref == words
+
+
+def test_verify_finds_shapes_that_do_not_fit_and_pointers_to_nothing(store: PromptStore, tiny: Clip) -> None:
+    ref = store.publish(learned_set(tiny), activate=True)
+    assert store.verify(tiny) == []
+    (store.root / tiny.fingerprint[:8] / "demo" / f"{ref.version}.safetensors").unlink()
+    (finding,) = store.verify(tiny)
+    assert (finding.reason, finding.path) == ("dangling-pointer", f"{tiny.fingerprint[:8]}/demo/ACTIVE")
+    with pytest.raises(UnknownVersion):
+        store.load("demo", tiny)
+
+
+def test_strangers_in_the_folder_are_ignored(store: PromptStore, tiny: Clip) -> None:
+    store.publish(learned_set(tiny), activate=True)
+    for path in ("README.md", "lost+found/demo/x", f"{tiny.fingerprint[:8]}/UPPER/x", f"{tiny.fingerprint[:8]}/demo/notes.safetensors"):
+        (store.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (store.root / path).write_text("hello")
+    assert store.names() == ["demo"]
+    assert store.verify(tiny) == []
+    assert len(store.versions("demo", tiny.fingerprint)) == 1
+
+
+def test_pruning_keeps_the_newest_the_active_and_the_one_before(store: PromptStore, tiny: Clip) -> None:
+    refs = [store.publish(learned_set(tiny, seed=seed)) for seed in range(6)]
+    store.activate(refs[1], tiny.fingerprint)
+    store.activate(refs[0], tiny.fingerprint)
+    (store.root / tiny.fingerprint[:8] / "demo" / "000000000000.safetensors").write_bytes(b"of a later format, perhaps")
+    assert set(store.prune("demo", tiny.fingerprint, keep=2)) == {refs[2], refs[3]}
+    assert {stored.ref for stored in store.versions("demo", tiny.fingerprint)} == {*refs[:2], *refs[4:], Ref("demo", "000000000000")}
+    assert store.prune("demo", tiny.fingerprint, keep=2) == []
+    with pytest.raises(InvalidInput):
+        store.prune("demo", tiny.fingerprint, keep=-1)
+
+
+def test_seeding_adds_what_is_absent_and_leaves_the_operators_pointer(store: PromptStore, tiny: Clip) -> None:
+    own = store.publish(template_set("my own {}.", name="handcrafted"), activate=True)
+    added = store.seed_from(SHIPPED)
+    assert {ref.name for ref in added} >= {"handcrafted", "handcrafted-ensemble"}
+    assert store.active(tiny.fingerprint)["handcrafted"] == own
+    assert store.load("handcrafted-ensemble", tiny).manifest.objective["kind"] == "handcrafted"
+    assert store.seed_from(SHIPPED) == []
+    store.activate(next(ref for ref in added if ref.name == "handcrafted"), tiny.fingerprint)
+    assert store.rollback("handcrafted", tiny.fingerprint) == own
+
+
+def test_a_read_only_store_reads_and_never_writes(store: PromptStore, tiny: Clip) -> None:
+    ref = store.publish(learned_set(tiny), activate=True)
+    reader = PromptStore(store.root, read_only=True)
+    assert reader.load("demo", tiny).ref == ref
+    for write in (
+        lambda: reader.publish(learned_set(tiny)),
+        lambda: reader.activate(ref, tiny.fingerprint),
+        lambda: reader.rollback("demo", tiny.fingerprint),
+        lambda: reader.prune("demo", tiny.fingerprint),
+        lambda: reader.seed_from(SHIPPED),
+    ):
+        with pytest.raises(StoreReadOnly):
+            write()
+
+
+def test_a_store_that_does_not_exist_is_empty(tmp_path: Path, tiny: Clip) -> None:
+    store = PromptStore(tmp_path / "nowhere")
+    assert (store.names(), store.active(tiny.fingerprint), store.verify()) == ([], {}, [])
+    assert not store.root.exists()
+
+
+def test_sixty_publishes_under_two_readers_are_never_torn(store: PromptStore, tiny: Clip) -> None:
+    sets = [learned_set(tiny, seed=seed) for seed in range(60)]
+    texts = {prompt_set.version: prompt_set.prompts.digest() for prompt_set in sets}
+    store.publish(sets[0], activate=True)
+    done = threading.Event()
+    seen: list[set[str]] = [set(), set()]
+    failures: list[BaseException] = []
+
+    def read(into: set[str]) -> None:
+        try:
+            while not done.wait(0.001):  # a breath, or the readers hold the interpreter and the test measures that
+                found = store.load("demo", tiny)
+                assert found.prompts.digest() == texts[found.version]
+                into.add(found.version)
+        except BaseException as error:
+            failures.append(error)
+
+    readers = [threading.Thread(target=read, args=(into,)) for into in seen]
+    for reader in readers:
+        reader.start()
+    for prompt_set in sets:
+        store.publish(prompt_set, activate=True)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+    assert min(len(into) for into in seen) > 1
+    assert store.load("demo", tiny).version == sets[-1].version
+
+
+def test_writers_in_two_threads_lose_no_version(store: PromptStore, tiny: Clip) -> None:
+    def write(seeds: range) -> None:
+        for seed in seeds:
+            store.publish(learned_set(tiny, seed=seed), activate=True)
+
+    writers = [threading.Thread(target=write, args=(range(start, 20, 2),)) for start in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(store.versions("demo", tiny.fingerprint)) == 20
+    assert store.verify(tiny) == []
+    assert store.rollback("demo", tiny.fingerprint) in {learned_set(tiny, seed=seed).ref for seed in range(20)}
+
+
+def publish_for_ever(root: Path, clip: Clip, start: int) -> None:
+    for seed in range(start, 10**6):
+        PromptStore(root).publish(learned_set(clip, seed=seed), activate=True)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_publisher_killed_at_any_moment_leaves_whole_sets_only(store: PromptStore, tiny: Clip) -> None:
+    moments = random.Random(0)
+    for start in range(0, 4000, 1000):
+        before = len(list(store.root.rglob("*.safetensors")))
+        child = multiprocessing.get_context("fork").Process(target=publish_for_ever, args=(store.root, tiny, start))
+        child.start()
+        patience = time.monotonic() + 30
+        while len(list(store.root.rglob("*.safetensors"))) == before:
+            assert time.monotonic() < patience
+            time.sleep(0.002)
+        time.sleep(0.05 * moments.random())
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert store.verify(tiny) == []
+    store.publish(learned_set(tiny, seed=10**6), activate=True)  # the lock died with its holder
+    assert store.load("demo", tiny).manifest.seed == 10**6
+    assert len(store.versions("demo", tiny.fingerprint)) > 1
+    assert [path.name for path in store.root.rglob(".*")] == [".lock"]
