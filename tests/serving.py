@@ -7,20 +7,15 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy
-import torch
 import uvicorn
 from PIL import Image
 
-from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet
 from prompts_store.store import PromptStore
-from robustclip.clip import Clip
-from robustclip.prompts import LEARNED_TEMPLATE, Prompts
 from service.app import create_app
 from service.config import ServeSettings
 from service.startup import Service
@@ -51,7 +46,7 @@ def serving(root: Path, **overrides: dict[str, Any]) -> Generator[Running]:
         "engine": {"threads": 1},
         "log": {"requests": False},
     }
-    settings = ServeSettings(**{name: {**sections.get(name, {}), **overrides.get(name, {})} for name in {*sections, *overrides}})  # pyright: ignore
+    settings = ServeSettings(**{name: {**sections.get(name, {}), **overrides.get(name, {})} for name in {*sections, *overrides}})
     started = threading.Event()
     app = create_app(settings, on_started=lambda service: started.set())
     service: Service = app.state.service
@@ -77,26 +72,6 @@ def picture(seed: int = 0, *, size: int = 48, form: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC).save(buffer, format=form)
     return buffer.getvalue()
-
-
-def learned_set(clip: Clip, *, name: str = "learned", seed: int = 0, visual: bool = False, labels: tuple[str, ...] = ()) -> PromptSet:
-    """A prompt set of random vectors for a CLIP; with labels, one context for each."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = ((len(labels),) if labels else ()) + (1, 4, clip.text_width)
-    vectors = torch.randn(2, 3, clip.visual_width or 1, generator=generator) * 0.5 if visual else None
-    prompts = Prompts(torch.randn(shape, generator=generator) * 0.5, vectors, (LEARNED_TEMPLATE,), class_specific=bool(labels))
-    manifest = PromptManifest(
-        name=name,
-        objective={"kind": "test"},
-        clip=ClipIdentity.of(clip),
-        templates=prompts.templates,
-        class_specific=prompts.class_specific,
-        labels=labels,
-        seed=seed,
-        code_version="0",
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
-    return PromptSet(manifest, prompts)
 
 
 def wait_until(condition: Any, *, seconds: float = 10.0) -> float:
