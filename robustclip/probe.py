@@ -107,7 +107,7 @@ def charged_passes(victim: Victim, options: ProbeOptions) -> int:
     draws = options.fresh_draws if randomized else 1
     total = _DIAGNOSTIC_PASSES + draws
     for attack in options.attacks:
-        for mode in options.modes:
+        for mode in _modes(victim, options):
             total += attack.charged(1) * (options.eot if randomized and mode == "adaptive" else 1) + 2 * draws
     return total + _far(options.attacks[0].ball, victim.clip.image_size).charged(1) * (options.eot if randomized else 1)
 
@@ -131,9 +131,10 @@ class _Probe:
     def __init__(self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Callable[[Score], Score]) -> None:
         check_labels(victim.labels)
         self.victim, self.pixels, self.options, self.guard = victim, pixels, options, guard
+        self.modes = _modes(victim, options)
         reference = TorchImageEncoder(victim.clip)
         self.chain = bind_chain(victim.defense, reference)
-        if self.chain.gradient == "none" and "adaptive" in options.modes:
+        if self.chain.gradient == "none" and "adaptive" in self.modes:
             raise ProbeUnavailable("this defense offers no gradient.", field="defenses", help="Ask for the static mode only.")
         self.undefended = victim.classifier(reference)
         self.defended = Defended(self.undefended, self.chain)
@@ -149,9 +150,9 @@ class _Probe:
         self.clean = self._decision(clean)
 
     def report(self) -> ProbeReport:
-        records = [self._attack(attack, mode) for attack in self.options.attacks for mode in self.options.modes]
+        records = [self._attack(attack, mode) for attack in self.options.attacks for mode in self.modes]
         successes: dict[Knowledge, bool] = {
-            mode: any(record.success or record.success_8bit for record in records if record.knowledge == mode) for mode in self.options.modes
+            mode: any(record.success or record.success_8bit for record in records if record.knowledge == mode) for mode in self.modes
         }
         diagnostics = self._diagnostics(successes)
         gap = None
@@ -305,7 +306,7 @@ class _Probe:
             return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
         for bits, hits in (("8", [r for r in records if r.success_8bit]), ("float", [r for r in records if r.success])):
             if hits:
-                best = min(hits, key=lambda record: record.linf)
+                best = min(hits, key=lambda record: (record.linf, record.knowledge == "static"))
                 sentence = (
                     f"A change of at most {best.linf_levels:g}/255 a value turns {labels[self.truth]!r} into {best.label!r}"
                     f" ({best.knowledge} {best.kind}, verified on the {'PNG' if bits == '8' else 'float pixels'} in a fresh forward)."
@@ -321,7 +322,7 @@ class _Probe:
                 reason="masking",
                 sentence=f"Nothing broke it up to {radius}, but the attack can't be trusted: {named}.",
             )
-        if "adaptive" not in self.options.modes:
+        if "adaptive" not in self.modes:
             sentence = f"No transferred attack broke it up to {radius}; an attack that knows the defense was not tried."
             return Verdict(value="inconclusive", bits=None, reason="static-only", sentence=sentence)
         uncertain = [record for record in records if record.rate is not None and record.rate.high >= 0.5]
@@ -369,6 +370,11 @@ def describe_victim(victim: Victim) -> VictimPart:
         randomized=any(part.randomized for part in parts),
         encoder=victim.serving.backend,
     )
+
+
+def _modes(victim: Victim, options: ProbeOptions) -> tuple[Knowledge, ...]:
+    """Without a defense there is nothing that a static attack would not know: one adaptive attack says it all."""
+    return options.modes if victim.defense else ("adaptive",)
 
 
 def _far(ball: BallSpec, size: int) -> PGD:

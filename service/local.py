@@ -155,11 +155,15 @@ def _probe(arguments: argparse.Namespace) -> "ProbeReport":
 def _write_witness(path: Path, report: "ProbeReport") -> None:
     import base64
 
-    from prompts_store.files import write_whole
-
     worst = min((record for record in report.attacks), key=lambda record: (not record.success_8bit, record.linf))
     if worst.adversarial_png is not None:
-        write_whole(path, base64.b64decode(worst.adversarial_png))
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(base64.b64decode(worst.adversarial_png))
+            partial.replace(path)
+        except OSError as error:
+            raise InvalidInput(f"{path} can't be written: {error.strerror}.", field="--out") from error
 
 
 def _print_report(report: "ProbeReport") -> None:

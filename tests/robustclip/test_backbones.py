@@ -17,7 +17,7 @@ from robustclip.seeds import draw_seeds
 from robustclip.towers import encode_image, encode_text
 
 BACKBONES = Path(str(files("robustclip.backbones")))
-LABELS = ("cat", "dog", "rocket", "car", "teapot", "flower", "guitar", "church", "bicycle", "fish")
+LABELS = ("cat", "dog", "rocket", "car", "cup of coffee", "flower", "guitar", "church", "bicycle", "fish")
 PICTURES = 1000
 
 
@@ -44,7 +44,7 @@ def test_mini_is_encoded_as_open_clip_does(mini: Clip) -> None:
         assert (F.normalize(encode_text(mini, tokens), dim=-1) - mini.model.encode_text(tokens, normalize=True)).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize(("picture", "label"), [("chelsea.png", "cat"), ("rocket.jpg", "rocket")])
+@pytest.mark.parametrize(("picture", "label"), [("chelsea.png", "cat"), ("coffee.png", "cup of coffee")])
 def test_mini_recognises_photographs_larger_than_any_it_was_trained_on(mini: Clip, picture: str, label: str) -> None:
     data = (Path(str(skimage.data.__file__)).parent / picture).read_bytes()
     logits = zero_shot(mini, Prompts(), LABELS)(load_pixels(data, mini.image_size)[None], draw_seeds(0, 1))
