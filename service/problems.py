@@ -153,7 +153,9 @@ def of_validation(error: ValidationError, data: object) -> Problem:
         found = f", found {reprlib.repr(value)}" if not missing and isinstance(value, str | int | float | None) else ""
         pointer = "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in path)
         items.append(ErrorItem(pointer=pointer, code=complaint["type"].replace("_", "-"), detail=f"{message}{found}."))
-    first = items[0]
+    # A union complains once for every branch; the branch that got deepest is the one that was meant.
+    meant = [item for item in items if not any(other.pointer.startswith(f"{item.pointer}/") for other in items)]
+    first, further = meant[0], error.error_count() - (len(items) - len(meant)) - 1
     code = first.code if first.code in PROBLEMS else "validation"
-    rest = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return Problem(code, f"{first.pointer.removeprefix('#/')}: {first.detail}{rest}", items)
+    rest = f" ({further} more)" if further else ""
+    return Problem(code, f"{first.pointer.removeprefix('#/')}: {first.detail}{rest}", meant)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import pybase64
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
@@ -18,7 +19,7 @@ from robustclip.report import Knowledge
 from robustclip.scores import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
 from service.config import LimitSettings
-from service.problems import Problem, invalid, of_validation
+from service.problems import invalid, of_validation
 
 MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 DEFAULT_TOP_K = 5
@@ -76,11 +77,11 @@ def _image(value: object, info: ValidationInfo) -> bytes:
     ):
         text = value["data"]
     elif isinstance(value, dict) and cast(dict[str, Any], value).get("type") == "url":
-        raise Problem("url-disabled", "images are not fetched from addresses.")
+        raise PydanticCustomError("url-disabled", "images are not fetched from addresses")
     else:
         raise ValueError('an image is {"type": "base64", "data": "..."} or a data URI')
     if len(text) * 3 // 4 > limits.image_bytes + 2:
-        raise Problem("body-too-large", f"expected an image of at most {limits.image_bytes} bytes, found about {len(text) * 3 // 4}.")
+        raise PydanticCustomError("body-too-large", "expected an image of at most {limit} bytes", {"limit": limits.image_bytes})
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError as error:

@@ -32,9 +32,9 @@ class Running:
     service: Service
     store: PromptStore
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, sample: str, /, **labels: str) -> float:
         """The value of one sample, 0 if it was never touched."""
-        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.service.metrics.registry.get_sample_value(sample, labels) or 0.0
 
 
 @contextlib.contextmanager
