@@ -147,13 +147,13 @@ def zero_shot(
     Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never be positive).
     """
     check_labels(labels)
+    prompts = prompts.to(clip.device)
     if cache is not None:
         weights = cache.get(clip, prompts, labels)
     else:
         with torch.no_grad():
             weights = text_weights(clip, prompts, labels)
-    visual = None if prompts.visual is None else prompts.visual.to(clip.device)
-    return ZeroShotClassifier(encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, visual)
+    return ZeroShotClassifier(encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, prompts.visual)
 
 
 def check_labels(labels: tuple[str, ...]) -> None:

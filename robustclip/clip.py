@@ -14,12 +14,14 @@ from typing import Any, cast
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustclip.backbones import embedded_names, load_embedded
 from robustclip.errors import UnsupportedClip
 
 EMBEDDED = "embedded"
+CLIP_HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +129,21 @@ def describe(
 
 
 def fingerprint_of(model: nn.Module, mean: Tensor, std: Tensor) -> str:
-    """sha256 over names, shapes and float32 bytes of all weights, and the normalisation: the same on every device and from every file format."""
+    """sha256 over names, shapes and float32 bytes of all weights, the normalisation, and what computes differently on equal weights.
+
+    The same on every device and from every file format.
+    """
     state = hashlib.sha256()
     for name, tensor in [*sorted(model.state_dict().items()), ("mean", mean), ("std", std)]:
         if name.endswith("num_batches_tracked"):  # a counter of training steps: no forward reads it
             continue
         state.update(f"{name}{list(tensor.shape)}".encode())
         state.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    for name, module in model.named_modules():  # what the weights don't show: another activation, heads of another width than CLIP's 64
+        if isinstance(module, QuickGELU):
+            state.update(f"{name} QuickGELU".encode())
+        if isinstance(module, nn.MultiheadAttention) and module.head_dim != CLIP_HEAD_WIDTH:
+            state.update(f"{name} {module.num_heads} heads".encode())
     return state.hexdigest()
 
 
@@ -178,22 +188,7 @@ def _from_file(arch: str, path: Path, device: torch.device | str) -> Clip:
     if path.suffix != ".safetensors" and is_torchscript(path):
         # OpenAI's own files are TorchScript archives, trained with QuickGELU; the plain architectures of open_clip use GELU and lose several points.
         guard_quick_gelu(open_clip.create_model(arch, precision="fp32", load_weights=False), arch, expected=True)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is deprecated, OpenAI's files are not going to change
-            state: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
-        state = {name: tensor for name, tensor in state.items() if name not in ("input_resolution", "context_length", "vocab_size")}
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        try:
-            loaded = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise UnsupportedClip(
-                f"{path.name} is not a plain state dict of tensors.", field="clip.pretrained", help="Save it as safetensors."
-            ) from error
-        state = cast(dict[str, Tensor], loaded.get("state_dict", loaded))
-    state = {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
+    state = {name.removeprefix("module."): tensor.float() for name, tensor in _read_state(path).items()}
     model = open_clip.create_model(arch, precision="fp32", load_weights=False)
     missing, unexpected = _load(model, state)
     if missing or unexpected:
@@ -203,6 +198,27 @@ def _from_file(arch: str, path: Path, device: torch.device | str) -> Clip:
             help="Give the architecture that these weights were trained with.",
         )
     return describe(model.to(device), arch, path.name)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file: safetensors, a (wrapped) state dict without code, or OpenAI's TorchScript archive."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if is_torchscript(path):
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is deprecated, OpenAI's files won't change
+                state: dict[str, Any] = torch.jit.load(path, map_location="cpu").state_dict()
+            state = {name: tensor for name, tensor in state.items() if name not in ("input_resolution", "context_length", "vocab_size")}
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            state = loaded.get("state_dict", loaded)
+        if state and all(isinstance(tensor, Tensor) for tensor in state.values()):
+            return state
+    except Exception as error:  # each format fails in its own ways, and all mean the same to who gave the file
+        raise UnsupportedClip(
+            f"{path.name} can't be read as weights: {error!s:.200}", field="clip.pretrained", help="Save it as safetensors."
+        ) from error
+    raise UnsupportedClip(f"{path.name} is not a plain state dict of tensors.", field="clip.pretrained", help="Save it as safetensors.")
 
 
 def _load(model: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:

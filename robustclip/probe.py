@@ -7,7 +7,7 @@ again in a fresh forward of the serving path, as float pixels and from its PNG. 
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Literal
@@ -50,7 +50,6 @@ from robustclip.types import Attacked, Cost, ImageEncoder, Pixels, Score, Seeds
 
 MAX_TRACE = 50
 _CELL = 16  # pixels a side of a heat map cell
-_DIAGNOSTIC_PASSES = 150  # upper bound of charged passes of the checks, without M13
 _SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget")
 
 Include = Literal["curve", "heat", "adversarial"]
@@ -104,12 +103,12 @@ class Victim:
 def charged_passes(victim: Victim, options: ProbeOptions) -> int:
     """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and diagnostics counted."""
     randomized = any(part.randomized for part in victim.defense)
-    draws = options.fresh_draws if randomized else 1
-    total = _DIAGNOSTIC_PASSES + draws
+    draws, eot = (options.fresh_draws, options.eot) if randomized else (1, 1)
+    total = draws + sanity.charged_passes(eot)
     for attack in options.attacks:
         for mode in _modes(victim, options):
-            total += attack.charged(1) * (options.eot if randomized and mode == "adaptive" else 1) + 2 * draws
-    return total + _far(options.attacks[0].ball, victim.clip.image_size).charged(1) * (options.eot if randomized else 1)
+            total += attack.charged(1) * (eot if mode == "adaptive" else 1) + 3 * draws  # judged as floats, as a PNG, and to be shown
+    return total + _far(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
 
 
 def probe(victim: Victim, pixels: Tensor, options: ProbeOptions, *, guard: Callable[[Score], Score] = lambda score: score) -> ProbeReport:
@@ -188,17 +187,17 @@ class _Probe:
 
     def _attack(self, attack: AnyAttack, mode: Knowledge) -> AttackRecord:
         eot = self._eot(mode)
-        if mode == "static" and self.victim.defense and isinstance(attack, PGD):
-            # The point that barely fools the undefended model transfers worst: a static attack that stops there would flatter the defense.
+        if isinstance(attack, PGD):
+            # Who stops at the first success stops at the narrowest: it transfers worst, survives rounding and other encoders worst, and under a
+            # randomized defense it is a lucky average. All of that would flatter the victim.
             attack = attack.model_copy(update={"stop": "never"})
         attacked, origin = self._search(attack, mode), self.pixels
         png = pixels_to_png(attack.ball.to_uint8(attacked.pixels, origin)[0])
         rounded = load_pixels(png, self.victim.clip.image_size)[None].to(origin)
         success, rate = self._judge(attacked.pixels)
         success_8bit, rate_8bit = self._judge(rounded)
-        if success and not success_8bit and isinstance(attack, PGD) and attack.stop == "broken":
-            return self._attack(attack.model_copy(update={"stop": "never"}), mode)  # the first success was too narrow to survive rounding
-        shown = rounded if success_8bit or not success else attacked.pixels
+        float_only = success and not success_8bit
+        shown = attacked.pixels if float_only else rounded
         decision = self._decision(self._mean_logits(shown, "judged"))
         first = int(attacked.first_success[0])
         linf = (shown - origin).abs().max().item()
@@ -212,7 +211,7 @@ class _Probe:
             eot=eot,
             success=success,
             success_8bit=success_8bit,
-            rate=rate_8bit if success_8bit or not success else rate,
+            rate=rate_8bit if success_8bit else rate if success else _worse(rate, rate_8bit),
             label=decision.label,
             probability=decision.probability,
             margin=decision.margin,
@@ -222,8 +221,8 @@ class _Probe:
             first_success_step=None if first < 0 else first,
             trace=_trace(attacked) if "curve" in include else None,
             heat=_heat(shown - origin) if "heat" in include else None,
-            adversarial_png=base64.b64encode(png).decode() if "adversarial" in include else None,
-            witness_sha256=hashlib.sha256(png).hexdigest(),
+            adversarial_png=base64.b64encode(png).decode() if "adversarial" in include and not float_only else None,
+            witness_sha256=None if float_only else hashlib.sha256(png).hexdigest(),
             forward=attacked.cost.forward,
             backward=attacked.cost.backward,
         )
@@ -313,7 +312,7 @@ class _Probe:
                 )
                 return Verdict(value="broken", bits="8" if bits == "8" else "float", reason="witness", sentence=sentence)
         flags = [diagnostic for diagnostic in diagnostics if diagnostic.fired and diagnostic.severity == "hard"]
-        radius = radius_text(max(attack.ball.radius for attack in self.options.attacks))
+        radius = _tried([attack.ball for attack in self.options.attacks])
         if flags:
             named = ", ".join(f"{flag.id} {flag.name}" for flag in flags)
             return Verdict(
@@ -381,6 +380,17 @@ def _far(ball: BallSpec, size: int) -> PGD:
     """The attack that can't fail: PGD-20 at 64/255; for L2 the length of a change of 64/255 in every value."""
     radius = 64 / 255
     return PGD(ball=Linf(radius=radius) if isinstance(ball, Linf) else L2(radius=radius * math.sqrt(3 * size * size)), steps=20, starts=("random",))
+
+
+def _worse(first: Rate | None, second: Rate | None) -> Rate | None:
+    """The rate that says less good of the victim."""
+    return max((rate for rate in (first, second) if rate is not None), key=lambda rate: rate.high, default=None)
+
+
+def _tried(balls: Sequence[BallSpec]) -> str:
+    """The largest radius of each norm, in words."""
+    norms = dict.fromkeys(ball.kind for ball in balls)
+    return ", ".join(f"{radius_text(max(ball.radius for ball in balls if ball.kind == norm))} ({norm})" for norm in norms)
 
 
 def _trace(attacked: Attacked) -> Trace:

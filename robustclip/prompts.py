@@ -62,9 +62,9 @@ class Prompts:
     def digest(self) -> str:
         """sha256 over templates and tensors: the key under which anything derived from these prompts is cached."""
         state = hashlib.sha256(repr((self.templates, self.class_specific)).encode())
-        for tensor in (self.text, self.visual):
+        for role, tensor in (("text", self.text), ("visual", self.visual)):
             if tensor is not None:
-                state.update(repr(tuple(tensor.shape)).encode())
+                state.update(repr((role, tuple(tensor.shape))).encode())
                 state.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return state.hexdigest()
 

@@ -109,8 +109,8 @@ class AttackRecord(_Part):
     first_success_step: int | None
     trace: Trace | None
     heat: Heat | None
-    adversarial_png: str | None = Field(description="base64 of an S x S PNG; send it to /classify")
-    witness_sha256: str
+    adversarial_png: str | None = Field(description="base64 of an S x S PNG, if asked for; absent where only the float pixels succeed")
+    witness_sha256: str | None
     forward: int
     backward: int
 
