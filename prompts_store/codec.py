@@ -22,13 +22,14 @@ _DIMENSIONS = {"text_context": (3, 4), "visual_context": (3,)}
 
 
 def encode(prompt_set: PromptSet) -> bytes:
-    """One safetensors file. Raises PromptSetRefused (`not-finite`, `too-large`) rather than write what `decode` would refuse."""
+    """One safetensors file. Raises PromptSetRefused rather than write what `decode` would refuse."""
     tensors = dict(prompt_set.tensors())
     for name, tensor in tensors.items():
         _check_finite(name, tensor)
     data = save(tensors, {"manifest": prompt_set.manifest.canonical()})
     if len(data) > MAX_BYTES:
         raise too_large(len(data))
+    decode(data, clip=None)
     return data
 
 

@@ -111,7 +111,8 @@ class PromptStore:
     def names(self, fingerprint: str | None = None) -> list[str]:
         """The sets that a CLIP can use; without a fingerprint those of all CLIPs."""
         places = None if fingerprint is None else (_place(fingerprint), ANY)
-        return sorted({shelf.name for shelf in self._shelves() if places is None or shelf.place in places})
+        shelves = (shelf for shelf in self._shelves() if places is None or shelf.place in places)
+        return sorted({shelf.name for shelf in shelves if shelf.has_pointer() or shelf.versions()})  # a killed publisher may leave an empty folder
 
     def versions(self, name: str, fingerprint: str) -> list[StoredVersion]:
         """All versions of a set, newest first, each read and verified; those of other CLIPs have the state `other-backbone`."""

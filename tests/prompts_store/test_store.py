@@ -289,3 +289,8 @@ def test_a_publisher_killed_at_any_moment_leaves_whole_sets_only(store: PromptSt
     assert store.load("demo", tiny).manifest.seed == 10**6
     assert len(store.versions("demo", tiny.fingerprint)) > 1
     assert [path.name for path in store.root.rglob(".*")] == [".lock"]
+
+
+def test_an_empty_folder_left_by_a_killed_publisher_is_no_set(tmp_path: Path) -> None:
+    (tmp_path / "any" / "half").mkdir(parents=True)
+    assert PromptStore(tmp_path).names() == []
