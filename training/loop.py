@@ -65,7 +65,7 @@ def fit(clip: Clip, objective: Objective, examples: Examples, labels: tuple[str,
             step = objective.loss(clip, prompts, labels, batch)
             loss = torch.stack(list(step.losses.values())).sum()
             if not bool(loss.isfinite()):
-                terms = ", ".join(f"{name} {float(term):.3g}" for name, term in step.losses.items())
+                terms = ", ".join(f"{name} {float(term.detach()):.3g}" for name, term in step.losses.items())
                 raise TrainingDiverged(f"the loss of epoch {epoch + 1} is not finite: {terms}.", help="Lower --objective.learning_rate.")
             optimizer.zero_grad()
             loss.backward()

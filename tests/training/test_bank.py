@@ -24,7 +24,9 @@ def data(picture_folder: Path) -> LabelledImages:
     return load_data(picture_folder, "test")
 
 
-def bank(clip: Clip, data: LabelledImages, indices: Tensor, folder: Path, *, eps: float = EPS, copies: int = 1, clean: bool = False, seed: int = 0) -> Rows:
+def bank(
+    clip: Clip, data: LabelledImages, indices: Tensor, folder: Path, *, eps: float = EPS, copies: int = 1, clean: bool = False, seed: int = 0
+) -> Rows:
     attack = feature_attack(eps, steps=10)
     return embedding_bank(clip, data, indices, attack, copies=copies, clean=clean, seed=seed, folder=folder, progress=silent)
 

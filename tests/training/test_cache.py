@@ -63,7 +63,7 @@ def test_a_damaged_part_is_refused_by_name(tmp_path: Path, keep: int) -> None:
     Maker().rows(tmp_path, torch.arange(10))
     part = next(tmp_path.glob("*/part-00001.safetensors"))
     part.write_bytes(part.read_bytes()[:keep])
-    with pytest.raises(DataRefused, match="part-00001.safetensors") as refused:
+    with pytest.raises(DataRefused, match="part-00001") as refused:
         Maker().rows(tmp_path, torch.arange(10))
     assert refused.value.help is not None
 

@@ -149,9 +149,7 @@ def _negative_label(folder: Path) -> None:
         (_negative_label, "row 1 has label -1"),
     ],
 )
-def test_spoiled_tables_are_refused_with_their_reason(
-    picture_folder: Path, tmp_path: Path, spoil: Callable[[Path], None], complaint: str
-) -> None:
+def test_spoiled_tables_are_refused_with_their_reason(picture_folder: Path, tmp_path: Path, spoil: Callable[[Path], None], complaint: str) -> None:
     folder = as_parquet(load_data(picture_folder, "test"), tmp_path / "table")
     spoil(folder)
     with pytest.raises(DataRefused, match=complaint):

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prompts_store.store import PromptStore
+from robustclip.clip import Clip
+from robustclip.errors import DataRefused, InvalidInput, UnsupportedClip
+from training.command import main
+
+OBJECTIVE = ["--objective.kind", "advpt", "--objective.vectors", "4", "--objective.epochs", "3", "--objective.batch", "8", "--objective.eps", "4/255"]
+
+
+class Workshop:
+    """A folder with a store and a place for runs, and the command run in it."""
+
+    def __init__(self, folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.pictures, self.capsys = folder, pictures, capsys
+        self.store = PromptStore(folder / "store")
+
+    def train(self, *options: str, objective: list[str] = OBJECTIVE, runs: str = "runs") -> dict[str, Any]:
+        places = ["--store", str(self.folder / "store"), "--runs", str(self.folder / runs)]
+        assert main(["--data", str(self.pictures), "--backbone", "tiny", "--name", "learned", *objective, *places, "--json", *options]) == 0
+        return json.loads(self.capsys.readouterr().out)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, picture_folder: Path, capsys: pytest.CaptureFixture[str]) -> Workshop:
+    return Workshop(tmp_path, picture_folder, capsys)
+
+
+def test_a_run_publishes_a_set_whose_manifest_tells_how_it_was_made(workshop: Workshop, tiny: Clip) -> None:
+    report = workshop.train("--shots", "5", "--seed", "2", "--note", "a trial", "--validate-at", "clean,T0", "--validate-eps", "2/255", "--activate")
+    loaded = workshop.store.load("learned", tiny)
+    manifest = loaded.manifest
+    assert str(loaded.ref) == report["ref"]
+    assert (manifest.objective["kind"], manifest.objective["vectors"], manifest.objective["eps"]) == ("advpt", 4, 4 / 255)
+    assert manifest.clip is not None
+    assert manifest.clip.fingerprint == tiny.fingerprint
+    assert (manifest.labels, manifest.shots, manifest.seed, manifest.note) == (("blue thing", "green thing", "red thing"), 5, 2, "a trial")
+    assert manifest.dataset == workshop.pictures.name
+    assert manifest.attack is not None
+    assert manifest.attack["score"] == "embedding_shift"
+    assert [(found.threat, found.eps, found.n, found.split) for found in manifest.results] == [
+        ("clean", "0", 3, "train:validation"),
+        ("T0", "2/255", 3, "train:validation"),
+    ]
+    assert loaded.prompts.text is not None
+    assert loaded.prompts.text.shape == (1, 4, 32)
+    assert report["pictures"] == 15
+    assert report["preparing"]["forward"] == 15 * 13
+
+
+def test_the_same_run_is_the_same_version_wherever_it_is_repeated(workshop: Workshop, tiny: Clip) -> None:
+    refs = {workshop.train()["ref"], workshop.train()["ref"], workshop.train(runs="other")["ref"], workshop.train("--fresh")["ref"]}
+    assert len(refs) == 1
+    assert len(workshop.store.versions("learned", tiny.fingerprint)) == 1
+
+
+def test_a_run_resumes_unless_it_is_told_to_begin_afresh(workshop: Workshop) -> None:
+    assert [workshop.train(*options)["tuning"]["text_passes"] for options in ((), ("--resume",), ("--fresh",))] == [15, 0, 15]
+
+
+def test_other_parameters_never_share_a_checkpoint(workshop: Workshop) -> None:
+    workshop.train()
+    assert workshop.train("--seed", "1")["tuning"]["text_passes"] == 15
+    assert workshop.train("--objective.learning_rate", "0.01")["tuning"]["text_passes"] == 15
+
+
+def test_the_control_is_trained_by_the_same_command(workshop: Workshop, tiny: Clip) -> None:
+    report = workshop.train("--activate", objective=["--objective.kind", "coop", "--objective.epochs", "1"])
+    assert report["preparing"]["backward"] == 0
+    assert workshop.store.load("learned", tiny).manifest.attack is None
+
+
+def test_nothing_is_active_unless_asked(workshop: Workshop, tiny: Clip) -> None:
+    workshop.train()
+    assert workshop.store.active(tiny.fingerprint) == {}
+
+
+def test_what_a_user_can_cure_is_refused_before_anything_is_written(workshop: Workshop) -> None:
+    with pytest.raises(DataRefused, match="40 shots a class asked"):
+        workshop.train("--shots", "40")
+    with pytest.raises(UnsupportedClip):
+        workshop.train("--backbone", "no-such-clip")
+    with pytest.raises(InvalidInput):
+        workshop.train("--name", "../escape")
+    with pytest.raises(DataRefused):
+        workshop.train("--data", str(workshop.folder / "nowhere"))
+    assert list(workshop.folder.iterdir()) == []
+
+
+def test_people_read_lines(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = workshop.folder
+    places = ["--store", str(folder / "store"), "--runs", str(folder / "runs")]
+    assert main(["--data", str(workshop.pictures), "--backbone", "tiny", "--name", "learned", *OBJECTIVE, *places]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("published learned@")
+    assert "of 3 held-out pictures" in out
+    assert "robustclip prompts activate learned@" in out

@@ -1,0 +1,181 @@
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import write_pictures
+
+from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet
+from prompts_store.store import PromptStore
+from robustclip.clip import Clip
+from robustclip.errors import DataRefused, InvalidInput, UnknownPromptSet
+from robustclip.prompts import LEARNED_TEMPLATE, Prompts
+from training.evaluate import main
+
+FACTS = {"backbone", "prompt_set", "data", "threat", "eps", "n", "accuracy", "low", "high", "attack", "seed", "seconds", "command"}
+
+
+def publish(root: Path, clip: Clip, *, name: str = "learned", labels: tuple[str, ...] = (), class_specific: bool = False) -> str:
+    generator = torch.Generator().manual_seed(0)
+    text = 0.1 * torch.randn(*((len(labels),) if class_specific else ()), 1, 4, clip.text_width, generator=generator)
+    manifest = PromptManifest.model_validate(
+        {
+            "name": name,
+            "objective": {"kind": "coop"},
+            "clip": ClipIdentity.of(clip),
+            "templates": (LEARNED_TEMPLATE,),
+            "class_specific": class_specific,
+            "labels": labels,
+            "code_version": "0",
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+    )
+    prompts = Prompts(text=text, templates=(LEARNED_TEMPLATE,), class_specific=class_specific)
+    return str(PromptStore(root).publish(PromptSet(manifest, prompts), activate=True))
+
+
+class Bench:
+    """The command over generated pictures, with its places in a temporary folder."""
+
+    def __init__(self, folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.pictures, self.capsys = folder, pictures, capsys
+        self.places = ["--store", str(folder / "store"), "--runs", str(folder / "runs")]
+
+    def print(self, *options: str) -> str:
+        assert main(["--backbone", "tiny", "--data", str(self.pictures), *self.places, *options]) == 0
+        captured = self.capsys.readouterr()
+        assert captured.err == ""  # no terminal, no progress
+        return captured.out
+
+    def evaluate(self, *options: str) -> dict[str, Any]:
+        return json.loads(self.print("--json", *options))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, picture_folder: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(tmp_path, picture_folder, capsys)
+
+
+def test_one_json_object_holds_a_row_for_every_combination(bench: Bench, tiny: Clip) -> None:
+    learned = publish(bench.folder / "store", tiny)
+    found = bench.evaluate("--prompt-set", "handcrafted,learned", "--threat", "clean,T0,T2", "--eps", "1/255,4/255", "--limit", "9")
+    rows = found["results"]
+    assert len(rows) == 2 * (1 + 2 + 2)
+    assert all(set(row) >= FACTS for row in rows)
+    assert {row["prompt_set"].split("@")[0] for row in rows} == {"handcrafted", "learned"}
+    assert learned in {row["prompt_set"] for row in rows}
+    assert [(row["threat"], row["eps"]) for row in rows[:5]] == [("clean", "0"), ("T0", "1/255"), ("T0", "4/255"), ("T2", "1/255"), ("T2", "4/255")]
+    for row in rows:
+        assert row["n"] == 9
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+        assert row["accuracy"] * 9 == pytest.approx(round(row["accuracy"] * 9))
+        assert (row["attack"] is None) == (row["threat"] == "clean")
+    clean = {row["prompt_set"]: row["accuracy"] for row in rows if row["threat"] == "clean"}
+    assert all(row["accuracy"] <= clean[row["prompt_set"]] for row in rows)
+
+
+def test_the_printed_command_gives_the_same_row(bench: Bench, tiny: Clip) -> None:
+    publish(bench.folder / "store", tiny)
+    options = [
+        "--prompt-set",
+        "handcrafted,learned",
+        "--threat",
+        "clean,T0,T2",
+        "--eps",
+        "4/255",
+        "--limit",
+        "7",
+        "--seed",
+        "5",
+        "--defense",
+        "bit_depth:5",
+    ]
+    for row in bench.evaluate(*options)["results"]:
+        words = shlex.split(row["command"])
+        assert words[:2] == ["robustclip", "evaluate"]
+        assert main([*words[2:], "--runs", str(bench.folder / "other-runs")]) == 0
+        (again,) = json.loads(bench.capsys.readouterr().out)["results"]
+        assert {**again, "seconds": 0} == {**row, "seconds": 0}
+
+
+def test_prompt_sets_are_compared_on_the_same_pictures(bench: Bench, tiny: Clip) -> None:
+    publish(bench.folder / "store", tiny)
+    found = bench.evaluate("--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--per-picture")
+    assert [pair["threat"] for pair in found["paired"]] == ["clean", "T0"]
+    for pair in found["paired"]:
+        assert (pair["a"].split("@")[0], pair["b"].split("@")[0]) == ("learned", "handcrafted")
+        accuracy = {row["prompt_set"]: row["accuracy"] for row in found["results"] if row["threat"] == pair["threat"]}
+        assert pair["difference"] == pytest.approx(accuracy[pair["a"]] - accuracy[pair["b"]])
+        assert pair["low"] <= pair["difference"] <= pair["high"]
+        assert 0 <= pair["mcnemar"] <= 1
+    for row in found["results"]:
+        assert len(row["correct"]) == len(row["pictures"]) == row["n"] == 18
+        assert sum(row["correct"]) == pytest.approx(row["accuracy"] * 18)
+        assert row["pictures"][0] == "test/blue_thing/0.png"
+
+
+def test_a_set_alone_is_compared_with_nothing(bench: Bench) -> None:
+    assert "paired" not in bench.evaluate("--threat", "clean")
+
+
+def test_a_template_is_a_prompt_set(bench: Bench) -> None:
+    template, handcrafted = bench.evaluate("--prompt-set", "a photo of a {}.", "--prompt-set", "handcrafted")["results"]
+    assert template["accuracy"] == handcrafted["accuracy"]
+    assert template["prompt_set"] == "a photo of a {}."
+
+
+def test_defenses_stand_side_by_side(bench: Bench) -> None:
+    rows = bench.evaluate("--defense", "none", "--defense", "jpeg:75,bit_depth:4", "--limit", "3")["results"]
+    assert [row["defense"] for row in rows] == ["none", "jpeg:75,bit_depth:4"]
+
+
+def test_several_folders_are_several_rows(bench: Bench, tmp_path: Path) -> None:
+    other = write_pictures(tmp_path / "other", test=2)
+    rows = bench.evaluate("--data", str(other))["results"]
+    assert [(row["data"], row["n"]) for row in rows] == [(bench.pictures.name, 18), ("other", 6)]
+
+
+def test_what_training_held_out_can_be_measured(bench: Bench) -> None:
+    assert bench.evaluate("--split", "train:validation")["results"][0]["n"] == 3
+
+
+def test_people_read_tables(bench: Bench, tiny: Clip) -> None:
+    publish(bench.folder / "store", tiny)
+    out = bench.print("--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--limit", "6")
+    assert "learned@" in out
+    assert "95 % interval" in out
+    assert "no difference" in out or "is better" in out
+
+
+def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) -> None:
+    publish(bench.folder / "store", tiny, name="own", labels=("red thing", "green thing", "blue thing"), class_specific=True)
+    with pytest.raises(InvalidInput, match="not those of the data"):
+        bench.print("--prompt-set", "own")
+    publish(bench.folder / "store", tiny, name="fitting", labels=("blue thing", "green thing", "red thing"), class_specific=True)
+    assert bench.evaluate("--prompt-set", "fitting")["results"][0]["n"] == 18
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (["--threat", "T9"], InvalidInput, "--threat"),
+        (["--threat", "T2", "--eps", "nan"], InvalidInput, "--eps"),
+        (["--threat", "T2", "--eps=-1/255"], InvalidInput, "--eps"),
+        (["--threat", "T2", "--eps", "0"], InvalidInput, "above 0"),
+        (["--limit", "-3"], InvalidInput, "--limit"),
+        (["--seed", "x"], InvalidInput, "--seed"),
+        (["--prompt-set", "nothing-here"], UnknownPromptSet, "Known: handcrafted"),
+        (["--prompt-set", "../../etc"], InvalidInput, "prompt_set"),
+        (["--prompt-set", "{} and {}"], InvalidInput, "exactly one"),
+        (["--defense", "prayer"], InvalidInput, "--defense"),
+        (["--split", "nowhere"], DataRefused, "It has test, train"),
+        (["--data", "no-such-folder"], DataRefused, "no such folder"),
+        (["--device", "abacus"], InvalidInput, "--device"),
+        (["--backbone", "mini", "--pretrained", "x.pt"], InvalidInput, "one backbone"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(bench: Bench, options: list[str], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        bench.print(*options)

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
+from robustclip.clip import Clip
+from robustclip.defenses import bind_chain, parse_defenses
+from robustclip.errors import InvalidInput
+from robustclip.prompts import Prompts
+from robustclip.types import Cost
+from training.data import load_data
+from training.levels import AtLevel, Level, Pictures, measure_level
+
+EPS = 4 / 255
+
+
+def silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@pytest.fixture
+def pictures(picture_folder: Path, tmp_path: Path) -> Pictures:
+    data = load_data(picture_folder, "test")
+    return Pictures(data, torch.arange(len(data)), 0, tmp_path / "cache", batch=7)
+
+
+def at(level: Level, clip: Clip, pictures: Pictures, *, defense: str = "none", template: str = "a photo of a {}.") -> AtLevel:
+    encoder = TorchImageEncoder(clip)
+    chain = bind_chain(parse_defenses(defense), encoder)
+    classifier = Defended(zero_shot(clip, Prompts(templates=(template,)), pictures.data.labels, encoder=encoder), chain)
+    return measure_level(level, EPS, clip, classifier, pictures, randomized=chain.randomized, progress=silent)
+
+
+def test_a_stronger_attacker_never_leaves_more_than_a_clean_picture_has(tiny: Clip, pictures: Pictures) -> None:
+    clean, blind, full = (at(level, tiny, pictures).measured.correct for level in ("clean", "T0", "T2"))
+    assert clean.any()
+    assert not (blind & ~clean).any()
+    assert not (full & ~clean).any()
+    assert full.sum() <= blind.sum()
+
+
+def test_clean_pictures_have_no_attack_and_cost_one_pass(tiny: Clip, pictures: Pictures) -> None:
+    found = at("clean", tiny, pictures)
+    assert found.attack is None
+    assert found.measured.cost == Cost(forward=18)
+
+
+def test_t0_is_the_feature_attack_made_once_for_all(tiny: Clip, pictures: Pictures) -> None:
+    first = at("T0", tiny, pictures)
+    parts = {path: path.stat().st_mtime_ns for path in pictures.cache.glob("*/*.safetensors")}
+    other = at("T0", tiny, pictures, template="art of the {}.")
+    defended = at("T0", tiny, pictures, defense="bit_depth:3")
+    assert {path: path.stat().st_mtime_ns for path in pictures.cache.glob("*/*.safetensors")} == parts
+    assert first.attack == other.attack == defended.attack
+    assert first.attack is not None
+    assert (first.attack["steps"], first.attack["starts"], first.attack["score"]) == (40, ["one_sided"], "embedding_shift")
+    assert first.attack["step"] == pytest.approx(1.25 * EPS / 40)
+    assert first.measured.cost.backward == 18 * 40
+
+
+def test_t2_is_cross_entropy_over_a_hundred_steps_of_a_quarter_radius(tiny: Clip, pictures: Pictures) -> None:
+    attack = at("T2", tiny, pictures).attack
+    assert attack is not None
+    assert (attack["steps"], attack["starts"], attack["keep"], attack["score"], attack["draws"]) == (100, ["random"], "best", "cross_entropy", 1)
+    assert attack["step"] == pytest.approx(EPS / 4)
+
+
+def test_a_randomized_defense_is_attacked_through_many_draws_and_judged_by_fresh_ones(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+    data = load_data(picture_folder, "test")
+    pictures = Pictures(data, torch.arange(18), 0, tmp_path)
+    clean = at("clean", tiny, pictures, defense="resize_pad")
+    assert clean.measured.cost == Cost(forward=18 * 10)
+    few = Pictures(data, clean.measured.correct.nonzero().flatten()[:1], 0, tmp_path)
+    attack = at("T2", tiny, few, defense="resize_pad").attack
+    assert attack is not None
+    assert attack["draws"] == 20
+
+
+def test_what_is_found_does_not_depend_on_batches_or_on_the_other_pictures(tiny: Clip, pictures: Pictures) -> None:
+    whole = at("T2", tiny, pictures).measured.correct
+    some = Pictures(pictures.data, torch.tensor([3, 8, 16]), 0, pictures.cache, batch=2)
+    assert torch.equal(at("T2", tiny, some).measured.correct, whole[[3, 8, 16]])
+
+
+@pytest.mark.parametrize("level", ["T0", "T2"])
+def test_an_attack_needs_a_radius(tiny: Clip, pictures: Pictures, level: Level) -> None:
+    classifier = zero_shot(tiny, Prompts(), pictures.data.labels)
+    with pytest.raises(InvalidInput, match="above 0"):
+        measure_level(level, 0.0, tiny, classifier, pictures, randomized=False, progress=silent)
