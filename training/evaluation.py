@@ -54,22 +54,27 @@ class Question(BaseModel):
 
 
 class Row(NamedTuple):
-    """One number with its facts, as JSON; the pictures behind it, by name, and whether each was right."""
+    """One number with its facts, as JSON; the folder and the pictures behind it, by name, and whether each was right."""
 
     facts: dict[str, Any]
+    folder: Path
     pictures: tuple[str, ...]
     correct: Tensor
 
     @property
     def condition(self) -> tuple[str, ...]:
         """What two rows must share to be compared picture by picture."""
-        return tuple(str(self.facts[name]) for name in ("backbone", "data", "split", "defense", "threat", "eps"))
+        return (str(self.folder), *(str(self.facts[name]) for name in ("backbone", "split", "defense", "threat", "eps")))
 
 
 def answer(question: Question, *, progress: Progress) -> Iterator[Row]:
     """The rows, as they are measured. Raises InvalidInput and its siblings before the first one where it can."""
     for text in question.defenses:
         parse_defenses(text, field="--defense")
+    if any(level != "clean" and eps <= 0 for level, eps in question.conditions()):
+        raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255", or ask for clean.')
+    for folder in question.data:
+        open_split(folder, question.split)  # a folder that can't be read is refused now, not after hours on the one before
     for backbone, folder in itertools.product(question.backbones, question.data):
         clip = load_clip(backbone, question.pretrained, device=question.device)
         data = open_split(folder, question.split)
@@ -108,7 +113,7 @@ def answer(question: Question, *, progress: Progress) -> Iterator[Row]:
                     "cost": measured.cost._asdict(),
                     "command": _command(question, backbone, prompt_set, folder, defense, level, eps),
                 }
-                yield Row(facts, names, measured.correct)
+                yield Row(facts, folder.resolve(), names, measured.correct)
 
 
 def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
