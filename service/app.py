@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import reprlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -17,7 +18,7 @@ from service.config import ServeSettings, load_settings
 from service.docs import install_docs
 from service.metrics import Metrics
 from service.middleware import RequestContext, SameMachine, context_of
-from service.problems import Problem, as_problem
+from service.problems import Problem, as_problem, invalid
 from service.routes import classify, health, probe, prompt_sets
 from service.startup import Report, Service
 
@@ -104,6 +105,12 @@ def _of_framework(error: Exception) -> Problem:
         case HTTPException(status_code=404):
             return Problem("unknown-route", "there is no such address.")
         case RequestValidationError():
-            return Problem("validation", "a parameter is not valid.")
+            return _of_parameters(error)
         case _:
             return as_problem(error)
+
+
+def _of_parameters(error: RequestValidationError) -> Problem:
+    """What FastAPI says of a path or header parameter; bodies are parsed and judged by our own models."""
+    first = error.errors()[0]
+    return invalid(f"#/{first['loc'][-1]}", f"{first['msg']}, found {reprlib.repr(first['input'])}.")

@@ -1,6 +1,7 @@
 """`robustclip serve`: settings, one socket, uvicorn, and a few lines that tell a person what is there and what to try."""
 
 import argparse
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
+    if server.force_exit:
+        os._exit(1)  # somebody insisted: a thread may be in the middle of a long pass, and Python would wait for it
     return 0
 
 

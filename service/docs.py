@@ -19,7 +19,6 @@ from service.schemas import ActivateRequest, ClassifyRequest, ProbeRequest
 
 _MODELS: tuple[type[BaseModel], ...] = (ClassifyRequest, ProbeRequest, ActivateRequest, ProblemBody)
 _REF = "#/components/schemas/{model}"
-_OPTIONS = ("prompt_set", "defense", "top_k", "temperature", "seed", "deadline_ms")  # of /classify, in the query
 
 
 def body_of(model: type[BaseModel], *, forms: bool = True) -> dict[str, Any]:
@@ -32,12 +31,11 @@ def body_of(model: type[BaseModel], *, forms: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def query_of(model: type[BaseModel], names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def query_of(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
     """Query parameters for a body that is nothing but the image."""
     properties = model.model_json_schema(ref_template=_REF)["properties"]
     return [
-        {"name": name, "in": "query", "required": False, "schema": _plain(properties[name]), "description": "for a raw image body"}
-        for name in names or ("labels", *_OPTIONS)
+        {"name": name, "in": "query", "required": False, "schema": _plain(properties[name]), "description": "for a raw image body"} for name in names
     ]
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -82,7 +82,8 @@ class Engine:
         self.sets = ServedSets(store, clip, self._admit, metrics)
         self._image_limits = ImageLimits(max_bytes=settings.limits.image_bytes)
         self._pool = ThreadPoolExecutor(settings.engine.decode_threads or max(2, available_cpus()), thread_name_prefix="decode")
-        self._text_pool = ThreadPoolExecutor(2, thread_name_prefix="text")
+        self._text_pool = ThreadPoolExecutor(8, thread_name_prefix="text")  # most only wait, for the device or for each other
+        self._store_pool = ThreadPoolExecutor(2, thread_name_prefix="store")
         self._batcher = Batcher(
             self._encode,
             max_batch=settings.engine.max_batch,
@@ -107,6 +108,7 @@ class Engine:
         self._batcher.stop()
         self._pool.shutdown(cancel_futures=True)
         self._text_pool.shutdown(cancel_futures=True)
+        self._store_pool.shutdown(cancel_futures=True)
 
     @property
     def healthy(self) -> bool:
@@ -139,8 +141,8 @@ class Engine:
         return chain
 
     async def blocking(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run what may wait for the disk or the device on a thread of its own kind."""
-        return await asyncio.get_running_loop().run_in_executor(self._text_pool, function, *arguments)
+        """Run what reads or moves prompt sets: it may take seconds, and classification must not wait behind it."""
+        return await _on(self._store_pool, function, *arguments)
 
     async def _classify(self, request: ClassifyRequest, pictures: Sequence[tuple[str, bytes]], deadline: float, timing: Timing) -> Classified:
         loaded = await self.find(request.prompt_set)
@@ -150,14 +152,15 @@ class Engine:
         rows = draw_seeds(seed or 0, len(pictures)).tolist()
         lane = self._lane(loaded, chain)
         images = (self._one(lane, picture, row, deadline, timing) for picture, row in zip(pictures, rows, strict=True))
-        weights, encoded = await asyncio.gather(self.blocking(self.text.of, loaded, request.labels), asyncio.gather(*images))
+        texts = _on(self._text_pool, self.text.of, loaded, request.labels)
+        weights, encoded = await asyncio.gather(texts, asyncio.gather(*images))
         good = [item for item in encoded if not isinstance(item, Problem)]
         ranked: list[Ranked] = []
         if good:
             started = time.perf_counter()
             classifier = ZeroShotClassifier(self.encoder, request.labels, weights, self.clip.logit_scale, lane.visual)
             features = torch.stack([features for features, _ in good])
-            ranked = await self._in_pool(rank, classifier, features, request.temperature, request.top_k)
+            ranked = await _on(self._pool, rank, classifier, features, request.temperature, request.top_k)
             timing.slowest("score", time.perf_counter() - started)
         self.metrics.predictions.labels(str(loaded.ref), "+".join(part.kind for part in chain) or "none").inc(len(good))
         answers = iter(ranked)
@@ -169,7 +172,7 @@ class Engine:
         pointer, data = picture
         started = time.perf_counter()
         try:
-            pixels, info = await self._in_pool(self.pixels, data)
+            pixels, info = await _on(self._pool, self.pixels, data)
         except Exception as error:
             problem = as_problem(error)
             if problem.status >= 500:
@@ -186,9 +189,6 @@ class Engine:
         """[3, S, S] pixels of encoded bytes, and what they were."""
         image = decode(data, limits=self._image_limits)
         return to_pixels(image, self.clip.image_size), image_info(data, image)
-
-    async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _lane(self, loaded: LoadedSet, chain: tuple[AnyDefense, ...]) -> Lane:
         return Lane((loaded.lane, chain), loaded.prompts.visual)
@@ -215,3 +215,7 @@ class Engine:
             if not bool(((rows.norm(dim=-1) - 1).abs() < 1e-3).all()):
                 raise PromptSetRefused(f"its {what} features are not finite and of unit norm.", reason="canary", field="prompt_set")
         self.text.warm(loaded)
+
+
+async def _on(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

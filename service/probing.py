@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive
+from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive, RobustClipError
 from robustclip.probe import ProbeOptions, Victim, charged_passes, probe
 from robustclip.report import ProbeReport
 from robustclip.scores import guarded
@@ -25,7 +25,7 @@ from robustclip.types import Features, ImageEncoder, Pixels, Score
 from service.device import Priority
 from service.engine import Engine
 from service.loaded import LoadedSet
-from service.problems import Problem, invalid
+from service.problems import Problem, as_problem, invalid
 from service.schemas import ProbeRequest
 from service.timing import Timing
 
@@ -75,9 +75,9 @@ class ProbeRunner:
                 f"expected at most {self._settings.reports} reports, found {len(names)} prompt sets times {len(request.defenses)} defenses.",
                 field="prompt_sets",
             )
-        self._check_radius(options)
+        self._check_radius(request, options)
         chains = [engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)]
-        sets = [await engine.find(name) for name in names]
+        sets = [await self._find(name, f"#/prompt_sets/{index}") for index, name in enumerate(names)]
         victims: list[tuple[LoadedSet, Victim]] = []
         for loaded, chain in itertools.product(sets, chains):
             weights = torch.empty(0, engine.clip.embed_dim)  # computed on the probe's own thread, when it is known to be affordable
@@ -90,13 +90,20 @@ class ProbeRunner:
             victims.append((loaded, victim))
         return victims
 
-    def _check_radius(self, options: ProbeOptions) -> None:
+    async def _find(self, name: str, pointer: str) -> LoadedSet:
+        try:
+            return await self._engine.find(name)
+        except RobustClipError as error:
+            raise as_problem(error).at(pointer) from error
+
+    def _check_radius(self, request: ProbeRequest, options: ProbeOptions) -> None:
         longest = math.sqrt(3) * self._engine.clip.image_size
         for index, attack in enumerate(options.attacks):
             ball = attack.ball
             limit = self._settings.radius if isinstance(ball, Linf) else self._settings.radius * longest
             if ball.radius > limit:
-                raise invalid(f"#/attacks/{index}/ball/radius", f"expected at most {radius_text(limit)}, found {radius_text(ball.radius)}.")
+                pointer = "#/eps" if request.attacks is None else f"#/attacks/{index}/ball/radius"
+                raise invalid(pointer, f"expected at most {radius_text(limit)}, found {radius_text(ball.radius)}.")
 
     def _work(
         self, victims: list[tuple[LoadedSet, Victim]], request: ProbeRequest, options: ProbeOptions, leave: "_Leave", timing: Timing

@@ -102,7 +102,7 @@ _IMAGE_SCHEMA: dict[str, Any] = {
 EncodedImage = Annotated[bytes, PlainValidator(_image), WithJsonSchema(_IMAGE_SCHEMA)]
 Label = Annotated[str, AfterValidator(_cleaned)]
 Labels = Annotated[
-    tuple[str, ...],
+    tuple[Annotated[str, Field(json_schema_extra={"minLength": 1})], ...],
     AfterValidator(_labels),
     Field(
         description="what to choose from: 2 or more different texts",
@@ -115,7 +115,7 @@ Chain = Annotated[
 ]
 SetName = Annotated[str, Field(max_length=80, description="NAME, NAME@active, or NAME@VERSION to pin one", examples=["handcrafted"])]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Deadline = Annotated[int, Field(ge=1, le=120_000, description="milliseconds; later answers are not computed")]
+_DEADLINE = "milliseconds after which nobody wants the answer any more"
 
 
 class _Request(BaseModel):
@@ -135,7 +135,7 @@ class ClassifyRequest(_Request):
         default=None, ge=0.01, le=100, allow_inf_nan=False, description="divides the logits, which carry CLIP's own scale"
     )
     seed: Seed | None = Field(default=None, description="of randomised defenses; absent: drawn, and told in the answer")
-    deadline_ms: Deadline = 10_000
+    deadline_ms: int = Field(default=10_000, ge=100, le=60_000, description=_DEADLINE)
 
     @model_validator(mode="after")
     def _one_form_of_images(self, info: ValidationInfo) -> Self:
@@ -175,7 +175,7 @@ class ProbeRequest(_Request):
     fresh_draws: int = Field(default=64, ge=1, le=1024, description="draws of a randomised defense on which a candidate is judged")
     seed: Seed = 0
     include: tuple[Include, ...] = Field(default=(), alias="return", json_schema_extra={"uniqueItems": True})
-    deadline_ms: Deadline = 20_000
+    deadline_ms: int = Field(default=20_000, ge=1000, le=120_000, description=_DEADLINE)
 
     @model_validator(mode="after")
     def _one_way_to_name_attacks(self) -> Self:

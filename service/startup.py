@@ -1,6 +1,5 @@
 """From settings to a running engine, in phases that people can watch."""
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -29,7 +28,6 @@ class Service:
         self.metrics = Metrics()
         self.phase = "loading"
         self.failure: Exception | None = None
-        self.started_at = time.time()
         self._report = report
         self._running: tuple[Engine, ProbeRunner] | None = None
 

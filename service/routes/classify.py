@@ -16,6 +16,7 @@ from service.schemas import ClassifyRequest
 from service.startup import Service
 
 router = APIRouter(tags=["classify"])
+_QUERY = ("labels", "prompt_set", "defense", "top_k", "temperature", "seed", "deadline_ms")
 _PROBLEMS = problems(
     *("malformed-json", "malformed-multipart", "host-refused", "origin-refused", "unknown-prompt-set", "unknown-version", "body-too-slow"),
     *("body-too-large", "unsupported-media-type", "validation", "too-many-images", "too-many-labels", "image-undecodable", "image-format-refused"),
@@ -27,7 +28,7 @@ _PROBLEMS = problems(
     "/classify",
     summary="Choose among labels",
     responses={200: {"model": ClassifyAnswer}} | _PROBLEMS,
-    openapi_extra=body_of(ClassifyRequest) | {"parameters": query_of(ClassifyRequest)},
+    openapi_extra=body_of(ClassifyRequest) | {"parameters": query_of(ClassifyRequest, *_QUERY)},
 )
 async def classify(request: Request) -> Response:
     """JSON with base64, form data, or the image itself as the body with options in the query. With several images a bad one fails alone."""

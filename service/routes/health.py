@@ -9,6 +9,7 @@ from starlette.responses import Response
 from robustclip.attacks import AnyAttack
 from robustclip.defenses import DEFENSES
 from service.answers import SERVICE, defense_facts, json_response, model_facts
+from service.docs import problems
 from service.problems import PROBLEMS, Problem
 from service.startup import Service
 
@@ -62,7 +63,7 @@ async def info(request: Request) -> Response:
     )
 
 
-@router.get("/problems/{code}", summary="What a problem's code means")
+@router.get("/problems/{code}", summary="What a problem's code means", responses=problems("unknown-route"))
 async def problem(code: str) -> Response:
     if code not in PROBLEMS:
         raise Problem("unknown-route", "there is no such problem.")

@@ -10,12 +10,13 @@ from robustclip.probe import worst
 from service.answers import ProbeAnswer, json_response, model_facts
 from service.bodies import read_request
 from service.disconnect import while_connected
-from service.docs import body_of, problems
+from service.docs import body_of, problems, query_of
 from service.middleware import context_of
 from service.schemas import ProbeRequest
 from service.startup import Service
 
 router = APIRouter(tags=["probe"])
+_QUERY = ("labels", "true_label", "target_label", "norm", "eps", "steps", "restarts", "loss", "seed", "deadline_ms")
 _PROBLEMS = problems(
     *("malformed-json", "malformed-multipart", "host-refused", "origin-refused", "unknown-prompt-set", "unknown-version", "body-too-slow"),
     *("body-too-large", "unsupported-media-type", "validation", "too-many-labels", "image-undecodable", "image-format-refused"),
@@ -24,7 +25,12 @@ _PROBLEMS = problems(
 )
 
 
-@router.post("/probe", summary="Attack a decision", responses={200: {"model": ProbeAnswer}} | _PROBLEMS, openapi_extra=body_of(ProbeRequest))
+@router.post(
+    "/probe",
+    summary="Attack a decision",
+    responses={200: {"model": ProbeAnswer}} | _PROBLEMS,
+    openapi_extra=body_of(ProbeRequest) | {"parameters": query_of(ProbeRequest, *_QUERY)},
+)
 async def probe(request: Request) -> Response:
     """PGD against the served classifier, through each defense. `broken` comes with a picture that shows it; nothing is ever called robust."""
     service: Service = request.app.state.service

@@ -7,7 +7,7 @@ from fastapi import Path as PathParameter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from prompts_store.manifest import Ref
+from prompts_store.manifest import NAME_PATTERN, Ref
 from service.answers import SetList, SetState, VersionList, json_response, set_state, version_state
 from service.bodies import read_json
 from service.docs import body_of, problems
@@ -17,7 +17,7 @@ from service.schemas import ActivateRequest
 from service.startup import Service
 
 router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"])
-Name = Annotated[str, PathParameter(description="a prompt set's name", examples=["handcrafted"])]
+Name = Annotated[str, PathParameter(pattern=NAME_PATTERN, description="a prompt set's name", examples=["handcrafted"])]
 IfMatch = Annotated[str | None, Header(description="the ETag of GET /prompt-sets/{name}; 412 if it is stale")]
 _READING = problems("host-refused", "unknown-prompt-set", "validation", "prompt-set-invalid", "starting")
 _MOVING = problems(
@@ -38,13 +38,13 @@ async def list_sets(request: Request) -> Response:
 @router.get("/{name}", summary="One prompt set", responses={200: {"model": SetState}} | _READING)
 async def one_set(request: Request, name: Name) -> Response:
     service: Service = request.app.state.service
-    return _state(service, _checked(name))
+    return _state(service, name)
 
 
 @router.get("/{name}/versions", summary="Its versions, newest first", responses={200: {"model": VersionList}} | _READING)
 async def versions(request: Request, name: Name) -> Response:
     engine = _engine(request)
-    stored = await engine.blocking(engine.sets.store.versions, _checked(name), engine.clip.fingerprint)
+    stored = await engine.blocking(engine.sets.store.versions, name, engine.clip.fingerprint)
     return json_response({"object": "list", "name": name, "data": [version_state(one) for one in stored]})
 
 
@@ -60,7 +60,7 @@ async def activate(request: Request, name: Name, if_match: IfMatch = None) -> Re
     asked = await read_json(request, ActivateRequest, engine.settings.limits)
 
     def move() -> LoadedSet:
-        return engine.sets.activate(Ref(_checked(name), asked.version), if_match=if_match)
+        return engine.sets.activate(Ref(name, asked.version), if_match=if_match)
 
     await engine.blocking(move)
     return _state(request.app.state.service, name)
@@ -71,7 +71,7 @@ async def rollback(request: Request, name: Name, if_match: IfMatch = None) -> Re
     engine = _engine(request)
 
     def move() -> LoadedSet:
-        return engine.sets.rollback(_checked(name), if_match=if_match)
+        return engine.sets.rollback(name, if_match=if_match)
 
     await engine.blocking(move)
     return _state(request.app.state.service, name)
@@ -80,11 +80,6 @@ async def rollback(request: Request, name: Name, if_match: IfMatch = None) -> Re
 def _engine(request: Request) -> Engine:
     service: Service = request.app.state.service
     return service.engine
-
-
-def _checked(name: str) -> str:
-    """A name that may reach the file system, or InvalidInput."""
-    return Ref.parse(f"{name}@active").name
 
 
 def _state(service: Service, name: str) -> Response:
