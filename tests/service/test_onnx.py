@@ -12,6 +12,7 @@ from robustclip.errors import EncoderRefused
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 def test_onnx_and_torch_answer_alike_and_probes_run_in_torch(tmp_path: Path, server: Running, tiny: Clip) -> None:
     graph = tmp_path / "onnx" / "tiny.onnx"
     with serving(tmp_path, encoder={"backend": "onnx", "path": graph}) as other:

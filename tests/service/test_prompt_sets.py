@@ -126,6 +126,17 @@ def test_a_set_published_by_another_process_is_followed(following: Running, tiny
     assert following.metric("robustclip_prompt_set_info", name="followed", version=ref.version, modalities="text") == 0
 
 
+def test_a_new_version_is_warm_before_it_is_served(following: Running, tiny: Clip) -> None:
+    asked = {"files": {"image": picture()}, "data": {"labels": ["never asked", "before"], "prompt_set": "warm"}}
+    for seed in (1, 2):
+        ref = following.store.publish(learned_set(tiny, name="warm", seed=seed), activate=True)
+        wait_until(lambda ref=ref: served(following, "warm") == ref.version, seconds=30)
+        before = following.metric("robustclip_text_forwards_total")
+        assert following.client.post("/classify", **asked).headers["x-prompt-set"] == str(ref)
+        passes = following.metric("robustclip_text_forwards_total") - before
+        assert passes == (1 if seed == 1 else 0)
+
+
 def test_a_pointer_that_arrives_before_its_file_is_served_when_the_file_is_whole(following: Running, tiny: Clip) -> None:
     prompt_set = learned_set(tiny, name="copied")
     shelf = following.store.root / tiny.fingerprint[:8] / "copied"
