@@ -34,12 +34,12 @@ def create_app(
     settings: ServeSettings | None = None,
     *,
     report: Report = lambda phase: None,
-    on_started: Callable[[Service], None] = lambda service: None,
+    on_started: Callable[[Service], None] | None = None,
 ) -> FastAPI:
     """The service as an ASGI application; settings from the environment unless given.
 
     `report(phase)` hears what the start is doing. `on_started(service)` is called on the event loop when it is over; `service.failure` then says
-    whether it failed.
+    whether it failed. Without it a failure is logged.
     """
     settings = settings or load_settings()
     service = Service(settings, report)
@@ -47,7 +47,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         # Health and metrics answer while models load: an orchestrator can tell a slow start from a dead process.
-        starting = asyncio.create_task(_start(service, on_started))
+        starting = asyncio.create_task(_start(service, on_started or _log_failure))
         lag = asyncio.create_task(_watch_lag(service.metrics))
         yield
         lag.cancel()
@@ -71,13 +71,15 @@ def create_app(
 
 
 async def _start(service: Service, on_started: Callable[[Service], None]) -> None:
-    try:
+    with suppress(Exception):  # the service remembers it
         await asyncio.to_thread(service.start)
-    except RobustClipError as error:
-        _log.error("the service can't start: %s", error)
-    except Exception:
-        _log.exception("the service can't start")
     on_started(service)
+
+
+def _log_failure(service: Service) -> None:
+    error = service.failure
+    if error is not None:
+        _log.error("the service can't start: %s", error, exc_info=None if isinstance(error, RobustClipError) else error)
 
 
 async def _watch_lag(metrics: Metrics) -> None:

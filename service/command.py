@@ -6,15 +6,16 @@ import signal
 import socket
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from robustclip.errors import InvalidInput
-from service.app import create_app
 from service.config import CONFIG_FILE, ServeSettings, each_setting, environment_name, load_settings
 from service.logs import configure_logs
-from service.startup import Service
+
+if TYPE_CHECKING:  # these import torch, and --help must not wait for it
+    from service.startup import Service
 
 _SHUTDOWN_SECONDS = 30
 
@@ -43,6 +44,8 @@ class _Server(uvicorn.Server):
     def __init__(self, settings: ServeSettings, listener: socket.socket) -> None:
         self.failure: Exception | None = None
         self._address = _address(listener)
+        from service.app import create_app
+
         app = create_app(settings, report=lambda phase: _say(f"{phase} ..."), on_started=self._started)
         super().__init__(
             uvicorn.Config(app, access_log=False, log_config=None, timeout_graceful_shutdown=_SHUTDOWN_SECONDS, server_header=False, lifespan="on")
@@ -52,7 +55,7 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit and sig in (signal.SIGINT, signal.SIGTERM)
         self.should_exit = True
 
-    def _started(self, service: Service) -> None:
+    def _started(self, service: "Service") -> None:
         self.failure = service.failure
         if self.failure is not None:
             self.should_exit = True
@@ -62,6 +65,8 @@ class _Server(uvicorn.Server):
 
 def _check(settings: ServeSettings) -> int:
     """Start everything but the HTTP server, say so, and stop."""
+    from service.startup import Service
+
     service = Service(settings, report=lambda phase: _say(f"{phase} ..."))
     service.start()
     try:
@@ -85,7 +90,7 @@ def _address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _welcome(service: Service, address: str) -> str:
+def _welcome(service: "Service", address: str) -> str:
     lines = [
         f"serving on {address}",
         _inventory(service),
@@ -99,7 +104,7 @@ def _welcome(service: Service, address: str) -> str:
     return "\n".join(lines)
 
 
-def _inventory(service: Service) -> str:
+def _inventory(service: "Service") -> str:
     clip, sets = service.engine.clip, service.engine.sets.snapshot
     facts = f"{clip.pretrained}, {clip.image_size} pixels, {service.engine.encoder.backend}, fingerprint {clip.fingerprint[:8]}"
     lines = [f"  backbone     {clip.arch} ({facts})"]
@@ -117,6 +122,7 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="robustclip serve",
+        usage="robustclip serve [OPTIONS]",
         description="Serve classification and probes over HTTP.",
         epilog=f"Every setting can also stand in the environment (--clip.arch is {environment_name('clip', 'arch')}) or in ./{CONFIG_FILE}.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=40, width=140),

@@ -11,19 +11,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
-from prompts_store.manifest import Name
 from robustclip.errors import InvalidInput
-from robustclip.threat import LinfRadius
 
 PREFIX = "ROBUSTCLIP_"
 CONFIG_FILE = Path("robustclip.toml")
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _radius(value: str | float) -> float:
+    from robustclip.threat import parse_radius  # brings torch, and --help must not wait for it
+
+    return parse_radius(value, "probe.radius")
+
+
+Radius = Annotated[float, BeforeValidator(_radius), Field(le=1)]
 
 
 class _Section(BaseModel):
@@ -40,7 +47,7 @@ class StoreSettings(_Section):
     path: Path = Field(default=Path("var/prompts"), description="folder of prompt sets; seeded with the shipped ones at the first start")
     read_only: bool = Field(default=False, description="never write into the store: no seeding, no activation over HTTP")
     poll_seconds: Seconds = Field(default=0.5, description="how often the pointers are looked at")
-    default_set: Name = Field(default="handcrafted", description="the prompt set of a request that names none")
+    default_set: str = Field(default="handcrafted", description="the prompt set of a request that names none")
 
 
 class EncoderSettings(_Section):
@@ -75,7 +82,7 @@ class ProbeSettings(_Section):
     queue: int = Field(default=8, ge=0, description="probes that may wait while one runs; beyond that 503")
     reports: Count = Field(default=16, description="prompt sets times defenses a request")
     labels: int = Field(default=256, ge=2, description="labels a probe")
-    radius: LinfRadius = Field(default=64 / 255, description="largest radius, Linf; for L2 that change of every value")
+    radius: Radius = Field(default=64 / 255, description="largest radius, Linf; for L2 that change of every value")
     chunk_rows: Count = Field(default=4, description="rows of one gradient step before others may have the device")
 
 
