@@ -8,7 +8,6 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Literal
 
@@ -20,17 +19,14 @@ from torch.nn import functional as F
 from robustclip import sanity
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, check_labels
-from robustclip.clip import Clip
-from robustclip.defenses import AnyDefense, bind_chain
+from robustclip.classifier import Defended, TorchImageEncoder, check_labels
+from robustclip.defenses import bind_chain
 from robustclip.errors import InvalidInput, ProbeUnavailable
 from robustclip.images import load_pixels, pixels_to_png
 from robustclip.measure import wilson
-from robustclip.prompts import Prompts
 from robustclip.report import (
     AttackRecord,
     Decision,
-    DefensePart,
     Gap,
     Heat,
     InputPart,
@@ -40,13 +36,13 @@ from robustclip.report import (
     Trace,
     Verdict,
     VerdictValue,
-    VictimPart,
 )
 from robustclip.sanity import Diagnostic
 from robustclip.scores import AnyScoreName, averaged, label_score, untargeted_margin
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, radius_text
-from robustclip.types import Attacked, Cost, ImageEncoder, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.victim import Victim, describe_victim
 
 MAX_TRACE = 50
 _CELL = 16  # pixels a side of a heat map cell
@@ -81,23 +77,6 @@ class ProbeOptions(BaseModel):
     fresh_draws: int = Field(default=64, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**63)
     include: tuple[Include, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Victim:
-    """The deployed decision: `weights` [C, E] are the text features of `labels`, `serving` the encoder that `/classify` uses."""
-
-    clip: Clip
-    prompts: Prompts
-    prompt_set: str
-    labels: tuple[str, ...]
-    weights: Tensor
-    defense: tuple[AnyDefense, ...]
-    serving: ImageEncoder
-
-    def classifier(self, encoder: ImageEncoder) -> ZeroShotClassifier:
-        """The undefended classifier over one of the two encoders."""
-        return ZeroShotClassifier(encoder, self.labels, self.weights, self.clip.logit_scale, self.prompts.visual)
 
 
 def charged_passes(victim: Victim, options: ProbeOptions) -> int:
@@ -341,34 +320,6 @@ class _Probe:
         if label not in self.victim.labels:
             raise InvalidInput(f"{label!r} is not among the labels.", field=field, help=f"Choose one of: {', '.join(self.victim.labels[:10])}.")
         return self.victim.labels.index(label)
-
-
-def describe_victim(victim: Victim) -> VictimPart:
-    """Everything that decides the answer, and one digest over it."""
-    parts = tuple(
-        DefensePart(
-            kind=spec.kind,
-            params=spec.model_dump(mode="json", exclude={"kind"}),
-            gradient=spec.gradient,
-            randomized=spec.randomized,
-            stage=spec.stage,
-            status=spec.status,
-        )
-        for spec in victim.defense
-    )
-    whole = (victim.clip.fingerprint, victim.prompts.digest(), victim.labels, [part.model_dump_json() for part in parts], victim.serving.backend)
-    return VictimPart(
-        digest=hashlib.sha256(repr(whole).encode()).hexdigest(),
-        arch=victim.clip.arch,
-        pretrained=victim.clip.pretrained,
-        fingerprint=victim.clip.fingerprint,
-        prompt_set=victim.prompt_set,
-        templates=victim.prompts.templates,
-        labels=victim.labels,
-        defense=parts,
-        randomized=any(part.randomized for part in parts),
-        encoder=victim.serving.backend,
-    )
 
 
 def _modes(victim: Victim, options: ProbeOptions) -> tuple[Knowledge, ...]:

@@ -135,6 +135,7 @@ def _probe(arguments: argparse.Namespace) -> "ProbeReport":
     from robustclip import probe as probing
     from robustclip.classifier import TorchImageEncoder, text_weights
     from robustclip.errors import invalid_input
+    from robustclip.victim import Victim
 
     ball = {"kind": arguments.norm, "radius": arguments.eps}
     attack = {"kind": "pgd", "ball": ball, "steps": arguments.steps, "restarts": arguments.restarts, "stop": "never"}
@@ -148,7 +149,7 @@ def _probe(arguments: argparse.Namespace) -> "ProbeReport":
     with torch.no_grad():
         weights = text_weights(deployed.clip, prompts, deployed.labels)
     encoder = TorchImageEncoder(deployed.clip)
-    victim = probing.Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), deployed.labels, weights, deployed.defense, encoder)
+    victim = Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), deployed.labels, weights, deployed.defense, encoder)
     return probing.probe(victim, _pixels(arguments.pictures, deployed.clip), options)
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive, RobustClipError
-from robustclip.probe import ProbeOptions, Victim, charged_passes, probe
+from robustclip.probe import ProbeOptions, charged_passes, probe
 from robustclip.report import ProbeReport
 from robustclip.scores import guarded
 from robustclip.threat import Linf, radius_text
 from robustclip.types import Features, ImageEncoder, Pixels, Score
+from robustclip.victim import Victim
 from service.device import Priority
 from service.engine import Engine
 from service.loaded import LoadedSet

@@ -11,11 +11,12 @@ from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.images import load_pixels
-from robustclip.probe import ProbeOptions, Victim, charged_passes, probe, worst
+from robustclip.probe import ProbeOptions, charged_passes, probe, worst
 from robustclip.prompts import Prompts
 from robustclip.report import ProbeReport
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
+from robustclip.victim import Victim
 
 LABELS = ("cat", "dog", "car", "ship")
 EVERYTHING = ("curve", "heat", "adversarial")
