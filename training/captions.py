@@ -5,9 +5,12 @@ filler of random length (word vectors or Gaussian noise) goes in front as prompt
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor
 
 from robustclip.clip import Clip, imagenet_names, whole_words
@@ -37,6 +40,29 @@ TEMPLATES = (
     "a photo of a {}, a kind of thing.",
 )
 MAX_FILLER = 64
+SYNONYMS_A_NAME = 3  # WordNet's rarer lemmas ("painter" for the cougar) would teach more wrong than right
+HELD_OUT_SYNONYMS = {  # never in a caption, so that they can measure what the text tower makes of a new word for a known thing
+    "sea slug": "nudibranch",
+    "koala": "koala bear",
+    "American lobster": "Maine lobster",
+    "cougar": "puma",
+    "ladybug": "ladybird",
+    "arabian camel": "dromedary",
+    "chimpanzee": "chimp",
+    "backpack": "rucksack",
+    "station wagon": "estate car",
+    "binoculars": "field glasses",
+    "bucket": "pail",
+    "automated teller machine": "cash machine",
+    "frying pan": "skillet",
+    "limousine": "limo",
+    "flagpole": "flagstaff",
+    "refrigerator": "icebox",
+    "trolleybus": "trolley coach",
+    "German Shepherd Dog": "alsatian",
+    "popsicle": "lollipop",
+    "beach": "seashore",
+}
 
 
 @dataclass(frozen=True)
@@ -66,17 +92,38 @@ def gather_names(label_sets: dict[str, tuple[str, ...]]) -> Names:
 
 def vocabulary(limit: int) -> tuple[str, ...]:
     """Plain English words of one token, most frequent first: they spread a sentence encoder's geometry to names never seen."""
-    return tuple(word for word in whole_words() if re.fullmatch(r"[a-z]{3,}", word))[:limit]
+    return tuple(word for word in whole_words() if re.fullmatch(r"[a-z]{3,}", word) and not _held_out(word))[:limit]
 
 
-def worded(texts: list[str], generator: torch.Generator) -> list[str]:
-    """Each text in a random template; half of the parenthesised remarks (`crane (bird)`) fall away."""
+@cache
+def synonyms() -> dict[str, tuple[str, ...]]:
+    """WordNet's other words for ImageNet's names, as timm carries them; none that means two classes, none that is held out."""
+    info, names = ImageNetInfo(), imagenet_names()
+    lemmas = [info.label_name_to_description(info.index_to_label_name(index)).split(", ") for index in range(len(names))]
+    uses = Counter(lemma.lower() for group in lemmas for lemma in {*group})
+    taken = {name.lower() for name in names}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, group in zip(names, lemmas, strict=True):
+        kept = [lemma for lemma in group if uses[lemma.lower()] == 1 and lemma.lower() not in taken and not _held_out(lemma)]
+        found.setdefault(name, tuple(kept[:SYNONYMS_A_NAME]))
+    return found
+
+
+def worded(texts: list[str], generator: torch.Generator, *, synonym_share: float = 0.0) -> list[str]:
+    """Each text in a random template; half of the parenthesised remarks (`crane (bird)`) fall away, some names give way to a synonym."""
     choices = torch.randint(len(TEMPLATES), (len(texts),), generator=generator).tolist()
     plain = (torch.rand(len(texts), generator=generator) < 0.5).tolist()
-    return [
-        TEMPLATES[choice].replace("{}", re.sub(r" \(.*\)", "", text) if bare else text)
-        for text, choice, bare in zip(texts, choices, plain, strict=True)
-    ]
+    luck = torch.rand(len(texts), 2, generator=generator).tolist()
+    words: list[str] = []
+    for text, bare, (chance, which) in zip(texts, plain, luck, strict=True):
+        others = synonyms().get(text, ()) if chance < synonym_share else ()
+        name = others[int(which * len(others))] if others else text
+        words.append(re.sub(r" \(.*\)", "", name) if bare else name)
+    return [TEMPLATES[choice].replace("{}", name) for choice, name in zip(choices, words, strict=True)]
+
+
+def _held_out(text: str) -> bool:
+    return any(word.lower() in text.lower() for word in HELD_OUT_SYNONYMS.values())
 
 
 def filler(clip: Clip, rows: int, length: int, generator: torch.Generator) -> Tensor | None:

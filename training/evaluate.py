@@ -63,6 +63,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     several("--prompt-set", "handcrafted", 'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)')
     several("--data", None, "folder of Parquet files with classes.txt, or of class folders of pictures")
     one("--split", "test", "a split of the data; train:validation is the tenth of train that training holds out; all: class folders without splits")
+    one("--classes", None, "file of class names, one a line, `name` or `name = other words`: measure on their pictures only")
+    one("--among", "all", "with --classes, the labels to choose from: all of the data set's, or only these")
     several("--threat", "clean", f"of {', '.join(LEVELS)}")
     several("--eps", "1/255", "radius of the attack (Linf, pixel units)")
     parser.add_argument("--defense", action="append", metavar="CHAIN", help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})")
@@ -83,6 +85,8 @@ def _read(arguments: argparse.Namespace) -> Question:
         "prompt_sets": [word for value in arguments.prompt_set or ["handcrafted"] for word in ([value] if "{" in value else _words([value]))],
         "data": [word for value in arguments.data for word in ([value] if Path(value).exists() else _words([value]))],
         "split": arguments.split,
+        "classes": arguments.classes,
+        "among": arguments.among,
         "threats": _words(arguments.threat or ["clean"]),
         "eps": _words(arguments.eps or ["1/255"]),
         "defenses": arguments.defense or [NO_DEFENSE],

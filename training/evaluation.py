@@ -21,6 +21,8 @@ from robustclip.measure import accuracy, mcnemar, paired_difference
 from robustclip.prompts import Prompts
 from robustclip.threat import LinfRadius, radius_text
 from robustclip.types import Progress
+from training.classes import Among, choose_classes
+from training.data import LabelledImages
 from training.levels import Level, Pictures, measure_level
 from training.sampling import balanced_subset, open_split
 
@@ -36,6 +38,8 @@ class Question(BaseModel):
     prompt_sets: tuple[str, ...] = Field(min_length=1)
     data: tuple[Path, ...] = Field(min_length=1)
     split: str = "test"
+    classes: Path | None = None
+    among: Among = "all"
     threats: tuple[Level, ...] = Field(min_length=1)
     eps: tuple[LinfRadius, ...] = Field(min_length=1)
     defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
@@ -51,6 +55,11 @@ class Question(BaseModel):
         for level in self.threats:
             for eps in (0.0,) if level == "clean" else self.eps:
                 yield level, eps
+
+    def open(self, folder: Path) -> LabelledImages:
+        """The split of one folder, only the asked classes of it."""
+        data = open_split(folder, self.split)
+        return data if self.classes is None else choose_classes(data, self.classes, self.among)
 
 
 class Row(NamedTuple):
@@ -74,10 +83,10 @@ def answer(question: Question, *, progress: Progress) -> Iterator[Row]:
     if any(level != "clean" and eps <= 0 for level, eps in question.conditions()):
         raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255", or ask for clean.')
     for folder in question.data:
-        open_split(folder, question.split)  # a folder that can't be read is refused now, not after hours on the one before
+        question.open(folder)  # a folder that can't be read is refused now, not after hours on the one before
     for backbone, folder in itertools.product(question.backbones, question.data):
         clip = load_clip(backbone, question.pretrained, device=question.device)
-        data = open_split(folder, question.split)
+        data = question.open(folder)
         indices = balanced_subset(data, question.limit, question.seed)
         pictures = Pictures(data, indices, question.seed, question.runs / "cache", question.batch)
         names = tuple(data.names[index] for index in indices.tolist())
@@ -99,6 +108,7 @@ def answer(question: Question, *, progress: Progress) -> Iterator[Row]:
                     "prompt_set": prompt_set,
                     "data": folder.resolve().name,
                     "split": question.split,
+                    **_restriction(question),
                     "defense": defense,
                     "threat": level,
                     "eps": radius_text(eps),
@@ -148,11 +158,17 @@ def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) ->
     return str(found.ref), found.prompts
 
 
+def _restriction(question: Question) -> dict[str, str]:
+    """Which classes were measured, where not all were."""
+    return {} if question.classes is None else {"classes": question.classes.name, "among": question.among}
+
+
 def _command(question: Question, backbone: str, prompt_set: str, folder: Path, defense: str, level: Level, eps: float) -> str:
     """What measures this one row again: every choice spelled out, the prompt set by its version."""
     words = ["robustclip", "evaluate", "--backbone", backbone]
     words += ["--pretrained", question.pretrained] if question.pretrained else []
     words += ["--prompt-set", prompt_set, "--data", str(folder), "--split", question.split, "--threat", level]
+    words += [] if question.classes is None else ["--classes", str(question.classes), "--among", question.among]
     words += [] if level == "clean" else ["--eps", radius_text(eps)]
     words += [] if defense == NO_DEFENSE else ["--defense", defense]
     words += ["--limit", str(question.limit), "--seed", str(question.seed), "--batch", str(question.batch)]

@@ -141,6 +141,16 @@ def test_what_training_held_out_can_be_measured(bench: Bench) -> None:
     assert bench.evaluate("--split", "train:validation")["results"][0]["n"] == 3
 
 
+def test_chosen_classes_are_measured_alone_and_recorded(bench: Bench) -> None:
+    wanted = bench.folder / "two.txt"
+    wanted.write_text("red thing\nblue thing = azure thing\n")
+    (row,) = bench.evaluate("--classes", str(wanted), "--among", "these")["results"]
+    assert (row["n"], row["classes"], row["among"]) == (12, "two.txt", "these")
+    assert f"--classes {wanted} --among these" in row["command"]
+    (row,) = bench.evaluate("--classes", str(wanted))["results"]
+    assert (row["n"], row["among"]) == (12, "all")
+
+
 def test_people_read_tables(bench: Bench, tiny: Clip) -> None:
     publish(bench.folder / "store", tiny)
     out = bench.print("--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--limit", "6")
@@ -172,6 +182,8 @@ def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) ->
         (["--defense", "prayer"], InvalidInput, "--defense"),
         (["--split", "nowhere"], DataRefused, "It has test, train"),
         (["--data", "no-such-folder"], DataRefused, "no such folder"),
+        (["--classes", "no-such-list.txt"], DataRefused, "can't be read"),
+        (["--classes", "x.txt", "--among", "some"], InvalidInput, "--among"),
         (["--device", "abacus"], InvalidInput, "--device"),
         (["--backbone", "mini", "--pretrained", "x.pt"], InvalidInput, "one backbone"),
     ],

@@ -1,0 +1,59 @@
+"""Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes.
+
+The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a remark.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+from robustclip.errors import DataRefused
+from training.data import LabelledImages
+
+Among: TypeAlias = Literal["all", "these"]
+
+
+def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledImages:
+    """Only the pictures of the classes that `path` names, to be recognised among all labels of the data set or among `these` alone.
+
+    DataRefused names a class that the data set lacks, one that is named twice, and two that would bear one name.
+    """
+    names = read_classes(path)
+    for name in names:
+        if name not in data.labels:
+            raise DataRefused(f"{path.name} names the class {name!r}, which {data.folder.name} does not have.", field="--classes")
+    labels = tuple(names.get(label, label) for label in data.labels if among == "all" or label in names)
+    if len({label.lower() for label in labels}) < len(labels):
+        twice = next(label for label in labels if sum(label.lower() == other.lower() for other in labels) > 1)
+        raise DataRefused(f"{path.name} gives two classes the name {twice!r}.", field="--classes")
+    if len(labels) < 2:
+        raise DataRefused(
+            f"expected at least 2 classes, {path.name} names {len(labels)}.", field="--classes", help="Or compare them with --among all."
+        )
+    position = {index: labels.index(names[label]) for index, label in enumerate(data.labels) if label in names}
+    rows = torch.tensor([row for row, target in enumerate(data.targets.tolist()) if target in position])
+    if not len(rows):
+        raise DataRefused(f"the split {data.split!r} has no picture of the classes in {path.name}.", field="--classes")
+    chosen = data.subset(rows, data.split)
+    return replace(chosen, labels=labels, targets=torch.tensor([position[target] for target in chosen.targets.tolist()]))
+
+
+def read_classes(path: Path) -> dict[str, str]:
+    """Class -> what to call it. DataRefused for a file that can't be read, holds nothing, or names a class twice."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataRefused(f"{path} can't be read as UTF-8 text: {error}", field="--classes") from error
+    names: dict[str, str] = {}
+    for line in (line.strip() for line in lines):
+        if not line or line.startswith("#"):
+            continue
+        name, _, other = (part.strip() for part in line.partition(" = "))
+        if name in names:
+            raise DataRefused(f"{path.name} names the class {name!r} twice.", field="--classes")
+        names[name] = other or name
+    if not names:
+        raise DataRefused(f"{path.name} names no class.", field="--classes", help="Write one class name a line.")
+    return names
