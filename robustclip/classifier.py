@@ -33,11 +33,13 @@ class TorchImageEncoder:
         return F.normalize(encode_image(self.clip, pixels, visual), dim=-1)
 
 
-def text_weights(clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
+def text_weights(
+    clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, chunk: int = TEXT_CHUNK, on_chunk: Callable[[], None] | None = None
+) -> Tensor:
     """[C, E] unit text features of labels under prompts.
 
     Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`.
-    `on_chunk` is called before each text pass of at most 64 labels (a service counts and yields there).
+    `on_chunk` is called before each text pass of at most `chunk` labels (a service counts and yields there).
     """
     check_prompts(clip, prompts, labels=len(labels))
     contexts: list[Tensor | None] = [prompts.text] if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific else list(prompts.text)
@@ -46,10 +48,10 @@ def text_weights(clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_ch
         tokens = clip.tokenize([template.replace("{}", label) for label in labels]).to(clip.device)
         for context in contexts:
             chunks: list[Tensor] = []
-            for start in range(0, len(labels), TEXT_CHUNK):
+            for start in range(0, len(labels), chunk):
                 if on_chunk is not None:
                     on_chunk()
-                rows = slice(start, start + TEXT_CHUNK)
+                rows = slice(start, start + chunk)
                 own = context[rows] if context is not None and context.ndim == 4 else context
                 chunks.append(encode_text(clip, tokens[rows], own))
             features.append(F.normalize(torch.cat(chunks), dim=-1))
