@@ -23,6 +23,7 @@ from robustclip.classifier import Defended, TorchImageEncoder, check_labels
 from robustclip.defenses import bind_chain
 from robustclip.errors import InvalidInput, ProbeUnavailable
 from robustclip.images import load_pixels, pixels_to_png
+from robustclip.losses import untargeted_margin
 from robustclip.measure import wilson
 from robustclip.report import (
     AttackRecord,
@@ -38,11 +39,12 @@ from robustclip.report import (
     VerdictValue,
 )
 from robustclip.sanity import Diagnostic
-from robustclip.scores import AnyScoreName, averaged, label_score, untargeted_margin
+from robustclip.scores import AnyScoreName, label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, radius_text
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 from robustclip.victim import Victim, describe_victim
+from robustclip.wrappers import averaged
 
 MAX_TRACE = 50
 _CELL = 16  # pixels a side of a heat map cell

@@ -49,13 +49,15 @@ class Cost(NamedTuple):
 class Evaluation(NamedTuple):
     """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels.
 
-    `cost` is what this one call took: a score that asks its classifier several times a row says so here, and whoever sums it up is right.
+    `cost` is what this one call took: a score that asks its classifier several times a row says so here, and whoever sums it up is right. `logits`,
+    where the score is about labels, are for those who choose which label to go for.
     """
 
     value: Tensor
     margin: Tensor
     grad: Tensor | None
     cost: Cost = Cost()
+    logits: Logits | None = None
 
 
 class Score(Protocol):

@@ -19,10 +19,10 @@ from torch import Tensor
 from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive, RobustClipError
 from robustclip.probe import ProbeOptions, charged_passes, probe
 from robustclip.report import ProbeReport
-from robustclip.scores import guarded
 from robustclip.threat import Linf, radius_text
 from robustclip.types import Features, ImageEncoder, Pixels, Score
 from robustclip.victim import Victim
+from robustclip.wrappers import guarded
 from service.device import Priority
 from service.engine import Engine
 from service.loaded import LoadedSet

@@ -9,6 +9,7 @@ Deviation from the papers: a picture that is wrong untouched counts as wrong at 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -19,10 +20,11 @@ from robustclip.attacks.pgd import PGD
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.measure import Batch, Measured, measure
-from robustclip.scores import CrossEntropy, averaged, guarded
+from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Classifier, Progress, Score
+from robustclip.wrappers import averaged, guarded
 from training.bank import feature_attack, shifted_pixels
 from training.data import LabelledImages
 
@@ -75,13 +77,13 @@ def measure_level(
         return AtLevel(spent, {**attack.model_dump(mode="json"), "score": "embedding_shift"})
     # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
     attack = PGD(ball=ball, steps=T2_STEPS, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
-    score = _through_draws if randomized else CrossEntropy
+    score = _through_draws if randomized else partial(label_score, "cross_entropy")
     measured = measure(classifier, _batches(clip, pictures, progress, "T2"), attack=attack, score=score, ball=ball, draws=draws)
     return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
 
 
 def _through_draws(classifier: Classifier, targets: Tensor) -> Score:
-    return averaged(guarded(CrossEntropy(classifier, targets), chunk_rows=GRADIENT_ROWS), GRADIENT_DRAWS)
+    return averaged(guarded(label_score("cross_entropy", classifier, targets), chunk_rows=GRADIENT_ROWS), GRADIENT_DRAWS)
 
 
 def _batches(clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None) -> Iterator[Batch]:

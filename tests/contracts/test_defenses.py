@@ -8,10 +8,11 @@ from robustclip.attacks.pgd import PGD
 from robustclip.classifier import TorchImageEncoder
 from robustclip.clip import Clip
 from robustclip.defenses import DEFENSES, AnyDefense, bind_chain, parse_defenses
-from robustclip.scores import Margin, averaged
+from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Defense
+from robustclip.wrappers import averaged
 
 DEFAULTS = ["resize_pad", "jpeg", "bit_depth"]
 TABLE = [*DEFAULTS, "resize_pad:0.7", "jpeg:20", "bit_depth:1", "bit_depth:8"]
@@ -114,8 +115,8 @@ def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_on
         return float((victim(inputs, draw_seeds(34, 32)).argmax(dim=1) == targets).float().mean())
 
     attack = PGD(ball=Linf(radius=6 / 255), starts=("zero",), stop="never")
-    through = Margin(victim, targets)
-    static = accuracy(attack(Margin(toy, targets), pixels, seeds).pixels)
+    through = label_score("margin", victim, targets)
+    static = accuracy(attack(label_score("margin", toy, targets), pixels, seeds).pixels)
     adaptive = accuracy(attack(averaged(through, 4) if defense.randomized else through, pixels, seeds).pixels)
     assert accuracy(pixels) >= 0.97
     assert adaptive < 0.1

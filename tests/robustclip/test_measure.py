@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from toys import LinearClassifier, gratings, trained_conv
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import InvalidInput
 from robustclip.measure import Batch, Interval, accuracy, mcnemar, measure, paired_difference, wilson
-from robustclip.scores import CrossEntropy
+from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds, row_uniform
 from robustclip.threat import Linf
 from robustclip.types import Attacked, Cost, Logits, Pixels, Score, Seeds
+
+CROSS_ENTROPY = partial(label_score, "cross_entropy")
 
 
 def sign_of_the_first_value() -> LinearClassifier:
@@ -57,7 +60,9 @@ def test_clean_accuracy_is_counted_picture_by_picture() -> None:
 
 def test_pictures_that_are_wrong_untouched_count_as_broken_and_are_not_attacked() -> None:
     attack = Moves(-0.5)
-    found = measure(sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.4]), [1, 1, 0])], attack=attack, score=CrossEntropy)
+    found = measure(
+        sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.4]), [1, 1, 0])], attack=attack, score=CROSS_ENTROPY
+    )
     assert found.correct.tolist() == [False, False, True]
     assert attack.rows == 2
     assert found.cost == Cost(forward=3 + 7 + 2, backward=5)
@@ -67,7 +72,7 @@ def test_pictures_that_are_wrong_untouched_count_as_broken_and_are_not_attacked(
 def test_an_attacks_own_claim_counts_for_nothing(margin: float) -> None:
     for change, expected in ((0.0, True), (-0.5, False)):
         attack = Moves(change, margin=margin)
-        found = measure(sign_of_the_first_value(), [batch(pictures([0.9]), [1])], attack=attack, score=CrossEntropy)
+        found = measure(sign_of_the_first_value(), [batch(pictures([0.9]), [1])], attack=attack, score=CROSS_ENTROPY)
         assert found.correct.tolist() == [expected]
 
 
@@ -75,7 +80,7 @@ def test_a_change_below_half_a_level_breaks_the_float_picture_and_not_its_png() 
     ball = Linf(radius=0.45 / 255)
     origin = pictures([128 / 255])
     on_the_brink = LinearClassifier(sign_of_the_first_value().weights, torch.tensor([127.8 / 255, 0.0]))
-    found = measure(on_the_brink, [batch(origin, [1])], attack=Moves(-0.4 / 255), score=CrossEntropy, ball=ball)
+    found = measure(on_the_brink, [batch(origin, [1])], attack=Moves(-0.4 / 255), score=CROSS_ENTROPY, ball=ball)
     assert (found.correct.tolist(), found.correct_8bit.tolist()) == ([False], [True])
 
 
@@ -92,7 +97,7 @@ def test_a_real_attack_lowers_a_real_accuracy_the_same_way_in_any_batches() -> N
 
     def run(size: int) -> Tensor:
         parts = [Batch(pixels[i : i + size], targets[i : i + size], seeds[i : i + size]) for i in range(0, 24, size)]
-        return measure(classifier, parts, attack=attack, score=CrossEntropy).correct
+        return measure(classifier, parts, attack=attack, score=CROSS_ENTROPY).correct
 
     clean = measure(classifier, [Batch(pixels, targets, seeds)]).correct
     assert clean.float().mean() > 0.9

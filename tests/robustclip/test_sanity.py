@@ -7,10 +7,11 @@ from robustclip.attacks.pgd import PGD
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
-from robustclip.scores import Margin, averaged
+from robustclip.scores import LabelScore, label_score
 from robustclip.seeds import draw_seeds, row_normal
 from robustclip.threat import Linf
 from robustclip.types import Classifier, Logits, Pixels, Seeds
+from robustclip.wrappers import averaged
 
 LABELS = ("cat", "dog", "car")
 SEEDS = draw_seeds(0, 1)
@@ -41,9 +42,9 @@ def picture(clip: Clip) -> Pixels:
     return levels / 255
 
 
-def margin(victim: Classifier, clip: Clip) -> Margin:
+def margin(victim: Classifier, clip: Clip) -> LabelScore:
     target = victim(picture(clip), SEEDS).argmax(dim=1)
-    return Margin(victim, target)
+    return label_score("margin", victim, target)
 
 
 def test_an_honest_victim_raises_no_flag(tiny: Clip) -> None:
@@ -93,7 +94,7 @@ def test_batch_mates_that_move_a_row_are_found(tiny: Clip) -> None:
 def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip) -> None:
     victim = Victim(tiny, "honest")
     wrong = (victim(picture(tiny), SEEDS).argmax(dim=1) + 1) % len(LABELS)  # already misclassified: every draw reaches the goal
-    score = Margin(victim, wrong)
+    score = label_score("margin", victim, wrong)
     assert sanity.noise_weaker(score, picture(tiny), SEEDS, Linf(radius=1 / 255), adaptive_success=False)[0].fired
     assert not sanity.noise_weaker(score, picture(tiny), SEEDS, Linf(radius=1 / 255), adaptive_success=True)[0].fired
     assert sanity.transfer_weaker(static_success=True, adaptive_success=False).fired

@@ -9,9 +9,11 @@ from torch.nn import functional as F
 from toys import LinearClassifier, gratings, trained_conv
 
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput, NoDecisionToAttack
-from robustclip.scores import CrossEntropy, EmbeddingShift, Margin, averaged, guarded, label_score, recorded, untargeted_margin
+from robustclip.losses import untargeted_margin
+from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import draw_seeds, row_normal
 from robustclip.types import Cost, Logits, Pixels, Score, Seeds
+from robustclip.wrappers import averaged, guarded, recorded
 
 PIXELS, TARGETS = gratings(8, seed=5)
 SEEDS = draw_seeds(5, 8)
@@ -44,11 +46,11 @@ def every_score() -> list[Score]:
     clean = embed(PIXELS + 0.01 * torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(0)))
     return [
         *(label_score(name, toy, TARGETS, goals) for name in ("cross_entropy", "margin") for goals in (None, GOALS)),
-        CrossEntropy(toy, TARGETS, temperature=10.0),
+        label_score("cross_entropy", toy, TARGETS, temperature=10.0),
         *(EmbeddingShift(embed, clean, distance) for distance in ("kl", "cosine", "l2")),
-        averaged(Margin(Noisy(linear()), TARGETS), 3),
-        guarded(Margin(toy, TARGETS), chunk_rows=3),
-        recorded(Margin(toy, TARGETS)),
+        averaged(label_score("margin", Noisy(linear()), TARGETS), 3),
+        guarded(label_score("margin", toy, TARGETS), chunk_rows=3),
+        recorded(label_score("margin", toy, TARGETS)),
     ]
 
 
@@ -71,7 +73,7 @@ def test_values_are_the_textbook_ones() -> None:
         assert torch.allclose(seen.margin, expected["margin"], atol=1e-5)
         aimed = label_score(name, toy, TARGETS, GOALS)(PIXELS, SEEDS, grad=False)
         assert torch.equal(aimed.margin > 0, logits.argmax(dim=1) == GOALS)
-    warm = CrossEntropy(toy, TARGETS, temperature=10.0)(PIXELS, SEEDS, grad=False)
+    warm = label_score("cross_entropy", toy, TARGETS, temperature=10.0)(PIXELS, SEEDS, grad=False)
     assert torch.allclose(warm.value, -(logits / 10).log_softmax(dim=1)[rows, TARGETS], atol=1e-5)
 
 
@@ -128,7 +130,7 @@ class TestEveryScore:
 def test_parameters_receive_no_gradient() -> None:
     toy = linear()
     toy.weights.requires_grad_()
-    Margin(toy, TARGETS)(PIXELS, SEEDS, grad=True)
+    label_score("margin", toy, TARGETS)(PIXELS, SEEDS, grad=True)
     assert toy.weights.grad is None
 
 
@@ -142,7 +144,7 @@ def test_a_victim_off_the_graph_shows_a_zero_gradient() -> None:
         def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
             return toy(pixels.detach(), seeds)
 
-    seen = Margin(Detached(), TARGETS)(PIXELS, SEEDS, grad=True)
+    seen = label_score("margin", Detached(), TARGETS)(PIXELS, SEEDS, grad=True)
     assert seen.grad is not None
     assert not seen.grad.any()
 
@@ -156,10 +158,10 @@ def test_temperature_cures_the_saturated_cross_entropy() -> None:
         assert gradient is not None
         return gradient.flatten(1).norm(dim=1)
 
-    lost = length(CrossEntropy(sure, targets)) < 1e-6
+    lost = length(label_score("cross_entropy", sure, targets)) < 1e-6
     assert lost.any()
-    assert (length(CrossEntropy(sure, targets, temperature=1000.0)) > 1e-3).all()
-    assert (length(Margin(sure, targets)) > 1).all()
+    assert (length(label_score("cross_entropy", sure, targets, temperature=1000.0)) > 1e-3).all()
+    assert (length(label_score("margin", sure, targets)) > 1).all()
 
 
 def test_one_label_is_no_decision() -> None:
@@ -175,7 +177,7 @@ def test_labels_that_are_not_there_are_refused(targets: list[int], goals: list[i
 
 
 def test_an_average_is_the_mean_over_fresh_draws() -> None:
-    noisy = Margin(Noisy(linear()), TARGETS)
+    noisy = label_score("margin", Noisy(linear()), TARGETS)
     one = noisy(PIXELS, SEEDS, grad=False).value
     few, many = averaged(noisy, 2)(PIXELS, SEEDS, grad=True), averaged(noisy, 400)(PIXELS, SEEDS, grad=False)
     assert not torch.allclose(few.value, one)
@@ -190,7 +192,7 @@ def test_an_average_is_the_mean_over_fresh_draws() -> None:
 
 
 def test_a_bill_counts_rows_of_every_selection_and_draw() -> None:
-    bill = recorded(averaged(Margin(Noisy(linear()), TARGETS), 3))
+    bill = recorded(averaged(label_score("margin", Noisy(linear()), TARGETS), 3))
     bill(PIXELS, SEEDS, grad=False)
     bill.select(torch.tensor([1, 2]))(PIXELS[:2], SEEDS[:2], grad=True)
     assert bill.cost == Cost(forward=24 + 6, backward=6)
@@ -207,7 +209,7 @@ def test_a_guarded_score_holds_the_lock_chunk_by_chunk() -> None:
         def __exit__(self, *_: object) -> None:
             holds[-1] += 1
 
-    plain = Margin(trained_conv(), TARGETS)
+    plain = label_score("margin", trained_conv(), TARGETS)
     seen = guarded(plain, Lock(), chunk_rows=3)(PIXELS, SEEDS, grad=True)
     assert holds == [1, 1, 1]
     expected = plain(PIXELS, SEEDS, grad=True)
@@ -218,7 +220,7 @@ def test_a_guarded_score_holds_the_lock_chunk_by_chunk() -> None:
 
 
 def test_a_guarded_score_stops_at_the_deadline_and_when_cancelled() -> None:
-    score, calls = Margin(linear(), TARGETS), iter([False, False, True])
+    score, calls = label_score("margin", linear(), TARGETS), iter([False, False, True])
     lock = threading.Lock()
     with pytest.raises(DeadlineExceeded):
         guarded(score, lock, deadline=time.monotonic() - 1)(PIXELS, SEEDS, grad=False)

@@ -8,14 +8,16 @@ from toys import LinearClassifier, gratings, trained_conv
 from robustclip.attacks import parse_attack
 from robustclip.attacks.pgd import FGSM, PGD
 from robustclip.errors import Cancelled, InvalidInput
-from robustclip.scores import CrossEntropy, EmbeddingShift, Margin, averaged, guarded, label_score, untargeted_margin
+from robustclip.losses import untargeted_margin
+from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.threat import L2, Linf
 from robustclip.types import Cost, Evaluation, Logits, Pixels, Seeds
+from robustclip.wrappers import averaged, guarded
 
 PIXELS, TARGETS = gratings(16, seed=9)
 SEEDS = draw_seeds(9, 16)
-SCORE = Margin(trained_conv(), TARGETS)
+SCORE = label_score("margin", trained_conv(), TARGETS)
 NEAR = Linf(radius=2 / 255)
 
 
@@ -78,7 +80,9 @@ def test_pgd_equals_a_transcription_of_the_paper(kind: str) -> None:
             x = PIXELS + delta * (radius / delta.norm(p=2, dim=(1, 2, 3), keepdim=True)).clamp(max=1)
         x = x.clamp(0, 1)
     ball = Linf(radius=radius) if kind == "linf" else L2(radius=radius)
-    attacked = PGD(ball=ball, steps=7, starts=("zero",), keep="last", stop="never")(CrossEntropy(trained_conv(), TARGETS), PIXELS, SEEDS)
+    attacked = PGD(ball=ball, steps=7, starts=("zero",), keep="last", stop="never")(
+        label_score("cross_entropy", trained_conv(), TARGETS), PIXELS, SEEDS
+    )
     assert torch.allclose(attacked.pixels, x, atol=1e-6)
 
 
@@ -205,15 +209,15 @@ class Randomized:
 def test_a_randomized_victim_never_draws_the_same_noise_twice() -> None:
     victim = Randomized()
     attack = PGD(ball=NEAR, steps=5, stop="never")
-    once = attack(Margin(victim, TARGETS), PIXELS, SEEDS)
+    once = attack(label_score("margin", victim, TARGETS), PIXELS, SEEDS)
     drawn = [seed for asked in victim.asked for seed in asked]
     assert len(set(drawn)) == len(drawn) == 12 * 16
-    assert torch.equal(attack(Margin(Randomized(), TARGETS), PIXELS, SEEDS).pixels, once.pixels)
+    assert torch.equal(attack(label_score("margin", Randomized(), TARGETS), PIXELS, SEEDS).pixels, once.pixels)
     assert not set(drawn) & set(derive(SEEDS, "start-1").tolist())
 
 
 def test_an_averaged_score_is_paid_by_the_draw() -> None:
-    attacked = PGD(ball=NEAR, steps=2, starts=("zero",), stop="never")(averaged(Margin(Randomized(), TARGETS), 4), PIXELS, SEEDS)
+    attacked = PGD(ball=NEAR, steps=2, starts=("zero",), stop="never")(averaged(label_score("margin", Randomized(), TARGETS), 4), PIXELS, SEEDS)
     assert attacked.cost == Cost(forward=3 * 64, backward=2 * 64)
 
 

@@ -9,7 +9,7 @@ from robustclip.defenses.bit_depth import BitDepth
 from robustclip.defenses.jpeg import Jpeg
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.errors import InvalidInput
-from robustclip.scores import Margin
+from robustclip.scores import label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Pixels, Seeds
@@ -36,7 +36,7 @@ class Seen(Identity):
 
 def test_a_hard_quantiser_hides_behind_a_zero_gradient_and_falls_to_straight_through() -> None:
     toy, attack = trained_conv(), PGD(ball=Linf(radius=6 / 255), starts=("zero",))
-    masked, honest = (Margin(Purified(toy, defense), TARGETS) for defense in (Hard(), Seen()))
+    masked, honest = (label_score("margin", Purified(toy, defense), TARGETS) for defense in (Hard(), Seen()))
     gradient = masked(PIXELS, SEEDS, grad=True).grad
     assert gradient is not None
     assert not gradient.any()

@@ -11,7 +11,7 @@ from toys import Purified, gratings, trained_conv
 
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses.jpeg import Jpeg, soft_jpeg
-from robustclip.scores import Margin
+from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 
@@ -58,7 +58,7 @@ def test_both_backward_passes_break_it_and_the_soft_one_breaks_more() -> None:
     seeds = draw_seeds(72, 32)
 
     def broken(backward: Literal["soft", "identity"], quality: int) -> float:
-        score = Margin(Purified(trained_conv(), Jpeg(quality=quality, backward=backward)), targets)
+        score = label_score("margin", Purified(trained_conv(), Jpeg(quality=quality, backward=backward)), targets)
         return float((PGD(ball=Linf(radius=4 / 255), starts=("zero",))(score, pixels, seeds).margin > 0).float().mean())
 
     assert broken("soft", 25) > broken("identity", 25) + 0.2

@@ -5,9 +5,10 @@ from toys import Purified, gratings, trained_conv
 
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses.resize_pad import ResizePad, shrink_into_field
-from robustclip.scores import Margin, averaged
+from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
+from robustclip.wrappers import averaged
 
 PIXELS, TARGETS = gratings(32, seed=61)
 SEEDS = draw_seeds(61, 32)
@@ -59,6 +60,6 @@ def _in_float64(defense: ResizePad, pixels: torch.Tensor) -> torch.Tensor:
 def test_twenty_draws_a_gradient_break_it() -> None:
     victim = Purified(trained_conv(), ResizePad())
     attack = PGD(ball=Linf(radius=6 / 255), steps=6, starts=("zero",), stop="never")
-    attacked = attack(averaged(Margin(victim, TARGETS[:16]), 20), PIXELS[:16], SEEDS[:16])
-    fresh = averaged(Margin(victim, TARGETS[:16]), 20)(attacked.pixels, draw_seeds(99, 16), grad=False)
+    attacked = attack(averaged(label_score("margin", victim, TARGETS[:16]), 20), PIXELS[:16], SEEDS[:16])
+    fresh = averaged(label_score("margin", victim, TARGETS[:16]), 20)(attacked.pixels, draw_seeds(99, 16), grad=False)
     assert (fresh.margin > 0).float().mean() > 0.75
