@@ -19,10 +19,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from robustclip.errors import ImageFormatRefused, ImageRefused, ImageTooManyBytes, ImageTooManyPixels, InvalidInput
+from robustclip.truncation import jpeg_is_whole, png_is_whole
 from robustclip.types import Pixels
 
 _MEGA = 10**6
-_PNG_END = b"IEND\xaeB`\x82"
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,17 +59,21 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class _Format:
-    """`open` reads headers only; Pillow's own `Image.open` would try further parsers and warn about large pictures on its own terms."""
+    """`open` reads headers only; Pillow's own `Image.open` would try further parsers and warn about large pictures on its own terms.
+
+    `is_whole` looks for what Pillow overlooks: data that end before the picture does.
+    """
 
     name: str
     matches: Callable[[bytes], bool]
     open: Callable[[io.BytesIO], ImageFile]
+    is_whole: Callable[[bytes, Image.Image], bool]
 
 
 _FORMATS = (
-    _Format("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImageFile),
-    _Format("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile),
-    _Format("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImageFile),
+    _Format("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImageFile, jpeg_is_whole),
+    _Format("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile, png_is_whole),
+    _Format("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImageFile, lambda data, image: True),
 )
 
 
@@ -96,8 +100,8 @@ def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
         raise ImageFormatRefused("expected one picture, found an animation.", field="image", help="Send one of its frames.")
     try:
         image.load()
-        if kind.open is PngImageFile and _PNG_END not in data:  # Pillow is content once it has all rows
-            raise ImageRefused("this PNG file has no end.", field="image", help="Send it again.")
+        if not kind.is_whole(data, image):
+            raise ImageRefused(f"this {kind.name} file ends before its picture does.", field="image", help="Save or send it again.")
         return _upright(_to_rgb(image), image)
     except (MemoryError, ImageRefused):
         raise

@@ -108,12 +108,78 @@ def test_a_header_of_60000_squared_costs_less_than_50_milliseconds_and_no_memory
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 8 * 1024
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_a_truncated_picture_is_refused_wherever_it_was_cut(format: str) -> None:
-    data = saved(format)
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "JPEG": ("JPEG", {}),
+    "fine JPEG": ("JPEG", {"quality": 95, "subsampling": 0}),
+    "JPEG with restarts": ("JPEG", {"restart_marker_rows": 1}),
+    "progressive JPEG": ("JPEG", {"progressive": True}),
+    "PNG": ("PNG", {}),
+    "WebP": ("WEBP", {}),
+    "lossless WebP": ("WEBP", {"lossless": True}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_truncated_picture_is_refused_wherever_it_was_cut(form: str) -> None:
+    data = saved(FORMS[form][0], **FORMS[form][1])
     for cut in (1, 2, 4, 12, 20, len(data) // 4, len(data) // 2, len(data) - 40, len(data) - 13):
         with pytest.raises(ImageRefused):
             decode(data[:-cut])
+
+
+def ended_png(rows: int, *, size: int = 64, interlaced: bool = False, value: int = 200) -> bytes:
+    """A PNG in perfect order, except that its compressed data stop after some rows of the first pass or the only one."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, int(interlaced)))
+    row = bytes([0] + [value] * 3 * (size // 8 if interlaced else size))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(row * rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("rows", "interlaced"), [(1, False), (32, False), (63, False), (1, True), (8, True)])
+def test_a_png_whose_compressed_data_end_early_in_good_order_is_refused(rows: int, interlaced: bool) -> None:
+    with pytest.raises(ImageRefused, match="ends before its picture does"):
+        decode(ended_png(rows, interlaced=interlaced))
+
+
+def test_a_png_that_is_black_below_is_a_picture() -> None:
+    assert decode(ended_png(64, value=0)).size == (64, 64)
+    assert decode(ended_png(64)).getpixel((63, 63)) == (200, 200, 200)
+    for mode in ("1", "L", "P", "LA", "RGBA", "I;16"):
+        buffer = io.BytesIO()
+        Image.new(mode, (13, 7)).save(buffer, format="PNG")
+        assert decode(buffer.getvalue()).size == (13, 7)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "fine JPEG", "JPEG with restarts"])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 0.97])
+def test_a_jpeg_that_was_cut_and_ended_in_good_order_is_refused(form: str, share: float) -> None:
+    data = saved(FORMS[form][0], 128, **FORMS[form][1])
+    with pytest.raises(ImageRefused, match="ends before its picture does"):
+        decode(data[: int(share * len(data))] + b"\xff\xd9")
+
+
+def test_a_jpeg_padded_with_zeros_is_refused() -> None:
+    data = saved("JPEG", quality=95, subsampling=0)
+    for share in (0.6, 0.8, 0.95):
+        with pytest.raises(ImageRefused):
+            decode(data[: int(share * len(data))].ljust(len(data), b"\0"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_mid_grey_below_is_a_picture(mode: str, progressive: bool) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (50, 40), 128 if mode == "L" else (128,) * len(mode)).save(buffer, format="JPEG", progressive=progressive)
+    assert decode(buffer.getvalue()).size == (50, 40)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 0.97])
+def test_a_webp_that_was_cut_and_put_in_good_order_is_refused(options: dict[str, Any], share: float) -> None:
+    data = bytearray(saved("WEBP", **options))
+    del data[int(share * len(data)) // 2 * 2 :]
+    data[4:8], data[16:20] = struct.pack("<I", len(data) - 8), struct.pack("<I", len(data) - 20)
+    with pytest.raises(ImageRefused):
+        decode(bytes(data))
 
 
 def test_bytes_are_counted_before_anything_else() -> None:
