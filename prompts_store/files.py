@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, bounded reads, and one writer at a time across processes."""
+"""Bounded reads, and one writer at a time across processes."""
 
 import contextlib
 import errno
@@ -9,25 +9,16 @@ from collections.abc import Generator
 from pathlib import Path
 
 from robustclip.errors import PromptSetRefused, StoreReadOnly
+from robustclip.files import PARTIAL, write_atomically
 
-_PARTIAL = ".partial"
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: a reader sees the old content or the new, a power cut leaves one of them. Call it under `writing`."""
-    new_folder = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".*{_PARTIAL}"):  # from a writer that was killed: whoever holds the lock has no other
+    """Put `data` at `path` in one step, and clear away what killed writers left. Call it under `writing`."""
+    for leftover in path.parent.glob(f".*{PARTIAL}"):  # whoever holds the lock has no other
         leftover.unlink()
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    for folder in path.parents[: 3 if new_folder else 1]:  # a store is two folders deep: those made just now must last, too
-        _sync_folder(folder)
+    write_atomically(path, data)
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -71,14 +62,6 @@ def writing(root: Path) -> Generator[None]:
         if error.errno in _READ_ONLY:
             raise StoreReadOnly(f"{root} can't be written: {error.strerror}.", field="--store", help="Mount it writable, or name another.") from error
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unreadable(path: Path, reason: str, what: str) -> PromptSetRefused:

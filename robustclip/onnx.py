@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from robustclip.classifier import TorchImageEncoder
 from robustclip.clip import Clip, load_clip
 from robustclip.errors import EncoderRefused, FeatureNotInstalled, InvalidInput
+from robustclip.files import replacing
 from robustclip.seeds import draw_seeds, row_normal, row_uniform
 from robustclip.towers import encode_image
 from robustclip.types import Features, ImageEncoder, Pixels
@@ -83,10 +84,8 @@ def export_image_encoder(clip: Clip, path: Path, *, visual_prompts: bool) -> Non
         raise EncoderRefused(f"the image tower of {clip.arch} could not be exported: {error}", help="Use the torch encoder.") from error
     assert program is not None
     program.model.metadata_props.update(_metadata(clip, visual_prompts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    program.save(str(partial), external_data=False)
-    partial.replace(path)
+    with replacing(path) as partial:  # several processes may export the same graph at once
+        program.save(str(partial), external_data=False)
 
 
 class OrtImageEncoder:

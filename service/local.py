@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from robustclip.errors import InvalidInput
+from robustclip.files import write_atomically
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.manifest import PromptSet
@@ -158,11 +159,8 @@ def _write_witness(path: Path, report: "ProbeReport") -> None:
 
     worst = min((record for record in report.attacks), key=lambda record: (not record.success_8bit, record.linf))
     if worst.adversarial_png is not None:
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(base64.b64decode(worst.adversarial_png))
-            partial.replace(path)
+            write_atomically(path, base64.b64decode(worst.adversarial_png))
         except OSError as error:
             raise InvalidInput(f"{path} can't be written: {error.strerror}.", field="--out") from error
 

@@ -5,8 +5,6 @@ The folder is named by a digest of everything that the rows depend on, so that n
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from robustclip.errors import DataRefused
+from robustclip.files import write_atomically
 from robustclip.types import Cost, Progress
 
 
@@ -63,21 +62,6 @@ def cached_rows(
 def digest_of(description: Mapping[str, object]) -> str:
     """sha256 of canonical JSON."""
     return hashlib.sha256(json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of it under its name, or nothing: a temporary file in the same folder, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path, count: int) -> Rows:

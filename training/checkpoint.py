@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from robustclip.errors import DataRefused
-from training.cache import write_atomically
+from robustclip.files import write_atomically
 
 
 class Epoch(NamedTuple):

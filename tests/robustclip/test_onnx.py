@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from robustclip.onnx import OrtImageEncoder, check_parity, default_path, export_
 from robustclip.prompts import Prompts
 
 LABELS = ("a cat", "a dog", "a rocket")
+EXPORT = [sys.executable, "-c", "import sys; from robustclip.onnx import main; sys.exit(main(['--backbone', 'tiny']))"]
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +176,15 @@ def test_the_command_exports_and_reports_parity(
     assert graph["path"] == str(default_path(tiny))
     assert graph["cosine"] > 0.99999
     assert [path.name for path in (tmp_path / "var" / "onnx").iterdir()] == [f"{tiny.fingerprint[:8]}.onnx"]
+
+
+@pytest.mark.slow
+def test_two_processes_may_export_the_same_graph_at_once(tmp_path: Path) -> None:
+    exporters = [subprocess.Popen(EXPORT, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    for exporter in exporters:
+        _, complaint = exporter.communicate(timeout=300)
+        assert exporter.returncode == 0, complaint
+    assert [path.suffix for path in (tmp_path / "var" / "onnx").iterdir()] == [".onnx"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +6,7 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused
 from robustclip.types import Cost
-from training.cache import cached_rows, write_atomically
+from training.cache import cached_rows
 
 
 class Maker:
@@ -66,24 +64,3 @@ def test_a_damaged_part_is_refused_by_name(tmp_path: Path, keep: int) -> None:
     with pytest.raises(DataRefused, match="part-00001") as refused:
         Maker().rows(tmp_path, torch.arange(10))
     assert refused.value.help is not None
-
-
-def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    write_atomically(target, b"old" * 1000)
-    script = f"""
-import os, signal
-from pathlib import Path
-from training import cache
-cache.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
-cache.write_atomically(Path({str(target)!r}), b"new" * 100_000)
-"""
-    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
-    assert target.read_bytes() == b"old" * 1000
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_atomically(tmp_path / "folder", b"content")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -1,0 +1,65 @@
+"""Writers that are disturbed, killed, or two at once: a name shows a whole file or none."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustclip.files import replacing, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def interrupted(path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_atomically(target, b"old" * 1000)
+    script = f"""
+import os, signal
+from pathlib import Path
+from robustclip.files import write_atomically
+os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path({str(target)!r}), b"new" * 100_000)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
+    assert target.read_bytes() == b"old" * 1000
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", b"content")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "other")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_two_writers_of_one_file_don_t_meet_and_the_later_wins(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "graph.onnx"
+    with replacing(target) as slow:
+        slow.write_bytes(b"slow, half")
+        with replacing(target) as fast:
+            fast.write_bytes(b"fast")
+        assert target.read_bytes() == b"fast"
+        slow.write_bytes(b"slow, whole")
+    assert target.read_bytes() == b"slow, whole"
+    assert names(target.parent) == ["graph.onnx"]
+
+
+def test_a_file_gets_the_rights_that_the_user_s_mask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"content")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
