@@ -4,7 +4,7 @@ Pictures become pixels through `robustclip.images`, the same path that a request
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,11 +51,6 @@ class LabelledImages:
         """[n, 3, S, S] in [0, 1] on the k/255 lattice. DataRefused names a picture that does not decode."""
         rows = [self._pixels(int(index), size) for index in indices]
         return torch.stack(rows) if rows else torch.empty(0, 3, size, size)
-
-    def batches(self, indices: Tensor, size: int, batch: int) -> Iterator[tuple[Tensor, Pixels]]:
-        """(indices [b], pixels [b, 3, S, S]) in the order of `indices`, decoded as they are asked for."""
-        for chosen in indices.split(batch):
-            yield chosen, self.pixels(chosen, size)
 
     def subset(self, indices: Tensor, split: str) -> "LabelledImages":
         """Only these pictures, in this order, under the name of another split."""
