@@ -14,6 +14,7 @@ from typing import Any, cast
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -66,17 +67,24 @@ class Clip:
 def load_clip(arch: str = "mini", pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
     """Load and freeze a CLIP.
 
-    arch        an embedded name (`mini`, `tiny`), an open_clip architecture (`ViT-B-32`), or `hf-hub:owner/repository`.
-    pretrained  None for embedded and hub names; else an open_clip tag (`laion2b_s34b_b79k`) or the path of a .safetensors or .pt state dict.
+    arch        an embedded name (`mini`, `tiny`), the JSON of a backbone that `robustclip harden` wrote, an open_clip architecture (`ViT-B-32`), or
+                `hf-hub:owner/repository`.
+    pretrained  None for all but architectures; else an open_clip tag (`laion2b_s34b_b79k`) or the path of a .safetensors or .pt state dict.
 
     Raises UnsupportedClip with the reason and what to do: unknown name, missing or foreign file, activation that contradicts the weights, towers
     that are not open_clip's native ones.
     """
-    if arch in embedded_names():
+    if arch in embedded_names() or arch.endswith(".json"):
         if pretrained not in (None, EMBEDDED):
             raise UnsupportedClip(f"{arch!r} carries its own weights, found {pretrained!r}.", field="clip.pretrained", help="Leave it out.")
-        model, config = load_embedded(arch)
-        return describe(model.to(device), arch, EMBEDDED, mean=torch.tensor(config["mean"]), std=torch.tensor(config["std"]))
+        try:
+            model, config = load_embedded(arch)
+            mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UnsupportedClip(
+                f"{arch} can't be read as a backbone: {error!s:.200}", field="clip.arch", help="Give a JSON with its safetensors beside it."
+            ) from error
+        return describe(model.to(device), Path(arch).stem, EMBEDDED, mean=mean, std=std)
     if arch.startswith("hf-hub:"):
         return _from_open_clip(arch, None, device)
     if arch not in open_clip.list_models():

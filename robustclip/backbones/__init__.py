@@ -1,6 +1,7 @@
 """Embedded CLIPs: a JSON with open_clip's configuration (and what differs from it), fp16 safetensors beside it, a model card.
 
-A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. Nothing else differs from open_clip, and it ends here.
+A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. It may say `"text_of": "mini"`: the file then holds
+an image tower, everything else is that backbone's. Nothing else differs from open_clip, and it ends here.
 """
 
 import json
@@ -18,6 +19,7 @@ from robustclip.backbones.tiny import TINY_CONFIG, tiny_weights
 
 _TOKENS = "token_embedding.weight"
 _TOKEN_SCALES = "token_embedding.scales"
+_IMAGE_TOWER = "visual."
 
 
 def embedded_names() -> list[str]:
@@ -26,16 +28,31 @@ def embedded_names() -> list[str]:
 
 
 def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """An embedded CLIP in float32 with its configuration (`embed_dim, vision_cfg, text_cfg, mean, std, stem`)."""
+    """A backbone in float32 with its configuration (`embed_dim, vision_cfg, text_cfg, mean, std, stem, text_of`).
+
+    name: an embedded name, or the path of a JSON with safetensors of the same stem beside it.
+    """
     if name == "tiny":
         model = build(TINY_CONFIG)
         model.load_state_dict(tiny_weights(model))
         return model, TINY_CONFIG
-    folder = Path(str(files(__name__)))
-    config: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    config = read_config(name)
     model = build(config)
-    model.load_state_dict(read_weights(folder / f"{name}.safetensors"))
+    weights = read_weights(_json(name).with_suffix(".safetensors"))
+    if "text_of" in config:
+        sister, _ = load_embedded(config["text_of"])
+        weights |= {key: tensor for key, tensor in sister.state_dict().items() if not key.startswith(_IMAGE_TOWER)}
+    model.load_state_dict(weights)
     return model, config
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """What the JSON of a backbone says."""
+    return TINY_CONFIG if name == "tiny" else json.loads(_json(name).read_text())
+
+
+def _json(name: str) -> Path:
+    return Path(name) if name.endswith(".json") else Path(str(files(__name__))) / f"{name}.json"
 
 
 def build(config: dict[str, Any]) -> nn.Module:
@@ -46,19 +63,21 @@ def build(config: dict[str, Any]) -> nn.Module:
     return clip
 
 
-def write_weights(model: nn.Module, path: Path) -> None:
-    """fp16 safetensors; the token table, half of everything, as int8 with one scale a row."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    table = tensors.pop(_TOKENS).float()
-    scales = table.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
-    packed = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous() for name, tensor in tensors.items()}
-    packed[_TOKENS] = (table / scales).round().to(torch.int8)
-    packed[_TOKEN_SCALES] = scales.half()
+def write_weights(model: nn.Module, path: Path, *, image_tower_only: bool = False) -> None:
+    """fp16 safetensors; the token table, half of everything, as int8 with one scale a row. `image_tower_only`: for a JSON with `text_of`."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if name.startswith(_IMAGE_TOWER) or not image_tower_only}
+    packed: dict[str, Tensor] = {}
+    if _TOKENS in tensors:
+        table = tensors.pop(_TOKENS).float()
+        scales = table.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
+        packed = {_TOKENS: (table / scales).round().to(torch.int8), _TOKEN_SCALES: scales.half()}
+    packed |= {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous() for name, tensor in tensors.items()}
     save_file(packed, path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A float32 state dict from what `write_weights` wrote."""
     packed = load_file(path)
-    table = packed[_TOKENS].float() * packed.pop(_TOKEN_SCALES).float()
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in packed.items()} | {_TOKENS: table}
+    if _TOKENS in packed:
+        packed[_TOKENS] = packed[_TOKENS].float() * packed.pop(_TOKEN_SCALES).float()
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in packed.items()}
