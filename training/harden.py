@@ -1,0 +1,98 @@
+"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP; text tower and temperature stay as they are.
+
+The pictures of a step are attacked (random start, a few signed gradient steps against the tower as it is), then the tower learns from them. Text
+features of a photo template are computed once. BatchNorm keeps its statistics. Every block of pictures draws from its own seed: a killed run resumes
+from its last checkpoint and ends with the same weights, however many processes share the work.
+
+examples:
+  robustclip harden --backbone mini --data DIR --objective distilled --eps 2/255 --samples 150000 --out runs/harden/mini-robust
+  accelerate launch -m robustclip.cli harden --backbone ViT-B-32 --pretrained openai --data IMAGENET --objective fare --recipe papers
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from robustclip.backbones import embedded_names, read_config, write_weights
+from robustclip.clip import Clip, load_clip
+from robustclip.files import replacing, write_atomically
+from robustclip.threat import radius_text
+from training.hardening.recipe import Recipe, read_recipe
+from training.hardening.run import HardeningRun
+from training.hardening.supply import open_supply
+from training.progress import bar
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Adversarially fine-tune an image tower, resumable, on CPU or GPUs."""
+    options = vars(_parser().parse_args(argv))
+    data, run, out, cache = (options.pop(name) for name in ("data", "run", "out", "cache"))
+    backbone, pretrained, cpu, gap, accumulate = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate"))
+    recipe = read_recipe(options.pop("recipe"), {name: value for name, value in options.items() if value is not None})
+    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=accumulate)
+    clip = load_clip(backbone, pretrained)
+    with bar(quiet=not accelerator.is_main_process) as progress:
+        with accelerator.main_process_first():  # the others find its cache
+            supply = open_supply(data, cache or run / "cache", size=clip.image_size, limit=recipe.limit, progress=progress)
+        hardened = HardeningRun(clip, supply, recipe, folder=run, accelerator=accelerator, gap=gap, progress=progress).finish()
+    if accelerator.is_main_process:
+        print(f"wrote {write_hardened(hardened, clip, recipe, backbone=backbone, out=out)}")
+    accelerator.end_training()
+    return 0
+
+
+def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: str, out: Path) -> Path:
+    """The weights at OUT.safetensors, their description at OUT.json.
+
+    An embedded backbone's child is a backbone again: fp16, and the image tower alone, since it shares its parent's text tower (`text_of`). A child
+    of an open_clip architecture is a float32 state dict, for `load_clip(architecture, path)`.
+    """
+    weights = out.with_name(f"{out.name}.safetensors")
+    origin = {"arch": parent.arch, "pretrained": parent.pretrained, "fingerprint": parent.fingerprint}
+    description: dict[str, Any] = {"hardened": {"recipe": recipe.model_dump(), "parent": origin}}
+    with replacing(weights) as partial:
+        if backbone in embedded_names() or backbone.endswith(".json"):
+            config = {name: value for name, value in read_config(backbone).items() if name != "recipe"}
+            shared = config.get("text_of") or (backbone if backbone in embedded_names() else None)
+            description = config | ({"text_of": shared} if shared else {}) | description
+            write_weights(hardened.model, partial, image_tower_only=shared is not None)
+        else:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in hardened.model.state_dict().items()}, partial)
+    write_atomically(out.with_name(f"{out.name}.json"), (json.dumps(description, indent=2) + "\n").encode())
+    return weights
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="robustclip harden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="mini", help="embedded CLIP, a backbone's JSON, or an open_clip architecture (default: %(default)s)")
+    parser.add_argument("--pretrained", help="open_clip tag or weights file of an architecture")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of pretraining's data sets, or one data set with a `train` split (training/README.md)"
+    )
+    parser.add_argument("--run", type=Path, default=Path("runs/harden"), help="checkpoints and log; an existing run resumes (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="decoded pictures and the teacher's opinions, such as runs/pretrain/cache (default: RUN/cache)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/harden/mini-robust"), help="writes OUT.json and OUT.safetensors (default: %(default)s)"
+    )
+    parser.add_argument("--accumulate", type=int, default=1, help="parts that a process computes its share of a batch in (default: %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    parser.add_argument(
+        "--gap",
+        type=float,
+        default=10.0,
+        help="stop when PGD-20 finds so many points less accuracy than the training attack: catastrophic overfitting (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recipe", choices=("cpu", "papers"), default="cpu", help="the defaults below, or the papers' settings, for GPUs (default: %(default)s)"
+    )
+    group = parser.add_argument_group("recipe", "Everything that decides the weights. A run resumes only with the same values.")
+    for name, field in Recipe.model_fields.items():
+        default = "none" if field.default is None else radius_text(field.default) if name == "eps" else str(field.default).lower()
+        described = f"{field.description} (default: {default})".replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=described)
+    return parser

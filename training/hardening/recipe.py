@@ -1,0 +1,97 @@
+"""What decides a hardened tower: an objective and its settings; defaults that two CPU cores can pay, and the papers' own for GPUs."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from robustclip.errors import InvalidInput, invalid_input
+from robustclip.threat import LinfRadius
+from training.hardening.losses import PRESETS, Preset
+from training.hardening.supply import BLOCK
+
+Objective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
+CLEAN_WEIGHT = 0.3
+
+
+class Recipe(BaseModel):
+    """Everything that decides the weights, besides backbone and data. The defaults are for two CPU cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    objective: Objective = Field("distilled", description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half")
+    clean: float | None = Field(None, ge=0, description=f"distilled: weight of the loss on the untouched picture; none means {CLEAN_WEIGHT}")
+    eps: LinfRadius = Field(2 / 255, gt=0, description="radius of the attack, in pixel units")
+    steps: int = Field(2, ge=1, description="its steps")
+    step: LinfRadius | None = Field(None, gt=0, description="their length; none means 2.5 eps / steps, at most eps")
+    samples: int = Field(150_000, ge=1, description="pictures to learn from, drawn with replacement")
+    batch: int = Field(256, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
+    rate: float = Field(2e-4, gt=0, description="learning rate of AdamW; warm-up, then a cosine")
+    stem_rate: float = Field(1e-4, gt=0, description="learning rate of the first convolutions")
+    weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and tables don't decay")
+    warm_up: int = Field(50, ge=1, description="steps")
+    average: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are what is checked and written; 0 takes the last")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 leaves it")
+    augment: bool = Field(True, description="crops, flips, colour and sharpness as in pretraining")
+    bf16: bool = Field(True, description="towers under bfloat16 autocast; losses and pixels are float32")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides which pictures, how they are changed, where attacks start")
+    check_samples: int = Field(25_600, ge=1, description="pictures between two checks on the kept-back ones")
+    check_pictures: int = Field(256, ge=1, description="kept-back pictures that a check attacks with PGD-20")
+    limit: int = Field(0, ge=0, description="pictures a data set, for trials; 0 takes all")
+
+    @model_validator(mode="after")
+    def _clean_is_ours(self) -> Self:
+        if self.clean is not None and self.objective != "distilled":
+            raise ValueError("only distilled has a clean weight; the others are the papers' formulas")
+        return self
+
+    @property
+    def preset(self) -> Preset:
+        if self.objective != "distilled":
+            return PRESETS[self.objective]
+        weight = CLEAN_WEIGHT if self.clean is None else self.clean
+        own = PRESETS["distilled"]
+        return own.model_copy(update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher})
+
+    @property
+    def step_length(self) -> float:
+        return pgd_step(self.eps, self.steps) if self.step is None else self.step
+
+
+_FARE_CODE: dict[str, Any] = {
+    "eps": 4 / 255,
+    "steps": 10,
+    "step": 1 / 255,
+    "samples": 20_000 * 128,
+    "batch": 128,
+    "rate": 1e-5,
+    "stem_rate": 1e-5,
+    "weight_decay": 1e-4,
+    "warm_up": 1400,
+    "average": 0.0,
+    "clip": 0.0,
+    "augment": False,
+    "check_samples": 128_000,
+}
+PAPERS: dict[str, dict[str, Any]] = {  # for GPUs; what FARE's code does for itself and for TeCoA; PMG-AFT's own (AdamW here, SGD there)
+    "fare": _FARE_CODE,
+    "tecoa": _FARE_CODE,
+    "pmg-aft": _FARE_CODE | {"eps": 1 / 255, "steps": 2, "rate": 5e-5, "stem_rate": 5e-5, "batch": 256, "samples": 1_000_000, "weight_decay": 0.0},
+}
+
+
+def pgd_step(eps: float, steps: int) -> float:
+    """2.5 radii over all steps, as in Madry et al. 2018 (arXiv 1706.06083), but none longer than the radius."""
+    return min(eps, 2.5 * eps / steps)
+
+
+def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> Recipe:
+    """The recipe that options mean. Raises InvalidInput that names the option at fault."""
+    objective = given.get("objective", Recipe.model_fields["objective"].default)
+    if kind == "papers" and objective not in PAPERS:
+        raise InvalidInput(f"no paper has the objective {objective!r}.", field="--recipe", help=f"Use {', '.join(PAPERS)}, or --recipe cpu.")
+    values = (PAPERS[objective] if kind == "papers" else {}) | given
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        complaint = invalid_input(error, values)
+        option = None if complaint.field is None else f"--{complaint.field.replace('_', '-')}"
+        raise InvalidInput(complaint.message, field=option, help="robustclip harden --help lists all options.") from error

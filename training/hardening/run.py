@@ -1,0 +1,223 @@
+"""A hardening run: attack, learn, average, check, and go on after a kill as if nothing had happened."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from robustclip.classifier import text_weights
+from robustclip.clip import Clip, describe
+from robustclip.errors import InvalidInput, RobustClipError
+from robustclip.files import replacing
+from robustclip.prompts import Prompts
+from robustclip.threat import Linf
+from robustclip.types import Pixels, Progress
+from training.hardening.check import STRONG_STEPS, Checker, Strength
+from training.hardening.losses import Embeddings, Judge, Targets, climb, label_loss, losses, squared_shift
+from training.hardening.recipe import Recipe, pgd_step
+from training.hardening.supply import BLOCK, Supply, draw_blocks
+from training.hardening.tower import ImageTower, average_into, parameter_groups
+
+CHECKPOINT_STEPS = 50
+OVERFITTING_PICTURES = 64
+
+
+class HardeningDiverged(RobustClipError):
+    """A loss that is no number any more."""
+
+    code = "training-diverged"
+
+
+class HardeningRun:
+    """The state of a run: the tower that learns, its average, the original, optimizer, what the checks found.
+
+    Raises InvalidInput for an objective that needs a teacher and pictures that have none, for a batch that processes and parts don't share evenly,
+    and for a folder whose checkpoint was made with other options.
+    """
+
+    def __init__(
+        self, clip: Clip, supply: Supply, recipe: Recipe, *, folder: Path, accelerator: Accelerator, gap: float = 10.0, progress: Progress
+    ) -> None:
+        refuse_impossible(supply, recipe, parts=accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        self.supply, self.recipe, self.folder, self.accelerator, self.gap, self.progress = supply, recipe, folder, accelerator, gap, progress
+        self.preset = recipe.preset
+        self.parent = clip.fingerprint
+        self.clip = clip.to(accelerator.device)
+        self.original = ImageTower(self.clip, bf16=recipe.bf16)
+        self.average = self.original.frozen_copy()
+        tower = self.original.frozen_copy()
+        self.target = tower.frozen_view()
+        settings = parameter_groups(tower, rate=recipe.rate, stem_rate=recipe.stem_rate, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
+        self.base_rates = [cast(float, group["lr"]) for group in optimizer.param_groups]
+        self.tower = tower
+        self.shared_tower, self.optimizer = cast(tuple[Any, Any], accelerator.prepare(tower, optimizer))
+        with torch.no_grad():
+            self.judge = Judge(text_weights(self.clip, Prompts(), supply.names.texts), self.clip.logit_scale.detach())
+        self.checker = Checker(supply, self.judge, recipe.eps, recipe.check_pictures, recipe.seed)
+        self.trained = torch.nonzero(~supply.validation).squeeze(1)
+        self.best_score = -1.0
+
+    def finish(self) -> Clip:
+        """All steps that are left, then the CLIP with the best averaged tower."""
+        recipe, steps = self.recipe, math.ceil(self.recipe.samples / self.recipe.batch)
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        start = self._resume()
+        began, counted = time.monotonic(), start
+        for step in range(start, steps):
+            self._set_rates(step, steps)
+            terms = self._step(step)
+            average_into(self.average, self.tower, decay=recipe.average, step=step)
+            speed = (step + 1 - counted) * recipe.batch / (time.monotonic() - began)
+            self.progress(
+                step + 1, steps, "harden: " + ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) + f", {speed:.0f} samples/s"
+            )
+            samples, last = (step + 1) * recipe.batch, step + 1 == steps
+            stop = False
+            if last or samples // recipe.check_samples > step * recipe.batch // recipe.check_samples:
+                stop = self._check({"step": step + 1, "samples": samples, "samples_per_second": round(speed, 1), "loss": terms})
+                began, counted = time.monotonic(), step + 1
+                self._save(step + 1)
+            elif (step + 1) % CHECKPOINT_STEPS == 0:
+                self._save(step + 1)
+            if stop:
+                break
+        return self._best()
+
+    def _step(self, step: int) -> dict[str, float]:
+        """One update from the whole batch, cut into parts among processes and, within one, in time; the mean terms."""
+        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps)
+        means: dict[str, float] = {}
+        for part in blocks[self.accelerator.process_index :: self.accelerator.num_processes]:
+            with self.accelerator.accumulate(self.shared_tower):
+                terms = self._losses(step, part.tolist())
+                self.accelerator.backward(torch.stack(list(terms.values())).sum())
+                if self.accelerator.sync_gradients and self.recipe.clip:
+                    self.accelerator.clip_grad_norm_(self.tower.parameters(), self.recipe.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, term in terms.items():
+                mean = cast(Tensor, self.accelerator.reduce(term.detach(), "mean")).item()
+                means[name] = means.get(name, 0.0) + mean / self.accelerator.gradient_accumulation_steps
+        if not all(math.isfinite(value) for value in means.values()):
+            raise HardeningDiverged(f"the loss of step {step + 1} is not finite: {means}.", help="Lower --rate.")
+        return {name: round(value, 4) for name, value in means.items()}
+
+    def _losses(self, step: int, blocks: list[int]) -> dict[str, Tensor]:
+        recipe, preset = self.recipe, self.preset
+        draw = draw_blocks(self.supply, self.trained, blocks, seed=recipe.seed, step=step, augmented=recipe.augment)
+        pixels, noise = draw.pixels.to(self.accelerator.device), draw.noise.to(self.accelerator.device)
+        targets = self.checker.targets(draw.rows)
+        if preset.needs_teacher:
+            opinion = torch.from_numpy(self.supply.teacher[draw.rows.numpy()]).to(self.accelerator.device)
+            targets = Targets(targets.name, targets.own, opinion)
+        fixed = self._original(pixels) if preset.shift else None
+
+        def value(inputs: Pixels) -> Tensor:
+            embeddings = self.target(inputs)
+            if preset.inner == "shift" and fixed is not None:
+                return squared_shift(embeddings, fixed)
+            return label_loss(self.judge(embeddings), targets)
+
+        attacked = climb(value, pixels, noise, Linf(radius=recipe.eps), steps=recipe.steps, step=recipe.step_length)
+        if preset.needs_clean:  # one pass over both: under several processes a pass and its backward must stay a pair
+            moved, clean = cast(Tensor, self.shared_tower(torch.cat([attacked, pixels]))).chunk(2)
+        else:
+            moved, clean = cast(Tensor, self.shared_tower(attacked)), None
+        seen = Embeddings(moved, clean, self._original(attacked) if preset.to_original else None, fixed)
+        return losses(preset, seen, self.judge, targets, batch=recipe.batch)
+
+    @torch.no_grad()
+    def _original(self, pixels: Pixels) -> Tensor:
+        return self.original(pixels)
+
+    def _set_rates(self, step: int, steps: int) -> None:
+        warm_up = min(self.recipe.warm_up, max(1, steps // 6))
+        factor = min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _check(self, line: dict[str, Any]) -> bool:
+        """Measure, log, keep the best; whether to stop. One process works, all agree."""
+        decision = [False]
+        if self.accelerator.is_main_process:
+            strong = Strength(STRONG_STEPS, pgd_step(self.recipe.eps, STRONG_STEPS))
+            clean = self.checker.clean(self.average)
+            (robust,) = self.checker.robust(self.average, strong)
+            met = Strength(self.recipe.steps, self.recipe.step_length)
+            weak, deep = self.checker.robust(self.target, met, strong, pictures=OVERFITTING_PICTURES)
+            overfitted = weak - deep > self.gap
+            found = {"clean": clean, "robust": robust, "current": {"training_attack": weak, "pgd20": deep}}
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line | found | {"overfitted": overfitted}) + "\n")
+            if not overfitted and robust >= self.best_score:
+                self.best_score = robust
+                self._write("best.pt", {"visual": self.average.visual.state_dict(), "score": robust, "step": line["step"]})
+            if overfitted:
+                self.accelerator.print(
+                    f"CATASTROPHIC OVERFITTING at step {line['step']}: {weak} % under the training attack, {deep} % under PGD-20. "
+                    "Stopped; the best weights so far are kept. More --steps or a lower --rate cures it."
+                )
+            decision = [overfitted]
+        return bool(broadcast_object_list(decision)[0])
+
+    def _best(self) -> Clip:
+        path = self.folder / "best.pt"
+        self.accelerator.wait_for_everyone()
+        if not path.exists():
+            raise InvalidInput("no check was passed, so there is no tower to keep.", field="--run", help="Take more --steps or a lower --rate.")
+        state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+        best = self.average
+        best.visual.load_state_dict(state["visual"])
+        return describe(best.clip.model, self.clip.arch, "hardened", mean=self.clip.mean, std=self.clip.std)
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            state = {"visual": self.tower.visual.state_dict(), "average": self.average.visual.state_dict(), "optimizer": self.optimizer.state_dict()}
+            facts = {"step": step, "best_score": self.best_score, "recipe": self.recipe.model_dump(), "parent": self.parent}
+            self._write("checkpoint.pt", state | facts)
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        with replacing(self.folder / name) as partial:
+            torch.save(state, partial)
+
+    def _resume(self) -> int:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+        changed = [name for name, value in self.recipe.model_dump().items() if state["recipe"].get(name) != value]
+        changed += ["backbone"] if state["parent"] != self.parent else []
+        if changed:
+            raise InvalidInput(f"{path} was made with another {', '.join(changed)}.", field="--run", help="Use another --run, or the same options.")
+        self.tower.visual.load_state_dict(state["visual"])
+        self.average.visual.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_score = float(state["best_score"])
+        return int(state["step"])
+
+
+def refuse_impossible(supply: Supply, recipe: Recipe, *, parts: int) -> None:
+    """InvalidInput for what the pictures or the processes can't give."""
+    if recipe.preset.needs_teacher and supply.teacher is None:
+        raise InvalidInput(
+            f"{recipe.objective} needs a picture teacher's opinion, and only pretraining's data sets have one.",
+            field="--objective",
+            help="Use tecoa, fare or pmg-aft, or give the folder that `robustclip pretrain` reads.",
+        )
+    if recipe.batch % (BLOCK * parts):
+        raise InvalidInput(
+            f"{recipe.batch} pictures can't be shared evenly by {parts} processes x parts in blocks of {BLOCK}.",
+            field="--batch",
+            help=f"Use a multiple of {BLOCK * parts}.",
+        )
+    if not bool(supply.validation.any()) or bool(supply.validation.all()):
+        raise InvalidInput("pictures to learn from and pictures to check on are both needed.", field="--data", help="Give more pictures.")

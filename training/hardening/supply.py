@@ -1,0 +1,90 @@
+"""Labelled pictures for hardening, from pretraining's data sets or any other folder, and what a step draws from them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from robustclip.types import Pixels, Progress
+from training.captions import Names, gather_names
+from training.corpus import TRAINING_SETS, augment, build_corpus
+from training.data import LabelledImages, load_data
+from training.sampling import TRAIN, carve_validation, seeded
+from training.teachers import picture_teacher
+
+BLOCK = 16  # pictures that share a generator: who computes a block, and beside which others, changes nothing
+CORPUS_SEED = 0  # pretraining's default: what it kept back is kept back again
+
+
+class Supply(Protocol):
+    """n labelled pictures; `training.corpus.Corpus` is one. `teacher` [n, 1000] or None."""
+
+    @property
+    def names(self) -> Names: ...
+    @property
+    def sets(self) -> tuple[str, ...]: ...
+    @property
+    def name(self) -> Tensor: ...
+    @property
+    def source(self) -> Tensor: ...
+    @property
+    def validation(self) -> Tensor: ...
+    @property
+    def teacher(self) -> Any: ...
+    def pixels(self, rows: Tensor) -> Pixels: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """One data set as `load_data` reads it, decoded as it is asked for; no teacher was asked about it."""
+
+    data: LabelledImages
+    size: int
+    names: Names
+    sets: tuple[str, ...]
+    name: Tensor
+    source: Tensor
+    validation: Tensor
+    teacher: None = None
+
+    def pixels(self, rows: Tensor) -> Pixels:
+        return self.data.pixels(rows, self.size)
+
+
+def folder_supply(data: LabelledImages, size: int) -> Folder:
+    """The tenth of each class that `train` holds out is held out here too."""
+    key = data.folder.name
+    names = gather_names({key: data.labels})
+    validation = torch.zeros(len(data), dtype=torch.bool)
+    validation[carve_validation(data)[1]] = True
+    return Folder(data, size, names, (key,), names.members[key][data.targets], torch.zeros_like(data.targets), validation)
+
+
+def open_supply(root: Path, cache: Path, *, size: int, limit: int, progress: Progress) -> Supply:
+    """Pretraining's data sets if `root` holds one of them, else the split `train` of the one data set that it is."""
+    if any((root / name).is_dir() for name in TRAINING_SETS):
+        return build_corpus(root, cache, size=size, teacher=picture_teacher, seed=CORPUS_SEED, limit=limit, progress=progress)
+    return folder_supply(load_data(root, TRAIN), size)
+
+
+class Draw(NamedTuple):
+    """Pictures of a step: their rows [B], pixels [B, 3, S, S], and noise in [-1, 1] for the start of the attack."""
+
+    rows: Tensor
+    pixels: Pixels
+    noise: Tensor
+
+
+def draw_blocks(supply: Supply, trained: Tensor, blocks: Iterable[int], *, seed: int, step: int, augmented: bool) -> Draw:
+    """Some blocks of a step. A block depends on seed, step and its number alone."""
+    drawn: list[Draw] = []
+    for block in blocks:
+        generator = seeded(seed, f"step-{step}-{block}")
+        rows = trained[torch.randint(len(trained), (BLOCK,), generator=generator)]
+        pixels = supply.pixels(rows)
+        pixels = augment(pixels, generator) if augmented else pixels
+        drawn.append(Draw(rows, pixels, 2 * torch.rand(pixels.shape, generator=generator) - 1))
+    return Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))

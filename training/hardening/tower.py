@@ -1,0 +1,59 @@
+"""The image tower as a module of its own, and copies of it: one that shares its memory, one that averages it."""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from robustclip.clip import Clip, describe
+from robustclip.towers import encode_image
+from robustclip.types import Pixels
+
+
+class ImageTower(nn.Module):
+    """Pixels [B, 3, S, S] -> float32 raw embeddings [B, E]. Its parameters are those of the image tower and nothing else."""
+
+    def __init__(self, clip: Clip, *, bf16: bool) -> None:
+        super().__init__()
+        self.visual: nn.Module = clip.model.visual
+        self.clip, self.bf16 = clip, bf16
+
+    def forward(self, pixels: Pixels) -> Tensor:
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
+            embeddings = encode_image(self.clip, pixels)
+        return embeddings.float()
+
+    def frozen_copy(self) -> "ImageTower":
+        """The tower as it is now, without gradients of weights."""
+        model = describe(copy.deepcopy(self.clip.model), self.clip.arch, "copy", mean=self.clip.mean, std=self.clip.std, fingerprint="copy")
+        return ImageTower(model, bf16=self.bf16)
+
+    def frozen_view(self) -> "ImageTower":
+        """The same weights in the same memory, without gradients of weights: an attack on it costs no more than gradients of pixels.
+
+        It stays the same under in-place updates; under several processes it is also free of the synchronisation that training's tower has.
+        """
+        view = self.frozen_copy()
+        for own, shared in zip(view.parameters(), self.parameters(), strict=True):
+            own.data = shared.data
+        return view
+
+
+@torch.no_grad()
+def average_into(average: nn.Module, current: nn.Module, *, decay: float, step: int) -> None:
+    """An exponential moving average that forgets its start: the decay grows to its full value over the first steps."""
+    weight = min(decay, (1 + step) / (10 + step))
+    for own, new in zip(average.parameters(), current.parameters(), strict=True):
+        own.lerp_(new, 1 - weight)
+
+
+def parameter_groups(tower: ImageTower, *, rate: float, stem_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """For AdamW: the first convolutions at their own rate; vectors and tables don't decay. All parameters learn."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in tower.visual.named_parameters():
+        parameter.requires_grad_(True)
+        first = name.startswith("conv1.") and not name.startswith("conv1.project.")
+        decay = weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
+        groups.setdefault((stem_rate if first else rate, decay), []).append(parameter)
+    return [cast(dict[str, Any], {"params": group, "lr": lr, "weight_decay": decay}) for (lr, decay), group in groups.items()]
