@@ -6,15 +6,12 @@ again in a fresh forward of the serving path, as float pixels and from its PNG. 
 
 import base64
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustclip import sanity
 from robustclip.attacks import AnyAttack
@@ -25,6 +22,7 @@ from robustclip.errors import InvalidInput, ProbeUnavailable
 from robustclip.images import load_pixels, pixels_to_png
 from robustclip.losses import untargeted_margin
 from robustclip.measure import wilson
+from robustclip.probe_options import ProbeOptions, boundless, modes_of
 from robustclip.report import (
     AttackRecord,
     Decision,
@@ -35,90 +33,48 @@ from robustclip.report import (
     ProbeReport,
     Rate,
     Trace,
-    Verdict,
-    VerdictValue,
 )
 from robustclip.sanity import Diagnostic
-from robustclip.scores import AnyScoreName, label_score
+from robustclip.scores import label_score
 from robustclip.seeds import derive, draw_seeds
-from robustclip.threat import L2, BallSpec, Linf, radius_text
-from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.types import Attacked, Classifier, Cost, Pixels, Score, Seeds
+from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
 from robustclip.wrappers import averaged
 
-MAX_TRACE = 50
-_CELL = 16  # pixels a side of a heat map cell
-_SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget")
-
-Include = Literal["curve", "heat", "adversarial"]
+Guard: TypeAlias = Callable[[Score], Score]
+Share: TypeAlias = Callable[[Classifier], Classifier]
 
 
-def default_attack() -> PGD:
-    """PGD-20 on Linf 4/255 from the picture and from one random point, to the end: the strongest witness, not the first."""
-    return PGD(ball=Linf(radius=4 / 255), steps=20, stop="never")
-
-
-class ProbeOptions(BaseModel):
-    """What to try.
-
-    modes        `static` attacks the undefended classifier and shows the result to the defended one; `adaptive` attacks through the defense
-    true_label   what the picture shows; None: the clean decision, which then is to be changed
-    target_label the label to reach; None: any other
-    eot          draws of a randomized defense averaged in each gradient
-    fresh_draws  draws of a randomized defense on which a candidate is judged
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    attacks: Annotated[tuple[AnyAttack, ...], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: (default_attack(),))
-    score: AnyScoreName = "margin"
-    modes: Annotated[tuple[Knowledge, ...], Field(min_length=1)] = ("static", "adaptive")
-    true_label: str | None = None
-    target_label: str | None = None
-    eot: int = Field(default=8, ge=1, le=64)
-    fresh_draws: int = Field(default=64, ge=1, le=1024)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    include: tuple[Include, ...] = ()
-
-
-def charged_passes(victim: Victim, options: ProbeOptions) -> int:
-    """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and diagnostics counted."""
-    randomized = any(part.randomized for part in victim.defense)
-    draws, eot = (options.fresh_draws, options.eot) if randomized else (1, 1)
-    total = draws + sanity.charged_passes(eot)
-    for attack in options.attacks:
-        for mode in _modes(victim, options):
-            total += attack.charged(1) * (eot if mode == "adaptive" else 1) + 3 * draws  # judged as floats, as a PNG, and to be shown
-    return total + _far(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
-
-
-def probe(victim: Victim, pixels: Tensor, options: ProbeOptions, *, guard: Callable[[Score], Score] = lambda score: score) -> ProbeReport:
+def probe(
+    victim: Victim,
+    pixels: Tensor,
+    options: ProbeOptions,
+    *,
+    guard: Guard = lambda score: score,
+    share: Share = lambda classifier: classifier,
+) -> ProbeReport:
     """Attack the victim's decision about one picture [3, S, S]; deterministic given `options.seed`.
 
-    `guard` wraps every score that is attacked (a service takes its device lock and its deadline there). Raises InvalidInput for labels that
-    are not the victim's, ProbeUnavailable when the defense offers no gradient.
+    `guard` wraps every score that is attacked and `share` every classifier that is only asked; no pass goes past them (a service takes its device
+    lock and its deadline there). Raises InvalidInput for labels that are not the victim's, ProbeUnavailable when the defense offers no gradient.
     """
-    return _Probe(victim, pixels[None], options, guard).report()
-
-
-def worst(reports: Iterable[ProbeReport]) -> VerdictValue:
-    """The worst verdict: broken, then inconclusive."""
-    values: list[VerdictValue] = [report.verdict.value for report in reports]
-    return next(value for value in _SEVERITY if value in values)
+    return _Probe(victim, pixels[None], options, guard, share).report()
 
 
 class _Probe:
-    def __init__(self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Callable[[Score], Score]) -> None:
+    def __init__(self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Guard, share: Share) -> None:
         check_labels(victim.labels)
         self.victim, self.pixels, self.options, self.guard = victim, pixels, options, guard
-        self.modes = _modes(victim, options)
+        self.modes = modes_of(victim, options)
         reference = TorchImageEncoder(victim.clip)
         self.chain = bind_chain(victim.defense, reference)
         if self.chain.gradient == "none" and "adaptive" in self.modes:
             raise ProbeUnavailable("this defense offers no gradient.", field="defenses", help="Ask for the static mode only.")
         self.undefended = victim.classifier(reference)
         self.defended = Defended(self.undefended, self.chain)
-        self.served = Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving))
+        self.asked = share(self.defended)
+        self.served = share(Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving)))
         self.seeds: Seeds = draw_seeds(options.seed, 1)
         self.cost = Cost()
         clean = self._mean_logits(pixels, "clean")
@@ -142,28 +98,32 @@ class _Probe:
                 adaptive_success=successes["adaptive"],
                 illusory=successes["adaptive"] and not successes["static"],
             )
-        goal: Literal["change_label", "change_decision", "reach_target"]
-        goal = "reach_target" if self.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
+        question = self._question()
         return ProbeReport(
             code_version=version("robustclip"),
             seed=self.options.seed,
             device=str(self.victim.clip.device),
             victim=describe_victim(self.victim),
-            input=InputPart(
-                sha256=hashlib.sha256((self.pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest(),
-                resolution=(self.pixels.shape[-2], self.pixels.shape[-1]),
-                true_label=self.victim.labels[self.truth],
-                target_label=self.options.target_label,
-                goal=goal,
-                clean=self.clean,
-            ),
+            input=question,
             attacks=tuple(records),
             gap=gap,
             diagnostics=tuple(diagnostics),
-            verdict=self._verdict(records, diagnostics),
+            verdict=reach_verdict(question, records, diagnostics, balls=[attack.ball for attack in self.options.attacks], charged=self.cost.charged),
             forward=self.cost.forward,
             backward=self.cost.backward,
             charged=self.cost.charged,
+        )
+
+    def _question(self) -> InputPart:
+        goal: Literal["change_label", "change_decision", "reach_target"]
+        goal = "reach_target" if self.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
+        return InputPart(
+            sha256=hashlib.sha256((self.pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest(),
+            resolution=(self.pixels.shape[-2], self.pixels.shape[-1]),
+            true_label=self.victim.labels[self.truth],
+            target_label=self.options.target_label,
+            goal=goal,
+            clean=self.clean,
         )
 
     def _attack(self, attack: AnyAttack, mode: Knowledge) -> AttackRecord:
@@ -200,8 +160,8 @@ class _Probe:
             linf_levels=round(linf * 255, 4),
             l2=(shown - origin).norm().item(),
             first_success_step=None if first < 0 else first,
-            trace=_trace(attacked) if "curve" in include else None,
-            heat=_heat(shown - origin) if "heat" in include else None,
+            trace=Trace.of(attacked.trace_value[:, 0], attacked.trace_margin[:, 0]) if "curve" in include else None,
+            heat=Heat.of(shown - origin) if "heat" in include else None,
             adversarial_png=base64.b64encode(png).decode() if "adversarial" in include and not float_only else None,
             witness_sha256=None if float_only else hashlib.sha256(png).hexdigest(),
             forward=attacked.cost.forward,
@@ -268,55 +228,14 @@ class _Probe:
         if len(successes) == 2:
             found.append(sanity.transfer_weaker(successes["static"], adaptive))
         ball = self.options.attacks[0].ball
-        if isinstance(ball, Linf):
-            add(sanity.noise_weaker(score, self.pixels, self.seeds, ball, adaptive))
-        random, cost = sanity.randomness(self.defended, self.pixels, self.seeds, declared=self.chain.randomized, eot=self._eot("adaptive"))
+        add(sanity.noise_weaker(score, self.pixels, self.seeds, ball, adaptive))
+        random, cost = sanity.randomness(self.asked, self.pixels, self.seeds, declared=self.chain.randomized, eot=self._eot("adaptive"))
         found.extend(random)
         self.cost = self.cost.plus(cost)
-        add(sanity.rows_independent(self.defended, self.pixels, self.seeds))
+        add(sanity.rows_independent(self.asked, self.pixels, self.seeds))
         if not adaptive and "adaptive" in successes:
-            add(sanity.unbounded_succeeds(_far(ball, self.victim.clip.image_size), score, self.pixels, self.seeds))
+            add(sanity.unbounded_succeeds(boundless(ball, self.victim.clip.image_size), score, self.pixels, self.seeds))
         return found
-
-    def _verdict(self, records: list[AttackRecord], diagnostics: list[Diagnostic]) -> Verdict:
-        """Facts beat flags: a verified witness is broken whatever fired; without one, a hard flag or a missing adaptive attack is inconclusive."""
-        labels = self.victim.labels
-        if self.options.true_label is not None and not self.clean.correct and self.goal is None:
-            sentence = f"The clean picture is already taken for {self.clean.label!r} instead of {labels[self.truth]!r}."
-            return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
-        for bits, hits in (("8", [r for r in records if r.success_8bit]), ("float", [r for r in records if r.success])):
-            if hits:
-                best = min(hits, key=lambda record: (record.linf, record.knowledge == "static"))
-                sentence = (
-                    f"A change of at most {best.linf_levels:g}/255 a value turns {labels[self.truth]!r} into {best.label!r}"
-                    f" ({best.knowledge} {best.kind}, verified on the {'PNG' if bits == '8' else 'float pixels'} in a fresh forward)."
-                )
-                return Verdict(value="broken", bits="8" if bits == "8" else "float", reason="witness", sentence=sentence)
-        flags = [diagnostic for diagnostic in diagnostics if diagnostic.fired and diagnostic.severity == "hard"]
-        radius = _tried([attack.ball for attack in self.options.attacks])
-        if flags:
-            named = ", ".join(f"{flag.id} {flag.name}" for flag in flags)
-            return Verdict(
-                value="inconclusive",
-                bits=None,
-                reason="masking",
-                sentence=f"Nothing broke it up to {radius}, but the attack can't be trusted: {named}.",
-            )
-        if "adaptive" not in self.modes:
-            sentence = f"No transferred attack broke it up to {radius}; an attack that knows the defense was not tried."
-            return Verdict(value="inconclusive", bits=None, reason="static-only", sentence=sentence)
-        uncertain = [record for record in records if record.rate is not None and record.rate.high >= 0.5]
-        if uncertain:
-            return Verdict(
-                value="inconclusive", bits=None, reason="random", sentence=f"Up to {radius} about half of the defense's draws decide wrongly."
-            )
-        spent = f"{self.cost.charged} charged passes"
-        return Verdict(
-            value="not-broken-within-budget",
-            bits=None,
-            reason="budget-spent",
-            sentence=f"No attack tried up to {radius} changed the decision ({spent}).",
-        )
 
     def _index(self, label: str, field: str) -> int:
         if label not in self.victim.labels:
@@ -324,40 +243,6 @@ class _Probe:
         return self.victim.labels.index(label)
 
 
-def _modes(victim: Victim, options: ProbeOptions) -> tuple[Knowledge, ...]:
-    """Without a defense there is nothing that a static attack would not know: one adaptive attack says it all."""
-    return options.modes if victim.defense else ("adaptive",)
-
-
-def _far(ball: BallSpec, size: int) -> PGD:
-    """The attack that can't fail: PGD-20 at 64/255; for L2 the length of a change of 64/255 in every value."""
-    radius = 64 / 255
-    return PGD(ball=Linf(radius=radius) if isinstance(ball, Linf) else L2(radius=radius * math.sqrt(3 * size * size)), steps=20, starts=("random",))
-
-
 def _worse(first: Rate | None, second: Rate | None) -> Rate | None:
     """The rate that says less good of the victim."""
     return max((rate for rate in (first, second) if rate is not None), key=lambda rate: rate.high, default=None)
-
-
-def _tried(balls: Sequence[BallSpec]) -> str:
-    """The largest radius of each norm, in words."""
-    norms = dict.fromkeys(ball.kind for ball in balls)
-    return ", ".join(f"{radius_text(max(ball.radius for ball in balls if ball.kind == norm))} ({norm})" for norm in norms)
-
-
-def _trace(attacked: Attacked) -> Trace:
-    values, margins = attacked.trace_value[:, 0].tolist(), attacked.trace_margin[:, 0].tolist()
-    stride = max(1, math.ceil(len(values) / MAX_TRACE))
-    steps = range(0, len(values), stride)
-    return Trace(step=tuple(steps), value=tuple(_finite(values[step]) for step in steps), margin=tuple(_finite(margins[step]) for step in steps))
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def _heat(change: Pixels) -> Heat:
-    grid = max(change.shape[-1] // _CELL, 2)
-    cells = F.adaptive_avg_pool2d(change.abs().mean(dim=1, keepdim=True) * 255, grid)[0, 0]
-    return Heat(grid=(grid, grid), levels=tuple(tuple(round(value, 4) for value in row) for row in cells.tolist()))

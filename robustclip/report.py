@@ -4,15 +4,22 @@ Everything in it follows from the victim, the picture, the options and the seed:
 clocks and timings belong to whoever asked.
 """
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
 
 from robustclip.sanity import Diagnostic
+from robustclip.types import Pixels
 
 SCHEMA = "robustclip.probe/1"
 VerdictValue = Literal["broken", "inconclusive", "not-broken-within-budget"]
 Knowledge = Literal["static", "adaptive"]
+
+_MAX_TRACE = 50
+_CELL = 16  # pixels a side of a heat map cell
 
 
 class _Part(BaseModel):
@@ -73,9 +80,18 @@ class Rate(_Part):
 
 
 class Trace(_Part):
+    """What an attack saw on its way, thinned to 50 steps."""
+
     step: tuple[int, ...]
     value: tuple[float | None, ...]
     margin: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, value: Tensor, margin: Tensor) -> "Trace":
+        """From [T] values and margins."""
+        values, margins = value.tolist(), margin.tolist()
+        steps = range(0, len(values), max(1, math.ceil(len(values) / _MAX_TRACE)))
+        return cls(step=tuple(steps), value=tuple(_finite(values[step]) for step in steps), margin=tuple(_finite(margins[step]) for step in steps))
 
 
 class Heat(_Part):
@@ -83,6 +99,13 @@ class Heat(_Part):
 
     grid: tuple[int, int]
     levels: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, change: Pixels) -> "Heat":
+        """From the change [1, 3, S, S] of one picture."""
+        grid = max(change.shape[-1] // _CELL, 2)
+        cells = F.adaptive_avg_pool2d(change.abs().mean(dim=1, keepdim=True) * 255, grid)[0, 0]
+        return cls(grid=(grid, grid), levels=tuple(tuple(round(value, 4) for value in row) for row in cells.tolist()))
 
 
 class AttackRecord(_Part):
@@ -145,3 +168,7 @@ class ProbeReport(_Part):
     forward: int
     backward: int
     charged: int
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

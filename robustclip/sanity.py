@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from robustclip.seeds import derive, row_uniform
-from robustclip.threat import Linf
+from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attack, Classifier, Cost, Pixels, Score, Seeds
 
 Severity = Literal["hard", "soft"]
@@ -85,7 +85,7 @@ def transfer_weaker(static_success: bool, adaptive_success: bool) -> Diagnostic:
     )
 
 
-def noise_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: Linf, adaptive_success: bool, *, draws: int = 8) -> tuple[Diagnostic, Cost]:
+def noise_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, adaptive_success: bool, *, draws: int = 8) -> tuple[Diagnostic, Cost]:
     """M7: random noise of the same radius must not succeed where gradients fail."""
     streams = torch.cat([derive(seeds, f"noise-{index}") for index in range(draws)])
     rows = torch.zeros(draws, dtype=torch.int64, device=pixels.device)

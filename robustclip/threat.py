@@ -17,6 +17,8 @@ from robustclip.errors import InvalidInput
 from robustclip.seeds import derive, row_normal, row_uniform
 from robustclip.types import Pixels, Seeds
 
+Norm: TypeAlias = Literal["linf", "l2"]
+
 LEVELS = 255
 MAX_L2_RADIUS = 10_000.0  # no picture below 3000 pixels a side has a longer diagonal, and its square is far from overflow
 _NO_DIRECTION = 1e-12  # a gradient shorter than this points nowhere
@@ -32,10 +34,10 @@ def parse_radius(text: str | float, field: str = "radius") -> float:
     return radius
 
 
-def radius_text(radius: float) -> str:
-    """How people write a radius: "0.5" or "0" if that is short and exact, else "4/255"."""
+def radius_text(radius: float, norm: Norm = "linf") -> str:
+    """How people write a radius: "4/255", or "0.5" and "0" if that is short and exact; for L2, a length and no levels, "1.33" to three digits."""
     decimal = f"{radius:.3g}"
-    return decimal if float(decimal) == radius else f"{radius * LEVELS:.6g}/{LEVELS}"
+    return decimal if norm == "l2" or float(decimal) == radius else f"{radius * LEVELS:.6g}/{LEVELS}"
 
 
 def _number(text: object) -> float | None:

@@ -136,13 +136,14 @@ def _probe(arguments: argparse.Namespace) -> "ProbeReport":
     from robustclip import probe as probing
     from robustclip.classifier import TorchImageEncoder, text_weights
     from robustclip.errors import invalid_input
+    from robustclip.probe_options import ProbeOptions
     from robustclip.victim import Victim
 
     ball = {"kind": arguments.norm, "radius": arguments.eps}
     attack = {"kind": "pgd", "ball": ball, "steps": arguments.steps, "restarts": arguments.restarts, "stop": "never"}
     asked = {"attacks": [attack], "score": arguments.score, "true_label": arguments.true_label, "seed": arguments.seed, "include": ["adversarial"]}
     try:
-        options = probing.ProbeOptions.model_validate(asked)
+        options = ProbeOptions.model_validate(asked)
     except ValidationError as error:
         raise invalid_input(error, asked) from error
     deployed = _deployed(arguments)

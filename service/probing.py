@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive, RobustClipError
-from robustclip.probe import ProbeOptions, charged_passes, probe
+from robustclip.probe import probe
+from robustclip.probe_options import ProbeOptions, charged_passes
 from robustclip.report import ProbeReport
 from robustclip.threat import Linf, radius_text
-from robustclip.types import Features, ImageEncoder, Pixels, Score
+from robustclip.types import Classifier, Logits, Pixels, Score, Seeds
 from robustclip.victim import Victim
 from robustclip.wrappers import guarded
 from service.device import Priority
@@ -104,7 +104,7 @@ class ProbeRunner:
             limit = self._settings.radius if isinstance(ball, Linf) else self._settings.radius * longest
             if ball.radius > limit:
                 pointer = "#/eps" if request.attacks is None else f"#/attacks/{index}/ball/radius"
-                raise invalid(pointer, f"expected at most {radius_text(limit)}, found {radius_text(ball.radius)}.")
+                raise invalid(pointer, f"expected at most {radius_text(limit, ball.kind)}, found {radius_text(ball.radius, ball.kind)}.")
 
     def _work(
         self, victims: list[tuple[LoadedSet, Victim]], request: ProbeRequest, options: ProbeOptions, leave: "_Leave", timing: Timing
@@ -117,8 +117,7 @@ class ProbeRunner:
         for loaded, victim in victims:
             started = time.perf_counter()
             weights = engine.text.of(loaded, victim.labels)
-            serving = _SharedEncoder(engine.encoder, leave, rows=self._settings.chunk_rows * 4)
-            report = probe(replace(victim, weights=weights, serving=serving), pixels, options, guard=self._guard(leave))
+            report = probe(replace(victim, weights=weights), pixels, options, guard=self._guard(leave), share=self._share(leave))
             reports.append(report)
             seconds = time.perf_counter() - started
             metrics.probes.observe(seconds)
@@ -138,6 +137,12 @@ class ProbeRunner:
             )
 
         return guard
+
+    def _share(self, leave: "_Leave") -> Callable[[Classifier], Classifier]:
+        def share(classifier: Classifier) -> Classifier:
+            return _SharedClassifier(classifier, leave, rows=self._settings.chunk_rows * 4)
+
+        return share
 
 
 @dataclass(frozen=True)
@@ -159,19 +164,22 @@ class _Leave:
             raise DeadlineExceeded("the probe did not end in time.", help="Ask for fewer steps, attacks or reports, or give deadline_ms more.")
 
 
-class _SharedEncoder:
-    """The serving encoder, a few rows at a time under the device's lock."""
+@dataclass(frozen=True, eq=False)
+class _SharedClassifier:
+    """A classifier, a few rows at a time under the device's lock."""
 
-    def __init__(self, encoder: ImageEncoder, leave: _Leave, *, rows: int) -> None:
-        self.backend = encoder.backend
-        self._encoder = encoder
-        self._leave = leave
-        self._rows = rows
+    classifier: Classifier
+    leave: _Leave
+    rows: int
 
-    def __call__(self, pixels: Pixels, visual: Tensor | None) -> Features:
-        parts: list[Features] = []
-        for chunk in pixels.split(self._rows):
-            with self._leave.engine.device.at(Priority.PROBE):
-                self._leave.check()
-                parts.append(self._encoder(chunk, visual))
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        parts: list[Logits] = []
+        for chunk, own in zip(pixels.split(self.rows), seeds.split(self.rows), strict=True):
+            with self.leave.engine.device.at(Priority.PROBE):
+                self.leave.check()
+                parts.append(self.classifier(chunk, own))
         return torch.cat(parts)

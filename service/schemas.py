@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
 from robustclip.defenses import AnyDefense
-from robustclip.probe import Include, ProbeOptions
+from robustclip.probe_options import Include, ProbeOptions
 from robustclip.report import Knowledge
 from robustclip.scores import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius

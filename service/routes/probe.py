@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from robustclip.probe import worst
+from robustclip.verdict import worst
 from service.answers import ProbeAnswer, json_response, model_facts
 from service.bodies import read_request
 from service.disconnect import while_connected

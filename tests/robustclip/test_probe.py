@@ -1,6 +1,7 @@
 """The probe: what it attacks is what is served, what it reports is judged again, and equal questions get equal answers."""
 
 import base64
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.images import load_pixels
-from robustclip.probe import ProbeOptions, charged_passes, probe, worst
+from robustclip.probe import probe
+from robustclip.probe_options import ProbeOptions, charged_passes
 from robustclip.prompts import Prompts
 from robustclip.report import ProbeReport
 from robustclip.seeds import draw_seeds
-from robustclip.threat import L2, Linf
+from robustclip.threat import L2, BallSpec, Linf
+from robustclip.types import Classifier, Logits, Pixels, Seeds
+from robustclip.verdict import worst
 from robustclip.victim import Victim
+from robustclip.wrappers import guarded
 
 LABELS = ("cat", "dog", "car", "ship")
 EVERYTHING = ("curve", "heat", "adversarial")
@@ -60,7 +65,7 @@ def test_a_broken_decision_comes_with_a_png_that_breaks_it_again(tiny: Clip) -> 
 
 
 @pytest.mark.parametrize("defense", ["none", "jpeg:75,bit_depth:5,resize_pad"])
-def test_the_same_seed_gives_the_same_report_and_another_need_not(tiny: Clip, defense: str) -> None:
+def test_the_same_seed_gives_the_same_report_and_another_starts_elsewhere(tiny: Clip, defense: str) -> None:
     subject, pixels = victim(tiny, defense), picture(tiny)
     asked = options(eot=2, fresh_draws=8, attacks=(PGD(ball=Linf(radius=4 / 255), steps=3),))
     first, again = probe(subject, pixels, asked), probe(subject, pixels, asked)
@@ -68,6 +73,9 @@ def test_the_same_seed_gives_the_same_report_and_another_need_not(tiny: Clip, de
     assert ProbeReport.model_validate_json(first.model_dump_json(by_alias=True)) == first
     other = probe(subject, pixels, asked.model_copy(update={"seed": 1}))
     assert other.seed == 1
+    assert other.input == first.input or subject.defense  # a randomized defense draws anew for the clean decision, too
+    for before, after in zip(first.attacks, other.attacks, strict=True):
+        assert before.trace != after.trace, "the random start was another one"
 
 
 def test_the_worse_of_float_and_8_bit_rates_is_reported(tiny: Clip) -> None:
@@ -134,20 +142,62 @@ def test_l2_and_fgsm_are_attacks_like_any(tiny: Clip) -> None:
     report = probe(victim(tiny), picture(tiny), options(attacks=attacks, modes=("adaptive",)))
     assert [record.kind for record in report.attacks] == ["pgd", "fgsm"]
     assert report.attacks[0].l2 <= 2.0 * (1 + 1e-4)
+    assert "M7" in [diagnostic.id for diagnostic in report.diagnostics]
 
 
 @pytest.mark.parametrize(("defense", "eot", "draws"), [("none", 1, 1), ("bit_depth:4", 1, 1), ("resize_pad", 1, 512), ("resize_pad", 32, 1)])
-def test_the_bill_is_announced_before_and_never_exceeded(tiny: Clip, defense: str, eot: int, draws: int) -> None:
-    attack = PGD(ball=Linf(radius=0.5 / 255), steps=1, starts=("zero",))
+@pytest.mark.parametrize("ball", [Linf(radius=0.5 / 255), L2(radius=0.01)])
+def test_the_bill_is_announced_before_and_never_exceeded(tiny: Clip, defense: str, eot: int, draws: int, ball: BallSpec) -> None:
+    attack = PGD(ball=ball, steps=1, starts=("zero",))
     subject, asked = victim(tiny, defense), options(attacks=(attack,), eot=eot, fresh_draws=draws)
     report = probe(subject, picture(tiny), asked)
     assert report.charged <= charged_passes(subject, asked) <= report.charged + 60 * eot + 40  # an upper bound, not a guess
 
 
-def test_every_score_goes_through_the_guard(tiny: Clip) -> None:
-    seen: list[object] = []
-    probe(victim(tiny), picture(tiny), options(), guard=lambda score: seen.append(score) or score)
-    assert len(seen) >= 2
+class Turn:
+    """A lock that knows whether it is held."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    def __enter__(self) -> None:
+        assert not self.held
+        self.held = True
+
+    def __exit__(self, *error: object) -> None:
+        self.held = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A classifier that is asked under a lock."""
+
+    classifier: Classifier
+    turn: Turn
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        with self.turn:
+            return self.classifier(pixels, seeds)
+
+
+@pytest.mark.parametrize("defense", ["none", "bit_depth:4", "jpeg:75,resize_pad"])
+@pytest.mark.parametrize("radius", [0.0, 16 / 255])
+def test_no_pass_through_the_tower_goes_past_guard_and_share(tiny: Clip, defense: str, radius: float) -> None:
+    turn, passes = Turn(), list[tuple[bool, int]]()
+    watching = tiny.model.visual.conv1.register_forward_hook(lambda module, inputs, output: passes.append((turn.held, len(output))))
+    try:
+        asked = options(radius=radius, eot=2, fresh_draws=2)
+        report = probe(
+            victim(tiny, defense), picture(tiny), asked, guard=lambda score: guarded(score, turn), share=lambda classifier: Asked(classifier, turn)
+        )
+    finally:
+        watching.remove()
+    assert all(held for held, _ in passes)
+    assert sum(rows for _, rows in passes) == report.forward
 
 
 @pytest.mark.parametrize(("change", "field"), [({"true_label": "cow"}, "true_label"), ({"target_label": "cow"}, "target_label")])

@@ -1,5 +1,6 @@
 """The masking checks: silent on an honest victim, loud on each kind of dishonest one."""
 
+import pytest
 import torch
 
 from robustclip import sanity
@@ -9,7 +10,7 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.scores import LabelScore, label_score
 from robustclip.seeds import draw_seeds, row_normal
-from robustclip.threat import Linf
+from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Classifier, Logits, Pixels, Seeds
 from robustclip.wrappers import averaged
 
@@ -91,12 +92,15 @@ def test_batch_mates_that_move_a_row_are_found(tiny: Clip) -> None:
     assert sanity.rows_independent(Victim(tiny, "batch-mean"), picture(tiny), SEEDS)[0].fired
 
 
-def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip) -> None:
+@pytest.mark.parametrize("ball", [Linf(radius=1 / 255), L2(radius=0.1)])
+def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip, ball: BallSpec) -> None:
     victim = Victim(tiny, "honest")
     wrong = (victim(picture(tiny), SEEDS).argmax(dim=1) + 1) % len(LABELS)  # already misclassified: every draw reaches the goal
     score = label_score("margin", victim, wrong)
-    assert sanity.noise_weaker(score, picture(tiny), SEEDS, Linf(radius=1 / 255), adaptive_success=False)[0].fired
-    assert not sanity.noise_weaker(score, picture(tiny), SEEDS, Linf(radius=1 / 255), adaptive_success=True)[0].fired
+    assert sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=False)[0].fired
+    assert not sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=True)[0].fired
+    still = sanity.noise_weaker(margin(victim, tiny), picture(tiny), SEEDS, ball.model_copy(update={"radius": 0.0}), adaptive_success=False)[0]
+    assert (still.fired, still.number) == (False, 0.0)
     assert sanity.transfer_weaker(static_success=True, adaptive_success=False).fired
 
 

@@ -11,6 +11,7 @@ import pytest
 from prompt_sets import learned_set
 from serving import LABELS, Running, picture, serving, wait_until
 
+from robustclip import sanity
 from robustclip.clip import Clip
 from service.answers import ProbeAnswer
 
@@ -111,6 +112,21 @@ def test_a_probe_that_takes_too_long_says_so(server: Running) -> None:
     response = ask(server, **LONG, deadline_ms=1000)
     assert response.status_code == 504
     assert response.json()["code"] == "deadline-exceeded"
+
+
+def test_the_deadline_holds_for_the_diagnostics_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"eps": "16/255", "steps": 10}
+    assert report(server, **asked)["verdict"] == "broken", "after M7 only checks follow that ask the classifier without a score"
+    honest = sanity.noise_weaker
+
+    def late(*arguments: Any) -> Any:
+        found = honest(*arguments)
+        time.sleep(1.1)
+        return found
+
+    monkeypatch.setattr(sanity, "noise_weaker", late)
+    response = ask(server, **asked, deadline_ms=1000)
+    assert (response.status_code, response.json()["code"]) == (504, "deadline-exceeded")
 
 
 def test_classification_and_health_go_on_while_a_probe_runs(server: Running) -> None:
