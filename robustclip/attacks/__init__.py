@@ -4,12 +4,17 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from robustclip.attacks.apgd import APGD
+from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.fmn import FMN
+from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import FGSM, PGD
+from robustclip.attacks.square import Square
 from robustclip.errors import invalid_input
 
-AnyAttack: TypeAlias = Annotated[PGD | FGSM, Field(discriminator="kind")]
+AnyAttack: TypeAlias = Annotated[PGD | FGSM | APGD | Square | FMN | Noise | Ensemble, Field(discriminator="kind")]
 
-_ADAPTER: TypeAdapter[PGD | FGSM] = TypeAdapter(AnyAttack)
+_ADAPTER: TypeAdapter[AnyAttack] = TypeAdapter(AnyAttack)
 
 
 def parse_attack(data: object, *, field: str = "attack") -> AnyAttack:

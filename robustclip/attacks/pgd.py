@@ -4,17 +4,17 @@ Deviations from both: the best point is returned, not the last; several starts; 
 fresh noise at every step.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from robustclip.errors import InvalidInput
+from robustclip.attacks.base import Record, check_seeds, finished, gradient_of, leaving, pick, radii_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec, Radius
-from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 
 Start: TypeAlias = Literal["zero", "random", "one_sided"]
 
@@ -53,32 +53,44 @@ class PGD(BaseModel):
 
         A ball of radius 0 costs one forward pass. Raises InvalidInput for a wrong number of seeds and for a score that offers no gradient.
         """
-        if len(seeds) != len(pixels):
-            raise InvalidInput(f"expected {len(pixels)} seeds, one a row, found {len(seeds)}.", field="seeds")
-        radii = torch.full_like(pixels[:, 0, 0, 0], self.ball.radius) if radius is None else radius.to(pixels)
+        return finished(self.search(score, pixels, seeds, radius=radius))
+
+    def search(
+        self,
+        score: Score,
+        pixels: Pixels,
+        seeds: Seeds,
+        *,
+        radius: Tensor | None = None,
+        begin: Pixels | None = None,
+        teams: Tensor | None = None,
+    ) -> Iterator[Record]:
+        """Step by step. `begin`: where the start `zero` is, instead of the picture itself; `teams` [B]: rows of a team leave together."""
+        check_seeds(pixels, seeds)
+        radii = radii_of(pixels, self.ball.radius, radius)
         lengths = 2.5 * radii / self.steps if self.step is None else torch.full_like(radii, self.step)
         starts, steps = (self._starts(), self.steps) if bool(radii.any()) else (("zero",), 0)
-        record = _Record.of(pixels, points=len(starts) * (steps + 1))
+        record = Record.of(pixels, points=len(starts) * (steps + 1))
         rows = torch.arange(len(pixels), device=pixels.device)  # those still in the batch
+        yield record
         for index, start in enumerate(starts):
-            current = pixels[rows]
+            current = pixels[rows] if begin is None else begin[rows]
             if start != "zero":
-                noise = derive(_pick(seeds, rows), f"start-{index}")
-                current = self.ball.sample(current, noise, one_sided=start == "one_sided", radius=radii[rows])
+                noise = derive(pick(seeds, rows), f"start-{index}")
+                current = self.ball.sample(pixels[rows], noise, one_sided=start == "one_sided", radius=radii[rows])
             for step in range(steps + 1):
                 if not len(rows):
-                    break
+                    return
                 final = step == steps
-                evaluation = score.select(rows)(current, derive(_pick(seeds, rows), f"step-{index}-{step}"), grad=not final)
-                leaving = (evaluation.margin > 0) & (self.stop == "broken")
-                record.add(rows, current, evaluation, index * (steps + 1) + step, eligible=leaving | (self.keep == "best" or final))
+                seen = score.select(rows)(current, derive(pick(seeds, rows), f"step-{index}-{step}"), grad=not final)
+                fooled = (seen.margin > 0) & (self.stop == "broken")
+                record.add(rows, current, seen, index * (steps + 1) + step, eligible=fooled | (self.keep == "best" or final))
                 if not final:
-                    if evaluation.grad is None:
-                        raise InvalidInput("this attack needs gradients, the score has none.", field="attack", help="Attack without gradients.")
-                    climbed = self.ball.ascend(current, evaluation.grad, lengths[rows])
+                    climbed = self.ball.ascend(current, gradient_of(seen), lengths[rows])
                     current = self.ball.project(climbed, pixels[rows], radius=radii[rows])
-                rows, current = rows[~leaving], current[~leaving]
-        return record.attacked()
+                stay = ~leaving(fooled, None if teams is None else teams[rows])
+                rows, current = rows[stay], current[stay]
+                yield record
 
     def charged(self, rows: int) -> int:
         """Upper bound of charged passes (F + 2 B) for that many rows, if none leaves early and a score costs one pass a row."""
@@ -106,43 +118,3 @@ class FGSM(BaseModel):
     def _pgd(self) -> PGD:
         step = self.ball.radius * (1.25 if self.random_start else 1.0)
         return PGD(ball=self.ball, steps=1, step=step or None, starts=("random",) if self.random_start else ("zero",))
-
-
-@dataclass(eq=False)
-class _Record:
-    """The best point of each row so far, and what was seen on the way. A point of NaN value is never better than anything."""
-
-    pixels: Pixels
-    value: Tensor
-    margin: Tensor
-    first_success: Tensor
-    trace_value: Tensor
-    trace_margin: Tensor
-    cost: Cost = field(default_factory=Cost)
-
-    @staticmethod
-    def of(pixels: Pixels, *, points: int) -> "_Record":
-        low = torch.full_like(pixels[:, 0, 0, 0], -torch.inf)
-        trace = torch.full((points, len(pixels)), torch.nan, device=pixels.device)
-        return _Record(pixels.clone(), low, low.clone(), torch.full_like(low, -1, dtype=torch.int64), trace, trace.clone())
-
-    def add(self, rows: Tensor, points: Pixels, seen: Evaluation, when: int, *, eligible: Tensor) -> None:
-        """Enter one evaluation of `rows`; only `eligible` rows may take it as their best point."""
-        self.cost = self.cost.plus(seen.cost)
-        self.trace_value[when, rows] = seen.value
-        self.trace_margin[when, rows] = seen.margin
-        first = (seen.margin > 0) & (self.first_success[rows] < 0)
-        self.first_success[rows[first]] = when
-        reached, reached_before = seen.margin > 0, self.margin[rows] > 0
-        higher = torch.where(reached & reached_before, seen.margin > self.margin[rows], seen.value > self.value[rows])
-        better = eligible & ((reached & ~reached_before) | ((reached == reached_before) & higher))
-        self.pixels[rows[better]] = points[better]
-        self.value[rows[better]] = seen.value[better]
-        self.margin[rows[better]] = seen.margin[better]
-
-    def attacked(self) -> Attacked:
-        return Attacked(self.pixels, self.value, self.margin, self.first_success, self.trace_value, self.trace_margin, self.cost)
-
-
-def _pick(seeds: Seeds, rows: Tensor) -> Seeds:
-    return seeds[rows.to(seeds.device)]

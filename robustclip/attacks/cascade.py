@@ -1,0 +1,205 @@
+"""The engine of the strong attack: goes through stages of attacks over a batch of pictures, until each is broken or withstood all. `ensemble` says
+which.
+
+A witness counts only when a fresh call of the score confirms it in float32, whatever the search believed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustclip.attacks.base import Record, check_seeds, pick
+from robustclip.attacks.events import AttackEnded, AttackStarted, Done, Event, Meter, Progress, Started, Witness
+from robustclip.attacks.pgd import PGD
+from robustclip.errors import Cancelled, DeadlineExceeded
+from robustclip.losses import LossName, runners_up
+from robustclip.scores import decision, restated
+from robustclip.seeds import derive
+from robustclip.threat import BallSpec
+from robustclip.types import Pixels, Score, Seeds
+from robustclip.wrappers import reduced, transferred
+
+Judge: TypeAlias = Callable[[Pixels, Tensor], Tensor]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+RIVALS = 9  # labels that targeted attacks go for, one after the other
+
+
+class Searching(Protocol):
+    """An attack whose rows may be copies of one picture."""
+
+    def search(
+        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None, teams: Tensor | None = None
+    ) -> Iterator[Record]: ...
+
+    def charged(self, rows: int) -> int: ...
+
+
+class Source(NamedTuple):
+    """A stand-in whose gradients are tried on the victim: the undefended classifier, another prompt set, a pool.
+
+    About the same rows as the victim.
+    """
+
+    name: str
+    score: Score
+
+
+class Variant(NamedTuple):
+    """One way to use an attack; `rival` is a place among the labels that come closest to the target on the clean picture, 0 the closest."""
+
+    loss: LossName
+    rival: int | None = None
+    temperature: float = 1.0
+    restart: int = 0
+
+
+class Stage(NamedTuple):
+    """An attack with its variants, which differ in nothing but rivals, temperatures and draws; `source`: whose gradients, if not the victim's."""
+
+    name: str
+    attack: Searching
+    variants: tuple[Variant, ...]
+    source: int | None = None
+
+
+def charged(stages: Sequence[Stage], widening: PGD | None, precision: Precision) -> int:
+    """Upper bound of charged passes a picture."""
+    total = 2 + (0 if widening is None else widening.charged(1))
+    for stage in stages:
+        twice = (stage.source is not None) + (precision != "float32")  # what was climbed is judged on the victim, what was reduced in full
+        total += len(stage.variants) * (stage.attack.charged(1) * (1 + twice) + 1)
+    return total
+
+
+@dataclass(eq=False)
+class Cascade:
+    """One run over a batch of pictures; `events` goes through it once, and `record` holds what came of it.
+
+    together    how many variants of a stage share a batch
+    widening    an attack that goes on from a success, None: a success is enough
+    precision   of the search
+    judge       has the last word on what breaks a picture
+    replays     [B, 3, S, S] earlier witnesses
+    """
+
+    ball: BallSpec
+    stages: tuple[Stage, ...]
+    score: Score
+    pixels: Pixels
+    seeds: Seeds
+    radii: Tensor
+    meter: Meter
+    together: int = 1
+    widening: PGD | None = None
+    precision: Precision = "float32"
+    judge: Judge | None = None
+    sources: tuple[Source, ...] = ()
+    replays: Pixels | None = None
+    record: Record = field(init=False)
+    rivals: Tensor = field(init=False)
+    standing: Tensor = field(init=False)
+    points: int = 0
+
+    def __post_init__(self) -> None:
+        check_seeds(self.pixels, self.seeds)
+        self.record = Record.of(self.pixels, points=2 + sum(len(stage.variants) for stage in self.stages))
+        self.standing = torch.arange(len(self.pixels), device=self.pixels.device)
+
+    def events(self) -> Iterator[Event]:
+        yield Started(len(self.pixels), len(self.pixels) * charged(self.stages, self.widening, self.precision))
+        try:
+            yield from self._untouched()
+            for stage in self.stages if bool(self.radii.any()) else ():
+                if not len(self.standing) or self.meter.over():
+                    break
+                yield AttackStarted(stage.name, before := len(self.standing))
+                for start in range(0, len(stage.variants), self.together):
+                    if len(self.standing) and not self.meter.over():
+                        yield from self._try(stage, stage.variants[start : start + self.together], start)
+                yield AttackEnded(stage.name, before - len(self.standing), len(self.standing), self.meter.spent)
+        except Cancelled:
+            self.meter.cut = "cancelled"
+        except DeadlineExceeded:
+            self.meter.cut = "deadline"
+        yield Done(tuple(self.standing.tolist()), self.meter.spent, self.meter.cut)
+
+    def _untouched(self) -> Iterator[Event]:
+        """The pictures themselves, then what broke them earlier. What the first answer says about the other labels is where targets come from."""
+        seen = self.score(self.pixels, derive(self.seeds, "clean"), grad=False)
+        if seen.logits is not None:
+            self.rivals = runners_up(seen.logits, decision(self.score).targets, RIVALS)
+        self.record.add(self.standing, self.pixels, seen, 0)
+        self.meter.pay(seen.cost)
+        self.points = 1
+        yield from self._fallen("clean", self.pixels, seen.margin > 0)
+        if self.replays is not None and len(self.standing):
+            inside = self.ball.shrink(self.replays, self.pixels, self.radii)
+            yield from self._confirm("replay", inside[self.standing])
+
+    def _try(self, stage: Stage, variants: Sequence[Variant], start: int) -> Iterator[Event]:
+        """Some variants of one attack on every standing picture: rows picture by picture, and variant by variant within."""
+        rows = self.standing.repeat_interleave(len(variants))
+        streams = [derive(pick(self.seeds, self.standing), f"{stage.name}-{start + index}") for index in range(len(variants))]
+        search = stage.attack.search(
+            self._aimed(stage, variants, rows),
+            self.pixels[rows],
+            torch.stack(streams, dim=1).flatten(),
+            radius=self.radii[rows],
+            teams=rows if len(variants) > 1 else None,
+        )
+        found: Record | None = None
+        for found in self.meter.metered(search):
+            if found.cost.forward:
+                yield Progress(stage.name, found.margin.max().item(), self.meter.spent)
+        if found is not None and found.cost.forward:
+            best = found.margin.reshape(-1, len(variants)).argmax(dim=1) + torch.arange(0, len(rows), len(variants), device=rows.device)
+            candidates = found.pixels[best]
+            if self.widening is not None and bool((fooled := found.margin[best] > 0).any()):
+                candidates[fooled] = self._widened(self.widening, candidates[fooled], self.standing[fooled])
+            yield from self._confirm(stage.name, candidates)
+
+    def _aimed(self, stage: Stage, variants: Sequence[Variant], rows: Tensor) -> Score:
+        victim = self._searched(self.score).select(rows)
+        if stage.source is not None:
+            return transferred(self._searched(self.sources[stage.source].score).select(rows), victim)
+        places = [variant.rival for variant in variants if variant.rival is not None]
+        rivals = self.rivals[self.standing][:, places].flatten() if places else None
+        temperature = torch.tensor([variant.temperature for variant in variants], device=rows.device).repeat(len(self.standing))
+        return restated(victim, variants[0].loss, rivals=rivals, temperature=temperature)
+
+    def _searched(self, score: Score) -> Score:
+        return reduced(score) if self.precision == "bfloat16" else score
+
+    def _widened(self, widening: PGD, candidates: Pixels, rows: Tensor) -> Pixels:
+        score = restated(self._searched(self.score).select(rows), "margin")
+        search = widening.search(score, self.pixels[rows], derive(pick(self.seeds, rows), "widen"), radius=self.radii[rows], begin=candidates)
+        wider = candidates
+        for record in self.meter.metered(search):
+            wider = record.pixels if record.cost.forward else wider
+        return wider
+
+    def _confirm(self, attack: str, candidates: Pixels) -> Iterator[Event]:
+        """Judge a candidate for every standing picture anew; the search's own word counts for nothing."""
+        streams = derive(pick(self.seeds, self.standing), f"confirm-{self.points}")
+        seen = self.score.select(self.standing)(candidates, streams, grad=False)
+        self.meter.pay(seen.cost)
+        fooled = seen.margin > 0
+        if self.judge is not None and bool(fooled.any()):
+            fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])
+        self.record.add(self.standing, candidates, seen, self.points)
+        self.points += 1
+        yield from self._fallen(attack, candidates, fooled)
+
+    def _fallen(self, attack: str, candidates: Pixels, fooled: Tensor) -> Iterator[Event]:
+        """A witness for each fooled picture, which then leaves."""
+        distances = self.ball.distance(candidates, self.pixels[self.standing])
+        fallen = [
+            Witness(int(self.standing[place]), candidates[place], float(self.record.margin[self.standing[place]]), float(distances[place]), attack)
+            for place in fooled.nonzero().flatten().tolist()
+        ]
+        self.standing = self.standing[~fooled]
+        yield from fallen
