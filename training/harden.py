@@ -25,6 +25,7 @@ from robustclip.threat import radius_text
 from training.hardening.recipe import Recipe, read_recipe
 from training.hardening.run import HardeningRun
 from training.hardening.supply import open_supply
+from training.memory import keep_freed_memory
 from training.progress import bar
 
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, run, out, cache = (options.pop(name) for name in ("data", "run", "out", "cache"))
     backbone, pretrained, cpu, gap, accumulate = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate"))
     recipe = read_recipe(options.pop("recipe"), {name: value for name, value in options.items() if value is not None})
+    keep_freed_memory()
     accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=accumulate)
     clip = load_clip(backbone, pretrained)
     with bar(quiet=not accelerator.is_main_process) as progress:

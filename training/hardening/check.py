@@ -54,7 +54,7 @@ class Checker:
             noise = 2 * torch.rand(pixels.shape, generator=seeded(self.seed, "check-noise")) - 1
             right = self._right(tower, pixels, targets)
             pixels, noise = pixels[right], noise.to(pixels.device)[right]
-            targets = Targets(targets.name[right], targets.own[right])
+            targets = targets.select(right)
             for index, strength in enumerate(strengths):
                 attacked = climb(
                     lambda inputs, known=targets: label_loss(self.judge(tower(inputs)), known),

@@ -45,17 +45,8 @@ class Preset(BaseModel):
     inner: Literal["label", "shift"] = "label"
 
     @property
-    def needs_clean(self) -> bool:
-        """Whether the tuned tower has to see the untouched pictures."""
-        return self.clean_label > 0 or self.clean_teacher > 0 or self.to_clean > 0
-
-    @property
     def needs_teacher(self) -> bool:
         return self.teacher > 0 or self.clean_teacher > 0
-
-    @property
-    def needs_original(self) -> bool:
-        return self.to_original > 0 or self.shift > 0
 
 
 TECOA = Preset(label=1)  # Mao et al. 2023, arXiv 2212.07016
@@ -77,6 +68,9 @@ class Targets:
     own: Tensor
     opinion: Tensor | None = None
 
+    def select(self, rows: Tensor) -> "Targets":
+        return Targets(self.name[rows], self.own[rows], None if self.opinion is None else self.opinion[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Judge:
@@ -91,7 +85,10 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Raw embeddings [B, E] by the tuned tower (attacked, clean) and by the original; None where the preset does not need them."""
+    """Raw embeddings [B, E] by the tuned tower (attacked, clean) and by the original; None where the preset does not need them.
+
+    `clean` may be of other pictures than `attacked`, unless the preset compares them (`to_clean`).
+    """
 
     attacked: Tensor
     clean: Tensor | None = None
@@ -99,21 +96,23 @@ class Embeddings:
     original_clean: Tensor | None = None
 
 
-def losses(preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, batch: int) -> dict[str, Tensor]:
+def losses(preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, clean_targets: Targets, batch: int) -> dict[str, Tensor]:
     """The weighted terms of a preset, [] each, by name; their sum is the loss.
 
-    Means over the rows given. `batch` is the size of the whole step's batch, which a summed KL term is multiplied by: averaged over the parts of a
-    step it is then the sum over the step.
+    `targets` belong to the attacked pictures, `clean_targets` to the clean ones. Means over the rows given. `batch` is the size of the whole step's
+    batch, which a summed KL term is multiplied by: averaged over the parts of a step it is then the sum over the step.
     """
     attacked = judge(seen.attacked)
     clean = None if seen.clean is None else judge(seen.clean)
     terms: dict[str, Tensor] = {}
-    for name, weight, logits in (("label", preset.label, attacked), ("clean_label", preset.clean_label, clean)):
-        if weight and logits is not None:
-            terms[name] = weight * label_loss(logits, targets, preset.smoothing).mean()
-    for name, weight, logits in (("teacher", preset.teacher, attacked), ("clean_teacher", preset.clean_teacher, clean)):
-        if weight and logits is not None and targets.opinion is not None:
-            terms[name] = weight * teacher_loss(logits, targets.opinion).mean()
+    for prefix, logits, about, label, teacher in (
+        ("", attacked, targets, preset.label, preset.teacher),
+        ("clean_", clean, clean_targets, preset.clean_label, preset.clean_teacher),
+    ):
+        if label and logits is not None:
+            terms[f"{prefix}label"] = label * label_loss(logits, about, preset.smoothing).mean()
+        if teacher and logits is not None and about.opinion is not None:
+            terms[f"{prefix}teacher"] = teacher * teacher_loss(logits, about.opinion).mean()
     many = batch if preset.summed_kl else 1
     if preset.to_original and seen.original_attacked is not None:
         terms["to_original"] = preset.to_original * many * divergence(judge(seen.original_attacked), attacked, targets.own).mean()

@@ -18,7 +18,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     objective: Objective = Field("distilled", description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half")
-    clean: float | None = Field(None, ge=0, description=f"distilled: weight of the loss on the untouched picture; none means {CLEAN_WEIGHT}")
+    clean: float | None = Field(None, ge=0, description=f"distilled: weight of the loss on untouched pictures; none means {CLEAN_WEIGHT}")
+    clean_share: float = Field(0.25, gt=0, lt=1, description="distilled: share of the pictures that are not attacked, for that loss")
     eps: LinfRadius = Field(2 / 255, gt=0, description="radius of the attack, in pixel units")
     steps: int = Field(2, ge=1, description="its steps")
     step: LinfRadius | None = Field(None, gt=0, description="their length; none means 2.5 eps / steps, at most eps")
@@ -50,6 +51,11 @@ class Recipe(BaseModel):
         weight = CLEAN_WEIGHT if self.clean is None else self.clean
         own = PRESETS["distilled"]
         return own.model_copy(update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher})
+
+    @property
+    def untouched_a_block(self) -> int:
+        """How many pictures of each 16 are not attacked; presets that compare a picture's two forms attack all."""
+        return max(1, round(BLOCK * self.clean_share)) if self.preset.clean_label > 0 else 0
 
     @property
     def step_length(self) -> float:

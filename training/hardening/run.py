@@ -119,6 +119,11 @@ class HardeningRun:
         if preset.needs_teacher:
             opinion = torch.from_numpy(self.supply.teacher[draw.rows.numpy()]).to(self.accelerator.device)
             targets = Targets(targets.name, targets.own, opinion)
+        untouched = torch.zeros_like(draw.rows, dtype=torch.bool, device=pixels.device)
+        if not preset.to_clean:  # comparing takes both forms of each picture, a clean loss takes some pictures untouched
+            untouched = torch.arange(len(pixels), device=pixels.device) % BLOCK < recipe.untouched_a_block
+        plain, plain_targets = (pixels, targets) if preset.to_clean else (pixels[untouched], targets.select(untouched))
+        pixels, noise, targets = pixels[~untouched], noise[~untouched], targets.select(~untouched)
         fixed = self._original(pixels) if preset.shift else None
 
         def value(inputs: Pixels) -> Tensor:
@@ -128,12 +133,10 @@ class HardeningRun:
             return label_loss(self.judge(embeddings), targets)
 
         attacked = climb(value, pixels, noise, Linf(radius=recipe.eps), steps=recipe.steps, step=recipe.step_length)
-        if preset.needs_clean:  # one pass over both: under several processes a pass and its backward must stay a pair
-            moved, clean = cast(Tensor, self.shared_tower(torch.cat([attacked, pixels]))).chunk(2)
-        else:
-            moved, clean = cast(Tensor, self.shared_tower(attacked)), None
-        seen = Embeddings(moved, clean, self._original(attacked) if preset.to_original else None, fixed)
-        return losses(preset, seen, self.judge, targets, batch=recipe.batch)
+        # One pass over both: under several processes a forward and its backward must stay a pair.
+        moved, clean = cast(Tensor, self.shared_tower(torch.cat([attacked, plain]))).split([len(attacked), len(plain)])
+        seen = Embeddings(moved, clean if len(plain) else None, self._original(attacked) if preset.to_original else None, fixed)
+        return losses(preset, seen, self.judge, targets, clean_targets=plain_targets, batch=recipe.batch)
 
     @torch.no_grad()
     def _original(self, pixels: Pixels) -> Tensor:
