@@ -29,6 +29,30 @@ class LinearClassifier:
         return pixels.flatten(1) @ self.weights.T + self.bias
 
 
+def linear(labels: int, size: int = 4) -> LinearClassifier:
+    """Random directions without a bias, the same in every process."""
+    generator = torch.Generator().manual_seed(labels)
+    return LinearClassifier(torch.randn(labels, 3 * size * size, generator=generator), torch.zeros(labels))
+
+
+def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: str) -> float:
+    """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in float64."""
+    x = picture.flatten().double()
+    logits = toy.weights.double() @ x + toy.bias.double()
+    best = float("inf")
+    for other in range(len(logits)):
+        v, gap = (toy.weights[other] - toy.weights[target]).double(), float(logits[target] - logits[other])
+        low, high = 0.0, 1e3
+        for _ in range(80) if other != target else ():
+            middle = (low + high) / 2
+            change = torch.clamp(middle * (v.sign() if kind == "linf" else v), -x, 1 - x)
+            low, high = (low, middle) if v @ change >= gap else (middle, high)
+        if other != target and high < 999:
+            change = torch.clamp(high * (v.sign() if kind == "linf" else v), -x, 1 - x)
+            best = min(best, float(change.abs().max() if kind == "linf" else change.norm()))
+    return best
+
+
 @dataclass(frozen=True, eq=False)
 class ConvClassifier:
     """Two convolutions, the mean over places, a linear readout."""

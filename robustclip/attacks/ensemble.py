@@ -30,7 +30,7 @@ Preset: TypeAlias = Literal["quick", "standard", "thorough"]
 class Ensemble(BaseModel):
     """Noise, margin PGD, then by preset APGD on cross-entropy, APGD on the nearest labels one by one, and Square.
 
-    preset      `quick` some 230 charged passes a picture, `standard` some 3,300, `thorough` some 16,000 (ten labels)
+    preset      `quick` some 230 charged passes a picture, `standard` some 3,100, `thorough` some 13,000 (ten labels)
     together    how many variants of an attack (targets, temperatures, restarts) of one picture share a batch; the first that succeeds ends the others
     widen       steps to go on from a success, still inside the ball: a barely fooled victim may not be fooled after rounding or by another encoder
     randomized  the victim draws: Square then asks about incumbent and candidate on equal draws. Give an `averaged` score

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import Tensor
-from toys import LinearClassifier, gratings, trained_conv
+from toys import gratings, linear, smallest_radius, trained_conv
 
 from robustclip.attacks import parse_attack
 from robustclip.attacks.pgd import FGSM, PGD
@@ -19,28 +19,6 @@ PIXELS, TARGETS = gratings(16, seed=9)
 SEEDS = draw_seeds(9, 16)
 SCORE = label_score("margin", trained_conv(), TARGETS)
 NEAR = Linf(radius=2 / 255)
-
-
-def linear(labels: int, size: int = 4) -> LinearClassifier:
-    generator = torch.Generator().manual_seed(labels)
-    return LinearClassifier(torch.randn(labels, 3 * size * size, generator=generator), torch.zeros(labels))
-
-
-def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: str) -> float:
-    """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in float64."""
-    x, logits = picture.flatten().double(), toy(picture[None], SEEDS)[0].double()
-    best = float("inf")
-    for other in range(len(logits)):
-        v, gap = (toy.weights[other] - toy.weights[target]).double(), float(logits[target] - logits[other])
-        low, high = 0.0, 1e3
-        for _ in range(80) if other != target else ():
-            middle = (low + high) / 2
-            change = torch.clamp(middle * (v.sign() if kind == "linf" else v), -x, 1 - x)
-            low, high = (low, middle) if v @ change >= gap else (middle, high)
-        if other != target and high < 999:
-            change = torch.clamp(high * (v.sign() if kind == "linf" else v), -x, 1 - x)
-            best = min(best, float(change.abs().max() if kind == "linf" else change.norm()))
-    return best
 
 
 @pytest.mark.parametrize("labels", [2, 3, 4, 9, 10])

@@ -1,0 +1,111 @@
+import time
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+from toys import LinearClassifier, gratings, linear, smallest_radius, trained_conv
+
+from robustclip.attacks.events import Bracket, Done, Event, Meter, Started, Witness
+from robustclip.attacks.minimal import Minimal
+from robustclip.errors import InvalidInput
+from robustclip.scores import EmbeddingShift, label_score
+from robustclip.seeds import draw_seeds
+from robustclip.threat import L2, Linf
+from robustclip.wrappers import guarded
+
+PIXELS, TARGETS = gratings(1, seed=5)
+SEEDS = draw_seeds(9, 1)
+FAR = Linf(radius=64 / 255)
+
+
+def bracket(events: Iterable[Event]) -> Bracket:
+    return [event for event in events if isinstance(event, Bracket)][-1]
+
+
+@pytest.mark.parametrize("labels", [2, 3, 4, 9, 10])
+@pytest.mark.parametrize("kind", ["linf", "l2"])
+def test_the_broken_end_is_never_below_the_exact_radius_and_at_most_two_per_cent_above(labels: int, kind: str) -> None:
+    toy = linear(labels)
+    pixels = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(labels))
+    targets = toy(pixels, SEEDS).argmax(dim=1)
+    exact = smallest_radius(toy, pixels[0], int(targets[0]), kind)
+    minimal = Minimal(ball=Linf(radius=1) if kind == "linf" else L2(radius=7), width=0.01 * exact, preset="quick")
+    events = list(minimal.events(label_score("margin", toy, targets), pixels, SEEDS))
+    found = bracket(events)
+    assert found.broken is not None
+    assert exact * (1 - 1e-5) <= found.broken <= 1.02 * exact
+    assert found.broken - found.unbroken <= minimal.closeness * 1.001
+    witness = [event for event in events if isinstance(event, Witness)][-1]
+    assert toy(witness.pixels[None], SEEDS).argmax() != targets[0]
+    assert witness.distance == found.broken
+    assert isinstance(events[-1], Done)
+    assert events[-1].cost.charged <= minimal.charged(labels=labels)
+
+
+def test_a_bracket_only_tightens_from_above_and_events_come_in_order() -> None:
+    minimal = Minimal(ball=FAR, preset="quick")
+    assert minimal.closeness == 0.05 / 255
+    events = list(minimal.events(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS))
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Done)
+    broken = [event.broken for event in events if isinstance(event, Bracket) and event.broken is not None]
+    assert broken == sorted(broken, reverse=True)
+    assert bracket(events).unbroken > 0.9 * broken[-1]
+    assert events[-1].standing == ()
+    assert events[-1].cut is None
+
+
+def test_a_known_witness_saves_the_search_for_the_first() -> None:
+    score = label_score("margin", trained_conv(), TARGETS)
+    minimal = Minimal(ball=FAR, preset=None)
+    first = list(minimal.events(score, PIXELS, SEEDS))
+    known = [event for event in first if isinstance(event, Witness)][-1].pixels[None]
+    again = list(minimal.events(score, PIXELS, SEEDS, known=known))
+    assert bracket(again).broken == pytest.approx(bracket(first).broken, abs=0.05 / 255)
+    assert isinstance(first[-1], Done)
+    assert isinstance(again[-1], Done)
+    assert again[-1].cost.charged < first[-1].cost.charged
+
+
+def test_what_no_radius_breaks_is_said_to_stand() -> None:
+    constant = LinearClassifier(torch.zeros(3, 3 * 32 * 32), torch.tensor([1.0, 0.0, 0.0]))
+    events = list(Minimal(ball=FAR, preset="quick").events(label_score("margin", constant, torch.tensor([0])), PIXELS, SEEDS))
+    assert bracket(events) == Bracket(pytest.approx(FAR.radius), None)
+    assert events[-1] == Done((0,), events[-1].cost, None)
+
+
+def test_a_picture_that_is_wrong_untouched_breaks_at_zero() -> None:
+    events = list(Minimal(ball=FAR).events(label_score("margin", trained_conv(), (TARGETS + 1) % 4), PIXELS, SEEDS))
+    assert bracket(events) == Bracket(0.0, 0.0)
+    assert events[-1].cost.charged < 10
+
+
+def test_a_judge_has_the_last_word() -> None:
+    def far_enough(candidates: Tensor, rows: Tensor) -> Tensor:
+        return FAR.distance(candidates, PIXELS) > 20 / 255
+
+    events = list(Minimal(ball=FAR, preset=None).events(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, judge=far_enough))
+    found = bracket(events)
+    assert found.broken is None or found.broken > 20 / 255
+
+
+def test_a_budget_cuts_and_says_so() -> None:
+    minimal = Minimal(ball=FAR, preset="standard")
+    for budget in (1, 40, 400):
+        events = list(minimal.events(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, meter=Meter(budget=budget)))
+        assert isinstance(events[-1], Done)
+        assert events[-1].cut == "budget"
+        assert events[-1].cost.charged < budget + 60
+    late = guarded(label_score("margin", trained_conv(), TARGETS), deadline=time.monotonic() - 1)
+    events = list(minimal.events(late, PIXELS, SEEDS))
+    assert events[-1] == Done((0,), events[-1].cost, "deadline")
+
+
+def test_it_is_about_one_picture_and_a_decision() -> None:
+    two = label_score("margin", trained_conv(), TARGETS.repeat(2))
+    with pytest.raises(InvalidInput) as refused:
+        Minimal(ball=FAR).events(two, PIXELS.repeat(2, 1, 1, 1), draw_seeds(0, 2))
+    assert refused.value.field == "pixels"
+    with pytest.raises(InvalidInput):
+        Minimal(ball=FAR).events(EmbeddingShift(lambda pixels: pixels.flatten(1), PIXELS.flatten(1)), PIXELS, SEEDS)
