@@ -1,5 +1,3 @@
-import threading
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -8,11 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from toys import LinearClassifier, gratings, trained_conv
 
-from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput, NoDecisionToAttack
-from robustclip.losses import untargeted_margin
-from robustclip.scores import EmbeddingShift, label_score
+from robustclip.errors import InvalidInput, NoDecisionToAttack
+from robustclip.losses import LossName, untargeted_margin
+from robustclip.scores import EmbeddingShift, decision, label_score, restated
 from robustclip.seeds import draw_seeds, row_normal
-from robustclip.types import Cost, Logits, Pixels, Score, Seeds
+from robustclip.types import Logits, Pixels, Score, Seeds
 from robustclip.wrappers import averaged, guarded, recorded
 
 PIXELS, TARGETS = gratings(8, seed=5)
@@ -47,6 +45,10 @@ def every_score() -> list[Score]:
     return [
         *(label_score(name, toy, TARGETS, goals) for name in ("cross_entropy", "margin") for goals in (None, GOALS)),
         label_score("cross_entropy", toy, TARGETS, temperature=10.0),
+        label_score("cross_entropy", toy, TARGETS, temperature=torch.tensor([1.0, 10.0] * 4)),
+        label_score("dlr", linear(), TARGETS),
+        label_score("targeted_margin", toy, TARGETS, rivals=GOALS),
+        label_score("targeted_dlr", toy, TARGETS, rivals=GOALS),
         *(EmbeddingShift(embed, clean, distance) for distance in ("kl", "cosine", "l2")),
         averaged(label_score("margin", Noisy(linear()), TARGETS), 3),
         guarded(label_score("margin", toy, TARGETS), chunk_rows=3),
@@ -169,63 +171,48 @@ def test_one_label_is_no_decision() -> None:
         label_score("margin", linear(labels=1), torch.zeros(8, dtype=torch.int64))
 
 
+@pytest.mark.parametrize(("loss", "labels"), [("dlr", 2), ("targeted_dlr", 3)])
+def test_a_loss_that_compares_more_labels_than_there_are_is_refused(loss: LossName, labels: int) -> None:
+    with pytest.raises(InvalidInput, match="labels") as refused:
+        label_score(loss, linear(labels=labels), torch.zeros(8, dtype=torch.int64), rivals=torch.ones(8, dtype=torch.int64))
+    assert refused.value.field == "score"
+
+
+def test_rivals_belong_to_targeted_losses_and_are_other_labels() -> None:
+    toy = linear()
+    for loss, rivals in (("margin", GOALS), ("targeted_margin", None), ("targeted_margin", TARGETS), ("targeted_margin", GOALS + 9)):
+        with pytest.raises(InvalidInput) as refused:
+            label_score(loss, toy, TARGETS, rivals=rivals)
+        assert refused.value.field == "rivals"
+
+
+def test_whatever_is_raised_the_margin_is_that_of_the_decision() -> None:
+    toy = linear()
+    expected = untargeted_margin(toy(PIXELS, SEEDS), TARGETS)
+    for loss, rivals in (("cross_entropy", None), ("dlr", None), ("targeted_margin", GOALS), ("targeted_dlr", GOALS)):
+        seen = label_score(loss, toy, TARGETS, rivals=rivals)(PIXELS, SEEDS, grad=False)
+        assert torch.allclose(seen.margin, expected, atol=1e-5)
+        assert seen.logits is not None
+        assert torch.allclose(seen.logits, toy(PIXELS, SEEDS), atol=1e-5)
+
+
+def test_a_score_is_restated_inside_its_wrappers() -> None:
+    noisy = label_score("margin", Noisy(linear()), TARGETS)
+    wrapped = averaged(guarded(recorded(noisy), chunk_rows=5), 3)
+    assert decision(wrapped) is noisy
+    again = restated(wrapped, "targeted_margin", rivals=GOALS)
+    directly = averaged(label_score("targeted_margin", noisy.classifier, TARGETS, rivals=GOALS), 3)
+    rows = torch.tensor([5, 2])
+    for pair in ((again, directly), (again.select(rows), directly.select(rows))):
+        found, expected = (score(PIXELS[: len(decision(score).targets)], SEEDS[: len(decision(score).targets)], grad=False) for score in pair)
+        assert torch.allclose(found.value, expected.value, atol=1e-5)
+    for refused in (lambda: restated(EmbeddingShift(torch.abs, PIXELS), "margin"), lambda: decision(EmbeddingShift(torch.abs, PIXELS))):
+        with pytest.raises(InvalidInput, match="decision"):
+            refused()
+
+
 @pytest.mark.parametrize(("targets", "goals", "field"), [([4], None, "targets"), ([-1], None, "targets"), ([0], [4], "goals"), ([1], [1], "goals")])
 def test_labels_that_are_not_there_are_refused(targets: list[int], goals: list[int] | None, field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         label_score("margin", linear(), torch.tensor(targets), None if goals is None else torch.tensor(goals))
     assert refused.value.field == field
-
-
-def test_an_average_is_the_mean_over_fresh_draws() -> None:
-    noisy = label_score("margin", Noisy(linear()), TARGETS)
-    one = noisy(PIXELS, SEEDS, grad=False).value
-    few, many = averaged(noisy, 2)(PIXELS, SEEDS, grad=True), averaged(noisy, 400)(PIXELS, SEEDS, grad=False)
-    assert not torch.allclose(few.value, one)
-    assert few.cost == Cost(forward=16, backward=16)
-    assert few.value.shape == (8,)
-    assert few.grad is not None
-    assert few.grad.shape == PIXELS.shape
-    again = averaged(noisy, 400)(PIXELS, draw_seeds(99, 8), grad=False)
-    assert (many.value - again.value).abs().max() < 0.5  # two means of 400 draws, each of standard deviation about 1.4
-    with pytest.raises(InvalidInput):
-        averaged(noisy, 0)
-
-
-def test_a_bill_counts_rows_of_every_selection_and_draw() -> None:
-    bill = recorded(averaged(label_score("margin", Noisy(linear()), TARGETS), 3))
-    bill(PIXELS, SEEDS, grad=False)
-    bill.select(torch.tensor([1, 2]))(PIXELS[:2], SEEDS[:2], grad=True)
-    assert bill.cost == Cost(forward=24 + 6, backward=6)
-    assert bill.cost.charged == 42
-
-
-def test_a_guarded_score_holds_the_lock_chunk_by_chunk() -> None:
-    holds: list[int] = []
-
-    class Lock:
-        def __enter__(self) -> None:
-            holds.append(0)
-
-        def __exit__(self, *_: object) -> None:
-            holds[-1] += 1
-
-    plain = label_score("margin", trained_conv(), TARGETS)
-    seen = guarded(plain, Lock(), chunk_rows=3)(PIXELS, SEEDS, grad=True)
-    assert holds == [1, 1, 1]
-    expected = plain(PIXELS, SEEDS, grad=True)
-    assert torch.allclose(seen.value, expected.value, atol=1e-5)
-    assert seen.cost == expected.cost
-    with pytest.raises(InvalidInput):
-        guarded(plain, chunk_rows=0)
-
-
-def test_a_guarded_score_stops_at_the_deadline_and_when_cancelled() -> None:
-    score, calls = label_score("margin", linear(), TARGETS), iter([False, False, True])
-    lock = threading.Lock()
-    with pytest.raises(DeadlineExceeded):
-        guarded(score, lock, deadline=time.monotonic() - 1)(PIXELS, SEEDS, grad=False)
-    with pytest.raises(Cancelled):
-        guarded(score, lock, cancelled=lambda: next(calls), chunk_rows=1)(PIXELS, SEEDS, grad=False)
-    assert issubclass(Cancelled, DeadlineExceeded)
-    assert not lock.locked()
-    guarded(score, lock, deadline=time.monotonic() + 60, cancelled=lambda: False)(PIXELS, SEEDS, grad=False)
