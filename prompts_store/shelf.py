@@ -18,6 +18,7 @@ from robustclip.errors import PromptSetRefused
 ANY = "any"  # where sets without tensors live: they fit every CLIP
 POINTER = "ACTIVE"
 SUFFIX = ".safetensors"
+REPORT_SUFFIX = ".html"  # how a version was learned, for people; nothing here reads it
 _POINTER_BYTES = 64  # two lines of 12 digits, with room for line ends of other systems
 
 State: TypeAlias = Literal["active", "available", "refused", "other-backbone"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from prompts_store.codec import encode
 from prompts_store.files import write_whole, writing
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptSet, Ref
-from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
+from prompts_store.shelf import ANY, REPORT_SUFFIX, Finding, Pointer, Shelf, State, StoredVersion, place_of
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
 
@@ -161,6 +161,7 @@ class PromptStore:
                 for stored in sorted(stored_here, key=_age, reverse=True)[keep:]:
                     if stored.state != "refused" and stored.ref.version not in protected:
                         stored.path.unlink()
+                        stored.path.with_suffix(REPORT_SUFFIX).unlink(missing_ok=True)
                         removed.append(stored.ref)
         return removed
 

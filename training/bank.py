@@ -3,23 +3,28 @@
 The attack sees the image tower without prompts and nothing else: no text, no labels, no visual prompts, no defense (METHODS 2.1, 2.2).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
+from robustclip.classifier import ZeroShotClassifier, zero_shot
 from robustclip.clip import Clip
-from robustclip.scores import EmbeddingShift
+from robustclip.prompts import Prompts
+from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.towers import encode_image
-from robustclip.types import Attacked, Cost, Pixels, Progress, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
 from training.cache import Rows, cached_rows
 from training.data import LabelledImages
 
 BankStart: TypeAlias = Literal["one_sided", "symmetric"]
+BankScore: TypeAlias = Literal["embedding_shift", "cross_entropy", "margin", "targeted"]
 CHUNK = 64  # pictures a batch, and a part of the cache
 
 
@@ -64,6 +69,69 @@ def embedding_bank(
         return torch.stack(embeddings, dim=1).cpu(), cost
 
     key = {**_key("bank", clip, data, attack, seed), "copies": copies, "clean": clean}
+    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank")
+
+
+def bank_cost(attack: PGD, *, copies: int, clean: bool) -> Cost:
+    """Image passes a picture of `embedding_bank`: the clean embedding, the attack and the embedding of its result for each copy."""
+    steps = attack.steps if attack.ball.radius else 0
+    return Cost(copies * (steps + 3) + clean, copies * steps)
+
+
+@dataclass(frozen=True)
+class AwareAttack:
+    """PGD under several scores: what a bank faces that knows prompts, labels and targets (METHODS 2.4).
+
+    embedding_shift as AdvPT's; cross_entropy and margin of the target; targeted: cross-entropy toward the most likely wrong label.
+    """
+
+    scores: tuple[BankScore, ...]
+    attack: PGD
+
+    def cost(self) -> Cost:
+        """Image passes a picture of `embeddings`."""
+        steps = self.attack.steps if self.attack.ball.radius else 0
+        return Cost(1 + len(self.scores) * (steps + 2), len(self.scores) * steps)
+
+    def embeddings(self, clip: Clip, classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Seeds) -> tuple[Tensor, Cost]:
+        """[B, K + 1, E] raw embeddings, one a score, the clean one last; and their cost."""
+
+        def encode(inputs: Pixels) -> Tensor:
+            return encode_image(clip, inputs)
+
+        with torch.no_grad():
+            clean = encode(pixels)
+            logits = classifier.judge(F.normalize(clean, dim=-1))
+        goals = logits.scatter(1, targets[:, None], -torch.inf).argmax(dim=1)
+        found: list[Tensor] = []
+        cost = Cost(forward=len(pixels))
+        for number, name in enumerate(self.scores):
+            score: Score
+            if name == "embedding_shift":
+                score = EmbeddingShift(encode, clean)
+            elif name == "targeted":
+                score = label_score("cross_entropy", classifier, targets, goals)
+            else:
+                score = label_score(name, classifier, targets)
+            attacked = self.attack(score, pixels, derive(seeds, f"bank-{number}"))
+            with torch.no_grad():
+                found.append(encode(attacked.pixels))
+            cost = cost.plus(attacked.cost).plus(Cost(forward=len(pixels)))
+        return torch.stack([*found, clean], dim=1), cost
+
+
+def aware_bank(
+    clip: Clip, data: LabelledImages, indices: Tensor, attack: AwareAttack, prompts: Prompts, *, seed: int, folder: Path, progress: Progress
+) -> Rows:
+    """[n, K + 1, E] the first filling of a bank that knows its prompts."""
+    seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
+
+    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+        pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
+        embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])
+        return embeddings.cpu(), cost
+
+    key = {**_key("aware bank", clip, data, attack.attack, seed), "scores": list(attack.scores), "prompts": prompts.digest()}
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank")
 
 

@@ -1,10 +1,10 @@
-"""The state of a tuning run between two epochs, as one safetensors file: prompts, the optimizer's tensors, what the epochs reported.
+"""The state of a tuning run between two epochs, as one safetensors file: tensors by name, the optimizer's, what the epochs reported, restarts.
 
 There is no generator state to keep: every epoch draws from the run's seed and its own number.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,37 +15,57 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically
+from robustclip.types import Cost
 
 
 class Epoch(NamedTuple):
-    """Means over the steps of an epoch; `accuracy` is that of the training batches as they were met."""
+    """Means over the steps of an epoch, and what it took.
+
+    `accuracy` and `robust` are those of the training batches as they were met, untouched and attacked; None where a method does not look.
+    """
 
     learning_rate: float
-    loss: float
-    accuracy: float
+    losses: dict[str, float]
+    accuracy: float | None
+    robust: float | None
+    notes: dict[str, float]
+    cost: Cost
+    text_passes: int
+
+    @property
+    def loss(self) -> float:
+        """The sum of the terms."""
+        return sum(self.losses.values())
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
+class Progressed(NamedTuple):
+    """How far a run came: the epochs done, and how often it began again after a collapse."""
+
+    history: list[Epoch]
+    restarts: int
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progressed: Progressed) -> None:
     """Replace the file at `path` as a whole."""
-    held = {f"prompts.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     held |= {f"optimizer.{index}.{name}": tensor.cpu() for index, name, tensor in _state(optimizer)}
-    write_atomically(path, save(held, {"history": json.dumps(history)}))
+    facts = {"history": json.dumps([epoch._asdict() for epoch in progressed.history]), "restarts": str(progressed.restarts)}
+    write_atomically(path, save(held, facts))
 
 
-def load_checkpoint(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> list[Epoch]:
-    """Put prompts and optimizer back in place, bit by bit; the history of the epochs done, [] if there is no file.
-
-    DataRefused for a file that is no checkpoint of these prompts.
-    """
-    if not path.exists():
-        return []
+def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progressed:
+    """Put tensors and optimizer back in place, bit by bit. DataRefused for a file that is no checkpoint of these tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, only keys)
-            history = [Epoch(*row) for row in json.loads(file.metadata()["history"])]
+            facts = file.metadata()
+        history = [_epoch(row) for row in json.loads(facts["history"])]
+        restarts = int(facts["restarts"])
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(held[f"prompts.{name}"])
+                if held[name].shape != tensor.shape:
+                    raise ValueError(f"{name} has shape {list(held[name].shape)}, expected {list(tensor.shape)}")
+                tensor.copy_(held[name])
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataRefused(f"no checkpoint of this run: {error}", field=str(path), help="Start again with --fresh.") from error
     state: dict[int, dict[str, Tensor]] = {}
@@ -54,7 +74,11 @@ def load_checkpoint(path: Path, tensors: dict[str, Tensor], optimizer: torch.opt
             _, index, quantity = name.split(".", 2)
             state.setdefault(int(index), {})[quantity] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return history
+    return Progressed(history, restarts)
+
+
+def _epoch(row: dict[str, Any]) -> Epoch:
+    return Epoch(**row)._replace(cost=Cost(*row["cost"]))
 
 
 def _state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, str, Tensor]]:

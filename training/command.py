@@ -6,44 +6,52 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from prompts_store.manifest import Ref, Result
+from prompts_store.shelf import REPORT_SUFFIX, place_of
 from prompts_store.store import PromptStore
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip, load_clip
+from robustclip.files import write_atomically
 from robustclip.prompts import Prompts
-from robustclip.types import Cost, Progress
+from robustclip.types import Progress
+from training.budget import within
 from training.cache import digest_of
-from training.checkpoint import Epoch
 from training.config import TrainSettings, add_options, check_device, read_settings
 from training.data import LabelledImages
 from training.levels import Pictures, measure_level
-from training.loop import fit
+from training.loop import Fitted, fit
+from training.objectives import AnyMethod
+from training.objectives.base import Examples
 from training.progress import bar
 from training.publish import as_result, publish
+from training.report import Account, training_page
 from training.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot, open_split
 
 VALIDATION_SEED = 0
 EXAMPLES = """examples:
   robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt --objective.eps 1/255
   robustclip train --objective.kind coop --data pictures/caltech-101 --name caltech-coop --activate
+  robustclip train --objective.kind capt --data pictures/caltech-101 --shots 16 --name caltech-capt --objective.eps 2/255 --validate-at clean,T2
 """
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: the published version, how it did, what it took."""
+    """What a run leaves behind: the published version and its report, how it did, what it took."""
 
     ref: Ref
+    page: Path
     pictures: int
-    history: list[Epoch]
+    fitted: Fitted
+    averaged: bool
     results: list[Result]
-    preparing: Cost
-    preparing_seconds: float
+    companions: dict[str, list[Result]]
+    examples: Examples
     tuning_seconds: float
-    text_passes: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,35 +80,73 @@ def train(settings: TrainSettings, *, progress: Progress) -> Trained:
     indices = candidates
     if settings.shots:
         indices = few_shot(data, candidates, settings.shots, settings.seed, allow_fewer=settings.allow_fewer_shots)
-    objective = settings.objective
+    objective = within(settings.objective, pictures=len(indices), max_passes=settings.max_passes)
+    zero_shot(clip, objective.fold(clip, objective.new_parameters(clip, data.labels, settings.seed)), data.labels)  # refuses what does not fit
     examples = objective.prepare(clip, data, indices, seed=settings.seed, folder=settings.runs / "cache", progress=progress)
-    checkpoint = settings.runs / "train" / f"{settings.name}-{_digest(settings, clip, data, indices)[:12]}.safetensors"
+    digest = _digest(objective, clip, data, indices, settings.seed)
+    checkpoint = settings.runs / "train" / f"{settings.name}-{digest[:12]}.safetensors"
     if settings.fresh:
         checkpoint.unlink(missing_ok=True)
     began = time.monotonic()
     fitted = fit(clip, objective, examples, data.labels, seed=settings.seed, checkpoint=checkpoint, progress=progress)
     tuning_seconds = time.monotonic() - began
-    results = _validate(settings, clip, fitted.prompts, data.subset(validation, HELD_OUT), progress)
+    held_out = data.subset(validation, HELD_OUT)
+    results = _validate(settings, clip, fitted.prompts, held_out, progress)
+    prompts, averaged = fitted.prompts, False
+    if fitted.averaged is not None:
+        of_average = _validate(settings, clip, fitted.averaged, held_out, progress)
+        averaged = sum(found.accuracy for found in of_average) > sum(found.accuracy for found in results)
+        prompts, results = (fitted.averaged, of_average) if averaged else (prompts, results)
+    companions = {name: _validate(settings, clip, other, held_out, progress) for name, other in fitted.companions.items()}
     ref = publish(
         store,
         clip,
         objective,
-        fitted.prompts,
+        prompts,
         name=settings.name,
         data=data,
         shots=settings.shots,
         seed=settings.seed,
         results=results,
-        note=settings.note,
+        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts)])),
         activate=settings.activate,
     )
-    return Trained(ref, len(indices), fitted.history, results, examples.cost, examples.seconds, tuning_seconds, fitted.text_passes)
+    manifest = store.load(ref, clip).manifest
+    page = settings.store / place_of(manifest) / ref.name / f"{ref.version}{REPORT_SUFFIX}"
+    trained = Trained(ref, page, len(indices), fitted, averaged, results, companions, examples, tuning_seconds)
+    write_atomically(page, training_page(ref, manifest, fitted.history, _account(trained)).encode())
+    return trained
 
 
-def _digest(settings: TrainSettings, clip: Clip, data: LabelledImages, indices: Tensor) -> str:
+def _remarks(averaged: bool, restarts: int) -> list[str]:
+    """What the manifest must say about a run beyond its parameters."""
+    return [
+        *(["The average of the prompts over the steps."] if averaged else []),
+        *([f"Began again {restarts} time(s) after a collapse, with half the consistency term each."] if restarts else []),
+    ]
+
+
+def _account(trained: Trained) -> Account:
+    """The whole run's passes, whenever they were made."""
+    cost = trained.examples.cost
+    for epoch in trained.fitted.history:
+        cost = cost.plus(epoch.cost)
+    return Account(
+        trained.pictures,
+        cost.forward,
+        cost.backward,
+        sum(epoch.text_passes for epoch in trained.fitted.history),
+        trained.examples.seconds,
+        trained.tuning_seconds,
+        trained.fitted.restarts,
+        trained.companions,
+    )
+
+
+def _digest(objective: AnyMethod, clip: Clip, data: LabelledImages, indices: Tensor, seed: int) -> str:
     """What decides the learned prompts: runs that share it share a checkpoint."""
-    objective = settings.objective.model_dump(mode="json")
-    return digest_of({"objective": objective, "clip": clip.fingerprint, "data": data.digest, "indices": indices.tolist(), "seed": settings.seed})
+    parameters = objective.model_dump(mode="json")
+    return digest_of({"objective": parameters, "clip": clip.fingerprint, "data": data.digest, "indices": indices.tolist(), "seed": seed})
 
 
 def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: LabelledImages, progress: Progress) -> list[Result]:
@@ -118,36 +164,47 @@ def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: L
 
 
 def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
-    last = trained.history[-1]
+    account, last = _account(trained), trained.fitted.history[-1]
     return {
         "ref": str(trained.ref),
         "active": settings.activate,
         "store": str(settings.store),
+        "report": str(trained.page),
         "pictures": trained.pictures,
-        "epochs": len(trained.history),
+        "epochs": len(trained.fitted.history),
         "loss": last.loss,
         "training_accuracy": last.accuracy,
+        "attacked_training_accuracy": last.robust,
+        "averaged": trained.averaged,
+        "restarts": trained.fitted.restarts,
         "results": [result.model_dump(mode="json") for result in trained.results],
-        "preparing": {**trained.preparing._asdict(), "seconds": trained.preparing_seconds},
-        "tuning": {"text_passes": trained.text_passes, "seconds": trained.tuning_seconds},
+        "companions": {name: [result.model_dump(mode="json") for result in found] for name, found in trained.companions.items()},
+        "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
+        "tuning": {"text_passes": trained.fitted.text_passes, "seconds": trained.tuning_seconds},
+        "whole_run": {"forward": account.forward, "backward": account.backward, "text_passes": account.text_passes},
     }
 
 
 def _text(report: dict[str, Any]) -> str:
+    named = {"": report["results"], **{f"{name}: ": found for name, found in report["companions"].items()}}
     validated = [
-        f"  {found['threat']:<5} {'' if found['threat'] == 'clean' else 'at ' + found['eps'] + ' '}{found['accuracy']:.1%} "
+        f"  {name}{found['threat']:<5} {'' if found['threat'] == 'clean' else 'at ' + found['eps'] + ' '}{found['accuracy']:.1%} "
         f"[{found['low']:.1%}, {found['high']:.1%}] of {found['n']} held-out pictures"
-        for found in report["results"]
+        for name, results in named.items()
+        for found in results
     ]
-    preparing, tuning = report["preparing"], report["tuning"]
+    accuracies = {"training accuracy": report["training_accuracy"], "attacked": report["attacked_training_accuracy"]}
+    learned = ", ".join([f"loss {report['loss']:.3f}", *(f"{what} {value:.1%}" for what, value in accuracies.items() if value is not None)])
+    preparing, tuning, whole = report["preparing"], report["tuning"], report["whole_run"]
     return "\n".join(
         [
             f"published {report['ref']} in {report['store']}{', active' if report['active'] else ''}",
-            f"  {report['epochs']} epochs on {report['pictures']} pictures: "
-            f"loss {report['loss']:.3f}, training accuracy {report['training_accuracy']:.1%}",
+            f"  {report['epochs']} epochs on {report['pictures']} pictures: {learned}",
+            *([f"  collapsed and began again {report['restarts']} time(s): see the report"] if report["restarts"] else []),
             *validated,
-            f"  took {preparing['forward']} forward and {preparing['backward']} backward image passes ({preparing['seconds']:.0f} s), "
-            f"{tuning['text_passes']} text passes ({tuning['seconds']:.0f} s)",
+            f"  took {whole['forward']} forward and {whole['backward']} backward image passes, {whole['text_passes']} text passes; "
+            f"{preparing['seconds']:.0f} s preparing, {tuning['seconds']:.0f} s tuning",
+            f"  report: {report['report']}",
             *([] if report["active"] else [f"  serve it: robustclip prompts activate {report['ref']} --store {shlex.quote(report['store'])}"]),
         ]
     )

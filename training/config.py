@@ -56,6 +56,7 @@ class TrainSettings(BaseModel):
     store: Path = Field(default_factory=default_store, description="where the set is published")
     activate: bool = Field(False, description="let services that watch the store serve it at once")
     runs: Path = Field(DEFAULT_RUNS, description="checkpoints and banks; safe to delete")
+    max_passes: int = Field(0, ge=0, description="cap on image passes, preparing included, a backward counted as 2: lowers epochs; 0: no cap")
     fresh: bool = Field(False, description="forget the checkpoint of an equal run instead of resuming it")
     note: str = Field("", description="words for the manifest")
 
@@ -70,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     general = parser.add_argument_group("run")
     for name, field in TrainSettings.model_fields.items():
         if name != "objective":
-            _add(general, f"--{name.replace('_', '-')}", name, [field])
+            _add(general, f"--{name.replace('_', '-')}", name, {"": field})
     general.add_argument("--resume", action="store_false", dest="fresh", default=None, help="go on from the checkpoint of an equal run (the default)")
     group = parser.add_argument_group("objective", "How prompts are learned. Options of a kind that does not know them are refused.")
     group.add_argument("--objective.kind", required=True, choices=sorted(OBJECTIVES), metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
@@ -78,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in names:
         owners = {kind: model.model_fields[name] for kind, model in OBJECTIVES.items() if name in model.model_fields}
         own = "" if len(owners) == len(OBJECTIVES) else f"{', '.join(owners)}: "
-        _add(group, f"--{_OBJECTIVE}{name}", _OBJECTIVE + name, list(owners.values()), own)
+        _add(group, f"--{_OBJECTIVE}{name}", _OBJECTIVE + name, owners, own)
 
 
 def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
@@ -95,16 +96,22 @@ def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
         raise InvalidInput(complaint.message, field=f"--{option}", help="robustclip train --help lists all options.") from error
 
 
-def _add(group: Any, option: str, target: str, fields: list[FieldInfo], own: str = "") -> None:
-    field = fields[0]
-    default = field.get_default(call_default_factory=True, validated_data={})
+def _add(group: Any, option: str, target: str, owners: Mapping[str, FieldInfo], own: str = "") -> None:
+    field = next(iter(owners.values()))
     described = f"{own}{field.description}".replace("%", "%%")
     if field.is_required():
         group.add_argument(option, dest=target, required=True, metavar="VALUE", help=described)
     elif field.annotation is bool and not target.startswith(_OBJECTIVE):
         group.add_argument(option, dest=target, action="store_true", default=None, help=f"{described} (default: no)")
     else:
-        group.add_argument(option, dest=target, metavar="VALUE", help=f"{described} (default: {_shown(default)})")
+        group.add_argument(option, dest=target, metavar="VALUE", help=f"{described} (default: {_defaults(owners)})")
+
+
+def _defaults(owners: Mapping[str, FieldInfo]) -> str:
+    """The default that most kinds share, and who has another."""
+    shown = {kind: _shown(field.get_default(call_default_factory=True, validated_data={})) for kind, field in owners.items()}
+    usual = max(shown.values(), key=list(shown.values()).count)
+    return "; ".join([usual, *(f"{kind} {default}" for kind, default in shown.items() if default != usual)])
 
 
 def _shown(default: object) -> str:

@@ -15,13 +15,13 @@ from robustclip.prompts import Prompts
 from robustclip.threat import radius_text
 from training.data import LabelledImages
 from training.levels import AtLevel, Level
-from training.objectives import AnyObjective
+from training.objectives import AnyMethod
 
 
 def publish(
     store: PromptStore,
     clip: Clip,
-    objective: AnyObjective,
+    objective: AnyMethod,
     prompts: Prompts,
     *,
     name: str,

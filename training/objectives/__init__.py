@@ -5,8 +5,16 @@ from typing import Annotated, TypeAlias, get_args
 from pydantic import Field
 
 from training.objectives.advpt import AdvPT
+from training.objectives.advpt_plus import AdvPTPlus
+from training.objectives.apd import APD
+from training.objectives.apt import APT
+from training.objectives.capt import CAPT
 from training.objectives.coop import CoOp
+from training.objectives.fap import FAP
 
-AnyObjective: TypeAlias = Annotated[AdvPT | CoOp, Field(discriminator="kind")]
+AnyMethod: TypeAlias = CoOp | AdvPT | AdvPTPlus | APT | FAP | CAPT | APD
+AnyObjective: TypeAlias = Annotated[AnyMethod, Field(discriminator="kind")]
 
-OBJECTIVES: dict[str, type[AdvPT | CoOp]] = {model.model_fields["kind"].default: model for model in get_args(get_args(AnyObjective)[0])}
+OBJECTIVES: dict[str, type[AnyMethod]] = {model.model_fields["kind"].default: model for model in get_args(AnyMethod)}
+
+__all__ = ["APD", "APT", "CAPT", "FAP", "OBJECTIVES", "AdvPT", "AdvPTPlus", "AnyMethod", "AnyObjective", "CoOp"]

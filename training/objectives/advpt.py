@@ -17,10 +17,11 @@ from torch import Tensor
 from robustclip.attacks.pgd import PGD
 from robustclip.clip import Clip
 from robustclip.threat import LinfRadius
-from robustclip.types import Progress
-from training.bank import BankStart, embedding_bank, feature_attack
+from robustclip.types import Cost, Progress
+from training.bank import BankStart, bank_cost, embedding_bank, feature_attack
 from training.data import LabelledImages
-from training.objectives.base import Examples, TextTuning, bank_examples
+from training.objectives.base import Examples
+from training.objectives.text import TextTuning, bank_examples
 
 
 class AdvPT(TextTuning):
@@ -42,6 +43,10 @@ class AdvPT(TextTuning):
             clip, data, indices, self.attack(), copies=self.bank_copies, clean=self.bank_clean, seed=seed, folder=folder, progress=progress
         )
         return bank_examples(bank, data.targets[indices], clip)
+
+    def bill(self, pictures: int) -> Cost:
+        made = bank_cost(self.attack(), copies=self.bank_copies, clean=self.bank_clean)
+        return Cost(pictures * made.forward, pictures * made.backward)
 
     def attack_facts(self) -> dict[str, object] | None:
         return {"score": "embedding_shift", **self.attack().model_dump(mode="json")}

@@ -1,56 +1,105 @@
-"""What a method of prompt learning is: prompts to start from, examples to learn on, and losses. The loop knows nothing more.
+"""What a method of prompt learning is: parameters to start from, examples to learn on, losses, and how parameters become prompts.
 
-Also what methods share that only learn text over stored image embeddings: `TextTuning`.
+The loop knows nothing more. `Tuning` is what all methods here have in common, a default for whatever most of them do alike.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip
-from robustclip.errors import InvalidInput
-from robustclip.prompts import LEARNED_TEMPLATE, Prompts
-from robustclip.types import Cost, Progress, Seeds
-from training.cache import Rows
+from robustclip.prompts import Prompts
+from robustclip.types import Cost, Features, Pixels, Progress, Seeds
+from training.contexts import Parameters
 from training.data import LabelledImages
-from training.sampling import seeded
 
-CONTEXT_DEVIATION = 0.02
+WARM_UP_RATE = 1e-5
+WHOLE_LABELS = 256  # of more labels, the states of so many at a time are kept for the backward
 
-
-class Batch(NamedTuple):
-    """`inputs` [B, ...] are what the method's `prepare` made of pictures (embeddings, pixels); `targets`, `seeds` [B]."""
-
-    inputs: Tensor
-    targets: Tensor
-    seeds: Seeds
+Notes = Mapping[str, float]
+_NOTHING: Notes = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """n examples. `take` gives the inputs of an index tensor; `cost`, `seconds` say what preparing them took, whenever that was."""
+    """n examples. `take` gives the inputs of an index tensor; `cost`, `seconds` say what preparing them took, whenever that was.
+
+    pixels     the pictures behind an index tensor, for methods that attack again while they learn
+    constants  tensors that a method computed once: [n, ...] a row an example, or [C, E] a row a label
+    """
 
     targets: Tensor
     take: Callable[[Tensor], Tensor]
     cost: Cost
     seconds: float
+    pixels: Callable[[Tensor], Pixels] | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __len__(self) -> int:
         return len(self.targets)
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One training. `memory` is what a method carries from step to step besides parameters: changed in place, kept in checkpoints."""
+
+    clip: Clip
+    labels: tuple[str, ...]
+    examples: Examples
+    memory: dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """`inputs` [B, ...] are what the method's `prepare` made of pictures (embeddings, pixels); `targets`, `seeds`, `rows` [B].
+
+    rows    which examples these are
+    epoch   counts from 0; with the share of it that is done: 2.5 is the middle of the third
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    seeds: Seeds
+    rows: Tensor
+    epoch: float
+
+
+class Signs(NamedTuple):
+    """What collapse shows in: the mean divergence of attacked from reference predictions, and a cross-entropy (METHODS L1)."""
+
+    divergence: float
+    cross_entropy: float
+
+
 class Step(NamedTuple):
-    """Named loss terms ([] each; their sum is minimised) and the training accuracy [] of the batch."""
+    """Named loss terms ([] each; their sum is minimised), training accuracies [] of the batch on what was and was not attacked, and the bill.
+
+    A bank's embeddings count as inputs that were not attacked. `notes` are numbers worth a curve.
+    """
 
     losses: dict[str, Tensor]
-    accuracy: Tensor
+    accuracy: Tensor | None
+    robust: Tensor | None = None
+    signs: Signs | None = None
+    cost: Cost = Cost()
+    text_passes: int = 1
+    notes: Notes = _NOTHING
+
+
+class Tended(NamedTuple):
+    """What was done between two epochs: its cost and numbers worth a curve."""
+
+    cost: Cost = Cost()
+    text_passes: int = 0
+    notes: Notes = _NOTHING
 
 
 class Objective(Protocol):
@@ -60,24 +109,47 @@ class Objective(Protocol):
     def kind(self) -> str: ...
 
     @property
-    def epochs(self) -> int: ...
-
-    @property
     def batch(self) -> int: ...
 
     @property
-    def learning_rate(self) -> float: ...
+    def average(self) -> float: ...
 
-    def new_prompts(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Prompts:
-        """Where learning starts: plain tensors, drawn from the seed."""
+    def schedule(self) -> list[float]:
+        """The learning rate of every epoch."""
+        ...
+
+    def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
+        """Where learning starts: plain float32 tensors, drawn from the seed."""
+        ...
+
+    def fold(self, clip: Clip, parameters: Mapping[str, Tensor]) -> Prompts:
+        """The prompts that parameters mean: what is exported."""
+        ...
+
+    def companions(self, clip: Clip, parameters: Mapping[str, Tensor]) -> dict[str, Prompts]:
+        """Further prompts that were learned beside and are measured, not exported: a teacher's."""
         ...
 
     def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
         """Whatever is done once before the loop; results worth keeping go under `folder`."""
         ...
 
-    def loss(self, clip: Clip, prompts: Prompts, labels: tuple[str, ...], batch: Batch) -> Step:
-        """Differentiable in the tensors of `prompts`."""
+    def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]: ...
+
+    def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
+        """Differentiable in `parameters`."""
+        ...
+
+    def tend(self, task: Task, parameters: Parameters, *, epoch: int, seeds: Seeds) -> Tended:
+        """What is due before every epoch but the first; seeds [n], a row an example, are this epoch's own."""
+        ...
+
+    def weakened(self) -> Self | None:
+        """The same with half the consistency term, to restart with after a collapse; None if there is no such term."""
+        ...
+
+    def bill(self, pictures: int) -> Cost:
+        """Image passes of a whole run, preparing included, known before it starts."""
         ...
 
     def attack_facts(self) -> dict[str, object] | None:
@@ -85,52 +157,62 @@ class Objective(Protocol):
         ...
 
 
-class TextTuning(BaseModel):
-    """A text context at the input layer, before the class name (METHODS 2.1). A step is one text pass and one matrix product, no image pass."""
+class Tuning(BaseModel):
+    """SGD over epochs of batches."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    vectors: int = Field(32, ge=1, le=70, description="learned vectors before the class name")
-    words: str = Field("", description="start from the embeddings of these words instead of N(0, 0.02^2); their tokens must number `vectors`")
-    class_specific: bool = Field(False, description="one context a label; such a set serves its training labels only")
     epochs: int = Field(100, ge=1, le=10_000, description="passes over the training pictures")
     batch: int = Field(32, ge=1, le=65_536, description="pictures a step")
     learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; one epoch at 1e-5, then cosine")
+    average: float = Field(0.0, ge=0, lt=1, description="also average the prompts, so much of the average kept a step, and publish the better; 0: no")
 
-    def new_prompts(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Prompts:
-        """[1, N, W] vectors, or [C, 1, N, W]: N(0, 0.02^2) from the seed, or the words' embeddings."""
-        if self.words:
-            context = _embedded(clip, self.words)
-            if context.shape[1] != self.vectors:
-                raise InvalidInput(
-                    f"{self.words!r} is {context.shape[1]} tokens, but there are {self.vectors} vectors.",
-                    field="--objective.words",
-                    help=f"Use --objective.vectors {context.shape[1]}.",
-                )
-            context = context.expand(len(labels), -1, -1, -1).clone() if self.class_specific else context
-        else:
-            shape = (len(labels),) if self.class_specific else ()
-            noise = torch.randn(*shape, 1, self.vectors, clip.text_width, generator=seeded(seed, "prompts"))
-            context = CONTEXT_DEVIATION * noise
-        return Prompts(text=context.to(clip.device), templates=(LEARNED_TEMPLATE,), class_specific=self.class_specific)
+    def schedule(self) -> list[float]:
+        return [cosine_after_warm_up(self.learning_rate, epoch, self.epochs) for epoch in range(self.epochs)]
 
-    def loss(self, clip: Clip, prompts: Prompts, labels: tuple[str, ...], batch: Batch) -> Step:
-        """mean CE(s <A / |A|, t_c>, y) over the batch and, where a picture has M embeddings [B, M, E], over them."""
-        weights = text_weights(clip, prompts, labels)
-        features = F.normalize(batch.inputs, dim=-1).flatten(0, 1)  # [B*M, E]
-        logits = clip.logit_scale * features @ weights.T
-        targets = batch.targets.repeat_interleave(batch.inputs.shape[1])
-        accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
-        return Step({"cross_entropy": F.cross_entropy(logits, targets)}, accuracy)
+    def fold(self, clip: Clip, parameters: Mapping[str, Tensor]) -> Prompts:
+        return Prompts(parameters.get("text"), parameters.get("visual"))
+
+    def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]:
+        return {}
+
+    def tend(self, task: Task, parameters: Parameters, *, epoch: int, seeds: Seeds) -> Tended:
+        return Tended()
+
+    def companions(self, clip: Clip, parameters: Mapping[str, Tensor]) -> dict[str, Prompts]:
+        return {}
+
+    def weakened(self) -> Self | None:
+        return None
 
 
-def bank_examples(bank: Rows, targets: Tensor, clip: Clip) -> Examples:
-    """The rows of a bank as examples on the CLIP's device."""
-    rows = bank.rows.to(clip.device)
-    return Examples(targets.to(clip.device), lambda indices: rows[indices.to(rows.device)], bank.cost, bank.seconds)
+def cosine_after_warm_up(rate: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch: the first at a constant 1e-5, then a cosine from `rate` toward 0 (METHODS 1.9)."""
+    if epoch == 0:
+        return WARM_UP_RATE
+    return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
 
 
-def _embedded(clip: Clip, words: str) -> Tensor:
-    tokens = clip.tokenize([words])[0]
-    length = int(tokens.argmax())  # [SOS] words [EOS]: the end has the highest id
-    with torch.no_grad():
-        return clip.model.token_embedding(tokens[1:length].to(clip.device))[None].float()  # [1, N, W]
+def label_features(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> Features:
+    """[C, E] unit text features in one pass, differentiable; a context that labels share is computed once for all of them.
+
+    More than 256 labels go in chunks whose states are computed again in the backward, so that a thousand labels need the memory of 256.
+    """
+    text = prompts.text
+    if text is None or not text.requires_grad or len(labels) <= WHOLE_LABELS:
+        return text_weights(clip, prompts, labels, chunk=WHOLE_LABELS)
+
+    def part(own: Tensor, names: tuple[str, ...]) -> Features:
+        parted = Prompts(own, None, prompts.templates, prompts.class_specific)
+        return text_weights(clip, parted, names, chunk=WHOLE_LABELS)
+
+    features: list[Tensor] = []
+    for start in range(0, len(labels), WHOLE_LABELS):
+        rows = slice(start, start + WHOLE_LABELS)
+        own = text[rows] if prompts.class_specific else text
+        features.append(checkpoint(part, own, labels[rows], use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(features)
+
+
+def share_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """[] the share of rows whose highest logit is the target's."""
+    return (logits.detach().argmax(dim=1) == targets).float().mean()

@@ -9,10 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from robustclip.clip import Clip
-from robustclip.types import Progress
-from training.bank import embedding_bank, feature_attack
+from robustclip.types import Cost, Progress
+from training.bank import bank_cost, embedding_bank, feature_attack
 from training.data import LabelledImages
-from training.objectives.base import Examples, TextTuning, bank_examples
+from training.objectives.base import Examples
+from training.objectives.text import TextTuning, bank_examples
 
 
 class CoOp(TextTuning):
@@ -23,6 +24,9 @@ class CoOp(TextTuning):
     def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
         bank = embedding_bank(clip, data, indices, feature_attack(0.0, steps=1), copies=1, clean=False, seed=seed, folder=folder, progress=progress)
         return bank_examples(bank, data.targets[indices], clip)
+
+    def bill(self, pictures: int) -> Cost:
+        return Cost(forward=pictures * bank_cost(feature_attack(0.0, steps=1), copies=1, clean=False).forward)
 
     def attack_facts(self) -> dict[str, object] | None:
         return None
