@@ -74,6 +74,34 @@ def test_the_control_is_trained_by_the_same_command(workshop: Workshop, tiny: Cl
     assert workshop.store.load("learned", tiny).manifest.attack is None
 
 
+def test_a_method_on_pictures_reports_its_run_beside_the_set(workshop: Workshop, tiny: Clip) -> None:
+    objective = ["--objective.kind", "apd", "--objective.epochs", "2", "--objective.eps", "2/255", "--objective.average", "0.9"]
+    report = workshop.train("--activate", objective=objective)
+    manifest = workshop.store.load("learned", tiny).manifest
+    assert manifest.attack is not None
+    assert (manifest.attack["score"], manifest.attack["steps"]) == ("cross_entropy", 2)
+    assert list(report["companions"]) == ["teacher"]
+    assert ("average" in manifest.note) == report["averaged"]
+    assert report["whole_run"] == {"forward": 33 * 2 * 4, "backward": 33 * 2 * 4, "text_passes": 2 * 2 * 2}
+    page = Path(report["report"])
+    assert page.parent == workshop.folder / "store" / tiny.fingerprint[:8] / "learned"
+    assert report["ref"] in page.read_text()
+    assert workshop.store.verify(tiny) == []
+
+
+def test_a_cap_on_passes_shortens_the_run_and_its_schedule(workshop: Workshop, tiny: Clip) -> None:
+    objective = ["--objective.kind", "apt", "--objective.epochs", "9"]
+    report = workshop.train("--max-passes", str(33 * 10 * 4 + 5), "--activate", objective=objective)
+    assert report["epochs"] == 4
+    assert workshop.store.load("learned", tiny).manifest.objective["epochs"] == 4
+
+
+def test_prompts_that_leave_no_room_for_a_label_are_refused_before_anything_is_computed(workshop: Workshop) -> None:
+    with pytest.raises(InvalidInput, match="tokens, but there are 2 vectors"):
+        workshop.train(objective=["--objective.kind", "capt", "--objective.words", "a photomicrograph of"])
+    assert list(workshop.folder.iterdir()) == []
+
+
 def test_nothing_is_active_unless_asked(workshop: Workshop, tiny: Clip) -> None:
     workshop.train()
     assert workshop.store.active(tiny.fingerprint) == {}

@@ -95,3 +95,11 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(InvalidInput, match="can't be used"):
         check_device(device)
     assert check_device("cpu") == "cpu"
+
+
+def test_help_tells_whose_default_differs() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text = " ".join(parser.format_help().split())
+    assert "(default: 32; fap 4)" in text
+    assert "(default: 100; apt 50; fap 10; capt 50)" in text

@@ -1,43 +1,24 @@
-import subprocess
-import sys
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.clip import Clip
 from robustclip.errors import DataRefused
+from robustclip.prompts import Prompts
 from robustclip.types import Cost
-from training.loop import Fitted, TrainingDiverged, cosine_after_warm_up, fit
+from training.collapse import CollapseWatch, TrainingCollapsed, TrainingDiverged
+from training.loop import Fitted, fit
 from training.objectives import AdvPT
-from training.objectives.base import Examples
+from training.objectives.base import Batch, Examples, Objective, Signs, Step, Task, Tuning
 from training.sampling import seeded
 
 LABELS = ("cat", "fire salamander", "a rather long name of a thing")
-
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from robustclip.clip import load_clip
-from robustclip.types import Cost
-from training.loop import fit
-from training.objectives import AdvPT
-from training.objectives.base import Examples
-
-torch.set_num_threads(1)
-rows = torch.randn(20, 1, 32, generator=torch.Generator().manual_seed(0))
-
-def progress(done, total, what):
-    if done == 56:  # 16 of 20 pictures of epoch 3
-        os.kill(os.getpid(), signal.SIGKILL)
-
-examples = Examples(torch.arange(20) % 3, lambda chosen: rows[chosen], Cost(), 0.0)
-fit(load_clip("tiny"), AdvPT(vectors=4, epochs=5, batch=8), examples, LABELS, seed=3, checkpoint=Path(sys.argv[1]), progress=progress)
-"""
 
 
 def examples(count: int = 20, copies: int = 1) -> Examples:
@@ -45,20 +26,8 @@ def examples(count: int = 20, copies: int = 1) -> Examples:
     return Examples(torch.arange(count) % 3, lambda chosen: rows[chosen], Cost(), 0.0)
 
 
-def learn(clip: Clip, checkpoint: Path, objective: AdvPT, given: Examples | None = None, seed: int = 3) -> Fitted:
+def learn(clip: Clip, checkpoint: Path, objective: Objective, given: Examples | None = None, seed: int = 3) -> Fitted:
     return fit(clip, objective, given or examples(), LABELS, seed=seed, checkpoint=checkpoint, progress=lambda done, total, what: None)
-
-
-@pytest.mark.parametrize(("rate", "epochs"), [(0.002, 100), (0.01, 10), (0.5, 2)])
-def test_the_schedule_is_one_epoch_of_warm_up_and_then_torchs_cosine(rate: float, epochs: int) -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    expected = [1e-5]
-    for _ in range(epochs - 1):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        cosine.step()
-    assert [cosine_after_warm_up(rate, epoch, epochs) for epoch in range(epochs)] == pytest.approx(expected)
 
 
 def transcribed_text_features(clip: Clip, vectors: Tensor) -> Tensor:
@@ -75,8 +44,7 @@ def transcribed_text_features(clip: Clip, vectors: Tensor) -> Tensor:
 
 def test_tuning_is_the_methods_specification(tiny: Clip, tmp_path: Path) -> None:
     objective, given = AdvPT(vectors=4, epochs=3, batch=8), examples()
-    vectors = objective.new_prompts(tiny, LABELS, 3).text
-    assert vectors is not None
+    vectors = objective.new_parameters(tiny, LABELS, 3)["text"]
     velocity = torch.zeros_like(vectors)
     for epoch, rate in enumerate([1e-5, 0.002, 0.002 * 0.75]):
         for rows in torch.randperm(20, generator=seeded(3, f"epoch-{epoch}")).split(8):
@@ -88,21 +56,6 @@ def test_tuning_is_the_methods_specification(tiny: Clip, tmp_path: Path) -> None
             vectors = vectors.detach() - rate * velocity
     found = learn(tiny, tmp_path / "run.safetensors", objective, given).prompts.text
     torch.testing.assert_close(found, vectors, atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_bits(tiny: Clip, tmp_path: Path) -> None:
-    """Killed in the middle of epoch 3 of 5, by a signal that nothing can catch."""
-    killed, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
-    script = KILLED_RUN.replace("LABELS", repr(LABELS))
-    assert subprocess.run([sys.executable, "-c", script, str(killed)], check=False).returncode == -9
-    objective = AdvPT(vectors=4, epochs=5, batch=8)
-    resumed = learn(tiny, killed, objective)
-    assert resumed.text_passes == 3 * 3  # epochs 3, 4 and 5
-    assert learn(tiny, whole, objective).history == resumed.history
-    expected, found = load_file(whole), load_file(killed)
-    assert sorted(found) == ["optimizer.0.momentum_buffer", "prompts.text"]
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_finished_run_is_only_read(tiny: Clip, tmp_path: Path) -> None:
@@ -152,3 +105,81 @@ def test_a_checkpoint_of_other_prompts_is_refused(tiny: Clip, tmp_path: Path) ->
     learn(tiny, tmp_path / "run.safetensors", AdvPT(vectors=4, epochs=1, batch=8))
     with pytest.raises(DataRefused, match="no checkpoint of this run"):
         learn(tiny, tmp_path / "run.safetensors", AdvPT(vectors=6, epochs=2, batch=8))
+
+
+class Fragile(Tuning):
+    """Collapses after its second epoch for as long as its consistency term is stronger than `strength`."""
+
+    consistency: float = 1.0
+    strength: float = 0.5
+
+    @property
+    def kind(self) -> str:
+        return "fragile"
+
+    def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> dict[str, Tensor]:
+        return {"text": torch.ones(1, 2, clip.text_width)}
+
+    def loss(self, task: Task, parameters: Mapping[str, Tensor], batch: Batch) -> Step:
+        collapsed = batch.epoch >= 2 and self.consistency > self.strength
+        signs = Signs(0.0, math.log(3)) if collapsed else Signs(1.0, 0.1)
+        return Step({"decay": self.consistency * parameters["text"].square().mean()}, None, None, signs, notes={"draw": float(batch.seeds[0] % 997)})
+
+    def weakened(self) -> Self | None:
+        return self.model_copy(update={"consistency": self.consistency / 2})
+
+
+def test_a_collapsed_run_goes_back_halves_its_consistency_and_draws_anew(tiny: Clip, tmp_path: Path) -> None:
+    said: list[str] = []
+    objective = Fragile(epochs=60, batch=20)
+    fitted = fit(tiny, objective, examples(), LABELS, seed=3, checkpoint=tmp_path / "run", progress=lambda done, total, what: said.append(what))
+    assert (fitted.restarts, len(fitted.history)) == (1, 60)
+    assert any("restart 1 from epoch 2" in what for what in said)
+    strong = fit(
+        tiny, Fragile(epochs=60, batch=20, strength=1.0), examples(), LABELS, seed=3, checkpoint=tmp_path / "strong", progress=lambda *_: None
+    )
+    assert strong.history[:2] == fitted.history[:2]
+    assert strong.history[2].notes != fitted.history[2].notes  # another draw
+    assert fitted.history[2].loss < 0.51 * strong.history[2].loss
+
+
+def test_a_run_that_collapses_again_and_again_fails_loudly(tiny: Clip, tmp_path: Path) -> None:
+    with pytest.raises(TrainingCollapsed, match="the same guess"):
+        learn(tiny, tmp_path / "run", Fragile(epochs=60, batch=20, strength=0.0))
+
+
+def test_collapse_is_fifty_steps_in_a_row() -> None:
+    watch = CollapseWatch(4)
+    guess, fine = Signs(1e-3, math.log(4)), Signs(1e-3, 1.0)
+    for _ in range(49):
+        watch.observe(guess)
+    watch.observe(fine)
+    for _ in range(49):
+        watch.observe(guess)
+    with pytest.raises(TrainingCollapsed):
+        watch.observe(guess)
+
+
+def test_the_average_lags_behind_the_prompts(tiny: Clip, tmp_path: Path) -> None:
+    fitted = learn(tiny, tmp_path / "run", Fragile(epochs=20, batch=20, strength=1.0, average=0.99, learning_rate=1.0))
+    assert fitted.averaged is not None
+    assert fitted.averaged.text is not None
+    assert fitted.prompts.text is not None
+    assert 1 > float(fitted.averaged.text.mean()) > float(fitted.prompts.text.mean())
+    assert learn(tiny, tmp_path / "other", AdvPT(vectors=4, epochs=1)).averaged is None
+
+
+def test_progress_tells_both_accuracies(tiny: Clip, tmp_path: Path) -> None:
+    class Both(Fragile):
+        def loss(self, task: Task, parameters: Mapping[str, Tensor], batch: Batch) -> Step:
+            return super().loss(task, parameters, batch)._replace(accuracy=torch.tensor(0.75), robust=torch.tensor(0.5))
+
+    said: list[str] = []
+    fit(tiny, Both(epochs=1), examples(), LABELS, seed=0, checkpoint=tmp_path / "run", progress=lambda done, total, what: said.append(what))
+    assert said == ["tuning: loss 1.000, accuracy 75.0%, attacked 50.0%"]
+
+
+def test_prompts_are_exported_off_any_graph(tiny: Clip, tmp_path: Path) -> None:
+    prompts: Prompts = learn(tiny, tmp_path / "run", AdvPT(vectors=4, epochs=1)).prompts
+    assert prompts.text is not None
+    assert not prompts.text.requires_grad

@@ -38,6 +38,6 @@ def test_the_manifest_learns_what_training_attacked_with() -> None:
 
 def test_the_control_is_tuned_as_advpt_is() -> None:
     shared = [name for name in AdvPT.model_fields if name in CoOp.model_fields and name != "kind"]
-    assert shared == ["vectors", "words", "class_specific", "epochs", "batch", "learning_rate"]
+    assert shared == ["epochs", "batch", "learning_rate", "average", "vectors", "words", "class_specific"]
     assert all(getattr(AdvPT(), name) == getattr(CoOp(), name) for name in shared)
-    assert list(OBJECTIVES) == ["advpt", "coop"]
+    assert list(OBJECTIVES) == ["coop", "advpt", "advpt_plus", "apt", "fap", "capt", "apd"]

@@ -1,0 +1,96 @@
+"""A run that nothing warned: killed in the middle of its third epoch by a signal that can't be caught, then started again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tuning import silent
+
+from robustclip.clip import Clip
+from training.data import load_data
+from training.loop import Fitted, fit
+from training.objectives import OBJECTIVES
+
+SMALL = {"vectors": 2, "epochs": 4, "batch": 4}
+CASES: dict[str, dict[str, object]] = {
+    "coop": {"kind": "coop"},
+    "advpt": {"kind": "advpt", "steps": 2},
+    "advpt_plus": {"kind": "advpt_plus", "steps": 2, "refresh": 2},
+    "apt": {"kind": "apt"},
+    "fap": {"kind": "fap", "average": 0.9},
+    "capt": {"kind": "capt", "warm_start": True, "alpha_rule": "loss_ratio"},
+    "apd": {"kind": "apd", "teacher": "online_ema"},
+    "apd-offline": {"kind": "apd", "teacher": "offline", "teacher_epochs": 2},
+}
+COUNT = 9  # pictures: batches of 4, 4 and 1
+KILLED_AT = 2 * COUNT + 4
+
+KILL_ALL = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from robustclip.clip import load_clip
+from training.data import load_data
+from training.loop import fit
+from training.objectives import OBJECTIVES
+
+torch.set_num_threads(1)
+pictures, folder, cases, count, killed_at = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+clip, data = load_clip("tiny"), load_data(pictures, "train")
+
+def progress(done, total, what):
+    if what.startswith("tuning") and done == killed_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for name, options in cases.items():  # one import of torch for all
+    child = os.fork()
+    if not child:
+        objective = OBJECTIVES[options["kind"]].model_validate(options)
+        examples = objective.prepare(clip, data, torch.arange(0, 4 * count, 4), seed=3, folder=folder / "cache", progress=progress)
+        fit(clip, objective, examples, data.labels, seed=3, checkpoint=folder / name, progress=progress)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, name
+"""
+
+
+def run(clip: Clip, pictures: Path, folder: Path, name: str, checkpoint: str) -> Fitted:
+    objective = OBJECTIVES[str(CASES[name]["kind"])].model_validate({**SMALL, **CASES[name]})
+    data = load_data(pictures, "train")
+    examples = objective.prepare(clip, data, torch.arange(0, 4 * COUNT, 4), seed=3, folder=folder / "cache", progress=silent)
+    return fit(clip, objective, examples, data.labels, seed=3, checkpoint=folder / checkpoint, progress=silent)
+
+
+@pytest.fixture(scope="module")
+def killed(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of every case, each left by a killed process."""
+    folder = tmp_path_factory.mktemp("killed")
+    cases = json.dumps({name: {**SMALL, **options} for name, options in CASES.items()})
+    subprocess.run([sys.executable, "-c", KILL_ALL, str(picture_folder), str(folder), cases, str(COUNT), str(KILLED_AT)], check=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_run_ends_with_the_same_bits(tiny: Clip, picture_folder: Path, killed: Path, name: str) -> None:
+    resumed = run(tiny, picture_folder, killed, name, name)
+    epochs = len(resumed.history)
+    assert resumed.text_passes == sum(epoch.text_passes for epoch in resumed.history[2:])  # two epochs were kept
+    whole = run(tiny, picture_folder, killed, name, f"{name}-whole")
+    assert whole.history == resumed.history
+    assert len(whole.history) == epochs
+    expected, found = load_file(killed / f"{name}-whole"), load_file(killed / name)
+    assert sorted(found) == sorted(expected)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_what_methods_remember_is_kept(killed: Path) -> None:
+    names = {name: {key.split(".")[0] + "." + key.split(".")[1] for key in load_file(killed / name)} for name in ("capt", "fap", "advpt_plus", "apd")}
+    assert {"memory.change", "memory.fresh", "memory.ratio"} <= names["capt"]
+    assert {"average.text", "average.visual"} <= names["fap"]
+    assert "memory.bank" in names["advpt_plus"]
+    assert "memory.teacher" in names["apd"]

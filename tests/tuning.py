@@ -1,0 +1,42 @@
+"""Small trainings of any method, for tests: 32-pixel pictures, the `tiny` CLIP, nothing published."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from robustclip.clip import Clip
+from robustclip.seeds import draw_seeds
+from training.contexts import Parameters
+from training.data import load_data
+from training.objectives import OBJECTIVES
+from training.objectives.base import Batch, Task
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """A `Progress` for nobody."""
+
+
+class Bench(NamedTuple):
+    """A method with everything that one step needs."""
+
+    objective: Any
+    task: Task
+    parameters: Parameters
+    batch: Batch
+
+    def step(self) -> Any:
+        return self.objective.loss(self.task, self.parameters, self.batch)
+
+
+def bench(clip: Clip, pictures: Path, cache: Path, kind: str, *, epoch: float = 2.0, **options: object) -> Bench:
+    """One step of a method on six pictures of three labels, prompts as they start."""
+    objective = OBJECTIVES[kind].model_validate(options)
+    data = load_data(pictures, "train")
+    examples = objective.prepare(clip, data, torch.arange(0, 36, 6), seed=0, folder=cache, progress=silent)
+    parameters = objective.new_parameters(clip, data.labels, 0)
+    task = Task(clip, data.labels, examples, objective.new_memory(examples, parameters))
+    for tensor in parameters.values():
+        tensor.requires_grad_()
+    rows = torch.arange(6)
+    return Bench(objective, task, parameters, Batch(examples.take(rows), examples.targets, draw_seeds(5, 6), rows, epoch))
