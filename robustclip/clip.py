@@ -6,10 +6,9 @@ Knows where weights come from, not how they compute.
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import open_clip
 import torch
@@ -21,20 +20,28 @@ from torch import Tensor, nn
 from robustclip.backbones import embedded_names, load_embedded
 from robustclip.errors import UnsupportedClip
 
-EMBEDDED = "embedded"
+EMBEDDED = "embedded"  # where weights come from when no tag and no file says it
+HUB = "hub"
 CLIP_HEAD_WIDTH = 64
+
+
+class Tokenize(Protocol):
+    """Texts to [L, context_length] token ids; the CLIP's own length unless given another."""
+
+    def __call__(self, texts: list[str], context_length: int | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
     """A frozen CLIP in eval mode: open_clip's modules, what pixels and labels need, and a name for the whole.
 
-    `tokenize` maps texts to [L, context_length] int64. `mean`, `std` [3] are the normalisation that the towers apply to pixels in [0, 1].
+    `tokenize` maps texts to [L, context_length] int64, cut there without a word. `mean`, `std` [3] are the normalisation that the towers apply to
+    pixels in [0, 1].
     `visual_width`, `visual_layers` are None for an image tower that takes no visual prompts (ResNets, timm towers).
     """
 
     model: Any
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Tokenize
     arch: str
     pretrained: str
     fingerprint: str
@@ -158,11 +165,7 @@ def fingerprint_of(model: nn.Module, mean: Tensor, std: Tensor) -> str:
 def refuse_foreign_towers(model: nn.Module, arch: str) -> None:
     """UnsupportedClip for what our forwards would compute wrongly, by name."""
     if not isinstance(model, open_clip.CLIP):
-        raise UnsupportedClip(
-            f"{arch} is a {type(model).__name__}, whose text tower is not open_clip's native one.",
-            field="clip.arch",
-            help="Use a CLIP with open_clip's own text transformer, such as ViT-B-32, ViT-L-14 or RN50.",
-        )
+        raise _foreign_text(arch, type(model).__name__)
     clip = cast(Any, model)
     if not isinstance(clip.text_projection, nn.Parameter) or clip.text_pool_type != "argmax":
         raise UnsupportedClip(f"{arch} pools or projects its text differently ({clip.text_pool_type}).", field="clip.arch", help="Use ViT-B-32, say.")
@@ -180,7 +183,8 @@ def refuse_foreign_towers(model: nn.Module, arch: str) -> None:
 
 def _from_open_clip(arch: str, pretrained: str | None, device: torch.device | str) -> Clip:
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=pretrained, precision="fp32")
+        # Without `require_pretrained` a repository whose weights can't be fetched would be served with random ones.
+        model = open_clip.create_model(arch, pretrained=pretrained, precision="fp32", require_pretrained=True)
     except (RuntimeError, ValueError, OSError) as error:
         raise UnsupportedClip(
             f"{arch} {pretrained or ''} could not be loaded: {error}", field="clip.arch", help="Check the name and the network, or give a local file."
@@ -188,16 +192,16 @@ def _from_open_clip(arch: str, pretrained: str | None, device: torch.device | st
     if pretrained is not None:
         config = open_clip.get_pretrained_cfg(arch, pretrained)
         guard_quick_gelu(model, arch, expected=bool(config.get("quick_gelu")))
-    mean, std = next((t.mean, t.std) for t in cast(Any, preprocess).transforms if hasattr(t, "mean"))
-    return describe(model.to(device), arch, pretrained or EMBEDDED, mean=torch.tensor(mean), std=torch.tensor(std))
+    pictures = open_clip.get_model_preprocess_cfg(model)
+    return describe(model.to(device), arch, pretrained or HUB, mean=torch.tensor(pictures["mean"]), std=torch.tensor(pictures["std"]))
 
 
 def _from_file(arch: str, path: Path, device: torch.device | str) -> Clip:
+    model = _blank(arch)
     if path.suffix != ".safetensors" and is_torchscript(path):
         # OpenAI's own files are TorchScript archives, trained with QuickGELU; the plain architectures of open_clip use GELU and lose several points.
-        guard_quick_gelu(open_clip.create_model(arch, precision="fp32", load_weights=False), arch, expected=True)
+        guard_quick_gelu(model, arch, expected=True)
     state = {name.removeprefix("module."): tensor.float() for name, tensor in _read_state(path).items()}
-    model = open_clip.create_model(arch, precision="fp32", load_weights=False)
     missing, unexpected = _load(model, state)
     if missing or unexpected:
         raise UnsupportedClip(
@@ -206,6 +210,22 @@ def _from_file(arch: str, path: Path, device: torch.device | str) -> Clip:
             help="Give the architecture that these weights were trained with.",
         )
     return describe(model.to(device), arch, path.name)
+
+
+def _blank(arch: str) -> nn.Module:
+    """An architecture with random weights, to be filled: `open_clip.create_model` would warn everybody that they are random."""
+    config = cast(dict[str, Any], open_clip.get_model_config(arch))
+    if config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]:
+        raise _foreign_text(arch, "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP")
+    return open_clip.CLIP(**config)
+
+
+def _foreign_text(arch: str, kind: str) -> UnsupportedClip:
+    return UnsupportedClip(
+        f"{arch} is a {kind}, whose text tower is not open_clip's native one.",
+        field="clip.arch",
+        help="Use a CLIP with open_clip's own text transformer, such as ViT-B-32, ViT-L-14 or RN50.",
+    )
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

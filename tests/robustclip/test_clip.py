@@ -1,5 +1,6 @@
 """Loading: what is served, what is refused by name, and the fingerprint."""
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def test_the_fingerprint_follows_weights_and_normalisation(tiny: Clip) -> None:
 
 
 @pytest.mark.slow
-def test_local_weights_load_from_safetensors_and_from_a_state_dict(weights: Path, tmp_path: Path) -> None:
+def test_local_weights_load_from_safetensors_and_from_a_state_dict(weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clip = load_clip("ViT-B-32", str(weights))
+    assert not caplog.records, "nobody is told that the weights are random"
     assert (clip.image_size, clip.pretrained) == (224, "vit.safetensors")
     pickled = tmp_path / "vit.pt"
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in clip.model.state_dict().items()}}, pickled)
@@ -54,6 +56,45 @@ def test_local_weights_load_from_safetensors_and_from_a_state_dict(weights: Path
 def test_weights_of_another_architecture_are_refused_with_what_is_missing(weights: Path) -> None:
     with pytest.raises(UnsupportedClip, match="tensors missing"):
         load_clip("ViT-B-16", str(weights))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of Hugging Face's hub with one repository in it, `owner/small`, and no network behind it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--small"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+    pictures = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pictures}))
+    save_file({name: tensor.contiguous() for name, tensor in open_clip.CLIP(**config).state_dict().items()}, snapshot / "open_clip_model.safetensors")
+    return snapshot
+
+
+def test_a_hub_repository_says_that_it_comes_from_the_hub(hub: Path) -> None:
+    clip = load_clip("hf-hub:owner/small")
+    assert (clip.arch, clip.pretrained, clip.image_size) == ("hf-hub:owner/small", "hub", 32)
+    torch.testing.assert_close(clip.mean, torch.tensor([0.5, 0.4, 0.3]))
+    assert load_clip("hf-hub:owner/small").fingerprint == clip.fingerprint
+
+
+def test_a_hub_repository_without_weights_is_refused_instead_of_served_with_random_ones(hub: Path) -> None:
+    (hub / "open_clip_model.safetensors").unlink()
+    with pytest.raises(UnsupportedClip, match="could not be loaded"):
+        load_clip("hf-hub:owner/small")
+
+
+def test_an_architecture_with_a_foreign_text_tower_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"not even read")
+    with pytest.raises(UnsupportedClip, match="CustomTextCLIP"):
+        load_clip("ViT-B-16-SigLIP", str(path))
 
 
 def test_a_torchscript_archive_needs_the_quickgelu_architecture(tmp_path: Path) -> None:
