@@ -39,13 +39,14 @@ def text_weights(
     """[C, E] unit text features of labels under prompts.
 
     Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`.
-    `on_chunk` is called before each text pass of at most `chunk` labels (a service counts and yields there).
+    `on_chunk` is called before each text pass of at most `chunk` labels (a service counts and yields there). InvalidInput names the first label that
+    spells one of CLIP's special tokens or does not fit its context: nothing is cut off.
     """
     check_prompts(clip, prompts, labels=len(labels))
     contexts: list[Tensor | None] = [prompts.text] if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific else list(prompts.text)
     features: list[Tensor] = []
     for template in prompts.templates:
-        tokens = clip.tokenize([template.replace("{}", label) for label in labels]).to(clip.device)
+        tokens = _tokens(clip, template, labels, vectors=0 if prompts.text is None else prompts.text.shape[-2]).to(clip.device)
         for context in contexts:
             chunks: list[Tensor] = []
             for start in range(0, len(labels), chunk):
@@ -58,6 +59,25 @@ def text_weights(
     if len(features) == 1:
         return features[0]
     return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int) -> Tensor:
+    """[C, T] token ids of the labels in a template, with room for the vectors before them."""
+    length = clip.context_length
+    tokens = clip.tokenize([template.replace("{}", label) for label in labels], length + 1)
+    special = (tokens >= tokens[:, :1]).sum(dim=1)  # the first is [SOS], and only [EOS] is higher
+    if bool((wrong := special != 2).any()):
+        index = int(wrong.int().argmax())
+        raise InvalidInput(
+            f"{labels[index]!r:.80} spells one of CLIP's special tokens.",
+            field=f"labels/{index}",
+            help="Leave out <start_of_text> and <end_of_text>.",
+        )
+    if bool((long := tokens.argmax(dim=1) + 1 + vectors > length).any()):
+        index = int(long.int().argmax())
+        found = f"{labels[index]!r:.80} needs more" + (f" behind {vectors} prompt vectors." if vectors else ".")
+        raise InvalidInput(f"at most {length} tokens fit, {found}", field=f"labels/{index}", help="Shorten it.")
+    return tokens[:, :length]
 
 
 class LabelCache:
@@ -79,7 +99,7 @@ class LabelCache:
         return self._bytes
 
     def get(self, clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
-        """[C, E] unit text features, computed once, without gradients."""
+        """[C, E] unit text features, computed once, without gradients. Raises InvalidInput as `check_labels` and `text_weights`."""
         key = (clip.fingerprint, prompts.digest(), labels)
         with self._lock:
             future = self._entries.get(key)
@@ -93,6 +113,7 @@ class LabelCache:
         if not owner:
             return future.result()
         try:
+            check_labels(labels, clip)
             with torch.no_grad():
                 weights = text_weights(clip, prompts, labels, on_chunk=on_chunk)
         except BaseException as error:
@@ -146,9 +167,9 @@ def zero_shot(
 ) -> ZeroShotClassifier:
     """The classifier of a prompt set over labels; torch encoder and a fresh text pass unless given an encoder and a cache.
 
-    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never be positive).
+    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never be positive), and as `text_weights`.
     """
-    check_labels(labels)
+    check_labels(labels, clip)
     prompts = prompts.to(clip.device)
     if cache is not None:
         weights = cache.get(clip, prompts, labels)
@@ -158,8 +179,8 @@ def zero_shot(
     return ZeroShotClassifier(encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, prompts.visual)
 
 
-def check_labels(labels: tuple[str, ...]) -> None:
-    """InvalidInput unless there are two or more distinct, non-empty labels; the field names the first offender."""
+def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
+    """InvalidInput unless there are two or more distinct, non-empty labels, to a reader and to `clip`; the field names the first offender."""
     if len(labels) < 2:
         raise InvalidInput(f"expected at least 2 labels, found {len(labels)}.", field="labels", help="Name the alternatives to choose from.")
     seen: dict[str, int] = {}
@@ -169,6 +190,14 @@ def check_labels(labels: tuple[str, ...]) -> None:
         if label in seen:
             raise InvalidInput(f"{label!r} repeats label {seen[label]}.", field=f"labels/{index}", help="Give each label once.")
         seen[label] = index
+    if clip is None:
+        return
+    read: dict[tuple[int, ...], int] = {}
+    for index, tokens in enumerate(clip.tokenize(list(labels)).tolist()):
+        first = read.setdefault(tuple(tokens), index)
+        if first != index:
+            reason = f"{labels[index]!r:.80} is the same to CLIP as label {first}, {labels[first]!r:.80}."
+            raise InvalidInput(reason, field=f"labels/{index}", help="Give each label once: capitals and spaces around words make no difference.")
 
 
 @dataclass(frozen=True, eq=False)

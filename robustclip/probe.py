@@ -64,7 +64,7 @@ def probe(
 
 class _Probe:
     def __init__(self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Guard, share: Share) -> None:
-        check_labels(victim.labels)
+        check_labels(victim.labels, victim.clip)
         self.victim, self.pixels, self.options, self.guard = victim, pixels, options, guard
         self.modes = modes_of(victim, options)
         reference = TorchImageEncoder(victim.clip)

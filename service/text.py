@@ -31,17 +31,19 @@ class TextWeights:
         self._lock = threading.Lock()
 
     def of(self, loaded: LoadedSet, labels: tuple[str, ...], *, recent: bool = True) -> Tensor:
-        """The features; a list of labels seen before costs a look into the cache. Raises InvalidInput for labels that the set does not know.
+        """The features; a list of labels seen before costs a look into the cache. Raises InvalidInput for labels that the set does not know or that
+        CLIP can't read or tell apart.
 
         `recent`: remember the list, so that a set is warmed with it before it is served.
         """
+        weights = self._get(loaded.prompts_for(labels), labels)
         if recent:
             with self._lock:
                 self._recent[labels] = None
                 self._recent.move_to_end(labels)
                 while len(self._recent) > RECENT_LISTS:
                     self._recent.popitem(last=False)
-        return self._get(loaded.prompts_for(labels), labels)
+        return weights
 
     def warm(self, loaded: LoadedSet) -> None:
         """Compute what recent requests would ask of this set, the latest first, for half a second at most."""

@@ -13,7 +13,10 @@ import httpx
 import numpy
 import pytest
 from PIL import Image
+from prompt_sets import learned_set
 from serving import LABELS, Running, picture, serving
+
+from robustclip.clip import Clip
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,10 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "a repeated label": ({"labels": ["cat", "dog", "cat"]}, 422, "validation", "#/labels/2"),
     "labels that look alike": ({"labels": ["caf\u00e9", "cafe\u0301 "]}, 422, "validation", "#/labels/1"),
     "an empty label": ({"labels": ["cat", "  "]}, 422, "validation", "#/labels/1"),
+    "labels that only CLIP takes for one": ({"labels": ["dog", "cat", "Cat"]}, 422, "validation", "#/labels/2"),
+    "a special token": ({"labels": ["cat", "dog <end_of_text>"]}, 422, "validation", "#/labels/1"),
+    "a special token in disguise": ({"labels": ["cat", "&lt;START_OF_TEXT&gt;"]}, 422, "validation", "#/labels/1"),
+    "more words than CLIP reads": ({"labels": ["cat", "no " * 72 + "dog"]}, 422, "validation", "#/labels/1"),
     "a long label": ({"labels": ["cat", "x" * 257]}, 422, "validation", "#/labels/1"),
     "100,000 labels": ({"labels": [f"label {index}" for index in range(100_000)]}, 422, "too-many-labels", "#/labels"),
     "no image": ({"image": ...}, 422, "validation", "#/image"),
@@ -124,6 +131,25 @@ def test_a_hostile_field_is_named(server: Running, kind: str) -> None:
     assert (response.status_code, body["code"]) == (status, code), body
     assert body["errors"][0]["pointer"] == pointer
     assert body["request_id"] == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("kind", ["labels that only CLIP takes for one", "a special token", "more words than CLIP reads"])
+def test_labels_that_clip_can_t_read_are_refused_by_a_probe_too(server: Running, kind: str) -> None:
+    fields, status, code, pointer = REQUESTS[kind]
+    body = server.client.post("/probe", files={"image": picture()}, data={**fields, "steps": "1"}).json()
+    assert (body["status"], body["code"], body["errors"][0]["pointer"]) == (status, code, pointer), body
+
+
+def test_a_label_too_long_for_a_learned_set_is_refused_with_its_vectors_counted(server: Running, tiny: Clip) -> None:
+    ref = server.store.publish(learned_set(tiny, name="long"))
+    vectors = server.store.load(ref, tiny).prompts.text
+    assert vectors is not None
+    words = tiny.context_length - 3 - vectors.shape[-2]
+    for count, status in ((words, 200), (words + 1, 422)):
+        asked = {"labels": ["dog", " ".join(["a"] * count)], "prompt_set": str(ref)}
+        response = server.client.post("/classify", files={"image": picture()}, data=asked)
+        assert response.status_code == status, response.text
+    assert response.json()["errors"][0]["pointer"] == "#/labels/1"
 
 
 DEEP = b'{"labels":' + b"[" * 100_000 + b"]" * 100_000 + b"}"

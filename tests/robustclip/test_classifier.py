@@ -90,6 +90,47 @@ def test_label_lists_without_a_decision_are_refused(labels: tuple[str, ...], fie
     assert refusal.value.field == field
 
 
+ALIKE = [
+    ("cat", "Cat"),
+    ("cat", "cat "),
+    ("hot dog", "hot  dog"),
+    ("rock & roll", "rock &amp; roll"),
+    ("caf\u00e9", "cafe\u0301"),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE)
+def test_labels_that_clip_can_t_tell_apart_are_refused_naming_both(tiny: Clip, pair: tuple[str, str]) -> None:
+    labels = ("dog", pair[0], "bird", pair[1])
+    for ask in (zero_shot, LabelCache().get):
+        with pytest.raises(InvalidInput, match="label 1") as refusal:
+            ask(tiny, Prompts(), labels)
+        assert refusal.value.field == "labels/3"
+
+
+@pytest.mark.parametrize("label", ["<end_of_text>", "cat <START_OF_TEXT> dog", "a &lt;end_of_text&gt;"])
+@pytest.mark.parametrize("template", ["a photo of a {}.", "{}."])
+def test_a_label_that_spells_a_special_token_is_refused_by_name(tiny: Clip, label: str, template: str) -> None:
+    with pytest.raises(InvalidInput, match="special tokens") as refusal:
+        text_weights(tiny, Prompts(templates=(template,)), ("cat", label))
+    assert refusal.value.field == "labels/1"
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 32])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_longest_label_that_fits_is_read_whole_and_one_word_more_is_refused(tiny: Clip, vectors: int, own: bool) -> None:
+    words = tiny.context_length - 3 - vectors  # beside [SOS], the full stop and [EOS]
+    shape = (2, 1, vectors, tiny.text_width) if own else (1, vectors, tiny.text_width)
+    prompts = Prompts(text=torch.zeros(shape) if vectors else None, templates=("{}.",), class_specific=own and vectors > 0)
+    longest = " ".join(["cat"] * words)
+    shorter = longest.replace("cat cat", "cat dog", 1)
+    weights = text_weights(tiny, prompts, (shorter, longest))
+    assert not torch.allclose(weights[0], weights[1])
+    with pytest.raises(InvalidInput, match=f"at most {tiny.context_length} tokens fit") as refusal:
+        text_weights(tiny, prompts, ("dog", longest + " cat"))
+    assert refusal.value.field == "labels/1"
+
+
 def test_a_defended_classifier_classifies_what_the_defense_returns(tiny: Clip) -> None:
     classifier = zero_shot(tiny, Prompts(), LABELS)
     chain = bind_chain(parse_defenses("bit_depth:2"), TorchImageEncoder(tiny))
