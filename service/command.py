@@ -124,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="robustclip serve",
         usage="robustclip serve [OPTIONS]",
         description="Serve classification and probes over HTTP.",
-        epilog=f"Every setting can also stand in the environment (--clip.arch is {environment_name('clip', 'arch')}) or in ./{CONFIG_FILE}.",
+        epilog=f"Every setting can also stand in the environment (--clip.arch is {environment_name('clip', 'arch')}) or in ./{CONFIG_FILE} "
+        "(arch under [clip]). Neither may hold anything else: unknown names are refused, and no other command reads them.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=40, width=140),
         allow_abbrev=False,
     )

@@ -83,6 +83,7 @@ class ProbeSettings(_Section):
     reports: Count = Field(default=16, description="prompt sets times defenses a request")
     labels: int = Field(default=256, ge=2, description="labels a probe")
     radius: Radius = Field(default=64 / 255, description="largest radius, Linf; for L2 that change of every value")
+    report_seconds: Seconds = Field(default=60.0, description="deadline of a probe that names none: so long for each report, 120 seconds at most")
     chunk_rows: Count = Field(default=4, description="rows of one gradient step before others may have the device")
 
 
@@ -191,5 +192,9 @@ def refuse_unknown_environment(environment: Mapping[str, str]) -> None:
 
 def _nearest(field: str) -> str | None:
     known = [f"{section}.{name}" for section, name, _ in each_setting()]
+    if field in known:
+        return None
+    if field and "." not in field:
+        return f"The sections are {', '.join(ServeSettings.model_fields)}: settings of the service and of nothing else."
     near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near and field not in known else None
+    return f"Did you mean {near[0]}?" if near else None

@@ -23,11 +23,12 @@ from robustclip.threat import Linf, radius_text
 from robustclip.types import Classifier, Logits, Pixels, Score, Seeds
 from robustclip.victim import Victim
 from robustclip.wrappers import guarded
+from service.config import ProbeSettings
 from service.device import Priority
 from service.engine import Engine
 from service.loaded import LoadedSet
 from service.problems import Problem, as_problem, invalid
-from service.schemas import ProbeRequest
+from service.schemas import MAX_PROBE_SECONDS, ProbeRequest
 from service.timing import Timing
 
 
@@ -53,7 +54,7 @@ class ProbeRunner:
 
     async def run(self, request: ProbeRequest, timing: Timing) -> list[ProbeReport]:
         """A report for every prompt set and defense. Cancelling the call cancels the probe."""
-        deadline = time.monotonic() + request.deadline_ms / 1000
+        deadline = time.monotonic() + patience_seconds(request, self._settings)
         options = request.options()
         victims = await self._victims(request, options)
         if self._pending > self._settings.queue:
@@ -143,6 +144,14 @@ class ProbeRunner:
             return _SharedClassifier(classifier, leave, rows=self._settings.chunk_rows * 4)
 
         return share
+
+
+def patience_seconds(request: ProbeRequest, settings: ProbeSettings) -> float:
+    """How long a caller waits: as said, else as many reports as were asked for may take."""
+    if request.deadline_ms is not None:
+        return request.deadline_ms / 1000
+    reports = len(request.prompt_sets or ("the default",)) * len(request.defenses)
+    return min(settings.report_seconds * reports, MAX_PROBE_SECONDS)
 
 
 @dataclass(frozen=True)

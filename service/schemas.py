@@ -22,6 +22,7 @@ from service.config import LimitSettings
 from service.problems import invalid, of_validation
 
 MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
+MAX_PROBE_SECONDS = 120
 DEFAULT_TOP_K = 5
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -175,7 +176,9 @@ class ProbeRequest(_Request):
     fresh_draws: int = Field(default=64, ge=1, le=1024, description="draws of a randomised defense on which a candidate is judged")
     seed: Seed = 0
     include: tuple[Include, ...] = Field(default=(), alias="return", json_schema_extra={"uniqueItems": True})
-    deadline_ms: int = Field(default=20_000, ge=1000, le=120_000, description=_DEADLINE)
+    deadline_ms: int | None = Field(
+        default=None, ge=1000, le=MAX_PROBE_SECONDS * 1000, description=f"{_DEADLINE}; absent: the operator's `probe.report_seconds` a report"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_name_attacks(self) -> Self:

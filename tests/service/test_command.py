@@ -82,6 +82,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for section, field, _ in each_setting():
         assert f"--{section}.{field}" in text
+    assert "ROBUSTCLIP_CLIP__ARCH" in text
+    assert "unknown names are refused, and no other command reads them" in " ".join(text.split())
 
 
 def test_help_waits_for_nothing_heavy() -> None:

@@ -34,6 +34,21 @@ def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(elsewhere: Path)
         load_settings()
 
 
+def test_a_section_that_is_not_the_service_s_is_refused_with_those_that_are(elsewhere: Path) -> None:
+    (elsewhere / "robustclip.toml").write_text("[train]\nshots = 16\n")
+    with pytest.raises(InvalidInput, match=r"train: .*The sections are clip, store, encoder, .*of the service and of nothing else"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["ROBUSTCLIP_TRAIN__SHOTS", "ROBUSTCLIP_ARCH", "robustclip_clip__arhc"])
+def test_an_environment_name_that_sets_nothing_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "16")
+    with pytest.raises(InvalidInput, match="no such setting") as refusal:
+        load_settings()
+    assert refusal.value.field == name
+    assert refusal.value.help
+
+
 def test_broken_toml_is_refused_by_name(elsewhere: Path) -> None:
     (elsewhere / "robustclip.toml").write_text("[server\n")
     with pytest.raises(InvalidInput, match=r"robustclip.toml: not valid TOML"):

@@ -14,6 +14,9 @@ from serving import LABELS, Running, picture, serving, wait_until
 from robustclip import sanity
 from robustclip.clip import Clip
 from service.answers import ProbeAnswer
+from service.config import LimitSettings, ProbeSettings
+from service.probing import patience_seconds
+from service.schemas import ProbeRequest, parse
 
 LONG: dict[str, Any] = {"steps": 300, "defenses": ["none"] * 16}
 
@@ -112,6 +115,21 @@ def test_a_probe_that_takes_too_long_says_so(server: Running) -> None:
     response = ask(server, **LONG, deadline_ms=1000)
     assert response.status_code == 504
     assert response.json()["code"] == "deadline-exceeded"
+
+
+def test_who_names_no_deadline_waits_so_long_for_each_report(tmp_path: Path) -> None:
+    with serving(tmp_path, probe={"report_seconds": 0.001}) as server:
+        assert ask(server, steps=100).json()["code"] == "deadline-exceeded"
+        assert ask(server, steps=1, deadline_ms=60_000).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [({}, 60), ({"defenses": ["none", "jpeg"]}, 120), ({"prompt_sets": ["a", "b"], "defenses": ["none", "jpeg"]}, 120), ({"deadline_ms": 1500}, 1.5)],
+)
+def test_patience_grows_with_the_reports_up_to_two_minutes_unless_it_is_named(asked: dict[str, Any], seconds: float) -> None:
+    request = parse(ProbeRequest, {"image": b"", "labels": LABELS, **asked}, LimitSettings())
+    assert patience_seconds(request, ProbeSettings()) == seconds
 
 
 def test_the_deadline_holds_for_the_diagnostics_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
