@@ -25,11 +25,11 @@ def pictures(picture_folder: Path, tmp_path: Path) -> Pictures:
     return Pictures(data, torch.arange(len(data)), 0, tmp_path / "cache", batch=7)
 
 
-def at(level: Level, clip: Clip, pictures: Pictures, *, defense: str = "none", template: str = "a photo of a {}.") -> AtLevel:
+def at(level: Level, clip: Clip, pictures: Pictures, *, eps: float = EPS, defense: str = "none", template: str = "a photo of a {}.") -> AtLevel:
     encoder = TorchImageEncoder(clip)
     chain = bind_chain(parse_defenses(defense), encoder)
     classifier = Defended(zero_shot(clip, Prompts(templates=(template,)), pictures.data.labels, encoder=encoder), chain)
-    return measure_level(level, EPS, clip, classifier, pictures, randomized=chain.randomized, progress=silent)
+    return measure_level(level, eps, clip, classifier, pictures, randomized=chain.randomized, progress=silent)
 
 
 def test_a_stronger_attacker_never_leaves_more_than_a_clean_picture_has(tiny: Clip, pictures: Pictures) -> None:
@@ -66,15 +66,29 @@ def test_t2_is_cross_entropy_over_a_hundred_steps_of_a_quarter_radius(tiny: Clip
     assert attack["step"] == pytest.approx(EPS / 4)
 
 
+def test_t2_bills_every_step_of_every_picture_that_stands_and_none_of_one_that_fell(tiny: Clip, pictures: Pictures) -> None:
+    harmless = at("T2", tiny, pictures, eps=1e-7).measured
+    standing = int(harmless.correct.sum())
+    assert standing == at("clean", tiny, pictures).measured.correct.sum() > 0
+    judged = 18 + 2 * standing  # untouched, attacked, and rounded to 8 bits
+    assert harmless.cost == Cost(forward=judged + 101 * standing, backward=100 * standing)
+    harmful = at("T2", tiny, pictures).measured
+    fallen = standing - int(harmful.correct.sum())
+    assert fallen > 0
+    assert 100 * (standing - fallen) < harmful.cost.backward < 100 * standing
+    assert standing - fallen <= harmful.cost.forward - judged - harmful.cost.backward < standing, "who never fell takes a last look"
+
+
 def test_a_randomized_defense_is_attacked_through_many_draws_and_judged_by_fresh_ones(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
     data = load_data(picture_folder, "test")
     pictures = Pictures(data, torch.arange(18), 0, tmp_path)
     clean = at("clean", tiny, pictures, defense="resize_pad")
     assert clean.measured.cost == Cost(forward=18 * 10)
     few = Pictures(data, clean.measured.correct.nonzero().flatten()[:1], 0, tmp_path)
-    attack = at("T2", tiny, few, defense="resize_pad").attack
-    assert attack is not None
-    assert attack["draws"] == 20
+    found = at("T2", tiny, few, defense="resize_pad")
+    assert found.attack is not None
+    assert (found.attack["draws"], found.attack["stop"]) == (20, "never")
+    assert found.measured.cost == Cost(forward=3 * 10 + 20 * 101, backward=20 * 100)
 
 
 def test_what_is_found_does_not_depend_on_batches_or_on_the_other_pictures(tiny: Clip, pictures: Pictures) -> None:
