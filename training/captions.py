@@ -126,17 +126,16 @@ def _held_out(text: str) -> bool:
     return any(word.lower() in text.lower() for word in HELD_OUT_SYNONYMS.values())
 
 
-def filler(clip: Clip, rows: int, length: int, generator: torch.Generator) -> Tensor | None:
-    """[rows, 1, length, W] prompt vectors to put before a caption.
+def filler(clip: Clip, length: int, generator: torch.Generator) -> Tensor | None:
+    """[1, length, W] prompt vectors to put before all captions of a step, whose states are then computed once.
 
-    A third of the rows get words, a third noise as prompt learning starts from (0.02), a third noise of the table's own spread.
+    Words, noise as prompt learning starts from (0.02), or noise of the table's own spread, a third each.
     """
     if length == 0:
         return None
     table = clip.model.token_embedding.weight
-    ids = torch.randint(320, 40_000, (rows, length), generator=generator)
-    words = table[ids.to(table.device)]
-    noise = torch.randn(rows, length, clip.text_width, generator=generator).to(table.device)
-    kind = torch.randint(3, (rows, 1, 1), generator=generator).to(table.device)
-    spread = table.detach().std()
-    return torch.where(kind == 0, words, torch.where(kind == 1, 0.02 * noise, spread * noise))[:, None]
+    kind = int(torch.randint(3, (), generator=generator))
+    if kind == 0:
+        return table[torch.randint(320, 40_000, (length,), generator=generator).to(table.device)][None]
+    spread = 0.02 if kind == 1 else table.detach().std()
+    return spread * torch.randn(1, length, clip.text_width, generator=generator).to(table.device)

@@ -3,6 +3,7 @@
 Everything is a memory-mapped array, written to a temporary name and renamed when whole, so that a killed run resumes with whole arrays or none.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustclip.errors import InvalidInput
 from robustclip.types import Pixels, Progress
 from training.captions import Names, gather_names
 from training.data import LabelledImages, load_data
@@ -41,9 +43,13 @@ class Corpus:
 
 
 def build_corpus(root: Path, cache: Path, *, size: int, teacher: Callable[[], nn.Module], seed: int, limit: int = 0, progress: Progress) -> Corpus:
-    """Read the train files under `root`, decode, ask the teacher. `limit` > 0 keeps that many pictures a set (for tests and trials)."""
+    """Read the train files under `root`, decode, ask the teacher. `limit` > 0 keeps that many pictures a set (for tests and trials).
+
+    DataRefused if one of the four data sets is missing; InvalidInput if the cache was made from other pictures.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    sets = {name: load_data(root / name, "train") for name in TRAINING_SETS if (root / name).is_dir()}
+    sets = {name: load_data(root / name, "train") for name in TRAINING_SETS}
+    _claim(cache / f"corpus-{size}-{limit}.json", {name: data.digest for name, data in sets.items()})
     names = gather_names({name: _trained_labels(name, data) for name, data in sets.items()})
     rows = {name: _trained_rows(name, data, limit) for name, data in sets.items()}
     count = sum(len(kept) for kept in rows.values())
@@ -88,28 +94,49 @@ def cached_array(path: Path, shape: tuple[int, ...], dtype: Any, chunks: Callabl
     return np.load(path, mmap_mode="r")
 
 
-def augment(pixels: Pixels, generator: torch.Generator, *, smallest: float = 0.45) -> Pixels:
-    """Random crop, flip, brightness, contrast, grey, and loss of resolution, each row its own: [B, 3, S, S] -> the same."""
+def augment(pixels: Pixels, generator: torch.Generator) -> Pixels:
+    """Random crop or shrinking, flip, loss of resolution, sharpness, grey, contrast, brightness, tint, each row its own: [B, 3, S, S] -> the same.
+
+    The pictures are enlarged from 64 pixels or less and so lack fine detail; shrinking (mirrored margins around) and sharpening make them look like
+    photographs of several hundred pixels.
+    """
     batch, _, size, _ = pixels.shape
 
     def draw(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch, generator=generator)
 
-    area, ratio = draw(smallest, 1.0), draw(-0.2, 0.2).exp()
-    wide, tall = (area.sqrt() * ratio.sqrt()).clamp(max=1), (area.sqrt() / ratio.sqrt()).clamp(max=1)
+    shrunk, ratio = draw(0, 1) < 0.25, draw(-0.2, 0.2).exp()
+    area = torch.where(shrunk, draw(1.0, 2.0), draw(0.4, 1.0))
+    limit = torch.where(shrunk, 1.6, 1.0)
+    wide, tall = torch.minimum(area.sqrt() * ratio.sqrt(), limit), torch.minimum(area.sqrt() / ratio.sqrt(), limit)
     mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = wide * mirror, tall
-    theta[:, 0, 2], theta[:, 1, 2] = draw(-1, 1) * (1 - wide), draw(-1, 1) * (1 - tall)
+    theta[:, 0, 2], theta[:, 1, 2] = draw(-1, 1) * (1 - wide).abs(), draw(-1, 1) * (1 - tall).abs()
     grid = F.affine_grid(theta, [batch, 3, size, size], align_corners=False)
     out = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     coarse = F.interpolate(F.interpolate(out, scale_factor=0.4, mode="area"), size=(size, size), mode="bilinear", align_corners=False)
     out = torch.where((draw(0, 1) < 0.2)[:, None, None, None], coarse, out)
+    sharpness = torch.where(draw(0, 1) < 0.5, draw(-0.7, 1.5), 0.0)[:, None, None, None]
+    out = out + sharpness * (out - F.avg_pool2d(out, 3, stride=1, padding=1, count_include_pad=False))
     grey = out.mean(dim=1, keepdim=True).expand_as(out)
     out = torch.where((draw(0, 1) < 0.1)[:, None, None, None], grey, out)
     middle = out.mean(dim=(1, 2, 3), keepdim=True)
     contrast, brightness = draw(0.7, 1.3)[:, None, None, None], draw(-0.12, 0.12)[:, None, None, None]
-    return ((out - middle) * contrast + middle + brightness).clamp(0, 1)
+    tint = 0.06 * torch.randn(batch, 3, 1, 1, generator=generator)
+    return ((out - middle) * contrast + middle + brightness + tint).clamp(0, 1)
+
+
+def _claim(path: Path, digests: dict[str, str]) -> None:
+    """Say which pictures a cache folder is about; refuse one that is about others."""
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(digests, indent=2))
+        partial.replace(path)
+    elif changed := [name for name, digest in json.loads(path.read_text()).items() if digests.get(name) != digest]:
+        raise InvalidInput(
+            f"{path.parent} was made from other pictures of {', '.join(changed)}.", field="--run", help="Use another --run, or delete that cache."
+        )
 
 
 def _trained_rows(name: str, data: LabelledImages, limit: int) -> Tensor:

@@ -15,6 +15,7 @@ from robustclip.errors import InvalidInput, invalid_input
 from training.config import DEFAULT_RUNS, check_device, default_store
 from training.evaluation import NO_DEFENSE, Question, Row, answer, compare
 from training.levels import LEVELS
+from training.memory import keep_freed_memory
 from training.progress import bar
 
 EPILOG = """Several values of --backbone, --prompt-set, --data, --threat, --eps (with commas, or the option repeated) and --defense (repeated)
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_options(parser)
     arguments = parser.parse_args(argv)
     question = _read(arguments)
+    keep_freed_memory()
     with bar(quiet=not sys.stderr.isatty()) as progress:
         rows = list(answer(question, progress=progress))
     paired = compare(rows)

@@ -59,7 +59,7 @@ def build(config: dict[str, Any]) -> nn.Module:
     """The architecture of a backbone JSON with open_clip's random initialisation."""
     clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if config.get("stem"):
-        cast(Any, clip.visual).conv1 = ConvStem(config["vision_cfg"]["width"])
+        cast(Any, clip.visual).conv1 = ConvStem(config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"])
     return clip
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import write_pictures
 from torch import Tensor
 
 from robustclip.backbones import build, read_weights, write_weights
 from robustclip.clip import Clip, describe
-from robustclip.errors import InvalidInput
+from robustclip.errors import DataRefused, InvalidInput
 from robustclip.types import Progress
-from training.captions import TEMPLATES, Names, filler, gather_names, vocabulary, worded
-from training.corpus import Corpus, augment, cached_array
+from training.captions import HELD_OUT_SYNONYMS, TEMPLATES, Names, filler, gather_names, synonyms, vocabulary, worded
+from training.corpus import TRAINING_SETS, Corpus, augment, build_corpus, cached_array
 from training.pretrain import MINI, Recipe, Trainer
 
 RECIPE = Recipe(views=1, frozen_samples=16, joint_samples=8, batch=8, joint_batch=4, names_a_step=24, words_a_step=4, filler_share=0.5)
@@ -64,6 +65,23 @@ def test_captions_come_in_many_words_and_keep_the_name() -> None:
     assert 40 < sum("(bird)" in text for text in texts) < 160
 
 
+def test_names_give_way_to_synonyms_and_never_to_held_out_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    texts = [text for _ in range(60) for text in worded(["cougar", "ladybug", "a brand-new toy"], generator, synonym_share=0.5)]
+    for words in ("cougar", "mountain lion", "ladybug", "lady beetle", "a brand-new toy"):
+        assert any(words in text for text in texts), words
+    assert not [text for text in texts if "puma" in text or "ladybird" in text]
+    everything = {word for words in synonyms().values() for word in words} | {*vocabulary(20_000)}
+    assert not everything & {*HELD_OUT_SYNONYMS.values()}
+
+
+def test_no_synonym_means_two_classes() -> None:
+    names = {name.lower() for name in synonyms()}
+    words = [word.lower() for others in synonyms().values() for word in others]
+    assert len(set(words)) == len(words)
+    assert not names & set(words)
+
+
 def test_the_vocabulary_is_plain_words() -> None:
     words = vocabulary(500)
     assert len(words) == 500
@@ -71,13 +89,12 @@ def test_the_vocabulary_is_plain_words() -> None:
 
 
 def test_fillers_stand_where_prompts_will_stand(tiny: Clip) -> None:
-    assert filler(tiny, 4, 0, torch.Generator()) is None
-    vectors = filler(tiny, 60, 5, torch.Generator().manual_seed(0))
-    assert vectors is not None
-    assert vectors.shape == (60, 1, 5, tiny.text_width)
-    spreads = vectors.std(dim=(1, 2, 3))
-    assert (spreads < 0.03).sum() > 8
-    assert (spreads > 0.1).sum() > 20
+    assert filler(tiny, 0, torch.Generator()) is None
+    fillers = [filler(tiny, 5, torch.Generator().manual_seed(seed)) for seed in range(60)]
+    spreads = [float(vectors.std()) for vectors in fillers if vectors is not None and vectors.shape == (1, 5, tiny.text_width)]
+    assert len(spreads) == 60
+    assert sum(spread < 0.03 for spread in spreads) > 8
+    assert sum(spread > 0.1 for spread in spreads) > 20
 
 
 def test_augmentation_keeps_shape_and_range_and_follows_its_generator() -> None:
@@ -87,6 +104,29 @@ def test_augmentation_keeps_shape_and_range_and_follows_its_generator() -> None:
     assert 0 <= once.min() <= once.max() <= 1
     torch.testing.assert_close(once, again, atol=0, rtol=0)
     assert (once - pixels).abs().mean() > 0.01
+
+
+def test_a_cache_of_other_pictures_is_refused(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    for name in TRAINING_SETS:
+        write_pictures(data / name, train=1)
+
+    def build() -> Corpus:
+        return build_corpus(
+            data, run, size=32, teacher=lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(1000)), seed=0, progress=silent
+        )
+
+    assert len(build().name) == 4 * 3
+    assert torch.equal(build().name, build().name)
+    write_pictures(data / "cifar-10", train=2)
+    with pytest.raises(InvalidInput, match="other pictures of cifar-10"):
+        build()
+
+
+def test_a_missing_data_set_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path / TRAINING_SETS[0], train=1)
+    with pytest.raises(DataRefused, match="no such folder"):
+        build_corpus(tmp_path, tmp_path / "run", size=32, teacher=torch.nn.Identity, seed=0, progress=silent)
 
 
 def test_a_cached_array_is_whole_or_absent(tmp_path: Path) -> None:
