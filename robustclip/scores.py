@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.losses import LEAST_LABELS, TARGETED, UNTARGETED, LossName, cross_entropy, untargeted_margin
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Score, Seeds
-from robustclip.wrappers import Averaged, Estimated, Guarded, Recorded, Reduced, Transferred
+from robustclip.wrappers import Averaged, Bypassed, Estimated, Guarded, Recorded, Reduced, Transferred
 
 AnyScoreName: TypeAlias = Literal["cross_entropy", "margin"]  # those that fit any number of labels and need nothing more to be said
 Distance: TypeAlias = Literal["kl", "cosine", "l2"]
 
-_Wrapper: TypeAlias = Averaged | Estimated | Guarded | Recorded | Reduced | Transferred
+_Wrapper: TypeAlias = Averaged | Bypassed | Estimated | Guarded | Recorded | Reduced | Transferred
 
 
 @dataclass(frozen=True, eq=False)

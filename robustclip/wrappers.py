@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.seeds import derive, row_normal
-from robustclip.types import Cost, Evaluation, Pixels, Score, Seeds
+from robustclip.types import Cost, Defense, Evaluation, Pixels, Score, Seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +180,32 @@ class Transferred:
 def transferred(source: Score, victim: Score) -> Transferred:
     """The score of another model (undefended, other prompts, other backbone), judged on the victim at every point: a forward pass more each."""
     return Transferred(source, victim)
+
+
+@dataclass(frozen=True, eq=False)
+class Bypassed:
+    """Value and margin through the defense, the gradient past it: as if its output moved exactly as its input does."""
+
+    score: Score
+    defense: Defense
+
+    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
+        with torch.no_grad():
+            defended = self.defense(pixels, seeds)
+        return self.score(defended, seeds, grad=grad)
+
+    def select(self, rows: Tensor) -> "Bypassed":
+        return replace(self, score=self.score.select(rows))
+
+
+def bypassed(score: Score, defense: Defense) -> Bypassed:
+    """The score of the undefended classifier behind a defense, with an identity backward: BPDA (Athalye et al. 2018, arXiv 1802.00420, section 4.1).
+
+    For defenses that have no gradient or whose gradient is not believed. Raises InvalidInput for one that does not work on pixels.
+    """
+    if defense.stage != "pixels":
+        raise InvalidInput(f"only a pixel defense can be bypassed, found one on {defense.stage}.", field="defense")
+    return Bypassed(score, defense)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Small classifiers on made-up pictures, for tests that need a decision to attack and no CLIP. They implement `robustclip.types.Classifier`."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -82,36 +83,55 @@ class Purified:
         return self.classifier(self.defense(pixels, seeds), seeds)
 
 
-def gratings(count: int, *, seed: int) -> tuple[Pixels, Tensor]:
-    """[count, 3, 32, 32] stripes in one of four directions, on the k/255 lattice, and their class: learnable in a second, and attackable."""
+def gratings(count: int, *, seed: int, directions: int = 4, size: int = TOY_SIZE) -> tuple[Pixels, Tensor]:
+    """[count, 3, size, size] stripes in one of a few directions, on the k/255 lattice, and their class: learnable in a second, and attackable."""
     generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(len(TOY_LABELS), (count,), generator=generator)
-    angle = targets * torch.pi / 4 + 0.2 * (torch.rand(count, generator=generator) - 0.5)
+    targets = torch.randint(directions, (count,), generator=generator)
+    angle = targets * torch.pi / directions + 0.2 * (torch.rand(count, generator=generator) - 0.5)
     wave = 2 * torch.pi / (4 + 4 * torch.rand(count, generator=generator))  # radians a pixel
     phase = 2 * torch.pi * torch.rand(count, generator=generator)
-    row, column = torch.meshgrid(torch.arange(TOY_SIZE), torch.arange(TOY_SIZE), indexing="ij")
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     along = angle.sin()[:, None, None] * column - angle.cos()[:, None, None] * row
     stripes = (wave[:, None, None] * along + phase[:, None, None]).sin()[:, None]
     tint = 0.02 + 0.02 * torch.rand(count, 3, 1, 1, generator=generator)
-    noise = 0.03 * torch.randn(count, 3, TOY_SIZE, TOY_SIZE, generator=generator)
+    noise = 0.03 * torch.randn(count, 3, size, size, generator=generator)
     return ((0.5 + tint * stripes + noise).clamp(0, 1) * 255).round() / 255, targets
+
+
+def tinted_gratings(count: int, *, seed: int) -> tuple[Pixels, Tensor]:
+    """[count, 3, 16, 16] stripes in one of five directions, warm or cold: ten classes."""
+    pixels, directions = gratings(count, seed=seed, directions=5, size=16)
+    cold = torch.rand(count, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
+    shift = 0.04 * torch.tensor([1.0, 0.0, -1.0])[None, :, None, None] * torch.where(cold, -1, 1)[:, None, None, None]
+    return ((pixels + shift).clamp(0, 1) * 255).round() / 255, directions + 5 * cold
 
 
 @cache
 def trained_conv() -> ConvClassifier:
     """A ConvClassifier that knows the gratings: the same in every process, about a second to train."""
+    return _trained(gratings, TOY_LABELS, steps=60)
+
+
+@cache
+def trained_conv_of_ten() -> ConvClassifier:
+    """A ConvClassifier that knows the tinted gratings."""
+    return _trained(tinted_gratings, tuple(f"{tint} {angle}" for tint in ("warm", "cold") for angle in range(0, 180, 36)), steps=200)
+
+
+def _trained(draw: Callable[..., tuple[Pixels, Tensor]], labels: tuple[str, ...], *, steps: int) -> ConvClassifier:
     generator = torch.Generator().manual_seed(7)
-    shapes = {"first": (16, 3, 5, 5), "second": (32, 16, 3, 3), "readout": (len(TOY_LABELS), 32)}
+    shapes = {"first": (16, 3, 5, 5), "second": (32, 16, 3, 3), "readout": (len(labels), 32)}
     weights = {name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
     for weight in weights.values():
         weight.requires_grad_()
     optimizer = torch.optim.Adam(weights.values(), lr=0.01)
-    for step in range(60):
-        pixels, targets = gratings(64, seed=1000 + step)
+    for step in range(steps):
+        pixels, targets = draw(64, seed=1000 + step)
+        size = pixels.shape[-1]
         left, right, top, bottom = torch.randint(4, (4,), generator=generator).tolist()
-        pixels = F.pad(pixels[:, :, top : TOY_SIZE - bottom, left : TOY_SIZE - right], (left, right, top, bottom))  # black borders mean nothing
+        pixels = F.pad(pixels[:, :, top : size - bottom, left : size - right], (left, right, top, bottom))  # black borders mean nothing
         loss = F.cross_entropy(4 * ConvClassifier(**weights)(pixels, targets), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return ConvClassifier(**{name: weight.detach() for name, weight in weights.items()})
+    return ConvClassifier(**{name: weight.detach() for name, weight in weights.items()}, labels=labels)

@@ -125,6 +125,7 @@ class Cascade:
             self.meter.cut = "cancelled"
         except DeadlineExceeded:
             self.meter.cut = "deadline"
+        self.record.cost = self.meter.spent
         yield Done(tuple(self.standing.tolist()), self.meter.spent, self.meter.cut)
 
     def _untouched(self) -> Iterator[Event]:

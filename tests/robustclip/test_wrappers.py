@@ -10,7 +10,7 @@ from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds, row_normal
 from robustclip.types import Cost, Evaluation, Logits, Pixels, Seeds
-from robustclip.wrappers import averaged, estimated, guarded, pooled, recorded, reduced, transferred
+from robustclip.wrappers import averaged, bypassed, estimated, guarded, pooled, recorded, reduced, transferred
 
 PIXELS, TARGETS = gratings(8, seed=5)
 SEEDS = draw_seeds(5, 8)
@@ -127,6 +127,31 @@ def test_a_transferred_score_climbs_the_source_and_is_judged_by_the_victim() -> 
     assert torch.allclose(gradient(seen), gradient(expected)[rows], atol=1e-5)
     assert torch.allclose(seen.margin, victim(PIXELS, SEEDS, grad=False).margin[rows], atol=1e-5)
     assert seen.cost == Cost(forward=4, backward=2)
+
+
+def test_a_bypassed_defense_is_seen_but_not_differentiated() -> None:
+    @dataclass(frozen=True)
+    class Coarse:
+        """Four levels a value: a gradient of 0 everywhere."""
+
+        stage: str = "pixels"
+        randomized: bool = False
+        gradient: str = "none"
+
+        def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
+            return (3 * inputs).round() / 3
+
+    plain = label_score("margin", trained_conv(), TARGETS)
+    rows = torch.tensor([5, 0])
+    seen, expected = (
+        bypassed(plain, Coarse()).select(rows)(PIXELS[rows], SEEDS[rows], grad=True),
+        plain(Coarse()(PIXELS, SEEDS), SEEDS, grad=True),
+    )
+    assert torch.allclose(seen.margin, expected.margin[rows], atol=1e-5)
+    assert torch.allclose(gradient(seen), gradient(expected)[rows], atol=1e-5)
+    assert gradient(seen).any()
+    with pytest.raises(InvalidInput):
+        bypassed(plain, Coarse(stage="features"))
 
 
 def test_in_a_pool_nobody_outshouts_the_others() -> None:

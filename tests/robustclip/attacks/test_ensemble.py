@@ -65,6 +65,13 @@ def test_the_losses_fit_the_number_of_labels() -> None:
     assert losses(10, targeted=True) == {"apgd-cross-entropy": entropy, "apgd-dlr": ["dlr"]}
 
 
+def test_the_bill_is_that_of_every_call() -> None:
+    bill = recorded(SCORE)
+    attacked = QUICK.model_copy(update={"widen": 2})(bill, PIXELS, SEEDS)
+    assert attacked.cost == bill.cost
+    assert attacked.cost.backward > 0
+
+
 def test_presets_cost_what_they_say() -> None:
     bounds = [Ensemble(ball=NEAR, preset=preset).charged(1) for preset in ("quick", "standard", "thorough")]
     assert bounds == sorted(bounds)
