@@ -6,7 +6,8 @@ from its last checkpoint and ends with the same weights, however many processes 
 
 examples:
   robustclip harden --backbone mini --data DIR --objective distilled --eps 2/255 --samples 150000 --out runs/harden/mini-robust
-  accelerate launch -m robustclip.cli harden --backbone ViT-B-32 --pretrained openai --data IMAGENET --objective fare --recipe papers
+  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu --pretrained openai --data IMAGENET --objective fare \\
+      --recipe papers --workers 16 --run runs/fare --out runs/fare/vit-b-32-fare4
 """
 
 import argparse
@@ -33,15 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Adversarially fine-tune an image tower, resumable, on CPU or GPUs."""
     options = vars(_parser().parse_args(argv))
     data, run, out, cache = (options.pop(name) for name in ("data", "run", "out", "cache"))
-    backbone, pretrained, cpu, gap, accumulate = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate"))
+    backbone, pretrained, cpu, gap = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap"))
+    accumulate, workers = options.pop("accumulate"), options.pop("workers") or 0
     recipe = read_recipe(options.pop("recipe"), {name: value for name, value in options.items() if value is not None})
     keep_freed_memory()
     accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=accumulate)
     clip = load_clip(backbone, pretrained)
     with bar(quiet=not accelerator.is_main_process) as progress:
         with accelerator.main_process_first():  # the others find its cache
-            supply = open_supply(data, cache or run / "cache", size=clip.image_size, limit=recipe.limit, progress=progress)
-        hardened = HardeningRun(clip, supply, recipe, folder=run, accelerator=accelerator, gap=gap, progress=progress).finish()
+            supply = open_supply(data, cache or run / "cache", size=clip.image_size, limit=recipe.limit, workers=workers, progress=progress)
+        running = HardeningRun(clip, supply, recipe, folder=run, accelerator=accelerator, gap=gap, workers=workers, progress=progress)
+        hardened = running.finish()
     if accelerator.is_main_process:
         print(f"wrote {write_hardened(hardened, clip, recipe, backbone=backbone, out=out)}")
     accelerator.end_training()
@@ -69,6 +72,14 @@ def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: st
     return weights
 
 
+def _count(text: str) -> int:
+    """At least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="robustclip harden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="mini", help="embedded CLIP, a backbone's JSON, or an open_clip architecture (default: %(default)s)")
@@ -81,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/harden/mini-robust"), help="writes OUT.json and OUT.safetensors (default: %(default)s)"
     )
-    parser.add_argument("--accumulate", type=int, default=1, help="parts that a process computes its share of a batch in (default: %(default)s)")
+    parser.add_argument("--accumulate", type=_count, default=1, help="parts that a process computes its share of a batch in (default: %(default)s)")
+    parser.add_argument("--workers", type=_count, help="threads that read pictures ahead, worth it beside a GPU (default: none)")
     parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
     parser.add_argument(
         "--gap",

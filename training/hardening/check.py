@@ -1,27 +1,18 @@
 """How a hardened tower does on pictures kept back from the training files, and whether its robustness is real."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robustclip.threat import Linf
 from robustclip.types import Pixels
-from training.hardening.losses import Judge, Targets, climb, label_loss
+from training.hardening.attack import Strength
+from training.hardening.losses import Judge, Targets, among, label_loss
 from training.hardening.supply import Supply
 from training.sampling import seeded
 
 CLEAN_PICTURES = 2048
-STRONG_STEPS = 20
 _CHUNK = 256
-
-
-class Strength(NamedTuple):
-    """An attack by its number of steps and their length."""
-
-    steps: int
-    step: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +21,6 @@ class Checker:
 
     supply: Supply
     judge: Judge
-    eps: float
     pictures: int
     seed: int
 
@@ -53,17 +43,11 @@ class Checker:
             pixels, targets = self._pixels(chunk), self.targets(chunk)
             noise = 2 * torch.rand(pixels.shape, generator=seeded(self.seed, "check-noise")) - 1
             right = self._right(tower, pixels, targets)
-            pixels, noise = pixels[right], noise.to(pixels.device)[right]
-            targets = targets.select(right)
+            if not bool(right.any()):
+                continue
+            pixels, noise, targets = pixels[right], noise.to(pixels.device)[right], targets.select(right)
             for index, strength in enumerate(strengths):
-                attacked = climb(
-                    lambda inputs, known=targets: label_loss(self.judge(tower(inputs)), known),
-                    pixels,
-                    noise,
-                    Linf(radius=self.eps),
-                    steps=strength.steps,
-                    step=strength.step,
-                )
+                attacked = strength.attack(lambda inputs, known=targets: label_loss(self.judge(tower(inputs)), known), pixels, noise)
                 standing[index] += int(self._right(tower, attacked, targets).sum())
         return [round(100 * count / len(rows), 1) for count in standing]
 
@@ -81,9 +65,7 @@ class Checker:
 
     @torch.no_grad()
     def _right(self, tower: nn.Module, pixels: Pixels, targets: Targets) -> Tensor:
-        if not len(pixels):
-            return torch.zeros(0, dtype=torch.bool, device=pixels.device)
-        return self.judge(tower(pixels)).masked_fill(~targets.own, -torch.inf).argmax(dim=1) == targets.name
+        return among(self.judge(tower(pixels)), targets.own).argmax(dim=1) == targets.name
 
 
 def own_names(supply: Supply, rows: Tensor) -> Tensor:

@@ -1,19 +1,17 @@
-"""The family of losses that harden an image tower, and the attack inside it (TeCoA, FARE, PMG-AFT and ours as values of one model).
+"""The losses that harden an image tower: TeCoA, FARE, PMG-AFT and ours as values of one model, over the family of `training.losses`.
 
-Text features are constants here, the original tower is a constant, only the tuned tower learns. Everything is computed a row and in float32.
+Text features are constants here, the original tower is a constant, only the tuned tower learns. Everything is float32.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.threat import Linf
-from robustclip.types import Features, Logits, Pixels
+from robustclip.types import Features, Logits
+from training.losses import Reference, family
 
 Weight: TypeAlias = Annotated[float, Field(ge=0)]
 
@@ -23,7 +21,7 @@ class Preset(BaseModel):
 
     label, clean_label      CE(p(x_a), y), CE(p(x), y) among the names of the picture's own data set
     teacher, clean_teacher  CE of a picture teacher's ImageNet distribution, at x_a and at x
-    to_original             KL(p_o(x_a), p(x_a))
+    to_original             KL(p_o(x_a), p(x_a)), among the same names
     to_clean                KL(p(x), p(x_a)); the gradient reaches p(x) too unless `detach_clean`
     shift                   |e(x_a) - e_o(x)|^2
     summed_kl               KL terms are sums over the batch, not means
@@ -71,6 +69,13 @@ class Targets:
     def select(self, rows: Tensor) -> "Targets":
         return Targets(self.name[rows], self.own[rows], None if self.opinion is None else self.opinion[rows])
 
+    def smoothed(self, share: float) -> Tensor:
+        """[B] names, or [B, names] distributions that give `share` to all names of the data set alike."""
+        if not share:
+            return self.name
+        right = F.one_hot(self.name, self.own.shape[1]).float()
+        return (1 - share) * right + share * self.own / self.own.sum(dim=1, keepdim=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Judge:
@@ -102,64 +107,40 @@ def losses(preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, 
     `targets` belong to the attacked pictures, `clean_targets` to the clean ones. Means over the rows given. `batch` is the size of the whole step's
     batch, which a summed KL term is multiplied by: averaged over the parts of a step it is then the sum over the step.
     """
-    attacked = judge(seen.attacked)
-    clean = None if seen.clean is None else judge(seen.clean)
-    terms: dict[str, Tensor] = {}
-    for prefix, logits, about, label, teacher in (
-        ("", attacked, targets, preset.label, preset.teacher),
-        ("clean_", clean, clean_targets, preset.clean_label, preset.clean_teacher),
-    ):
-        if label and logits is not None:
-            terms[f"{prefix}label"] = label * label_loss(logits, about, preset.smoothing).mean()
-        if teacher and logits is not None and about.opinion is not None:
-            terms[f"{prefix}teacher"] = teacher * teacher_loss(logits, about.opinion).mean()
-    many = batch if preset.summed_kl else 1
+    attacked, clean = judge(seen.attacked), None if seen.clean is None else judge(seen.clean)
+    references: list[Reference] = []
     if preset.to_original and seen.original_attacked is not None:
-        terms["to_original"] = preset.to_original * many * divergence(judge(seen.original_attacked), attacked, targets.own).mean()
+        references.append(Reference(among(judge(seen.original_attacked), targets.own), preset.to_original))
     if preset.to_clean and clean is not None:
-        reference = clean.detach() if preset.detach_clean else clean
-        terms["to_clean"] = preset.to_clean * many * divergence(reference, attacked, targets.own).mean()
+        references.append(Reference(among(clean.detach() if preset.detach_clean else clean, targets.own), preset.to_clean))
+    pull = float(batch if preset.summed_kl else 1) if references else 0.0
+    terms = family(targets.smoothed(preset.smoothing), attacked=among(attacked, targets.own), references=references, b=preset.label, c=pull)
+    if clean is not None:
+        terms |= family(clean_targets.smoothed(preset.smoothing), clean=among(clean, clean_targets.own), a=preset.clean_label)
+    if preset.teacher and targets.opinion is not None:
+        terms["teacher"] = preset.teacher * teacher_loss(attacked, targets.opinion)
+    if preset.clean_teacher and clean is not None and clean_targets.opinion is not None:
+        terms["clean_teacher"] = preset.clean_teacher * teacher_loss(clean, clean_targets.opinion)
     if preset.shift and seen.original_clean is not None:
         terms["shift"] = preset.shift * squared_shift(seen.attacked, seen.original_clean).mean()
     return terms
 
 
-def label_loss(logits: Logits, targets: Targets, smoothing: float = 0.0) -> Tensor:
-    """[B] cross-entropy of the right name among the names of the picture's own data set."""
-    log_p = _log_softmax(logits, targets.own)
-    sharp = -log_p.gather(1, targets.name[:, None])[:, 0]
-    return sharp if not smoothing else (1 - smoothing) * sharp - smoothing * log_p.sum(dim=1) / targets.own.sum(dim=1)
+def among(logits: Logits, own: Tensor) -> Logits:
+    """The logits of a row's own names; all others so low that their probability is exactly 0 and, other than with an infinity, no gradient NaN."""
+    return logits.masked_fill(~own, -1e4)
+
+
+def label_loss(logits: Logits, targets: Targets) -> Tensor:
+    """[B] cross-entropy of the right name among the names of the picture's own data set: what an attack raises."""
+    return F.cross_entropy(among(logits, targets.own), targets.name, reduction="none")
 
 
 def teacher_loss(logits: Logits, opinion: Tensor) -> Tensor:
-    """[B] cross-entropy of the teacher's distribution over ImageNet's names."""
-    return -(opinion.float() * logits[:, : opinion.shape[1]].log_softmax(dim=1)).sum(dim=1)
-
-
-def divergence(reference: Logits, prediction: Logits, own: Tensor) -> Tensor:
-    """[B] KL(reference, prediction) among the names of the picture's own data set."""
-    log_reference, log_prediction = _log_softmax(reference, own), _log_softmax(prediction, own)
-    return (log_reference.exp() * own * (log_reference - log_prediction)).sum(dim=1)
+    """[] cross-entropy of the teacher's distribution over the first names, which are ImageNet's."""
+    return F.cross_entropy(logits[:, : opinion.shape[1]], opinion.float())
 
 
 def squared_shift(moved: Tensor, fixed: Tensor) -> Tensor:
     """[B] squared Euclidean distance of raw embeddings."""
-    return (moved.float() - fixed.float()).square().sum(dim=1)
-
-
-def climb(value: Callable[[Pixels], Tensor], pixels: Pixels, noise: Tensor, ball: Linf, *, steps: int, step: float) -> Pixels:
-    """Raise `value` [B] by `steps` signed gradient steps from a random start; `noise` in [-1, 1] like the pixels.
-
-    Not `attacks.pgd.PGD`: that one keeps the best point, for which it pays one more forward pass, a third of a step's attack at two steps.
-    """
-    current = ball.project(pixels + ball.radius * noise, pixels)
-    for _ in range(steps):
-        inputs = current.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(value(inputs).sum(), inputs)
-        current = ball.project(ball.ascend(inputs.detach(), gradient, step), pixels)
-    return current.detach()
-
-
-def _log_softmax(logits: Logits, own: Tensor) -> Tensor:
-    """[B, names] log-probabilities among each row's own names, 0 elsewhere (where an infinity would make gradients NaN)."""
-    return logits.masked_fill(~own, -torch.inf).log_softmax(dim=1).masked_fill(~own, 0.0)
+    return (moved - fixed).square().sum(dim=1)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
+from training.hardening.attack import Strength
 from training.hardening.losses import PRESETS, Preset
 from training.hardening.supply import BLOCK
 
@@ -58,8 +59,8 @@ class Recipe(BaseModel):
         return max(1, round(BLOCK * self.clean_share)) if self.preset.clean_label > 0 else 0
 
     @property
-    def step_length(self) -> float:
-        return pgd_step(self.eps, self.steps) if self.step is None else self.step
+    def strength(self) -> Strength:
+        return Strength.of(self.eps, self.steps) if self.step is None else Strength(self.eps, self.steps, self.step)
 
 
 _FARE_CODE: dict[str, Any] = {
@@ -82,11 +83,6 @@ PAPERS: dict[str, dict[str, Any]] = {  # for GPUs; what FARE's code does for its
     "tecoa": _FARE_CODE,
     "pmg-aft": _FARE_CODE | {"eps": 1 / 255, "steps": 2, "rate": 5e-5, "stem_rate": 5e-5, "batch": 256, "samples": 1_000_000, "weight_decay": 0.0},
 }
-
-
-def pgd_step(eps: float, steps: int) -> float:
-    """2.5 radii over all steps, as in Madry et al. 2018 (arXiv 1706.06083), but none longer than the radius."""
-    return min(eps, 2.5 * eps / steps)
 
 
 def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> Recipe:

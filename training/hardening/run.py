@@ -1,8 +1,10 @@
 """A hardening run: attack, learn, average, check, and go on after a kill as if nothing had happened."""
 
+import itertools
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,15 +18,16 @@ from robustclip.clip import Clip, describe
 from robustclip.errors import InvalidInput, RobustClipError
 from robustclip.files import replacing
 from robustclip.prompts import Prompts
-from robustclip.threat import Linf
 from robustclip.types import Pixels, Progress
-from training.hardening.check import STRONG_STEPS, Checker, Strength
-from training.hardening.losses import Embeddings, Judge, Targets, climb, label_loss, losses, squared_shift
-from training.hardening.recipe import Recipe, pgd_step
-from training.hardening.supply import BLOCK, Supply, draw_blocks
+from training.hardening.attack import Strength
+from training.hardening.check import Checker
+from training.hardening.losses import Embeddings, Judge, Targets, label_loss, losses, squared_shift
+from training.hardening.recipe import Recipe
+from training.hardening.supply import BLOCK, Draw, Supply, ahead, draw_blocks
 from training.hardening.tower import ImageTower, average_into, parameter_groups
 
 CHECKPOINT_STEPS = 50
+STRONG_STEPS = 20
 OVERFITTING_PICTURES = 64
 
 
@@ -42,10 +45,20 @@ class HardeningRun:
     """
 
     def __init__(
-        self, clip: Clip, supply: Supply, recipe: Recipe, *, folder: Path, accelerator: Accelerator, gap: float = 10.0, progress: Progress
+        self,
+        clip: Clip,
+        supply: Supply,
+        recipe: Recipe,
+        *,
+        folder: Path,
+        accelerator: Accelerator,
+        gap: float = 10.0,
+        workers: int = 0,
+        progress: Progress,
     ) -> None:
         refuse_impossible(supply, recipe, parts=accelerator.num_processes * accelerator.gradient_accumulation_steps)
-        self.supply, self.recipe, self.folder, self.accelerator, self.gap, self.progress = supply, recipe, folder, accelerator, gap, progress
+        self.supply, self.recipe, self.folder, self.accelerator, self.gap, self.workers = supply, recipe, folder, accelerator, gap, workers
+        self.progress = progress
         self.preset = recipe.preset
         self.parent = clip.fingerprint
         self.clip = clip.to(accelerator.device)
@@ -60,7 +73,7 @@ class HardeningRun:
         self.shared_tower, self.optimizer = cast(tuple[Any, Any], accelerator.prepare(tower, optimizer))
         with torch.no_grad():
             self.judge = Judge(text_weights(self.clip, Prompts(), supply.names.texts), self.clip.logit_scale.detach())
-        self.checker = Checker(supply, self.judge, recipe.eps, recipe.check_pictures, recipe.seed)
+        self.checker = Checker(supply, self.judge, recipe.check_pictures, recipe.seed)
         self.trained = torch.nonzero(~supply.validation).squeeze(1)
         self.best_score = -1.0
 
@@ -71,10 +84,11 @@ class HardeningRun:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         start = self._resume()
+        draws = self._draws(start, steps)
         began, counted = time.monotonic(), start
         for step in range(start, steps):
             self._set_rates(step, steps)
-            terms = self._step(step)
+            terms = self._step(step, draws)
             average_into(self.average, self.tower, decay=recipe.average, step=step)
             speed = (step + 1 - counted) * recipe.batch / (time.monotonic() - began)
             self.progress(
@@ -92,51 +106,63 @@ class HardeningRun:
                 break
         return self._best()
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _draws(self, start: int, steps: int) -> Iterator[Draw]:
+        """This process's parts of all steps in their order; with workers, a part is read while the one before is learned from."""
+        parts = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
+        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(parts)[self.accelerator.process_index :: self.accelerator.num_processes]
+
+        def draw(step: int, part: Tensor) -> Draw:
+            return draw_blocks(self.supply, self.trained, part.tolist(), seed=self.recipe.seed, step=step, augmented=self.recipe.augment)
+
+        order = itertools.product(range(start, steps), blocks)
+        return ahead(draw, order) if self.workers else itertools.starmap(draw, order)
+
+    def _step(self, step: int, draws: Iterator[Draw]) -> dict[str, float]:
         """One update from the whole batch, cut into parts among processes and, within one, in time; the mean terms."""
-        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps)
+        parts = self.accelerator.gradient_accumulation_steps
         means: dict[str, float] = {}
-        for part in blocks[self.accelerator.process_index :: self.accelerator.num_processes]:
+        for draw in itertools.islice(draws, parts):
             with self.accelerator.accumulate(self.shared_tower):
-                terms = self._losses(step, part.tolist())
+                terms = self._losses(draw)
                 self.accelerator.backward(torch.stack(list(terms.values())).sum())
                 if self.accelerator.sync_gradients and self.recipe.clip:
                     self.accelerator.clip_grad_norm_(self.tower.parameters(), self.recipe.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, term in terms.items():
-                mean = cast(Tensor, self.accelerator.reduce(term.detach(), "mean")).item()
-                means[name] = means.get(name, 0.0) + mean / self.accelerator.gradient_accumulation_steps
+                means[name] = means.get(name, 0.0) + cast(Tensor, self.accelerator.reduce(term.detach(), "mean")).item() / parts
         if not all(math.isfinite(value) for value in means.values()):
             raise HardeningDiverged(f"the loss of step {step + 1} is not finite: {means}.", help="Lower --rate.")
         return {name: round(value, 4) for name, value in means.items()}
 
-    def _losses(self, step: int, blocks: list[int]) -> dict[str, Tensor]:
-        recipe, preset = self.recipe, self.preset
-        draw = draw_blocks(self.supply, self.trained, blocks, seed=recipe.seed, step=step, augmented=recipe.augment)
-        pixels, noise = draw.pixels.to(self.accelerator.device), draw.noise.to(self.accelerator.device)
-        targets = self.checker.targets(draw.rows)
-        if preset.needs_teacher:
-            opinion = torch.from_numpy(self.supply.teacher[draw.rows.numpy()]).to(self.accelerator.device)
-            targets = Targets(targets.name, targets.own, opinion)
-        untouched = torch.zeros_like(draw.rows, dtype=torch.bool, device=pixels.device)
-        if not preset.to_clean:  # comparing takes both forms of each picture, a clean loss takes some pictures untouched
-            untouched = torch.arange(len(pixels), device=pixels.device) % BLOCK < recipe.untouched_a_block
-        plain, plain_targets = (pixels, targets) if preset.to_clean else (pixels[untouched], targets.select(untouched))
-        pixels, noise, targets = pixels[~untouched], noise[~untouched], targets.select(~untouched)
-        fixed = self._original(pixels) if preset.shift else None
+    def _losses(self, draw: Draw) -> dict[str, Tensor]:
+        preset, device = self.preset, self.accelerator.device
+        pixels, noise, targets = draw.pixels.to(device), draw.noise.to(device), self._targets(draw.rows)
+        moving = plain = torch.arange(len(pixels))
+        if not preset.to_clean:  # that term takes both forms of a picture; a mere clean loss takes pictures of its own, so that no attack is wasted
+            moving, plain = moving[moving % BLOCK >= self.recipe.untouched_a_block], plain[plain % BLOCK < self.recipe.untouched_a_block]
+        about = targets.select(moving)
+        fixed = self._original(pixels[moving]) if preset.shift else None
+        attacked = self._attack(pixels[moving], noise[moving], about, fixed)
+        # One pass over both: under several processes a forward and its backward must stay a pair.
+        moved, clean = cast(Tensor, self.shared_tower(torch.cat([attacked, pixels[plain]]))).split([len(moving), len(plain)])
+        seen = Embeddings(moved, clean if len(plain) else None, self._original(attacked) if preset.to_original else None, fixed)
+        return losses(preset, seen, self.judge, about, clean_targets=targets.select(plain), batch=self.recipe.batch)
 
+    def _attack(self, pixels: Pixels, noise: Tensor, targets: Targets, fixed: Tensor | None) -> Pixels:
         def value(inputs: Pixels) -> Tensor:
             embeddings = self.target(inputs)
-            if preset.inner == "shift" and fixed is not None:
+            if self.preset.inner == "shift" and fixed is not None:
                 return squared_shift(embeddings, fixed)
             return label_loss(self.judge(embeddings), targets)
 
-        attacked = climb(value, pixels, noise, Linf(radius=recipe.eps), steps=recipe.steps, step=recipe.step_length)
-        # One pass over both: under several processes a forward and its backward must stay a pair.
-        moved, clean = cast(Tensor, self.shared_tower(torch.cat([attacked, plain]))).split([len(attacked), len(plain)])
-        seen = Embeddings(moved, clean if len(plain) else None, self._original(attacked) if preset.to_original else None, fixed)
-        return losses(preset, seen, self.judge, targets, clean_targets=plain_targets, batch=recipe.batch)
+        return self.recipe.strength.attack(value, pixels, noise)
+
+    def _targets(self, rows: Tensor) -> Targets:
+        targets = self.checker.targets(rows)
+        if not self.preset.needs_teacher:
+            return targets
+        return Targets(targets.name, targets.own, torch.from_numpy(self.supply.teacher[rows.numpy()]).to(self.accelerator.device))
 
     @torch.no_grad()
     def _original(self, pixels: Pixels) -> Tensor:
@@ -152,11 +178,10 @@ class HardeningRun:
         """Measure, log, keep the best; whether to stop. One process works, all agree."""
         decision = [False]
         if self.accelerator.is_main_process:
-            strong = Strength(STRONG_STEPS, pgd_step(self.recipe.eps, STRONG_STEPS))
+            strong = Strength.of(self.recipe.eps, STRONG_STEPS)
             clean = self.checker.clean(self.average)
             (robust,) = self.checker.robust(self.average, strong)
-            met = Strength(self.recipe.steps, self.recipe.step_length)
-            weak, deep = self.checker.robust(self.target, met, strong, pictures=OVERFITTING_PICTURES)
+            weak, deep = self.checker.robust(self.target, self.recipe.strength, strong, pictures=OVERFITTING_PICTURES)
             overfitted = weak - deep > self.gap
             found = {"clean": clean, "robust": robust, "current": {"training_attack": weak, "pgd20": deep}}
             with (self.folder / "log.jsonl").open("a") as log:

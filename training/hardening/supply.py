@@ -1,20 +1,25 @@
 """Labelled pictures for hardening, from pretraining's data sets or any other folder, and what a step draws from them."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor
 
+from robustclip.clip import imagenet_names
 from robustclip.types import Pixels, Progress
 from training.captions import Names, gather_names
 from training.corpus import TRAINING_SETS, augment, build_corpus
 from training.data import LabelledImages, load_data
-from training.sampling import TRAIN, carve_validation, seeded
+from training.sampling import TRAIN, balanced_subset, carve_validation, seeded
 from training.teachers import picture_teacher
 
+T = TypeVar("T")
 BLOCK = 16  # pictures that share a generator: who computes a block, and beside which others, changes nothing
 CORPUS_SEED = 0  # pretraining's default: what it kept back is kept back again
 
@@ -39,7 +44,7 @@ class Supply(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """One data set as `load_data` reads it, decoded as it is asked for; no teacher was asked about it."""
+    """One data set as `load_data` reads it, decoded as it is asked for, by `workers` threads; no teacher was asked about it."""
 
     data: LabelledImages
     size: int
@@ -48,26 +53,42 @@ class Folder:
     name: Tensor
     source: Tensor
     validation: Tensor
+    workers: int = 0
     teacher: None = None
 
     def pixels(self, rows: Tensor) -> Pixels:
-        return self.data.pixels(rows, self.size)
+        if not self.workers:
+            return self.data.pixels(rows, self.size)
+
+        def read(row: Tensor) -> Pixels:
+            return self.data.pixels(row, self.size)
+
+        with ThreadPoolExecutor(self.workers) as pool:  # decoding and resizing leave Python's lock alone
+            return torch.cat(list(pool.map(read, rows.split(1))))
 
 
-def folder_supply(data: LabelledImages, size: int) -> Folder:
-    """The tenth of each class that `train` holds out is held out here too."""
+def folder_supply(data: LabelledImages, size: int, *, workers: int = 0) -> Folder:
+    """The tenth of each class that `train` holds out is held out here too. Class folders named as in ImageNet (n01440764) get its names."""
     key = data.folder.name
-    names = gather_names({key: data.labels})
+    names = gather_names({key: imagenet_words(data.labels)})
     validation = torch.zeros(len(data), dtype=torch.bool)
     validation[carve_validation(data)[1]] = True
-    return Folder(data, size, names, (key,), names.members[key][data.targets], torch.zeros_like(data.targets), validation)
+    return Folder(data, size, names, (key,), names.members[key][data.targets], torch.zeros_like(data.targets), validation, workers)
 
 
-def open_supply(root: Path, cache: Path, *, size: int, limit: int, progress: Progress) -> Supply:
+def imagenet_words(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """ImageNet's names for its WordNet numbers; labels that are anything else as they are."""
+    info = ImageNetInfo()
+    numbers = {info.index_to_label_name(index): name for index, name in enumerate(imagenet_names())}
+    return tuple(numbers[label] for label in labels) if all(label in numbers for label in labels) else labels
+
+
+def open_supply(root: Path, cache: Path, *, size: int, limit: int = 0, workers: int = 0, progress: Progress) -> Supply:
     """Pretraining's data sets if `root` holds one of them, else the split `train` of the one data set that it is."""
     if any((root / name).is_dir() for name in TRAINING_SETS):
         return build_corpus(root, cache, size=size, teacher=picture_teacher, seed=CORPUS_SEED, limit=limit, progress=progress)
-    return folder_supply(load_data(root, TRAIN), size)
+    data = load_data(root, TRAIN)
+    return folder_supply(data.subset(balanced_subset(data, limit, CORPUS_SEED), TRAIN) if limit else data, size, workers=workers)
 
 
 class Draw(NamedTuple):
@@ -88,3 +109,15 @@ def draw_blocks(supply: Supply, trained: Tensor, blocks: Iterable[int], *, seed:
         pixels = augment(pixels, generator) if augmented else pixels
         drawn.append(Draw(rows, pixels, 2 * torch.rand(pixels.shape, generator=generator) - 1))
     return Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+
+
+def ahead(make: Callable[..., T], order: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """What `make` gives for each tuple of arguments, in order, the next one made while the caller uses the present one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: deque[Future[T]] = deque()
+        for arguments in order:
+            coming.append(thread.submit(make, *arguments))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
