@@ -78,8 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     names = dict.fromkeys(name for model in OBJECTIVES.values() for name in model.model_fields if name != "kind")
     for name in names:
         owners = {kind: model.model_fields[name] for kind, model in OBJECTIVES.items() if name in model.model_fields}
-        own = "" if len(owners) == len(OBJECTIVES) else f"{', '.join(owners)}: "
-        _add(group, f"--{_OBJECTIVE}{name}", _OBJECTIVE + name, owners, own)
+        _add(group, f"--{_OBJECTIVE}{name}", _OBJECTIVE + name, owners)
 
 
 def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
@@ -96,15 +95,26 @@ def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
         raise InvalidInput(complaint.message, field=f"--{option}", help="robustclip train --help lists all options.") from error
 
 
-def _add(group: Any, option: str, target: str, owners: Mapping[str, FieldInfo], own: str = "") -> None:
+def _add(group: Any, option: str, target: str, owners: Mapping[str, FieldInfo]) -> None:
     field = next(iter(owners.values()))
-    described = f"{own}{field.description}".replace("%", "%%")
     if field.is_required():
-        group.add_argument(option, dest=target, required=True, metavar="VALUE", help=described)
+        group.add_argument(option, dest=target, required=True, metavar="VALUE", help=field.description)
     elif field.annotation is bool and not target.startswith(_OBJECTIVE):
-        group.add_argument(option, dest=target, action="store_true", default=None, help=f"{described} (default: no)")
+        group.add_argument(option, dest=target, action="store_true", default=None, help=f"{field.description} (default: no)")
     else:
-        group.add_argument(option, dest=target, metavar="VALUE", help=f"{described} (default: {_defaults(owners)})")
+        group.add_argument(option, dest=target, metavar="VALUE", help=_described(owners).replace("%", "%%"))
+
+
+def _described(owners: Mapping[str, FieldInfo]) -> str:
+    """What an option means and its default, for each group of kinds that mean the same by it."""
+    meanings: dict[str, dict[str, FieldInfo]] = {}
+    for kind, field in owners.items():
+        meanings.setdefault(field.description or "", {})[kind] = field
+    parts: list[str] = []
+    for meaning, kinds in meanings.items():
+        named = ", ".join(kinds) if len(kinds) < len(OBJECTIVES) else ""
+        parts.append(f"{named}: {meaning} (default: {_defaults(kinds)})" if named else f"{meaning} (default: {_defaults(kinds)})")
+    return "; ".join(parts)
 
 
 def _defaults(owners: Mapping[str, FieldInfo]) -> str:

@@ -20,14 +20,20 @@ KINDS = sorted(OBJECTIVES)
 
 
 def small(kind: str, **options: object) -> Any:
-    """Without random crops, which make one epoch's loss no match for another's."""
-    plain: dict[str, object] = {"crops": False} if "crops" in OBJECTIVES[kind].model_fields else {}
-    return OBJECTIVES[kind].model_validate({"vectors": 4, "batch": 6, **plain, **options})
+    """Few vectors, and no random crops, which make one epoch's loss no match for another's."""
+    fields = OBJECTIVES[kind].model_fields
+    plain: dict[str, object] = {"crops": False} if "crops" in fields else {}
+    return OBJECTIVES[kind].model_validate({"vectors": min(4, fields["vectors"].default), "batch": 6, **plain, **options})
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), train=12)
 
 
 @pytest.fixture
-def made(request: pytest.FixtureRequest, tiny: Clip, picture_folder: Path, tmp_path: Path) -> Bench:
-    return bench(tiny, picture_folder, tmp_path, request.param)
+def made(request: pytest.FixtureRequest, tiny: Clip, pictures: Path, tmp_path: Path) -> Bench:
+    return bench(tiny, pictures, tmp_path, request.param)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -73,10 +73,12 @@ def test_help_lists_every_parameter_with_its_default() -> None:
     for shown in (
         "(default: mini)",
         "(default: 8/255)",
-        "advpt: radius",
-        "(default: one_sided)",
-        "(default: 0.002)",
-        "(default: 32)",
+        "advpt, advpt_plus: ",
+        "advpt: radius of the bank's attack",
+        "apt, fap, capt, apd: radius of the training attack",
+        "(default: 1/255)",
+        "(default: 0.002; fap 0.0035; capt 0.0035; apd 0.0035)",
+        "(default: 32; apt 16)",
         "(default: false)",
     ):
         assert shown in text

@@ -37,7 +37,9 @@ def test_climbing_stays_in_ball_and_box_and_does_harm(tiny: Clip, precision: str
     assert 0 <= float(attacked.min()) <= float(attacked.max()) <= 1
     judge = label_loss(exact, TARGETS) if score == "cross_entropy" else consistency_loss(exact, exact.logits(origin))
     with torch.no_grad():
-        assert bool((judge(attacked) > judge(origin)).all())
+        before, after = judge(origin), judge(attacked)
+    assert bool((after >= before - 1e-6).all())  # a row may be too sure for a gradient
+    assert float(after.mean()) > float(before.mean()) + 1
 
 
 def test_bfloat16_finds_nearly_as_much_harm_as_float32(tiny: Clip) -> None:
