@@ -136,7 +136,7 @@ class Cascade:
         self.record.add(self.standing, self.pixels, seen, 0)
         self.meter.pay(seen.cost)
         self.points = 1
-        yield from self._fallen("clean", self.pixels, seen.margin > 0)
+        yield from self._fallen("clean", self.pixels, seen.margin, seen.margin > 0)
         if self.replays is not None and len(self.standing):
             inside = self.ball.shrink(self.replays, self.pixels, self.radii)
             yield from self._confirm("replay", inside[self.standing])
@@ -193,13 +193,13 @@ class Cascade:
             fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])
         self.record.add(self.standing, candidates, seen, self.points)
         self.points += 1
-        yield from self._fallen(attack, candidates, fooled)
+        yield from self._fallen(attack, candidates, seen.margin, fooled)
 
-    def _fallen(self, attack: str, candidates: Pixels, fooled: Tensor) -> Iterator[Event]:
+    def _fallen(self, attack: str, candidates: Pixels, margins: Tensor, fooled: Tensor) -> Iterator[Event]:
         """A witness for each fooled picture, which then leaves."""
         distances = self.ball.distance(candidates, self.pixels[self.standing])
         fallen = [
-            Witness(int(self.standing[place]), candidates[place], float(self.record.margin[self.standing[place]]), float(distances[place]), attack)
+            Witness(int(self.standing[place]), candidates[place], float(margins[place]), float(distances[place]), attack)
             for place in fooled.nonzero().flatten().tolist()
         ]
         self.standing = self.standing[~fooled]
