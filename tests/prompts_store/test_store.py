@@ -187,6 +187,16 @@ def test_pruning_keeps_the_newest_the_active_and_the_one_before(store: PromptSto
         store.prune("demo", tiny.fingerprint, keep=-1)
 
 
+def test_a_report_goes_with_its_version(store: PromptStore, tiny: Clip) -> None:
+    refs = [store.publish(learned_set(tiny, seed=seed)) for seed in range(2)]
+    shelf = store.root / tiny.fingerprint[:8] / "demo"
+    for ref in refs:
+        (shelf / f"{ref.version}.html").write_text("how it was learned")
+    assert store.verify(tiny) == []
+    assert store.prune("demo", tiny.fingerprint, keep=1) == [refs[0]]
+    assert [path.stem for path in shelf.glob("*.html")] == [refs[1].version]
+
+
 def test_seeding_adds_what_is_absent_and_leaves_the_operators_pointer(store: PromptStore, tiny: Clip) -> None:
     own = store.publish(template_set("my own {}.", name="handcrafted"), activate=True)
     added = store.seed_from(SHIPPED)
