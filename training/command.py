@@ -25,6 +25,7 @@ from training.config import TrainSettings, add_options, check_device, read_setti
 from training.data import LabelledImages
 from training.levels import Pictures, measure_level
 from training.loop import Fitted, fit
+from training.memory import keep_freed_memory
 from training.objectives import AnyMethod
 from training.objectives.base import Examples
 from training.progress import bar
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     as_json: bool = arguments.pop("as_json")
     settings = read_settings(arguments)
+    keep_freed_memory()
     with bar(quiet=as_json and not sys.stderr.isatty()) as progress:
         trained = train(settings, progress=progress)
     report = _report(trained, settings)
