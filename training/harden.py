@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gap",
         type=float,
         default=10.0,
-        help="stop when PGD-20 finds so many points less accuracy than the training attack: catastrophic overfitting (default: %(default)s)",
+        help="points between training attack and PGD-20 that mean catastrophic overfitting: two such checks in a row stop (default: %(default)s)",
     )
     parser.add_argument(
         "--recipe", choices=("cpu", "papers"), default="cpu", help="the defaults below, or the papers' settings, for GPUs (default: %(default)s)"

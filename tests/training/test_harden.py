@@ -73,7 +73,7 @@ def test_a_json_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_get_the_weights_of_one(hardened: Path, picture_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_get_the_weights_of_one(hardened: Path, tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -86,7 +86,8 @@ def test_two_processes_get_the_weights_of_one(hardened: Path, picture_folder: Pa
     complaints = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], complaints
     one, two = (torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["visual"] for folder in (hardened, tmp_path))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=2e-5, rtol=0)
-    moved = load_clip("tiny").model.visual.state_dict()
-    assert max((one[name] - moved[name]).abs().max() for name in one) > 1e-4
+    start = tiny.model.visual.state_dict()
+    apart, moved = (torch.stack([(one[name] - other[name]).norm() for name in one]).norm() for other in (two, start))
+    assert (
+        apart < 0.02 * moved
+    )  # rounding, which a sign of the attack or Adam's quotient can enlarge; other pictures would part them by about `moved`

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ class HardeningDiverged(RobustClipError):
 class HardeningRun:
     """The state of a run: the tower that learns, its average, the original, optimizer, what the checks found.
 
+    gap: by how many points PGD-20 may find less accuracy than the training attack; two checks in a row beyond it end the run.
+
     Raises InvalidInput for an objective that needs a teacher and pictures that have none, for a batch that processes and parts don't share evenly,
     and for a folder whose checkpoint was made with other options.
     """
@@ -75,7 +78,7 @@ class HardeningRun:
             self.judge = Judge(text_weights(self.clip, Prompts(), supply.names.texts), self.clip.logit_scale.detach())
         self.checker = Checker(supply, self.judge, recipe.check_pictures, recipe.seed)
         self.trained = torch.nonzero(~supply.validation).squeeze(1)
-        self.best_score = -1.0
+        self.best_score, self.suspect = -1.0, False
 
     def finish(self) -> Clip:
         """All steps that are left, then the CLIP with the best averaged tower."""
@@ -182,26 +185,29 @@ class HardeningRun:
             clean = self.checker.clean(self.average)
             (robust,) = self.checker.robust(self.average, strong)
             weak, deep = self.checker.robust(self.target, self.recipe.strength, strong, pictures=OVERFITTING_PICTURES)
-            overfitted = weak - deep > self.gap
+            suspect = weak - deep > self.gap
             found = {"clean": clean, "robust": robust, "current": {"training_attack": weak, "pgd20": deep}}
             with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line | found | {"overfitted": overfitted}) + "\n")
-            if not overfitted and robust >= self.best_score:
+                log.write(json.dumps(line | found | {"overfitting": suspect}) + "\n")
+            if robust >= self.best_score:
                 self.best_score = robust
                 self._write("best.pt", {"visual": self.average.visual.state_dict(), "score": robust, "step": line["step"]})
-            if overfitted:
-                self.accelerator.print(
-                    f"CATASTROPHIC OVERFITTING at step {line['step']}: {weak} % under the training attack, {deep} % under PGD-20. "
-                    "Stopped; the best weights so far are kept. More --steps or a lower --rate cures it."
+            decision = [suspect and self.suspect]
+            self.suspect = suspect
+            if suspect:
+                print(
+                    f"CATASTROPHIC OVERFITTING at step {line['step']}? {weak} % under the training attack, {deep} % under PGD-20. "
+                    + ("Stopped; the best weights are kept. More --steps or a lower --rate cures it." if decision[0] else "The next check decides."),
+                    file=sys.stderr,
+                    flush=True,
                 )
-            decision = [overfitted]
         return bool(broadcast_object_list(decision)[0])
 
     def _best(self) -> Clip:
         path = self.folder / "best.pt"
         self.accelerator.wait_for_everyone()
         if not path.exists():
-            raise InvalidInput("no check was passed, so there is no tower to keep.", field="--run", help="Take more --steps or a lower --rate.")
+            raise InvalidInput(f"{path} is gone, and with it the best weights.", field="--run", help="Use another --run.")
         state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
         best = self.average
         best.visual.load_state_dict(state["visual"])
@@ -210,7 +216,7 @@ class HardeningRun:
     def _save(self, step: int) -> None:
         if self.accelerator.is_main_process:
             state = {"visual": self.tower.visual.state_dict(), "average": self.average.visual.state_dict(), "optimizer": self.optimizer.state_dict()}
-            facts = {"step": step, "best_score": self.best_score, "recipe": self.recipe.model_dump(), "parent": self.parent}
+            facts = {"step": step, "best_score": self.best_score, "suspect": self.suspect, "recipe": self.recipe.model_dump(), "parent": self.parent}
             self._write("checkpoint.pt", state | facts)
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
@@ -229,7 +235,7 @@ class HardeningRun:
         self.tower.visual.load_state_dict(state["visual"])
         self.average.visual.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best_score = float(state["best_score"])
+        self.best_score, self.suspect = float(state["best_score"]), bool(state["suspect"])
         return int(state["step"])
 
 

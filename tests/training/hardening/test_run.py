@@ -69,9 +69,8 @@ def test_a_batch_in_parts_and_pictures_read_ahead_change_nothing_but_rounding(st
     at_once = whole.finish()
     parts = start(tmp_path / "parts", parts=2, workers=1)  # after the other is done: Accelerate keeps the number of parts for the whole process
     assert parts.finish().fingerprint != at_once.fingerprint  # sums in another order: the option did something
-    for name, tensor in whole.tower.visual.state_dict().items():
-        torch.testing.assert_close(parts.tower.visual.state_dict()[name], tensor, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-    assert (whole.tower.visual.state_dict()["proj"] - before).abs().max() > 1e-4
+    learned = whole.tower.visual.state_dict()["proj"]
+    assert (parts.tower.visual.state_dict()["proj"] - learned).norm() < 0.02 * (learned - before).norm()
 
 
 @pytest.mark.parametrize("objective", ["tecoa", "fare", "pmg-aft"])
@@ -88,21 +87,33 @@ def test_every_preset_lowers_its_loss_on_what_it_learns_from(objective: str, sta
     assert sum(seen[-4:]) < 0.9 * sum(seen[:4])
 
 
-def test_a_run_that_overfits_to_its_attack_stops_with_the_best_weights(
+def test_a_run_that_overfits_to_its_attack_twice_stops_with_the_best_weights(
     start: Callable[..., HardeningRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, progress=kill_at(3)).finish()
+    longer = RECIPE.model_copy(update={"samples": 256})
+    hardened = start(tmp_path, longer, gap=-101.0).finish()  # whatever is found counts as a gap
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
     best = torch.load(tmp_path / "best.pt", weights_only=True)
-    hardened = start(tmp_path, gap=-101.0).finish()  # any two accuracies are that near: the next check stops
-    assert best["step"] == 2
     assert all(torch.equal(hardened.model.visual.state_dict()[name], tensor) for name, tensor in best["visual"].items())
-    assert "CATASTROPHIC OVERFITTING at step 4" in capsys.readouterr().out
+    warnings = capsys.readouterr().err
+    assert "CATASTROPHIC OVERFITTING at step 2?" in warnings
+    assert "Stopped; the best weights are kept" in warnings
 
 
-def test_a_run_that_never_passes_a_check_says_so(start: Callable[..., HardeningRun], tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no check was passed"):
-        start(tmp_path, gap=-101.0).finish()
+def test_one_suspicious_check_is_remembered_over_a_kill(start: Callable[..., HardeningRun], tmp_path: Path) -> None:
+    longer = RECIPE.model_copy(update={"samples": 256})
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, longer, gap=-101.0, progress=kill_at(3)).finish()
+    start(tmp_path, longer, gap=-101.0).finish()
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_best_weights_that_were_removed_are_missed_by_name(start: Callable[..., HardeningRun], tmp_path: Path) -> None:
+    start(tmp_path, RECIPE.model_copy(update={"samples": 32})).finish()
+    (tmp_path / "best.pt").unlink()
+    with pytest.raises(InvalidInput, match="is gone, and with it the best weights"):
+        start(tmp_path, RECIPE.model_copy(update={"samples": 32})).finish()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start: Callable[..., HardeningRun], tmp_path: Path) -> None:
