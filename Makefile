@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format pins wheel image clean
+.PHONY: help setup serve test check format results results-check pins wheel image clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ check: $(STAMP)  ## lint, format, types, import rule
 format: $(STAMP)  ## put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+results: $(STAMP)  ## write training/RESULTS.md from the JSON files beside it
+	$(BIN)/python -m training.results
+
+results-check: $(STAMP)  ## compare training/RESULTS.md with the JSON files
+	$(BIN)/python -m training.results --check
 
 pins: $(STAMP)  ## rewrite constraints.txt from what .venv holds
 	@# onnxruntime-gpu can't live beside onnxruntime: its pin is carried over. A build's suffix (+cpu) is dropped: any build of the version will do.

@@ -1,0 +1,71 @@
+"""The results page says what the JSON files say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.results import FOLDER, PAGE, main, render
+
+SHARED = {"backbone": "tiny", "data": "toys", "split": "test", "n": 10, "defense": "none"}
+
+
+def row(prompt_set: str, threat: str, eps: str, accuracy: float, defense: str = "none") -> dict[str, Any]:
+    command = f"robustclip evaluate --backbone tiny --prompt-set {prompt_set} --data toys --threat {threat} --eps {eps} --seed 0 --json"
+    numbers = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
+    return {**SHARED, "prompt_set": prompt_set, "threat": threat, "eps": eps, "seed": 0, "command": command, "defense": defense, **numbers}
+
+
+def pair(low: float, p: float) -> dict[str, Any]:
+    return {**SHARED, "a": "learned@22", "b": "plain@11", "threat": "T0", "eps": "1/255", "difference": 0.2, "low": low, "high": 0.4, "mcnemar": p}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    rows = [
+        row(name, threat, eps, share) for name, share in (("plain@11", 0.5), ("learned@22", 0.7)) for threat, eps in (("clean", "0"), ("T0", "1/255"))
+    ]
+    return {"title": "Toys", "says": "Learning helps.", "results": rows, "paired": [pair(0.1, 0.01)], **changes}
+
+
+def test_every_number_stands_in_the_column_of_its_condition() -> None:
+    page = render({"toys": content()})
+    assert "| prompt set | clean | T0 1/255 |" in page
+    assert "| plain@11 | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |" in page
+    assert "| learned@22 | 70.0 (60.0 to 80.0) | 70.0 (60.0 to 80.0) |" in page
+    assert "tiny, toys test, 10 pictures, seed 0 (`results/toys.json`)." in page
+    assert "Learning helps." in page
+    assert "    robustclip evaluate --backbone tiny --data toys --seed 0 --json ..." in page
+
+
+@pytest.mark.parametrize(("low", "p", "bold"), [(0.1, 0.01, True), (-0.1, 0.01, False), (0.1, 0.2, False)])
+def test_a_difference_is_bold_where_both_tests_say_so(low: float, p: float, bold: bool) -> None:
+    page = render({"toys": content(paired=[pair(low, p)])})
+    cell = f"+20.0 ({100 * low:+.1f} to +40.0; p {p:.2g})"
+    assert (f"**{cell}**" if bold else f"| {cell} |") in page
+
+
+def test_defenses_are_rows_and_what_was_not_measured_is_empty() -> None:
+    rows = [row("plain@11", "clean", "0", 0.5), row("plain@11", "T2", "1/255", 0.25, "jpeg:75")]
+    page = render({"toys": {"title": "Toys", "says": "", "results": rows}})
+    assert "| plain@11 | 50.0 (40.0 to 60.0) |  |" in page
+    assert "| plain@11 behind jpeg:75 |  | 25.0 (15.0 to 35.0) |" in page
+
+
+def test_a_page_that_was_edited_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "toys.json").write_text(json.dumps(content()))
+    places = ["--folder", str(tmp_path / "results"), "--page", str(tmp_path / "RESULTS.md")]
+    assert main([*places, "--check"]) == 1
+    assert main(places) == 0
+    assert main([*places, "--check"]) == 0
+    page = tmp_path / "RESULTS.md"
+    page.write_text(page.read_text().replace("70.0", "77.0"))
+    assert main([*places, "--check"]) == 1
+    assert "make results" in capsys.readouterr().err
+
+
+def test_the_committed_page_is_what_the_committed_files_make() -> None:
+    assert any(FOLDER.glob("*.json"))
+    assert PAGE.is_file()
+    assert main(["--check"]) == 0
