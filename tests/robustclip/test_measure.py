@@ -60,9 +60,7 @@ def test_clean_accuracy_is_counted_picture_by_picture() -> None:
 
 def test_pictures_that_are_wrong_untouched_count_as_broken_and_are_not_attacked() -> None:
     attack = Moves(-0.5)
-    found = measure(
-        sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.4]), [1, 1, 0])], attack=attack, score=CROSS_ENTROPY
-    )
+    found = measure(sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.4]), [1, 1, 0])], attack=attack, score=CROSS_ENTROPY)
     assert found.correct.tolist() == [False, False, True]
     assert attack.rows == 2
     assert found.cost == Cost(forward=3 + 7 + 2, backward=5)

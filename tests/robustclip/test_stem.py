@@ -26,6 +26,7 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("stride", sorted(STAGES))
+@torch.no_grad()
 def test_it_computes_what_the_network_computes_up_to_its_stride(network: nn.Module, stride: int) -> None:
     stages, channels = STAGES[stride]
     expected = network.get_submodule("bn1")(network.get_submodule("conv_stem")(images()))

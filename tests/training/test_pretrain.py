@@ -1,5 +1,6 @@
 """Pretraining: names, captions, augmentation, the loss, and resuming with the same weights."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +114,17 @@ def test_a_cache_of_other_pictures_is_refused(tmp_path: Path) -> None:
 
     def build() -> Corpus:
         return build_corpus(
-            data, run, size=32, teacher=lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(1000)), seed=0, progress=silent
+            data,
+            run,
+            size=32,
+            teacher=lambda: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)),
+            seed=0,
+            progress=silent,
         )
 
     assert len(build().name) == 4 * 3
     assert torch.equal(build().name, build().name)
+    shutil.rmtree(data / "cifar-10")
     write_pictures(data / "cifar-10", train=2)
     with pytest.raises(InvalidInput, match="other pictures of cifar-10"):
         build()
@@ -181,7 +188,7 @@ def test_another_recipe_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_training_lowers_every_loss(tmp_path: Path) -> None:
-    subject = trainer(tmp_path / "run", RECIPE.model_copy(update={"frozen_samples": 8 * 12, "joint_samples": 0, "filler_share": 0.0}))
+    subject = trainer(tmp_path / "run", RECIPE.model_copy(update={"frozen_samples": 8 * 40, "joint_samples": 0, "filler_share": 0.0}))
     subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
     before = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
     subject.run_phases()
