@@ -30,6 +30,7 @@ from robustclip.wrappers import reduced
 SHRUNK = 8  # smaller radii at which a witness is tried as it is
 RADII = 4  # tried at once, each from the shrunk witness and from a random point
 LADDER = 8  # radii, each half of the one before, where FMN found nothing
+_ROUNDING = 1e-6  # how far outside its ball float32 may put a point
 CASCADES = 4  # at most, each below a radius that the one before broke
 
 
@@ -117,8 +118,8 @@ class _Search:
 
     @property
     def unbroken(self) -> float:
-        """The largest radius that withstood, below the nearest witness."""
-        return max((radius for radius in self.withstood if radius < self.broken), default=0.0)
+        """The largest radius that withstood, below the nearest witness; one that the witness left by rounding alone did not withstand."""
+        return max((radius for radius in self.withstood if radius < (1 - _ROUNDING) * self.broken - _ROUNDING), default=0.0)
 
     def events(self, known: Pixels | None) -> Iterator[Event]:
         yield Started(1, self.minimal.charged(labels=len(decision(self.score).classifier.labels)))
@@ -190,7 +191,7 @@ class _Search:
             if bool(distance.isfinite().any()):
                 yield from self._accept(attack, found.pixels[distance.argmin()][None])
             if radii is not None and self.meter.cut is None:
-                self.withstood += [radius for radius in radii.tolist() if radius < self.broken * (1 - 1e-5)]  # not those that rounding put outside
+                self.withstood += radii.tolist()
         yield AttackEnded(attack, int(self.broken < before), int(self.nearest is None), self.meter.spent)
 
     def _accept(self, attack: str, candidate: Pixels) -> Iterator[Event]:
