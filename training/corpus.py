@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
+from robustclip.files import write_atomically
 from robustclip.types import Pixels, Progress
 from training.captions import Names, gather_names
 from training.data import LabelledImages, load_data
@@ -130,9 +131,7 @@ def augment(pixels: Pixels, generator: torch.Generator) -> Pixels:
 def _claim(path: Path, digests: dict[str, str]) -> None:
     """Say which pictures a cache folder is about; refuse one that is about others."""
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(digests, indent=2))
-        partial.replace(path)
+        write_atomically(path, json.dumps(digests, indent=2).encode())
     elif changed := [name for name, digest in json.loads(path.read_text()).items() if digests.get(name) != digest]:
         raise InvalidInput(
             f"{path.parent} was made from other pictures of {', '.join(changed)}.", field="--run", help="Use another --run, or delete that cache."

@@ -27,6 +27,7 @@ from robustclip.backbones.stem import ConvStem
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip, describe
 from robustclip.errors import InvalidInput
+from robustclip.files import replacing, write_atomically
 from robustclip.prompts import Prompts
 from robustclip.seeds import derive
 from robustclip.towers import encode_image, encode_patches, encode_text
@@ -36,6 +37,7 @@ from training.corpus import Corpus, augment, build_corpus, cached_array
 from training.memory import keep_freed_memory
 from training.progress import bar
 from training.teachers import imagenet_weights, picture_teacher, sentence_teacher
+from training.weights import average_into, inside_stem, parameter_groups
 
 MINI: dict[str, Any] = {
     "embed_dim": 256,
@@ -91,9 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     with bar() as progress:
         clip = pretrain(data, run, recipe, progress=progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(clip.model, out.with_suffix(".safetensors"))
-    out.with_suffix(".json").write_text(json.dumps(MINI | {"recipe": recipe.model_dump()}, indent=2) + "\n")
+    with replacing(out.with_suffix(".safetensors")) as partial:
+        write_weights(clip.model, partial)
+    write_atomically(out.with_suffix(".json"), (json.dumps(MINI | {"recipe": recipe.model_dump()}, indent=2) + "\n").encode())
     print(f"wrote {out.with_suffix('.safetensors')}")
     return 0
 
@@ -215,7 +217,7 @@ class Trainer:
                 if index:
                     pixels = augment(pixels, torch.Generator().manual_seed(index * 1_000_003 + start))
                 with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                    images = ((pixels - self.clip.mean[:, None, None]) / self.clip.std[:, None, None]).to(memory_format=torch.channels_last)
+                    images = (pixels - self.clip.mean[:, None, None]) / self.clip.std[:, None, None]
                     yield stem.convolve(images).half().contiguous().numpy()
 
         path = self.run / "cache" / f"stem-{self.recipe.limit}-{index}.npy"
@@ -225,23 +227,18 @@ class Trainer:
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         """AdamW; the convolutions of the stem learn in phase `joint` only; tables, norms and biases don't decay."""
         rate = self.recipe.rate if phase == "frozen" else self.recipe.joint_rate
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
-            inside_stem = name.startswith("visual.conv1.") and "project" not in name
-            parameter.requires_grad_(phase == "joint" or not inside_stem)
-            decay = self.recipe.weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
-            if parameter.requires_grad:
-                groups.setdefault((self.recipe.stem_rate if inside_stem else rate, decay), []).append(parameter)
-        groups.setdefault((rate, 0.0), []).extend(self.reading.parameters())
-        settings: list[dict[str, Any]] = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+            parameter.requires_grad_(phase == "joint" or not inside_stem(name))
+        rates = {"rate": rate, "stem_rate": self.recipe.stem_rate, "weight_decay": self.recipe.weight_decay}
+        settings = parameter_groups(self.model.named_parameters(), **rates)
+        undecayed = next(group for group in settings if (group["lr"], group["weight_decay"]) == (rate, 0.0))
+        undecayed["params"].extend(self.reading.parameters())
         return torch.optim.AdamW(settings, betas=(0.9, 0.98))
 
     @torch.no_grad()
     def _settle(self, step: int) -> None:
         cast(Any, self.model).logit_scale.clamp_(0, math.log(100))
-        weight = min(self.recipe.average, (1 + step) / (10 + step))
-        for own, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            own.lerp_(current, 1 - weight)
+        average_into(self.average, self.model, decay=self.recipe.average, step=step)
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
@@ -263,9 +260,8 @@ class Trainer:
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
         state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "reading": self.reading.state_dict()}
-        partial = path.with_suffix(".partial")
-        torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
 
     def _resume(self, phase: Phase, path: Path, optimizer: torch.optim.Optimizer) -> int:
         if not path.exists():
@@ -287,7 +283,6 @@ class Trainer:
 def _geometry(path: Path, texts: list[str], encode: Callable[[], Callable[[list[str]], Tensor]] = sentence_teacher) -> Tensor:
     """[T, 384] sentence embeddings of "a photo of a ..." for names and words, computed once."""
     if not path.exists():
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, encode()([f"a photo of a {text}." for text in texts]).numpy())
-        partial.replace(path)
+        with replacing(path) as partial, partial.open("wb") as file:  # given a name, numpy would add a suffix to it
+            np.save(file, encode()([f"a photo of a {text}." for text in texts]).numpy())
     return torch.from_numpy(np.load(path))

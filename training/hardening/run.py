@@ -25,7 +25,8 @@ from training.hardening.check import Checker
 from training.hardening.losses import Embeddings, Judge, Targets, label_loss, losses, squared_shift
 from training.hardening.recipe import Recipe
 from training.hardening.supply import BLOCK, Draw, Supply, ahead, draw_blocks
-from training.hardening.tower import ImageTower, average_into, parameter_groups
+from training.hardening.tower import ImageTower
+from training.weights import average_into, parameter_groups
 
 CHECKPOINT_STEPS = 50
 STRONG_STEPS = 20
@@ -69,7 +70,8 @@ class HardeningRun:
         self.average = self.original.frozen_copy()
         tower = self.original.frozen_copy()
         self.target = tower.frozen_view()
-        settings = parameter_groups(tower, rate=recipe.rate, stem_rate=recipe.stem_rate, weight_decay=recipe.weight_decay)
+        tower.visual.requires_grad_(True)
+        settings = parameter_groups(tower.visual.named_parameters(), rate=recipe.rate, stem_rate=recipe.stem_rate, weight_decay=recipe.weight_decay)
         optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
         self.base_rates = [cast(float, group["lr"]) for group in optimizer.param_groups]
         self.tower = tower

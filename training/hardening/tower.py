@@ -1,7 +1,6 @@
-"""The image tower as a module of its own, and copies of it: one that shares its memory, one that averages it."""
+"""The image tower as a module of its own, and copies of it: one of them shares its memory."""
 
 import copy
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,22 +37,3 @@ class ImageTower(nn.Module):
         for own, shared in zip(view.parameters(), self.parameters(), strict=True):
             own.data = shared.data
         return view
-
-
-@torch.no_grad()
-def average_into(average: nn.Module, current: nn.Module, *, decay: float, step: int) -> None:
-    """An exponential moving average that forgets its start: the decay grows to its full value over the first steps."""
-    weight = min(decay, (1 + step) / (10 + step))
-    for own, new in zip(average.parameters(), current.parameters(), strict=True):
-        own.lerp_(new, 1 - weight)
-
-
-def parameter_groups(tower: ImageTower, *, rate: float, stem_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """For AdamW: the first convolutions at their own rate; vectors and tables don't decay. All parameters learn."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in tower.visual.named_parameters():
-        parameter.requires_grad_(True)
-        first = name.startswith("conv1.") and not name.startswith("conv1.project.")
-        decay = weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
-        groups.setdefault((stem_rate if first else rate, decay), []).append(parameter)
-    return [cast(dict[str, Any], {"params": group, "lr": lr, "weight_decay": decay}) for (lr, decay), group in groups.items()]
