@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustclip.seeds import row_normal
 from robustclip.types import Classifier, Defense, Logits, Pixels, Seeds
 
 TOY_SIZE = 32
@@ -52,6 +53,27 @@ def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: s
             change = torch.clamp(high * (v.sign() if kind == "linf" else v), -x, 1 - x)
             best = min(best, float(change.abs().max() if kind == "linf" else change.norm()))
     return best
+
+
+def drawn_linear(labels: int = 4, scale: float = 1.0) -> LinearClassifier:
+    """A linear toy with random weights over 32 x 32 pixels."""
+    generator = torch.Generator().manual_seed(labels)
+    return LinearClassifier(scale * torch.randn(labels, 3 * 32 * 32, generator=generator) / 50, torch.zeros(labels))
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy:
+    """A toy whose logits carry seeded noise of standard deviation 1."""
+
+    classifier: LinearClassifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        logits = self.classifier(pixels, seeds)
+        return logits + row_normal(seeds, tuple(logits.shape[1:]), like=logits)
 
 
 @dataclass(frozen=True, eq=False)

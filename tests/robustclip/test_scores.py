@@ -4,38 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from toys import LinearClassifier, gratings, trained_conv
+from toys import Noisy, drawn_linear, gratings, trained_conv
 
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.losses import LossName, untargeted_margin
 from robustclip.scores import EmbeddingShift, decision, label_score, restated
-from robustclip.seeds import draw_seeds, row_normal
+from robustclip.seeds import draw_seeds
 from robustclip.types import Logits, Pixels, Score, Seeds
 from robustclip.wrappers import averaged, guarded, recorded
 
 PIXELS, TARGETS = gratings(8, seed=5)
 SEEDS = draw_seeds(5, 8)
 GOALS = (TARGETS + 1) % 4
-
-
-def linear(labels: int = 4, scale: float = 1.0) -> LinearClassifier:
-    generator = torch.Generator().manual_seed(labels)
-    return LinearClassifier(scale * torch.randn(labels, 3 * 32 * 32, generator=generator) / 50, torch.zeros(labels))
-
-
-@dataclass(frozen=True, eq=False)
-class Noisy:
-    """A toy whose logits carry seeded noise of standard deviation 1."""
-
-    classifier: LinearClassifier
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.labels
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        logits = self.classifier(pixels, seeds)
-        return logits + row_normal(seeds, tuple(logits.shape[1:]), like=logits)
 
 
 def every_score() -> list[Score]:
@@ -46,11 +26,11 @@ def every_score() -> list[Score]:
         *(label_score(name, toy, TARGETS, goals) for name in ("cross_entropy", "margin") for goals in (None, GOALS)),
         label_score("cross_entropy", toy, TARGETS, temperature=10.0),
         label_score("cross_entropy", toy, TARGETS, temperature=torch.tensor([1.0, 10.0] * 4)),
-        label_score("dlr", linear(), TARGETS),
+        label_score("dlr", drawn_linear(), TARGETS),
         label_score("targeted_margin", toy, TARGETS, rivals=GOALS),
         label_score("targeted_dlr", toy, TARGETS, rivals=GOALS),
         *(EmbeddingShift(embed, clean, distance) for distance in ("kl", "cosine", "l2")),
-        averaged(label_score("margin", Noisy(linear()), TARGETS), 3),
+        averaged(label_score("margin", Noisy(drawn_linear()), TARGETS), 3),
         guarded(label_score("margin", toy, TARGETS), chunk_rows=3),
         recorded(label_score("margin", toy, TARGETS)),
     ]
@@ -62,7 +42,7 @@ def test_margin_is_positive_exactly_when_another_label_wins() -> None:
 
 
 def test_values_are_the_textbook_ones() -> None:
-    toy = linear()
+    toy = drawn_linear()
     logits = toy(PIXELS, SEEDS)
     rows = torch.arange(8)
     expected = {
@@ -130,14 +110,14 @@ class TestEveryScore:
 
 
 def test_parameters_receive_no_gradient() -> None:
-    toy = linear()
+    toy = drawn_linear()
     toy.weights.requires_grad_()
     label_score("margin", toy, TARGETS)(PIXELS, SEEDS, grad=True)
     assert toy.weights.grad is None
 
 
 def test_a_victim_off_the_graph_shows_a_zero_gradient() -> None:
-    toy = linear()
+    toy = drawn_linear()
 
     @dataclass(frozen=True)
     class Detached:
@@ -152,7 +132,7 @@ def test_a_victim_off_the_graph_shows_a_zero_gradient() -> None:
 
 
 def test_temperature_cures_the_saturated_cross_entropy() -> None:
-    sure = linear(scale=1000.0)
+    sure = drawn_linear(scale=1000.0)
     targets = sure(PIXELS, SEEDS).argmax(dim=1)
 
     def length(score: Score) -> Tensor:
@@ -168,18 +148,18 @@ def test_temperature_cures_the_saturated_cross_entropy() -> None:
 
 def test_one_label_is_no_decision() -> None:
     with pytest.raises(NoDecisionToAttack):
-        label_score("margin", linear(labels=1), torch.zeros(8, dtype=torch.int64))
+        label_score("margin", drawn_linear(labels=1), torch.zeros(8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(("loss", "labels"), [("dlr", 2), ("targeted_dlr", 3)])
 def test_a_loss_that_compares_more_labels_than_there_are_is_refused(loss: LossName, labels: int) -> None:
     with pytest.raises(InvalidInput, match="labels") as refused:
-        label_score(loss, linear(labels=labels), torch.zeros(8, dtype=torch.int64), rivals=torch.ones(8, dtype=torch.int64))
+        label_score(loss, drawn_linear(labels=labels), torch.zeros(8, dtype=torch.int64), rivals=torch.ones(8, dtype=torch.int64))
     assert refused.value.field == "score"
 
 
 def test_rivals_belong_to_targeted_losses_and_are_other_labels() -> None:
-    toy = linear()
+    toy = drawn_linear()
     for loss, rivals in (("margin", GOALS), ("targeted_margin", None), ("targeted_margin", TARGETS), ("targeted_margin", GOALS + 9)):
         with pytest.raises(InvalidInput) as refused:
             label_score(loss, toy, TARGETS, rivals=rivals)
@@ -187,7 +167,7 @@ def test_rivals_belong_to_targeted_losses_and_are_other_labels() -> None:
 
 
 def test_whatever_is_raised_the_margin_is_that_of_the_decision() -> None:
-    toy = linear()
+    toy = drawn_linear()
     expected = untargeted_margin(toy(PIXELS, SEEDS), TARGETS)
     for loss, rivals in (("cross_entropy", None), ("dlr", None), ("targeted_margin", GOALS), ("targeted_dlr", GOALS)):
         seen = label_score(loss, toy, TARGETS, rivals=rivals)(PIXELS, SEEDS, grad=False)
@@ -197,7 +177,7 @@ def test_whatever_is_raised_the_margin_is_that_of_the_decision() -> None:
 
 
 def test_a_score_is_restated_inside_its_wrappers() -> None:
-    noisy = label_score("margin", Noisy(linear()), TARGETS)
+    noisy = label_score("margin", Noisy(drawn_linear()), TARGETS)
     wrapped = averaged(guarded(recorded(noisy), chunk_rows=5), 3)
     assert decision(wrapped) is noisy
     again = restated(wrapped, "targeted_margin", rivals=GOALS)
@@ -214,5 +194,5 @@ def test_a_score_is_restated_inside_its_wrappers() -> None:
 @pytest.mark.parametrize(("targets", "goals", "field"), [([4], None, "targets"), ([-1], None, "targets"), ([0], [4], "goals"), ([1], [1], "goals")])
 def test_labels_that_are_not_there_are_refused(targets: list[int], goals: list[int] | None, field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        label_score("margin", linear(), torch.tensor(targets), None if goals is None else torch.tensor(goals))
+        label_score("margin", drawn_linear(), torch.tensor(targets), None if goals is None else torch.tensor(goals))
     assert refused.value.field == field

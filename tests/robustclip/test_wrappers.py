@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import LinearClassifier, gratings, trained_conv
+from toys import Noisy, drawn_linear, gratings, trained_conv
 
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.scores import label_score
-from robustclip.seeds import draw_seeds, row_normal
+from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, Evaluation, Logits, Pixels, Seeds
 from robustclip.wrappers import averaged, bypassed, estimated, guarded, pooled, recorded, reduced, transferred
 
@@ -16,28 +16,8 @@ PIXELS, TARGETS = gratings(8, seed=5)
 SEEDS = draw_seeds(5, 8)
 
 
-def linear(labels: int = 4, scale: float = 1.0) -> LinearClassifier:
-    generator = torch.Generator().manual_seed(labels)
-    return LinearClassifier(scale * torch.randn(labels, 3 * 32 * 32, generator=generator) / 50, torch.zeros(labels))
-
-
-@dataclass(frozen=True, eq=False)
-class Noisy:
-    """A toy whose logits carry seeded noise of standard deviation 1."""
-
-    classifier: LinearClassifier
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.labels
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        logits = self.classifier(pixels, seeds)
-        return logits + row_normal(seeds, tuple(logits.shape[1:]), like=logits)
-
-
 def test_an_average_is_the_mean_over_fresh_draws() -> None:
-    noisy = label_score("margin", Noisy(linear()), TARGETS)
+    noisy = label_score("margin", Noisy(drawn_linear()), TARGETS)
     one = noisy(PIXELS, SEEDS, grad=False).value
     few, many = averaged(noisy, 2)(PIXELS, SEEDS, grad=True), averaged(noisy, 400)(PIXELS, SEEDS, grad=False)
     assert not torch.allclose(few.value, one)
@@ -52,7 +32,7 @@ def test_an_average_is_the_mean_over_fresh_draws() -> None:
 
 
 def test_a_bill_counts_rows_of_every_selection_and_draw() -> None:
-    bill = recorded(averaged(label_score("margin", Noisy(linear()), TARGETS), 3))
+    bill = recorded(averaged(label_score("margin", Noisy(drawn_linear()), TARGETS), 3))
     bill(PIXELS, SEEDS, grad=False)
     bill.select(torch.tensor([1, 2]))(PIXELS[:2], SEEDS[:2], grad=True)
     assert bill.cost == Cost(forward=24 + 6, backward=6)
@@ -80,7 +60,7 @@ def test_a_guarded_score_holds_the_lock_chunk_by_chunk() -> None:
 
 
 def test_a_guarded_score_stops_at_the_deadline_and_when_cancelled() -> None:
-    score, calls = label_score("margin", linear(), TARGETS), iter([False, False, True])
+    score, calls = label_score("margin", drawn_linear(), TARGETS), iter([False, False, True])
     lock = threading.Lock()
     with pytest.raises(DeadlineExceeded):
         guarded(score, lock, deadline=time.monotonic() - 1)(PIXELS, SEEDS, grad=False)
@@ -97,13 +77,13 @@ def gradient(seen: Evaluation) -> torch.Tensor:
 
 
 def test_an_average_has_the_mean_logits() -> None:
-    seen = averaged(label_score("margin", Noisy(linear()), TARGETS), 400)(PIXELS, SEEDS, grad=False)
+    seen = averaged(label_score("margin", Noisy(drawn_linear()), TARGETS), 400)(PIXELS, SEEDS, grad=False)
     assert seen.logits is not None
-    assert (seen.logits - linear()(PIXELS, SEEDS)).abs().max() < 0.3
+    assert (seen.logits - drawn_linear()(PIXELS, SEEDS)).abs().max() < 0.3
 
 
 def test_an_estimate_points_where_the_gradient_points_without_asking_for_one() -> None:
-    plain = label_score("margin", linear(), TARGETS)
+    plain = label_score("margin", drawn_linear(), TARGETS)
     bill = recorded(plain)
     guessed = estimated(bill, 400)(PIXELS, SEEDS, grad=True)
     cosine = torch.nn.functional.cosine_similarity(gradient(guessed), gradient(plain(PIXELS, SEEDS, grad=True)))
@@ -119,7 +99,7 @@ def test_an_estimate_points_where_the_gradient_points_without_asking_for_one() -
 
 
 def test_a_transferred_score_climbs_the_source_and_is_judged_by_the_victim() -> None:
-    source, victim = label_score("cross_entropy", linear(), TARGETS), label_score("margin", trained_conv(), TARGETS)
+    source, victim = label_score("cross_entropy", drawn_linear(), TARGETS), label_score("margin", trained_conv(), TARGETS)
     rows = torch.tensor([6, 1])
     seen = transferred(source, victim).select(rows)(PIXELS[rows], SEEDS[rows], grad=True)
     expected = source(PIXELS, SEEDS, grad=True)
@@ -155,8 +135,8 @@ def test_a_bypassed_defense_is_seen_but_not_differentiated() -> None:
 
 
 def test_in_a_pool_nobody_outshouts_the_others() -> None:
-    quiet, other = label_score("margin", linear(), TARGETS), label_score("margin", trained_conv(), TARGETS)
-    loud = label_score("margin", linear(scale=1000.0), TARGETS)
+    quiet, other = label_score("margin", drawn_linear(), TARGETS), label_score("margin", trained_conv(), TARGETS)
+    loud = label_score("margin", drawn_linear(scale=1000.0), TARGETS)
     softly, loudly = (pooled([score, other])(PIXELS, SEEDS, grad=True) for score in (quiet, loud))
     assert torch.allclose(softly.value, loudly.value, rtol=1e-4)
     assert torch.allclose(gradient(softly), gradient(loudly), rtol=1e-3, atol=1e-5)
