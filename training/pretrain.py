@@ -1,9 +1,10 @@
-"""`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers, in about an hour and a half on two cores.
+"""`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers, in about two hours on two cores.
 
 Phase `frozen` trains everything behind the convolutional stem on stem features of a few augmented views, computed once. Phase `joint` fine-tunes
-the whole on fresh augmentations. The loss of a picture is half cross-entropy of its label among the names of its own data set, half cross-entropy of
-the teacher's distribution over ImageNet names, so that names without pictures are learnt too; texts are also pulled toward a sentence encoder's
-geometry.
+the whole on fresh augmentations. Phase `broad` does so again from warm rates with every name in every step: a name without pictures then gets its
+share of each picture that the teacher half takes for it, not only in the few steps that happen to draw it. The loss of a picture is half
+cross-entropy of its label among the names of its own data set, half cross-entropy of the teacher's distribution over ImageNet names, so that names
+without pictures are learnt too; texts are also pulled toward a sentence encoder's geometry.
 Every step draws from its own seed: a killed run resumes from its last checkpoint and ends with the same weights.
 """
 
@@ -47,7 +48,12 @@ MINI: dict[str, Any] = {
     "mean": [127 / 255] * 3,
     "std": [128 / 255] * 3,
 }
-Phase = Literal["frozen", "joint"]
+Phase = Literal["frozen", "joint", "broad"]
+LATER: dict[Phase, set[str]] = {  # what a phase doesn't depend on yet: its checkpoint serves runs that differ in these
+    "frozen": {"joint_samples", "joint_batch", "joint_rate", "stem_rate", "broad_samples"},
+    "joint": {"broad_samples"},
+    "broad": set(),
+}
 CHECKPOINT_STEPS = 100  # also how often validation is measured
 
 
@@ -60,6 +66,7 @@ class Recipe(BaseModel):
     views: int = 3
     frozen_samples: int = 230_400
     joint_samples: int = 245_760
+    broad_samples: int = 245_760
     batch: int = 768
     joint_batch: int = 512
     rate: float = 1e-3
@@ -130,6 +137,7 @@ class Trainer:
         self.views = [self._view(index) for index in range(self.recipe.views)]
         self._phase("frozen", self.recipe.frozen_samples // self.recipe.batch, self.recipe.batch)
         self._phase("joint", self.recipe.joint_samples // self.recipe.joint_batch, self.recipe.joint_batch)
+        self._phase("broad", self.recipe.broad_samples // self.recipe.joint_batch, self.recipe.joint_batch)
         return describe(self.average, "mini", "embedded", mean=self.clip.mean, std=self.clip.std)
 
     def _phase(self, phase: Phase, steps: int, batch: int) -> None:
@@ -160,7 +168,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(int(derive(torch.tensor([recipe.seed]), f"{phase}-{step}")))
         rows = self.trained[torch.randint(len(self.trained), (batch,), generator=generator)]
         opinion = torch.from_numpy(corpus.teacher[rows.numpy()]).float()
-        chosen = self._choose_names(corpus.name[rows], opinion, generator)
+        chosen = self._choose_names(corpus.name[rows], opinion, generator) if phase != "broad" else torch.arange(len(corpus.names.texts))
         words = len(corpus.names.texts) + torch.randperm(len(self.texts) - len(corpus.names.texts), generator=generator)[: recipe.words_a_step]
         length = int(torch.randint(1, MAX_FILLER + 1, (), generator=generator)) if torch.rand((), generator=generator) < recipe.filler_share else 0
         with torch.autocast("cpu", torch.bfloat16):
@@ -200,7 +208,7 @@ class Trainer:
         return F.normalize(encode_text(self.clip, tokens, context).float(), dim=-1)
 
     def _images(self, phase: Phase, rows: Tensor, generator: torch.Generator) -> Tensor:
-        if phase == "joint":
+        if phase != "frozen":
             return F.normalize(encode_image(self.clip, augment(self.corpus.pixels(rows), generator)).float(), dim=-1)
         view = self.views[int(torch.randint(len(self.views), (), generator=generator))]
         grid = torch.from_numpy(view[rows.numpy()]).float()
@@ -225,10 +233,10 @@ class Trainer:
         return cached_array(path, (count, stem.channels, side, side), np.float16, convolve, self.progress, f"stem features, view {index}")
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        """AdamW; the convolutions of the stem learn in phase `joint` only; tables, norms and biases don't decay."""
+        """AdamW; the convolutions of the stem do not learn in phase `frozen`; tables, norms and biases don't decay."""
         rate = self.recipe.rate if phase == "frozen" else self.recipe.joint_rate
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(phase == "joint" or not inside_stem(name))
+            parameter.requires_grad_(phase != "frozen" or not inside_stem(name))
         rates = {"rate": rate, "stem_rate": self.recipe.stem_rate, "weight_decay": self.recipe.weight_decay}
         settings = parameter_groups(self.model.named_parameters(), **rates)
         undecayed = next(group for group in settings if (group["lr"], group["weight_decay"]) == (rate, 0.0))
@@ -267,10 +275,7 @@ class Trainer:
         if not path.exists():
             return 0
         state = cast(dict[str, Any], torch.load(path, weights_only=True))
-        later = (
-            {"joint_samples", "joint_batch", "joint_rate", "stem_rate"} if phase == "frozen" else set[str]()
-        )  # the first phase doesn't depend on them
-        changed = [name for name, value in self.recipe.model_dump(exclude=later).items() if state["recipe"].get(name) != value]
+        changed = [name for name, value in self.recipe.model_dump(exclude=LATER[phase]).items() if state["recipe"].get(name) != value]
         if changed:
             raise InvalidInput(f"{path} was made with another {', '.join(changed)}.", field="--run", help="Use another --run, or the same options.")
         self.model.load_state_dict(state["model"])
