@@ -9,17 +9,18 @@ from robustclip.defenses.base import Chain, Identity
 from robustclip.defenses.bit_depth import BitDepth
 from robustclip.defenses.jpeg import Jpeg
 from robustclip.defenses.resize_pad import ResizePad
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.types import Defense, ImageEncoder
 
-AnyDefense: TypeAlias = Annotated[ResizePad | Jpeg | BitDepth, Field(discriminator="kind")]
+AnyDefense: TypeAlias = Annotated[ResizePad | Jpeg | BitDepth | Smoothing, Field(discriminator="kind")]
 
 Link: TypeAlias = str | Mapping[str, Any] | BaseModel
 
-DEFENSES: tuple[type[ResizePad | Jpeg | BitDepth], ...] = (ResizePad, Jpeg, BitDepth)
+DEFENSES: tuple[type[ResizePad | Jpeg | BitDepth | Smoothing], ...] = (ResizePad, Jpeg, BitDepth, Smoothing)
 MAX_LINKS = 8
 
-_ADAPTER: TypeAdapter[ResizePad | Jpeg | BitDepth] = TypeAdapter(AnyDefense)
+_ADAPTER: TypeAdapter[ResizePad | Jpeg | BitDepth | Smoothing] = TypeAdapter(AnyDefense)
 _STRENGTHS = {defense.model_fields["kind"].default: defense.strength for defense in DEFENSES}
 
 
@@ -35,7 +36,15 @@ def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tup
         return ()
     if len(links) > MAX_LINKS:
         raise InvalidInput(f"expected at most {MAX_LINKS} defenses, found {len(links)}.", field=field)
-    return tuple(_parse(link, f"{field}/{index}") for index, link in enumerate(links))
+    chain = tuple(_parse(link, f"{field}/{index}") for index, link in enumerate(links))
+    for index, spec in enumerate(chain):
+        if index > 0 and isinstance(spec, Smoothing):
+            raise InvalidInput(
+                f"smoothing adds its noise to the picture itself, found behind {chain[index - 1].kind}.",
+                field=f"{field}/{index}",
+                help="Put it first, once; what stands behind it denoises.",
+            )
+    return chain
 
 
 def bind_chain(specs: Sequence[AnyDefense], encoder: ImageEncoder) -> Defense:

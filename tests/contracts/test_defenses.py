@@ -14,13 +14,14 @@ from robustclip.threat import Linf
 from robustclip.types import Defense
 from robustclip.wrappers import averaged
 
-DEFAULTS = ["resize_pad", "jpeg", "bit_depth"]
+DEFAULTS = ["resize_pad", "jpeg", "bit_depth", "smoothing"]
 TABLE = [*DEFAULTS, "resize_pad:0.7", "jpeg:20", "bit_depth:1", "bit_depth:8"]
-CHAINS = [*TABLE, "jpeg:75,bit_depth:4,resize_pad", "none"]
+CHAINS = [*TABLE, "jpeg:75,bit_depth:4,resize_pad", "smoothing:0.1,bit_depth:4,jpeg", "none"]
 WEAKEST: dict[str, tuple[dict[str, str | float], float]] = {  # strength 0, and the mean change that it may make
     "resize_pad": ({"low": 1.0}, 1e-5),
     "jpeg": ({"quality": 100, "subsampling": "4:4:4"}, 2 / 255),
     "bit_depth": ({"bits": 8}, 1e-6),
+    "smoothing": ({"sigma": 0.001}, 1e-3),
 }
 
 PIXELS, TARGETS = gratings(8, seed=31)
@@ -103,7 +104,7 @@ def test_a_defense_is_data_and_declares_what_it_is(spec: AnyDefense, encoder: To
     assert bound.gradient == "exact" or bound.gradient == "ste" or bound.gradient.startswith("surrogate:")
 
 
-@pytest.mark.parametrize("chain", ["resize_pad", "jpeg:25", "bit_depth"])
+@pytest.mark.parametrize("chain", ["resize_pad", "jpeg:25", "bit_depth", "smoothing:0.02"])
 def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(chain: str, encoder: TorchImageEncoder) -> None:
     """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the defense is not."""
     pixels, targets = gratings(32, seed=33)
