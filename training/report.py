@@ -1,30 +1,24 @@
 """The report of a training run: one HTML page that needs nothing else. Curves are inline SVG; no script, no font, no picture from elsewhere."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
 from prompts_store.manifest import PromptManifest, Ref, Result
+from robustclip import charts
+from robustclip.charts import Curve, chart
 from training.checkpoint import Epoch
 
-WIDTH, HEIGHT, MARGIN = 460, 200, 44
-COLOURS = ("#1565c0", "#c62828", "#2e7d32", "#6a1b9a", "#ef6c00", "#00838f", "#5d4037", "#455a64")
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+:root { color-scheme: light dark; color: #222; background: #fff }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
-th { font-weight: 600 } tr + tr td { border-top: 1px solid #e4e4e4 } td { overflow-wrap: anywhere }
-figure { display: inline-block; margin: 0 1rem 1rem 0 }
-figcaption { font-weight: 600 } .warning { background: #fff3e0; border-left: 4px solid #ef6c00; padding: .5rem 1rem }
+th { font-weight: 600 } tr + tr td { border-top: 1px solid #8884 } td { overflow-wrap: anywhere }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem }
+.warning { border-left: 4px solid #ef6c00; padding: .5rem 1rem }
+@media (prefers-color-scheme: dark) { :root { color: #e6e6e6; background: #16181c } }
 """
-
-
-class Curve(NamedTuple):
-    """A named line: a value an epoch, None where there is none."""
-
-    name: str
-    values: Sequence[float | None]
 
 
 class Account(NamedTuple):
@@ -63,14 +57,16 @@ def training_page(ref: Ref, manifest: PromptManifest, history: Sequence[Epoch], 
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-            f"<title>{escape(str(ref))}</title><style>{STYLE}</style></head><body>",
+            f"<title>{escape(str(ref))}</title><style>{STYLE}{charts.STYLE}</style></head><body>",
             f"<h1>{escape(manifest.name)}: {escape(str(manifest.objective['kind']))}</h1>",
             warning,
             _table(facts),
             "<h2>Held-out pictures</h2>",
             _results(results),
             "<h2>Training</h2>",
+            '<div class="charts">',
             *_figures(history),
+            "</div>",
             "<h2>Objective</h2>",
             _table(manifest.objective),
             "<h2>Training attack</h2>",
@@ -80,51 +76,24 @@ def training_page(ref: Ref, manifest: PromptManifest, history: Sequence[Epoch], 
     )
 
 
-def chart(title: str, curves: Sequence[Curve], *, percent: bool = False) -> str:
-    """A figure of curves over epochs with axes and a legend; nothing for curves without a single finite value."""
-    finite = [value for curve in curves for value in curve.values if value is not None and math.isfinite(value)]
-    if not finite:
-        return ""
-    low, high = (0.0, 1.0) if percent else (min(0.0, *finite), max(finite))
-    high = high if high > low else low + 1
-    count = max(len(curve.values) for curve in curves)
-
-    def place(epoch: int, value: float) -> str:
-        across = MARGIN + (WIDTH - 2 * MARGIN) * (epoch / max(count - 1, 1))
-        return f"{across:.1f},{HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (value - low) / (high - low):.1f}"
-
-    parts: list[str] = []
-    for number, curve in enumerate(curves):
-        points = [place(epoch, value) for epoch, value in enumerate(curve.values) if value is not None and math.isfinite(value)]
-        colour = COLOURS[number % len(COLOURS)]
-        if points:
-            parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.8" points="{" ".join(points)}"/>')
-        parts.append(f'<text x="{WIDTH - MARGIN + 6}" y="{MARGIN + 14 * number}" fill="{colour}">{escape(curve.name)}</text>')
-    bottom = HEIGHT - MARGIN
-    labels = [(low, bottom + 4), (high, MARGIN + 4)]
-    axis = "".join(f'<text x="{MARGIN - 6}" y="{y}" text-anchor="end">{_number(value, percent)}</text>' for value, y in labels)
-    epochs = f'<text x="{MARGIN}" y="{bottom + 18}">1</text><text x="{WIDTH - MARGIN}" y="{bottom + 18}" text-anchor="end">{count} epochs</text>'
-    frame = f'<path d="M{MARGIN} {MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#999"/>'
-    room = 150  # for the legend
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg role="img" aria-label="{escape(title)}" width="{WIDTH + room}" height="{HEIGHT}" '
-        f'viewBox="0 0 {WIDTH + room} {HEIGHT}" font-size="12" fill="#444">{frame}{axis}{epochs}{"".join(parts)}</svg></figure>'
-    )
-
-
 def _figures(history: Sequence[Epoch]) -> list[str]:
     terms = dict.fromkeys(name for epoch in history for name in epoch.losses)
     notes = dict.fromkeys(name for epoch in history for name in epoch.notes)
-    losses = [Curve(name, [epoch.losses.get(name) for epoch in history]) for name in terms]
+    losses = [_curve(name, [epoch.losses.get(name) for epoch in history]) for name in terms]
     if len(losses) > 1:
-        losses.append(Curve("sum", [epoch.loss for epoch in history]))
-    accuracies = [Curve("untouched", [epoch.accuracy for epoch in history]), Curve("attacked", [epoch.robust for epoch in history])]
+        losses.append(_curve("sum", [epoch.loss for epoch in history]))
+    accuracies = [_curve("untouched", [epoch.accuracy for epoch in history]), _curve("attacked", [epoch.robust for epoch in history])]
     return [
-        chart("Loss terms", losses),
-        chart("Accuracy on training batches", [curve for curve in accuracies if any(value is not None for value in curve.values)], percent=True),
-        chart("What the method notes", [Curve(name, [epoch.notes.get(name) for epoch in history]) for name in notes]),
-        chart("Learning rate", [Curve("rate", [epoch.learning_rate for epoch in history])]),
+        chart("Loss terms", losses, across="epoch"),
+        chart("Accuracy on training batches", accuracies, across="epoch", percent=True),
+        chart("What the method notes", [_curve(name, [epoch.notes.get(name) for epoch in history]) for name in notes], across="epoch"),
+        chart("Learning rate", [_curve("rate", [epoch.learning_rate for epoch in history])], across="epoch"),
     ]
+
+
+def _curve(name: str, values: Sequence[float | None]) -> Curve:
+    """A value an epoch, None where there is none."""
+    return Curve(name, list(enumerate(values, start=1)))
 
 
 def _results(results: Mapping[str, Sequence[Result]]) -> str:
@@ -146,7 +115,3 @@ def _table(values: Mapping[str, object]) -> str:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _number(value: float, percent: bool) -> str:
-    return f"{value:.0%}" if percent else f"{value:.3g}"

@@ -1,13 +1,10 @@
 import re
 from datetime import UTC, datetime
-from xml.etree import ElementTree
-
-import pytest
 
 from prompts_store.manifest import PromptManifest, Ref, Result
 from robustclip.types import Cost
 from training.checkpoint import Epoch
-from training.report import Account, Curve, chart, training_page
+from training.report import Account, training_page
 
 REF = Ref("learned", "0123456789ab")
 RESULT = Result(data="things", split="train:validation", threat="T2", eps="2/255", n=40, accuracy=0.5, low=0.35, high=0.65, seed=0)
@@ -51,25 +48,3 @@ def test_what_people_wrote_is_escaped() -> None:
     text = page(note='<img src=x onerror="alert(1)">')
     assert "<img" not in text
     assert "&lt;img" in text
-
-
-def test_curves_are_drawn_inside_their_frame() -> None:
-    figure = chart("Loss", [Curve("a", [3.0, 2.0, float("nan"), 1.0]), Curve("b <c>", [None, 0.5, 0.25, 0.1])])
-    drawn = ElementTree.fromstring(figure)
-    lines = list(drawn.iter("polyline"))
-    assert [len(line.attrib["points"].split()) for line in lines] == [3, 3]
-    for point in " ".join(line.attrib["points"] for line in lines).split():
-        across, down = map(float, point.split(","))
-        assert 44 <= across <= 416
-        assert 44 <= down <= 156
-    assert "4 epochs" in figure
-
-
-@pytest.mark.parametrize("values", [[], [None, None], [float("nan")]])
-def test_there_is_no_chart_of_nothing(values: list[float | None]) -> None:
-    assert chart("Loss", [Curve("a", values)]) == ""
-
-
-def test_a_single_epoch_and_a_constant_can_be_drawn() -> None:
-    assert "polyline" in chart("Loss", [Curve("a", [0.0])])
-    assert "polyline" in chart("Loss", [Curve("a", [2.0, 2.0])])
