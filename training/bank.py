@@ -68,7 +68,7 @@ def embedding_bank(
             embeddings = [encode_image(clip, version) for version in [*versions, *([pixels] if clean else [])]]
         return torch.stack(embeddings, dim=1).cpu(), cost
 
-    key = {**_key("bank", clip, data, attack, seed), "copies": copies, "clean": clean}
+    key = {**cache_key("bank", clip, data, attack, seed), "copies": copies, "clean": clean}
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank")
 
 
@@ -131,7 +131,7 @@ def aware_bank(
         embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])
         return embeddings.cpu(), cost
 
-    key = {**_key("aware bank", clip, data, attack.attack, seed), "scores": list(attack.scores), "prompts": prompts.digest()}
+    key = {**cache_key("aware bank", clip, data, attack.attack, seed), "scores": list(attack.scores), "prompts": prompts.digest()}
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank")
 
 
@@ -144,9 +144,10 @@ def shifted_pixels(clip: Clip, data: LabelledImages, indices: Tensor, attack: PG
         attacked = shift_embeddings(clip, pixels, attack, derive(seeds[chosen], "T0"))
         return attacked.pixels.cpu(), attacked.cost
 
-    key = _key("T0", clip, data, attack, seed)
+    key = cache_key("T0", clip, data, attack, seed)
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="T0 pictures")
 
 
-def _key(what: str, clip: Clip, data: LabelledImages, attack: PGD, seed: int) -> dict[str, object]:
+def cache_key(what: str, clip: Clip, data: LabelledImages, attack: PGD, seed: int) -> dict[str, object]:
+    """What rows depend on that are made of `data` by `attack` on `clip`; add to it whatever else they depend on."""
     return {"what": what, "clip": clip.fingerprint, "data": data.digest, "split": data.split, "attack": attack.model_dump(mode="json"), "seed": seed}

@@ -2,34 +2,46 @@
 
 clean  nobody attacks
 T0     the image tower without prompts is attacked, once for all prompt sets and defenses: no text, no labels, no visual prompts, no defense is known
+T1     the deployed image tower is known, visual prompts included, and the labels; words a person wrote stand in for the learned text. Made once for
+       all that share the image tower; no defense is known
 T2     everything is known: cross-entropy is raised through prompts and defense
+T3     as T2, and the strongest search: what T0, T1 and T2 left standing faces the ensemble
 
 Deviation from the papers: a picture that is wrong untouched counts as wrong at every level, also where a blind attack happens to put it right.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
+from robustclip.classifier import Defended, ZeroShotClassifier
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
-from robustclip.measure import Batch, Measured, measure
+from robustclip.losses import LossName
+from robustclip.measure import Batch, Measured, ScoreOf, measure
+from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from robustclip.types import Classifier, Progress, Score
+from robustclip.types import Attacked, Classifier, Pixels, Progress, Score, Seeds
 from robustclip.wrappers import averaged, guarded
 from training.bank import feature_attack, shifted_pixels
+from training.cache import Rows
 from training.data import LabelledImages
+from training.transfers import carried_attack, pixels_against
 
-Level: TypeAlias = Literal["clean", "T0", "T2"]
+Level: TypeAlias = Literal["clean", "T0", "T1", "T2", "T3"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+WITHIN_T3: tuple[Level, ...] = ("T0", "T1", "T2")  # whose worst case T3 begins with
 
 T0_STEPS = 40
 T2_STEPS = 100
@@ -39,29 +51,44 @@ GRADIENT_DRAWS, JUDGING_DRAWS = 20, 10  # for a randomized defense: draws behind
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is measured on, the same for every prompt set, defense and level, with the seed of all that is random about it."""
+    """What is measured on, the same for every prompt set, defense and level, with the seed of all that is random about it.
+
+    `template` holds the words that T1 takes for the learned text.
+    """
 
     data: LabelledImages
     indices: Tensor
     seed: int
     cache: Path
     batch: int = 64
+    template: str = HANDCRAFTED_TEMPLATE
 
 
 class AtLevel(NamedTuple):
-    """`attack`: the attack as data, with its score and draws; None for clean pictures."""
+    """`attack`: the attack as data, with its score and draws; None for clean pictures. `fell_to`: how many of T3's fell to each of its attacks."""
 
     measured: Measured
     attack: dict[str, JsonValue] | None
+    fell_to: dict[str, int] | None = None
 
 
 def measure_level(
-    level: Level, eps: float, clip: Clip, classifier: Classifier, pictures: Pictures, *, randomized: bool, progress: Progress
+    level: Level,
+    eps: float,
+    clip: Clip,
+    classifier: ZeroShotClassifier | Defended,
+    pictures: Pictures,
+    *,
+    randomized: bool,
+    progress: Progress,
+    strength: Preset = "standard",
+    known: Mapping[Level, AtLevel] | None = None,
 ) -> AtLevel:
     """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones.
 
-    Randomized classifiers are attacked through the mean of 20 draws and judged by 10 fresh ones. Cost and seconds of T0 include what its pictures
-    took when they were made.
+    Randomized classifiers are attacked through the mean of 20 draws and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
+    pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
+    T3 then need not measure again; `strength` is that of its ensemble.
     """
     draws = JUDGING_DRAWS if randomized else 1
     if level == "clean":
@@ -72,18 +99,96 @@ def measure_level(
     if level == "T0":
         attack = feature_attack(eps, steps=T0_STEPS)
         made = shifted_pixels(clip, pictures.data, pictures.indices, attack, seed=pictures.seed, folder=pictures.cache, progress=progress)
-        transferred = measure(classifier, _batches(clip, pictures, progress, "T0", made.rows), ball=ball, draws=draws)
-        spent = transferred._replace(cost=transferred.cost.plus(made.cost), seconds=transferred.seconds + made.seconds)
-        return AtLevel(spent, {**attack.model_dump(mode="json"), "score": "embedding_shift"})
-    # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
-    attack = PGD(ball=ball, steps=T2_STEPS, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
-    score = _through_draws if randomized else partial(label_score, "cross_entropy")
-    measured = measure(classifier, _batches(clip, pictures, progress, "T2"), attack=attack, score=score, ball=ball, draws=draws)
-    return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
+        measured = judge_made(clip, classifier, pictures, made, ball, draws=draws, progress=progress, what="T0")
+        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "embedding_shift"})
+    if level == "T1":
+        attack = carried_attack(eps)
+        made = _against_words(clip, classifier, pictures, attack, progress)
+        measured = judge_made(clip, classifier, pictures, made, ball, draws=draws, progress=progress, what="T1")
+        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "template": pictures.template})
+    if level == "T2":
+        # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
+        attack = PGD(ball=ball, steps=T2_STEPS, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
+        measured = measure(
+            classifier,
+            _batches(clip, pictures, progress, "T2"),
+            attack=attack,
+            score=_score_of("cross_entropy", randomized=randomized),
+            ball=ball,
+            draws=draws,
+        )
+        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
+    again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, progress=progress)
+    parts = {part: known[part] if known and part in known else again(part) for part in WITHIN_T3}
+    return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, progress)
 
 
-def _through_draws(classifier: Classifier, targets: Tensor) -> Score:
-    return averaged(guarded(label_score("cross_entropy", classifier, targets), chunk_rows=GRADIENT_ROWS), GRADIENT_DRAWS)
+def judge_made(
+    clip: Clip,
+    classifier: Classifier,
+    pictures: Pictures,
+    made: Rows,
+    ball: Linf,
+    *,
+    draws: int,
+    progress: Progress,
+    what: str,
+) -> Measured:
+    """What a classifier makes of pictures that were attacked elsewhere; their making is in the bill."""
+    judged = measure(classifier, _batches(clip, pictures, progress, what, made.rows), ball=ball, draws=draws)
+    return judged._replace(cost=judged.cost.plus(made.cost), seconds=judged.seconds + made.seconds)
+
+
+def worst_of(parts: list[Measured]) -> Measured:
+    """Right is what was right in all of them; the bill is that of all."""
+    worst = parts[0]
+    for part in parts[1:]:
+        right, right_8bit = worst.correct & part.correct, worst.correct_8bit & part.correct_8bit
+        worst = Measured(right, right_8bit, worst.cost.plus(part.cost), worst.seconds + part.seconds)
+    return worst
+
+
+def _against_words(clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, attack: PGD, progress: Progress) -> Rows:
+    tower = classifier.classifier if isinstance(classifier, Defended) else classifier
+    words = Prompts(visual=tower.visual, templates=(pictures.template,))
+    data, indices = pictures.data, pictures.indices
+    return pixels_against(clip, words, data, indices, attack, seed=pictures.seed, folder=pictures.cache, progress=progress, what="T1 pictures")
+
+
+def _strongest(
+    parts: Mapping[Level, AtLevel], ensemble: Ensemble, clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, progress: Progress
+) -> AtLevel:
+    """The worst of what is known, and of the ensemble on what that left standing."""
+    worst = worst_of([part.measured for part in parts.values()])
+    standing = worst.correct.nonzero().flatten()
+    stages = ["clean", *(stage.name for stage in ensemble.stages(len(classifier.labels)) for _ in stage.variants)]
+    fell_to: Counter[str] = Counter(dict.fromkeys(stages[1:], 0))
+
+    def attack(score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
+        attacked = ensemble(score, pixels, seeds)
+        fell_to.update(stages[point] for point in attacked.first_success.tolist() if point >= 0)  # a point of its trace a variant tried
+        return attacked
+
+    rest = replace(pictures, indices=pictures.indices[standing])
+    found = measure(
+        classifier,
+        _batches(clip, rest, progress, "T3"),
+        attack=attack,
+        score=_score_of("margin", randomized=ensemble.randomized),
+        ball=ensemble.ball,
+        draws=JUDGING_DRAWS if ensemble.randomized else 1,
+    )
+    whole = Measured(torch.ones_like(worst.correct), torch.ones_like(worst.correct), found.cost, found.seconds)
+    whole.correct[standing], whole.correct_8bit[standing] = found.correct, found.correct_8bit
+    about = {"score": "margin", "draws": GRADIENT_DRAWS if ensemble.randomized else 1, "worst_of": list[JsonValue](parts)}
+    return AtLevel(worst_of([worst, whole]), {**ensemble.model_dump(mode="json"), **about}, dict(fell_to))
+
+
+def _score_of(loss: LossName, *, randomized: bool) -> ScoreOf:
+    def through_draws(classifier: Classifier, targets: Tensor) -> Score:
+        return averaged(guarded(label_score(loss, classifier, targets), chunk_rows=GRADIENT_ROWS), GRADIENT_DRAWS)
+
+    return through_draws if randomized else partial(label_score, loss)
 
 
 def _batches(clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None) -> Iterator[Batch]:

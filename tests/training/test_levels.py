@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip
@@ -10,7 +11,7 @@ from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
 from training.data import load_data
-from training.levels import AtLevel, Level, Pictures, measure_level
+from training.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level
 
 EPS = 4 / 255
 
@@ -25,11 +26,26 @@ def pictures(picture_folder: Path, tmp_path: Path) -> Pictures:
     return Pictures(data, torch.arange(len(data)), 0, tmp_path / "cache", batch=7)
 
 
-def at(level: Level, clip: Clip, pictures: Pictures, *, eps: float = EPS, defense: str = "none", template: str = "a photo of a {}.") -> AtLevel:
+def at(
+    level: Level,
+    clip: Clip,
+    pictures: Pictures,
+    *,
+    eps: float = EPS,
+    defense: str = "none",
+    template: str = "a photo of a {}.",
+    visual: Tensor | None = None,
+    known: dict[Level, AtLevel] | None = None,
+) -> AtLevel:
     encoder = TorchImageEncoder(clip)
     chain = bind_chain(parse_defenses(defense), encoder)
-    classifier = Defended(zero_shot(clip, Prompts(templates=(template,)), pictures.data.labels, encoder=encoder), chain)
-    return measure_level(level, eps, clip, classifier, pictures, randomized=chain.randomized, progress=silent)
+    classifier = Defended(zero_shot(clip, Prompts(visual=visual, templates=(template,)), pictures.data.labels, encoder=encoder), chain)
+    return measure_level(level, eps, clip, classifier, pictures, randomized=chain.randomized, progress=silent, strength="quick", known=known)
+
+
+def parts(pictures: Pictures) -> dict[Path, int]:
+    """The cached parts and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in pictures.cache.glob("*/*.safetensors")}
 
 
 def test_a_stronger_attacker_never_leaves_more_than_a_clean_picture_has(tiny: Clip, pictures: Pictures) -> None:
@@ -48,10 +64,10 @@ def test_clean_pictures_have_no_attack_and_cost_one_pass(tiny: Clip, pictures: P
 
 def test_t0_is_the_feature_attack_made_once_for_all(tiny: Clip, pictures: Pictures) -> None:
     first = at("T0", tiny, pictures)
-    parts = {path: path.stat().st_mtime_ns for path in pictures.cache.glob("*/*.safetensors")}
+    made = parts(pictures)
     other = at("T0", tiny, pictures, template="art of the {}.")
     defended = at("T0", tiny, pictures, defense="bit_depth:3")
-    assert {path: path.stat().st_mtime_ns for path in pictures.cache.glob("*/*.safetensors")} == parts
+    assert parts(pictures) == made
     assert first.attack == other.attack == defended.attack
     assert first.attack is not None
     assert (first.attack["steps"], first.attack["starts"], first.attack["score"]) == (40, ["one_sided"], "embedding_shift")
@@ -97,7 +113,47 @@ def test_what_is_found_does_not_depend_on_batches_or_on_the_other_pictures(tiny:
     assert torch.equal(at("T2", tiny, some).measured.correct, whole[[3, 8, 16]])
 
 
-@pytest.mark.parametrize("level", ["T0", "T2"])
+def test_t1_is_made_once_for_an_image_tower_and_knows_its_visual_prompts_but_neither_text_nor_defense(tiny: Clip, pictures: Pictures) -> None:
+    assert tiny.visual_width is not None
+    first = at("T1", tiny, pictures)
+    made = parts(pictures)
+    assert first.attack is not None
+    assert (first.attack["steps"], first.attack["stop"], first.attack["template"]) == (100, "never", "a photo of a {}.")
+    assert first.measured.cost.backward == 18 * 100
+    assert at("T1", tiny, pictures, template="art of the {}.").attack == at("T1", tiny, pictures, defense="bit_depth:3").attack == first.attack
+    assert parts(pictures) == made
+    at("T1", tiny, pictures, visual=torch.randn(1, 2, tiny.visual_width, generator=torch.Generator().manual_seed(0)))
+    assert len(parts(pictures)) == len(made) + 1
+
+
+def test_t1_fools_the_words_it_was_made_against_about_as_t2_does(tiny: Clip, pictures: Pictures) -> None:
+    assert at("T1", tiny, pictures).measured.correct.sum() <= at("T2", tiny, pictures).measured.correct.sum() + 1
+
+
+def test_t3_is_the_worst_of_all_and_of_the_ensemble_on_what_is_left(tiny: Clip, pictures: Pictures) -> None:
+    eps = 0.3 / 255  # some pictures stand, some fall
+    known = {level: at(level, tiny, pictures, eps=eps) for level in WITHIN_T3}
+    found = at("T3", tiny, pictures, eps=eps, known=known)
+    assert all(not (found.measured.correct & ~part.measured.correct).any() for part in known.values())
+    assert all(not (found.measured.correct_8bit & ~part.measured.correct_8bit).any() for part in known.values())
+    standing = torch.stack([part.measured.correct for part in known.values()]).all(dim=0)
+    assert found.fell_to is not None
+    assert sum(found.fell_to.values()) == int(standing.sum()) - int(found.measured.correct.sum())
+    assert list(found.fell_to) == ["noise", "margin-pgd", "square"]
+    assert found.attack is not None
+    assert (found.attack["kind"], found.attack["preset"], found.attack["worst_of"]) == ("ensemble", "quick", ["T0", "T1", "T2"])
+    assert found.measured.cost.charged > sum(part.measured.cost.charged for part in known.values())
+
+
+def test_t3_measures_by_itself_what_it_is_not_told(tiny: Clip, pictures: Pictures) -> None:
+    some = Pictures(pictures.data, torch.tensor([3, 8, 16]), 0, pictures.cache, batch=2)
+    known = {level: at(level, tiny, some) for level in WITHIN_T3}
+    alone, told = at("T3", tiny, some), at("T3", tiny, some, known=known)
+    assert torch.equal(alone.measured.correct, told.measured.correct)
+    assert (alone.attack, alone.fell_to, alone.measured.cost) == (told.attack, told.fell_to, told.measured.cost)
+
+
+@pytest.mark.parametrize("level", ["T0", "T1", "T2", "T3"])
 def test_an_attack_needs_a_radius(tiny: Clip, pictures: Pictures, level: Level) -> None:
     classifier = zero_shot(tiny, Prompts(), pictures.data.labels)
     with pytest.raises(InvalidInput, match="above 0"):
