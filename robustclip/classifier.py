@@ -204,7 +204,7 @@ def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
 class Defended:
     """A classifier behind a defense: the chain that is deployed, and the one that is attacked.
 
-    A `pixels` defense runs before the image tower, a `features` defense between tower and text weights.
+    What of the defense works on pixels runs before the image tower, what works on features between tower and text weights.
     """
 
     classifier: ZeroShotClassifier
@@ -216,9 +216,9 @@ class Defended:
 
     def features(self, pixels: Pixels, seeds: Seeds) -> Features:
         """[B, E] unit features through the defense."""
-        if self.defense.stage == "pixels":
-            return self.classifier.features(self.defense(pixels, seeds))
-        return self.defense(self.classifier.features(pixels), seeds)
+        before, behind = self.defense.at("pixels"), self.defense.at("features")
+        features = self.classifier.features(pixels if before is None else before(pixels, seeds))
+        return features if behind is None else behind(features, seeds)
 
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         return self.classifier.judge(self.features(pixels, seeds))

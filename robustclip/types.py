@@ -94,10 +94,13 @@ Stage: TypeAlias = Literal["pixels", "features"]
 
 
 class Defense(Protocol):
-    """Maps inputs to inputs of the same shape and range, row by row: a batch mate changes nothing."""
+    """Maps inputs to inputs of the same shape and range, row by row: a batch mate changes nothing.
+
+    `pixels` before the image tower, `features` behind it; a chain may do `both`, and then is called in the parts that it has `at` each stage.
+    """
 
     @property
-    def stage(self) -> Stage: ...
+    def stage(self) -> Stage | Literal["both"]: ...
 
     @property
     def randomized(self) -> bool: ...
@@ -107,11 +110,15 @@ class Defense(Protocol):
         """How gradients pass: `exact`, `ste`, `surrogate:<name>` or `none`."""
         ...
 
+    def at(self, stage: Stage) -> "Defense | None":
+        """What of it works there, None if nothing does."""
+        ...
+
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor: ...
 
 
 class DefenseSpec(Protocol):
-    """A defense as data (a frozen pydantic model with `kind`); `bind` gives the thing that runs."""
+    """A defense as data (a frozen pydantic model with `kind`); `bind` gives the thing that runs, and may cost a pass through a tower: bind once."""
 
     @property
     def kind(self) -> str: ...

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
 from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
 from robustclip.seeds import draw_seeds
-from robustclip.types import ImageEncoder, Pixels, Seeds
+from robustclip.types import Defense, ImageEncoder, Pixels, Seeds
 from service.admission import Admission
 from service.batching import Batcher, Pass
 from service.config import ServeSettings
@@ -75,6 +76,7 @@ class Engine:
         self.metrics = metrics
         self.device = DeviceLock(metrics.waited)
         self.default_chain = parse_defenses(settings.defense.default, field="defense.default")
+        self._bound: Callable[[tuple[AnyDefense, ...]], Defense] = lru_cache(64)(partial(bind_chain, encoder=encoder))
         self.admission = Admission(settings.engine.queue_images, metrics)
         cache = LabelCache(settings.engine.label_cache_bytes)
         metrics.watch_label_cache(cache)
@@ -195,10 +197,10 @@ class Engine:
 
     def _encode(self, lane: Lane, pixels: Pixels, seeds: Seeds) -> Pass:
         """One batch through the deployed chain; the label side joins later, in `rank`."""
-        defense = TimedDefense(bind_chain(lane.key[1], self.encoder))
         empty = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
-        classifier = Defended(ZeroShotClassifier(self.encoder, (), empty, self.clip.logit_scale, lane.visual), defense)
         with self.device.at(Priority.CLASSIFY), torch.inference_mode():
+            defense = TimedDefense(self._bound(lane.key[1]))
+            classifier = Defended(ZeroShotClassifier(self.encoder, (), empty, self.clip.logit_scale, lane.visual), defense)
             started = time.perf_counter()
             features = classifier.features(pixels.to(self.clip.device), seeds).float().cpu()
             total = time.perf_counter() - started

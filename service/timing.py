@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -22,14 +23,15 @@ class Timing:
 
 
 class TimedDefense:
-    """A defense with a stop watch, so that purifying and encoding can be told apart in one pass."""
+    """A defense with a stop watch that its parts share, so that purifying and encoding can be told apart in one pass."""
 
-    def __init__(self, defense: Defense) -> None:
+    def __init__(self, defense: Defense, whole: "TimedDefense | None" = None) -> None:
         self._defense = defense
+        self._whole = whole or self
         self.seconds = 0.0
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> Stage | Literal["both"]:
         return self._defense.stage
 
     @property
@@ -40,8 +42,12 @@ class TimedDefense:
     def gradient(self) -> str:
         return self._defense.gradient
 
+    def at(self, stage: Stage) -> "TimedDefense | None":
+        part = self._defense.at(stage)
+        return None if part is None else TimedDefense(part, self._whole)
+
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
         started = time.perf_counter()
         outputs = self._defense(inputs, seeds)
-        self.seconds += time.perf_counter() - started
+        self._whole.seconds += time.perf_counter() - started
         return outputs

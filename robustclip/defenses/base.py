@@ -1,16 +1,18 @@
-"""What defenses share: the straight-through gradient, the chain, and a base for those that work on pixels and need no model."""
+"""What defenses share: how one is declared and bound, the chain, the straight-through gradient, and two transforms: of colors, of frequencies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.seeds import derive
-from robustclip.types import Defense, ImageEncoder, Pixels, Seeds, Stage
+from robustclip.types import Cost, Defense, ImageEncoder, Pixels, Seeds, Stage
 
 Status: TypeAlias = Literal["sound", "experimental", "broken-adaptively"]
 Purify: TypeAlias = Callable[[Pixels], Pixels]
@@ -45,13 +47,14 @@ class _Replace(torch.autograd.Function):
         return grads[0], None
 
 
-class PixelDefense(BaseModel):
-    """A defense that is nothing but its parameters, so that the specification is also the thing that runs."""
+class Declared(BaseModel):
+    """The parameters of a defense, and what it says of itself before it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     status: ClassVar[Status]  # what an attacker who knows the defense makes of it
     cost: ClassVar[str]  # per picture, in words
+    passes: ClassVar[Cost] = Cost()  # the same as passes through the image tower, beside the one that classifies
     strength: ClassVar[str]  # the parameter that a number after a colon sets, as in "jpeg:75"
 
     @property
@@ -66,9 +69,55 @@ class PixelDefense(BaseModel):
     def gradient(self) -> str:
         return "exact"
 
+
+class PixelDefense(Declared):
+    """A defense that is nothing but its parameters, so that the specification is also the thing that runs."""
+
     def bind(self, encoder: ImageEncoder) -> Self:
         """Itself: it needs no encoder."""
         return self
+
+    def at(self, stage: Stage) -> Self | None:
+        return self if stage == self.stage else None
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A defense that needs a CLIP: its specification, and what runs now that the CLIP is known."""
+
+    spec: Declared
+    run: Callable[[Tensor, Seeds], Tensor]
+
+    @property
+    def stage(self) -> Stage:
+        return self.spec.stage
+
+    @property
+    def randomized(self) -> bool:
+        return self.spec.randomized
+
+    @property
+    def gradient(self) -> str:
+        return self.spec.gradient
+
+    def at(self, stage: Stage) -> Self | None:
+        return self if stage == self.stage else None
+
+    def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
+        return self.run(inputs, seeds)
+
+
+@runtime_checkable
+class _OfClip(Protocol):
+    @property
+    def clip(self) -> Clip: ...
+
+
+def clip_of(encoder: ImageEncoder) -> Clip:
+    """The CLIP that an encoder runs, by whatever means: its gradients and its text tower are torch's. Raises InvalidInput where none is known."""
+    if not isinstance(encoder, _OfClip):
+        raise InvalidInput(f"this defense needs the CLIP behind the encoder, and {encoder.backend} names none.", field="encoder")
+    return encoder.clip
 
 
 @dataclass(frozen=True)
@@ -79,21 +128,30 @@ class Identity:
     randomized: bool = False
     gradient: str = "exact"
 
+    def at(self, stage: Stage) -> Self | None:
+        return self if stage == self.stage else None
+
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
         return inputs
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Defenses one after the other, each with its own stream of randomness. Raises InvalidInput for one that does not work on pixels."""
+    """Defenses one after the other, those on features last, each with its own stream of randomness.
+
+    They compute in float32 whatever surrounds them (float64 stays), and answer in the type of their inputs: an attack that searches in bfloat16 finds
+    the same purifier. A chain on both stages is called in parts, `at` each. Raises InvalidInput for a link on pixels behind one on features.
+    """
 
     defenses: tuple[Defense, ...]
-    stage: Stage = "pixels"
 
     def __post_init__(self) -> None:
-        for index, defense in enumerate(self.defenses):
-            if defense.stage != "pixels":
-                raise InvalidInput(f"a chain takes pixel defenses, found one on {defense.stage}.", field=f"defenses/{index}")
+        check_order([defense.stage for defense in self.defenses], "defenses")
+
+    @property
+    def stage(self) -> Stage | Literal["both"]:
+        stages = {defense.stage for defense in self.defenses} or {"pixels"}
+        return "both" if len(stages) > 1 else stages.pop()
 
     @property
     def randomized(self) -> bool:
@@ -106,7 +164,53 @@ class Chain:
         inexact = dict.fromkeys(link for link in links if link != "exact")
         return "none" if "none" in links else "+".join(inexact) or "exact"
 
-    def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
-        for index, defense in enumerate(self.defenses):
-            inputs = defense(inputs, derive(seeds, f"defense-{index}"))
-        return inputs
+    def at(self, stage: Stage) -> "Chain | None":
+        links = tuple(defense for defense in self.defenses if defense.stage == stage)
+        return Chain(links) if links else None
+
+    def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
+        if self.stage == "both":
+            raise InvalidInput("this chain works on pixels and on features, and is called in two parts.", field="defenses")
+        stream = "defense" if self.stage == "pixels" else "features-defense"
+        with torch.autocast(inputs.device.type, enabled=False):
+            outputs = inputs if inputs.dtype == torch.float64 else inputs.float()
+            for index, defense in enumerate(self.defenses):
+                outputs = defense(outputs, derive(seeds, f"{stream}-{index}"))
+        return outputs.to(inputs.dtype)
+
+
+def check_order(stages: Sequence[str], field: str) -> None:
+    """InvalidInput unless what works on pixels stands before what works on features; the field names the first offender."""
+    for index, (before, after) in enumerate(pairwise(stages), start=1):
+        if (before, after) == ("features", "pixels"):
+            raise InvalidInput(
+                "works on pixels, found behind one on features.",
+                field=f"{field}/{index}",
+                help="Put defenses on pixels first: the tower lies between.",
+            )
+
+
+_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
+
+
+def to_ycbcr(pixels: Pixels) -> Tensor:
+    """[B, 3, H, W] brightness and two colors around 0, in the units of the pixels (ITU-T T.871)."""
+    return _mix(pixels, _TO_YCBCR)
+
+
+def to_rgb(planes: Tensor) -> Pixels:
+    """The inverse of `to_ycbcr`, to six digits."""
+    return _mix(planes, _TO_RGB)
+
+
+def _mix(planes: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
+    return torch.einsum("oc,bchw->bohw", torch.tensor(matrix).to(planes), planes)
+
+
+def cosines(size: int) -> Tensor:
+    """[size, size] the orthonormal cosine transform (DCT-II); row k swings k / (2 size) times a sample."""
+    frequency, sample = torch.arange(size)[:, None], torch.arange(size)[None, :]
+    waves = torch.cos(torch.pi * (sample + 0.5) * frequency / size) * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves

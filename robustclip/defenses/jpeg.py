@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.defenses.base import PixelDefense, Status, straight_through, unchanged
+from robustclip.defenses.base import PixelDefense, Status, cosines, straight_through, to_rgb, to_ycbcr, unchanged
 from robustclip.types import Pixels, Seeds
 
 # Quantisation steps at quality 50 (ITU-T T.81, annex K.1): brightness, color.
@@ -34,8 +34,6 @@ _COLOR = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 class Jpeg(PixelDefense):
@@ -74,13 +72,13 @@ def soft_jpeg(pixels: Pixels, *, quality: int, halved_color: bool) -> Pixels:
     """JPEG without its entropy coding, with a rounding that has a gradient. Within 3/255 of Pillow on average, on photographs."""
     height, width = pixels.shape[-2:]
     padded = F.pad(pixels * 255, (0, -width % 16, 0, -height % 16), mode="replicate")
-    planes = _mix(padded, _TO_YCBCR)
+    planes = to_ycbcr(padded)
     brightness, color = planes[:, :1], planes[:, 1:]
     color = F.avg_pool2d(color, 2) if halved_color else color
     brightness = _quantise_blocks(brightness - 128, _steps(_BRIGHTNESS, quality)) + 128
     color = _quantise_blocks(color, _steps(_COLOR, quality))
     color = F.interpolate(color, scale_factor=2.0, mode="bilinear", align_corners=False) if halved_color else color
-    return _mix(torch.cat([brightness, color], dim=1), _TO_RGB)[..., :height, :width].clamp(0, 255) / 255
+    return to_rgb(torch.cat([brightness, color], dim=1))[..., :height, :width].clamp(0, 255) / 255
 
 
 def _steps(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
@@ -92,10 +90,10 @@ def _steps(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
 def _quantise_blocks(planes: Tensor, steps: Tensor) -> Tensor:
     """Planes [B, P, H, W] through the cosine transform of their 8 x 8 blocks, divided, rounded and back."""
     batch, count, height, width = planes.shape
-    cosines, divisors = _cosines().to(planes), steps.to(planes)
+    waves, divisors = cosines(8).to(planes), steps.to(planes)
     blocks = planes.reshape(batch, count, height // 8, 8, width // 8, 8).transpose(3, 4)  # [B, P, H/8, W/8, 8, 8]
-    frequencies = cosines @ blocks @ cosines.T / divisors
-    restored = cosines.T @ (_soft_round(frequencies) * divisors) @ cosines
+    frequencies = waves @ blocks @ waves.T / divisors
+    restored = waves.T @ (_soft_round(frequencies) * divisors) @ waves
     return restored.transpose(3, 4).reshape(batch, count, height, width)
 
 
@@ -103,15 +101,3 @@ def _soft_round(values: Tensor) -> Tensor:
     """round(v) + (v - round(v))^3: exact at whole numbers, with a gradient between them (Shin & Song 2017)."""
     nearest = values.round()
     return nearest + (values - nearest) ** 3
-
-
-def _cosines() -> Tensor:
-    """[8, 8] the orthonormal cosine transform of 8 samples; rows are frequencies."""
-    frequency, sample = torch.arange(8.0)[:, None], torch.arange(8.0)[None, :]
-    waves = torch.cos(torch.pi * (sample + 0.5) * frequency / 8) / 2
-    waves[0] /= 2**0.5
-    return waves
-
-
-def _mix(planes: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    return torch.einsum("oc,bchw->bohw", torch.tensor(matrix).to(planes), planes)

@@ -86,10 +86,44 @@ def test_a_chain_declares_what_its_links_are(links: tuple[ResizePad | BitDepth |
     assert (chain.stage, chain.randomized, chain.gradient) == ("pixels", randomized, gradient)
 
 
-def test_a_chain_takes_pixel_defenses_only() -> None:
+class Doubled(Identity):
+    def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
+        return 2 * inputs
+
+
+def test_a_chain_on_both_sides_of_the_tower_is_called_in_parts() -> None:
+    chain = Chain((BitDepth(bits=2), Doubled(stage="features"), Doubled(stage="features")))
+    before, behind = chain.at("pixels"), chain.at("features")
+    assert (chain.stage, chain.randomized, chain.gradient) == ("both", False, "ste")
+    assert before is not None
+    assert behind is not None
+    assert (before.stage, behind.stage) == ("pixels", "features")
+    assert torch.equal(before(PIXELS, SEEDS), BitDepth(bits=2)(PIXELS, SEEDS))
+    assert torch.equal(behind(PIXELS, SEEDS), 4 * PIXELS)
+    assert before.at("features") is None
+    with pytest.raises(InvalidInput):
+        chain(PIXELS, SEEDS)
+
+
+def test_no_defense_on_pixels_follows_one_on_features() -> None:
     with pytest.raises(InvalidInput) as refused:
-        Chain((Identity(), Identity(stage="features")))
-    assert refused.value.field == "defenses/1"
+        Chain((Identity(), Identity(stage="features"), Identity()))
+    assert refused.value.field == "defenses/2"
+
+
+def test_a_chain_computes_in_float32_and_answers_in_the_type_of_its_inputs() -> None:
+    seen: list[torch.dtype] = []
+
+    class Spy(Identity):
+        def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
+            seen.extend([inputs.dtype, (inputs.flatten(1) @ inputs.flatten(1).T).dtype])
+            return inputs
+
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert Chain((Spy(),))(PIXELS.to(dtype), SEEDS).dtype == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        Chain((Spy(),))(PIXELS, SEEDS)
+    assert seen == 4 * [torch.float32] + 2 * [torch.float64] + 2 * [torch.float32]
 
 
 @pytest.mark.parametrize(
