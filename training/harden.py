@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from robustclip.backbones import embedded_names, read_config, write_weights
@@ -27,6 +26,7 @@ from training.hardening.recipe import Recipe, read_recipe
 from training.hardening.run import HardeningRun
 from training.hardening.supply import open_supply
 from training.memory import keep_freed_memory
+from training.processes import add_options, at_least_one, joined
 from training.progress import bar
 
 
@@ -34,20 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Adversarially fine-tune an image tower, resumable, on CPU or GPUs."""
     options = vars(_parser().parse_args(argv))
     data, run, out, cache = (options.pop(name) for name in ("data", "run", "out", "cache"))
-    backbone, pretrained, cpu, gap = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap"))
-    accumulate, workers = options.pop("accumulate"), options.pop("workers") or 0
+    backbone, pretrained, cpu, gap, accumulate = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate"))
+    workers = options.pop("workers") or 0
     recipe = read_recipe(options.pop("recipe"), {name: value for name, value in options.items() if value is not None})
     keep_freed_memory()
-    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=accumulate)
     clip = load_clip(backbone, pretrained)
-    with bar(quiet=not accelerator.is_main_process) as progress:
-        with accelerator.main_process_first():  # the others find its cache
+    with joined("cpu" if cpu else None, parts=accumulate) as processes, bar(quiet=not processes.main) as progress:
+        with processes.main_first():  # the others find its cache
             supply = open_supply(data, cache or run / "cache", size=clip.image_size, limit=recipe.limit, workers=workers, progress=progress)
-        running = HardeningRun(clip, supply, recipe, folder=run, accelerator=accelerator, gap=gap, workers=workers, progress=progress)
+        running = HardeningRun(clip, supply, recipe, folder=run, processes=processes, gap=gap, workers=workers, progress=progress)
         hardened = running.finish()
-    if accelerator.is_main_process:
-        print(f"wrote {write_hardened(hardened, clip, recipe, backbone=backbone, out=out)}")
-    accelerator.end_training()
+        if processes.main:
+            print(f"wrote {write_hardened(hardened, clip, recipe, backbone=backbone, out=out)}")
     return 0
 
 
@@ -72,14 +70,6 @@ def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: st
     return weights
 
 
-def _count(text: str) -> int:
-    """At least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="robustclip harden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="mini", help="embedded CLIP, a backbone's JSON, or an open_clip architecture (default: %(default)s)")
@@ -92,9 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/harden/mini-robust"), help="writes OUT.json and OUT.safetensors (default: %(default)s)"
     )
-    parser.add_argument("--accumulate", type=_count, default=1, help="parts that a process computes its share of a batch in (default: %(default)s)")
-    parser.add_argument("--workers", type=_count, help="threads that read pictures ahead, worth it beside a GPU (default: none)")
-    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    add_options(parser)
+    parser.add_argument("--workers", type=at_least_one, help="threads that read pictures ahead, worth it beside a GPU (default: none)")
     parser.add_argument(
         "--gap",
         type=float,

@@ -1,14 +1,11 @@
 """`robustclip harden`: from a folder of pictures to a backbone that loads, alone and in company."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from company import run_two
 from safetensors.torch import load_file
 
 from robustclip.clip import Clip, load_clip
@@ -74,17 +71,7 @@ def test_a_json_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_get_the_weights_of_one(hardened: Path, tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", "import sys; from training.harden import main; sys.exit(main(sys.argv[1:]))", *options(picture_folder, tmp_path)]
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(command, env=os.environ | rendezvous | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    complaints = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], complaints
+    run_two("import sys; from training.harden import main; sys.exit(main(sys.argv[1:]))", *options(picture_folder, tmp_path))
     one, two = (torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["visual"] for folder in (hardened, tmp_path))
     start = tiny.model.visual.state_dict()
     apart, moved = (torch.stack([(one[name] - other[name]).norm() for name in one]).norm() for other in (two, start))

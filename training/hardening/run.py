@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip, describe
@@ -26,6 +24,7 @@ from training.hardening.losses import Embeddings, Judge, Targets, label_loss, lo
 from training.hardening.recipe import Recipe
 from training.hardening.supply import BLOCK, Draw, Supply, ahead, draw_blocks
 from training.hardening.tower import ImageTower
+from training.processes import Processes
 from training.weights import average_into, parameter_groups
 
 CHECKPOINT_STEPS = 50
@@ -55,27 +54,27 @@ class HardeningRun:
         recipe: Recipe,
         *,
         folder: Path,
-        accelerator: Accelerator,
+        processes: Processes,
         gap: float = 10.0,
         workers: int = 0,
         progress: Progress,
     ) -> None:
-        refuse_impossible(supply, recipe, parts=accelerator.num_processes * accelerator.gradient_accumulation_steps)
-        self.supply, self.recipe, self.folder, self.accelerator, self.gap, self.workers = supply, recipe, folder, accelerator, gap, workers
+        refuse_impossible(supply, recipe, parts=processes.count * processes.parts)
+        self.supply, self.recipe, self.folder, self.processes, self.gap, self.workers = supply, recipe, folder, processes, gap, workers
         self.progress = progress
         self.preset = recipe.preset
         self.parent = clip.fingerprint
-        self.clip = clip.to(accelerator.device)
+        self.clip = clip.to(processes.device)
         self.original = ImageTower(self.clip, bf16=recipe.bf16)
         self.average = self.original.frozen_copy()
-        tower = self.original.frozen_copy()
-        self.target = tower.frozen_view()
-        tower.visual.requires_grad_(True)
-        settings = parameter_groups(tower.visual.named_parameters(), rate=recipe.rate, stem_rate=recipe.stem_rate, weight_decay=recipe.weight_decay)
-        optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
-        self.base_rates = [cast(float, group["lr"]) for group in optimizer.param_groups]
-        self.tower = tower
-        self.shared_tower, self.optimizer = cast(tuple[Any, Any], accelerator.prepare(tower, optimizer))
+        self.tower = self.original.frozen_copy()
+        self.target = self.tower.frozen_view()
+        self.tower.visual.requires_grad_(True)
+        settings = parameter_groups(
+            self.tower.visual.named_parameters(), rate=recipe.rate, stem_rate=recipe.stem_rate, weight_decay=recipe.weight_decay
+        )
+        self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
+        self.base_rates = [cast(float, group["lr"]) for group in self.optimizer.param_groups]
         with torch.no_grad():
             self.judge = Judge(text_weights(self.clip, Prompts(), supply.names.texts), self.clip.logit_scale.detach())
         self.checker = Checker(supply, self.judge, recipe.check_pictures, recipe.seed)
@@ -85,9 +84,7 @@ class HardeningRun:
     def finish(self) -> Clip:
         """All steps that are left, then the CLIP with the best averaged tower."""
         recipe, steps = self.recipe, math.ceil(self.recipe.samples / self.recipe.batch)
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
+        self.folder.mkdir(parents=True, exist_ok=True)
         start = self._resume()
         draws = self._draws(start, steps)
         began, counted = time.monotonic(), start
@@ -113,8 +110,8 @@ class HardeningRun:
 
     def _draws(self, start: int, steps: int) -> Iterator[Draw]:
         """This process's parts of all steps in their order; with workers, a part is read while the one before is learned from."""
-        parts = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
-        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(parts)[self.accelerator.process_index :: self.accelerator.num_processes]
+        processes = self.processes
+        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(processes.count * processes.parts)[processes.index :: processes.count]
 
         def draw(step: int, part: Tensor) -> Draw:
             return draw_blocks(self.supply, self.trained, part.tolist(), seed=self.recipe.seed, step=step, augmented=self.recipe.augment)
@@ -124,24 +121,24 @@ class HardeningRun:
 
     def _step(self, step: int, draws: Iterator[Draw]) -> dict[str, float]:
         """One update from the whole batch, cut into parts among processes and, within one, in time; the mean terms."""
-        parts = self.accelerator.gradient_accumulation_steps
+        parts = self.processes.parts
         means: dict[str, float] = {}
         for draw in itertools.islice(draws, parts):
-            with self.accelerator.accumulate(self.shared_tower):
-                terms = self._losses(draw)
-                self.accelerator.backward(torch.stack(list(terms.values())).sum())
-                if self.accelerator.sync_gradients and self.recipe.clip:
-                    self.accelerator.clip_grad_norm_(self.tower.parameters(), self.recipe.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+            terms = self._losses(draw)
+            (torch.stack(list(terms.values())).sum() / parts).backward()
             for name, term in terms.items():
-                means[name] = means.get(name, 0.0) + cast(Tensor, self.accelerator.reduce(term.detach(), "mean")).item() / parts
+                means[name] = means.get(name, 0.0) + self.processes.mean(term.detach()).item() / parts
+        self.processes.average_gradients(self.tower.parameters())
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.tower.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         if not all(math.isfinite(value) for value in means.values()):
             raise HardeningDiverged(f"the loss of step {step + 1} is not finite: {means}.", help="Lower --rate.")
         return {name: round(value, 4) for name, value in means.items()}
 
     def _losses(self, draw: Draw) -> dict[str, Tensor]:
-        preset, device = self.preset, self.accelerator.device
+        preset, device = self.preset, self.processes.device
         pixels, noise, targets = draw.pixels.to(device), draw.noise.to(device), self._targets(draw.rows)
         moving = plain = torch.arange(len(pixels))
         if not preset.to_clean:  # that term takes both forms of a picture; a mere clean loss takes pictures of its own, so that no attack is wasted
@@ -149,8 +146,7 @@ class HardeningRun:
         about = targets.select(moving)
         fixed = self._original(pixels[moving]) if preset.shift else None
         attacked = self._attack(pixels[moving], noise[moving], about, fixed)
-        # One pass over both: under several processes a forward and its backward must stay a pair.
-        moved, clean = cast(Tensor, self.shared_tower(torch.cat([attacked, pixels[plain]]))).split([len(moving), len(plain)])
+        moved, clean = cast(Tensor, self.tower(torch.cat([attacked, pixels[plain]]))).split([len(moving), len(plain)])
         seen = Embeddings(moved, clean if len(plain) else None, self._original(attacked) if preset.to_original else None, fixed)
         return losses(preset, seen, self.judge, about, clean_targets=targets.select(plain), batch=self.recipe.batch)
 
@@ -167,7 +163,7 @@ class HardeningRun:
         targets = self.checker.targets(rows)
         if not self.preset.needs_teacher:
             return targets
-        return Targets(targets.name, targets.own, torch.from_numpy(self.supply.teacher[rows.numpy()]).to(self.accelerator.device))
+        return Targets(targets.name, targets.own, torch.from_numpy(self.supply.teacher[rows.numpy()]).to(self.processes.device))
 
     @torch.no_grad()
     def _original(self, pixels: Pixels) -> Tensor:
@@ -181,8 +177,8 @@ class HardeningRun:
 
     def _check(self, line: dict[str, Any]) -> bool:
         """Measure, log, keep the best; whether to stop. One process works, all agree."""
-        decision = [False]
-        if self.accelerator.is_main_process:
+        stop = False
+        if self.processes.main:
             strong = Strength.of(self.recipe.eps, STRONG_STEPS)
             clean = self.checker.clean(self.average)
             (robust,) = self.checker.robust(self.average, strong)
@@ -194,20 +190,20 @@ class HardeningRun:
             if robust >= self.best_score:
                 self.best_score = robust
                 self._write("best.pt", {"visual": self.average.visual.state_dict(), "score": robust, "step": line["step"]})
-            decision = [suspect and self.suspect]
+            stop = suspect and self.suspect
             self.suspect = suspect
             if suspect:
                 print(
                     f"CATASTROPHIC OVERFITTING at step {line['step']}? {weak} % under the training attack, {deep} % under PGD-20. "
-                    + ("Stopped; the best weights are kept. More --steps or a lower --rate cures it." if decision[0] else "The next check decides."),
+                    + ("Stopped; the best weights are kept. More --steps or a lower --rate cures it." if stop else "The next check decides."),
                     file=sys.stderr,
                     flush=True,
                 )
-        return bool(broadcast_object_list(decision)[0])
+        return self.processes.agree(stop)
 
     def _best(self) -> Clip:
         path = self.folder / "best.pt"
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         if not path.exists():
             raise InvalidInput(f"{path} is gone, and with it the best weights.", field="--run", help="Use another --run.")
         state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
@@ -216,7 +212,7 @@ class HardeningRun:
         return describe(best.clip.model, self.clip.arch, "hardened", mean=self.clip.mean, std=self.clip.std)
 
     def _save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             state = {"visual": self.tower.visual.state_dict(), "average": self.average.visual.state_dict(), "optimizer": self.optimizer.state_dict()}
             facts = {"step": step, "best_score": self.best_score, "suspect": self.suspect, "recipe": self.recipe.model_dump(), "parent": self.parent}
             self._write("checkpoint.pt", state | facts)

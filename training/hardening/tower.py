@@ -31,7 +31,7 @@ class ImageTower(nn.Module):
     def frozen_view(self) -> "ImageTower":
         """The same weights in the same memory, without gradients of weights: an attack on it costs no more than gradients of pixels.
 
-        It stays the same under in-place updates; under several processes it is also free of the synchronisation that training's tower has.
+        It stays the same under in-place updates.
         """
         view = self.frozen_copy()
         for own, shared in zip(view.parameters(), self.parameters(), strict=True):

@@ -1,0 +1,166 @@
+"""The processes that share a run: one, or as many as torchrun or `accelerate launch` started.
+
+A batch is always that of the whole run. Every process draws the same rows, shows its own share to the towers and gets what the others made of theirs,
+so that a loss sees the whole batch and two processes decide what one would. Accelerate says who is there and carries the tensors. Alone, nothing is
+divided and Accelerate is not even imported.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from robustclip.errors import InvalidInput
+
+T = TypeVar("T")
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # how launchers say how many processes there are
+_PATIENCE = timedelta(days=3)  # the others wait while the main one decodes pictures or checks; a launcher notices the dead
+
+
+@dataclass(frozen=True, eq=False)
+class Processes:
+    """`count` processes, of which this one has number `index` and computes on `device`, its share in `parts`, one after the other."""
+
+    device: torch.device
+    count: int = 1
+    index: int = 0
+    parts: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes, logs and publishes."""
+        return self.index == 0
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's share [ceil(B / count), ...] of rows [B, ...] that all have. Shares are of one size: the last row fills them up."""
+        if self.count == 1:
+            return rows
+        size = self._share(len(rows))
+        return rows[torch.arange(self.index * size, (self.index + 1) * size, device=rows.device).clamp(max=len(rows) - 1)]
+
+    def whole(self, own: Tensor, count: int) -> Tensor:
+        """All rows [count, ...] from every process's share of them, which has to lie on `device`.
+
+        A gradient reaches one's own rows alone, multiplied by the number of processes: the mean over them (`average_gradients`) is then the gradient of
+        a loss that each of them computed from all rows.
+        """
+        if self.count == 1:
+            return own
+        from accelerate.utils import gather
+
+        rows = cast(Tensor, gather(own.detach()))
+        if own.requires_grad:
+            start, live = self.index * len(own), own.view_as(own)
+            live.register_hook(self._strengthen)
+            rows = torch.cat([rows[:start], live, rows[start + len(own) :]])
+        return rows[:count]
+
+    def encode(self, encode: Callable[[Tensor], Tensor], own: Tensor, count: int) -> Tensor:
+        """All rows [count, ...] of what `encode` makes of every process's share."""
+        return self.whole(in_parts(encode, own, self.parts), count)
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace gradients by their mean over the processes, which must have them of the same parameters."""
+        if self.count == 1:
+            return
+        from accelerate.utils import reduce
+
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        mean = cast(Tensor, reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean"))
+        for gradient, new in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(new.view_as(gradient))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of everyone's values."""
+        if self.count == 1:
+            return values
+        from accelerate.utils import reduce
+
+        return cast(Tensor, reduce(values, "mean"))
+
+    def agree(self, found: T) -> T:
+        """What the main process found."""
+        if self.count == 1:
+            return found
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([found])[0]
+
+    def wait(self) -> None:
+        """For everyone to come here."""
+        if self.count > 1:
+            _state().wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Generator[None]:
+        """The others enter when the main process has left: they find what it made."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def _strengthen(self, gradient: Tensor) -> Tensor:
+        return gradient * self.count
+
+    def _share(self, count: int) -> int:
+        return -(-count // self.count)
+
+
+ALONE = Processes(torch.device("cpu"))
+
+
+@contextmanager
+def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]:
+    """The processes that this one was started beside; alone, on `device`, or on a GPU if that is None and there is one.
+
+    Beside others `device` is a kind: `cuda` gives each process a GPU of its own. Raises InvalidInput if the launcher's words are not understood.
+    """
+    started = next((int(os.environ[name]) for name in _SIZES if name in os.environ), 1)
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if started == 1:
+        yield Processes(torch.device(wanted), parts=parts)
+        return
+    state = _state(cpu=wanted == "cpu", timeout=_PATIENCE)
+    if state.num_processes != started:
+        raise InvalidInput(
+            f"{started} processes were started, but each finds {state.num_processes}.", help="Start them by torchrun or accelerate launch."
+        )
+    yield Processes(state.device, state.num_processes, state.process_index, parts)
+    state.destroy_process_group()  # not after an error: the others may be waiting, and the launcher ends them
+
+
+def in_parts(encode: Callable[[Tensor], Tensor], rows: Tensor, parts: int) -> Tensor:
+    """`encode` of rows, in so many parts; what a part's gradient needs is computed again in the backward, not kept: less memory, one more forward."""
+    if parts == 1:
+        return encode(rows)
+    return torch.cat([checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False) for part in rows.chunk(parts)])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--accumulate` and `--cpu`."""
+    parser.add_argument(
+        "--accumulate", type=at_least_one, default=1, help="parts that a process computes its share of a batch in (default: %(default)s)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+
+
+def at_least_one(text: str) -> int:
+    """For argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value
+
+
+def _state(**options: Any) -> Any:
+    from accelerate import PartialState
+
+    return PartialState(**options)
