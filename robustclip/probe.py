@@ -4,46 +4,42 @@ The victim is exactly what `/classify` serves: prompt set, labels, defense, enco
 again in a fresh forward of the serving path, as float pixels and from its PNG. A verdict is the worst case over attacks, never an average.
 """
 
-import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustclip import sanity
-from robustclip.attacks import AnyAttack
-from robustclip.attacks.pgd import PGD
+from robustclip.attacker import Attacker, Guard, Share
+from robustclip.attacks.events import Meter
+from robustclip.attacks.minimal import Minimal
 from robustclip.classifier import Defended, TorchImageEncoder, check_labels
 from robustclip.defenses import bind_chain
-from robustclip.errors import InvalidInput, ProbeUnavailable
-from robustclip.images import load_pixels, pixels_to_png
-from robustclip.losses import untargeted_margin
-from robustclip.measure import wilson
-from robustclip.probe_options import ProbeOptions, boundless, modes_of
-from robustclip.report import (
-    AttackRecord,
-    Decision,
-    Gap,
-    Heat,
-    InputPart,
-    Knowledge,
-    ProbeReport,
-    Rate,
-    Trace,
+from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
+from robustclip.probe_events import (
+    AttackFinished,
+    CleanDecided,
+    DiagnosticTaken,
+    ProbeEvent,
+    ProbeFinished,
+    ProbeStarted,
+    VerdictReached,
+    WitnessFound,
 )
+from robustclip.probe_options import ProbeOptions, boundless
+from robustclip.probe_plan import Trial, charged_passes, is_randomized, minimal_of, trials_of
+from robustclip.records import attack_record, just_around, minimal_radius, with_search
+from robustclip.report import AttackRecord, Gap, InputPart, Knowledge, MinimalRadius, ProbeReport
 from robustclip.sanity import Diagnostic
-from robustclip.scores import label_score
-from robustclip.seeds import derive, draw_seeds
-from robustclip.types import Attacked, Classifier, Cost, Pixels, Score, Seeds
+from robustclip.seeds import draw_seeds
+from robustclip.served import Aim, Served
+from robustclip.trials import Scene
+from robustclip.types import Cost, Pixels, Score
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
-from robustclip.wrappers import averaged
-
-Guard: TypeAlias = Callable[[Score], Score]
-Share: TypeAlias = Callable[[Classifier], Classifier]
 
 
 def probe(
@@ -53,163 +49,181 @@ def probe(
     *,
     guard: Guard = lambda score: score,
     share: Share = lambda classifier: classifier,
+    sources: Sequence[Victim] = (),
+    meter: Meter | None = None,
 ) -> ProbeReport:
-    """Attack the victim's decision about one picture [3, S, S]; deterministic given `options.seed`.
+    """Attack the victim's decision about one picture [3, S, S]; deterministic given `options.seed`, unless a deadline cuts it.
 
     `guard` wraps every score that is attacked and `share` every classifier that is only asked; no pass goes past them (a service takes its device
-    lock and its deadline there). Raises InvalidInput for labels that are not the victim's, ProbeUnavailable when the defense offers no gradient.
+    lock there). `sources` are other prompt sets over the same labels, whose gradients are tried too. `meter` says when to stop: the report then
+    holds what was found so far. Raises InvalidInput for options that don't fit the victim, and DeadlineExceeded where not even the clean decision
+    was reached.
     """
-    return _Probe(victim, pixels[None], options, guard, share).report()
+    for event in events(victim, pixels, options, guard=guard, share=share, sources=sources, meter=meter):
+        if isinstance(event, ProbeFinished):
+            return event.report
+    raise AssertionError("a probe ends with its report")
+
+
+def events(
+    victim: Victim,
+    pixels: Tensor,
+    options: ProbeOptions,
+    *,
+    guard: Guard = lambda score: score,
+    share: Share = lambda classifier: classifier,
+    sources: Sequence[Victim] = (),
+    meter: Meter | None = None,
+) -> Iterator[ProbeEvent]:
+    """The same probe, telling what happens; the last event has the report. Stopping the iterator stops the probe."""
+    return _Probe(victim, pixels[None], options, guard, share, tuple(sources), meter or Meter()).events()
 
 
 class _Probe:
-    def __init__(self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Guard, share: Share) -> None:
+    def __init__(
+        self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Guard, share: Share, sources: tuple[Victim, ...], meter: Meter
+    ) -> None:
         check_labels(victim.labels, victim.clip)
-        self.victim, self.pixels, self.options, self.guard = victim, pixels, options, guard
-        self.modes = modes_of(victim, options)
+        self.victim, self.pixels, self.options, self.meter = victim, pixels, options, meter
+        self.trials = trials_of(victim, options, sources=len(sources))
+        self.bill = charged_passes(victim, options, sources=len(sources))
         reference = TorchImageEncoder(victim.clip)
         self.chain = bind_chain(victim.defense, reference)
-        if self.chain.gradient == "none" and "adaptive" in self.modes:
-            raise ProbeUnavailable("this defense offers no gradient.", field="defenses", help="Ask for the static mode only.")
-        self.undefended = victim.classifier(reference)
-        self.defended = Defended(self.undefended, self.chain)
-        self.asked = share(self.defended)
-        self.served = share(Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving)))
-        self.seeds: Seeds = draw_seeds(options.seed, 1)
-        self.cost = Cost()
-        clean = self._mean_logits(pixels, "clean")
-        self.clean_index = int(clean.argmax())
-        self.truth = self._index(options.true_label, "true_label") if options.true_label is not None else self.clean_index
-        self.goal = self._index(options.target_label, "target_label") if options.target_label is not None else None
-        if self.goal == self.truth:
+        self.asked = share(Defended(victim.classifier(reference), self.chain))
+        self.seeds = draw_seeds(options.seed, 1)
+        served = share(Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving)))
+        randomized = is_randomized(victim)
+        self.served = Served(served, randomized, options.fresh_draws if randomized else 1, self.seeds, meter)
+        named = {field: self._index(label, field) for field in ("true_label", "target_label") if (label := getattr(options, field)) is not None}
+        clean = self.served.mean_logits(pixels, "clean")
+        self.aim = Aim(named.get("true_label", int(clean.argmax())), named.get("target_label"))
+        if self.aim.goal == self.aim.truth:
             raise InvalidInput(f"{options.target_label!r} is already the label to leave.", field="target_label", help="Choose another label.")
-        self.clean = self._decision(clean)
+        self.clean = self.served.decision(clean, self.aim.truth)
+        self.attacker = Attacker(victim, self.aim, options.score, options.eot, guard, share, sources)
+        self.scene = Scene(self.attacker, self.served, pixels, self.seeds, self.aim)
+        self.records: list[AttackRecord] = []
+        self.witnesses: list[Pixels] = []
+        self.minimal_radius: MinimalRadius | None = None
+        self.diagnostics: list[Diagnostic] = []
 
-    def report(self) -> ProbeReport:
-        records = [self._attack(attack, mode) for attack in self.options.attacks for mode in self.modes]
-        successes: dict[Knowledge, bool] = {
-            mode: any(record.success or record.success_8bit for record in records if record.knowledge == mode) for mode in self.modes
-        }
-        diagnostics = self._diagnostics(successes)
-        gap = None
-        if self.victim.defense and len(successes) == 2:
-            gap = Gap(
-                static_success=successes["static"],
-                adaptive_success=successes["adaptive"],
-                illusory=successes["adaptive"] and not successes["static"],
+    def events(self) -> Iterator[ProbeEvent]:
+        yield ProbeStarted(attacks=len(self.trials), charged=self.bill)
+        yield CleanDecided(clean=self.clean)
+        try:
+            for trial in self.trials:
+                if not self.meter.over():
+                    yield from self._attack(trial)
+            if self.options.minimal and not self.meter.over():
+                yield from self._bracket(minimal_of(self.victim, self.options))
+            if not self.meter.over():
+                for diagnostic in self._diagnostics(self._successes()):
+                    self.diagnostics.append(diagnostic)
+                    yield DiagnosticTaken(diagnostic=diagnostic)
+        except Cancelled:
+            self.meter.cut = "cancelled"
+        except DeadlineExceeded:
+            self.meter.cut = "deadline"
+        report = self._report()
+        yield VerdictReached(verdict=report.verdict)
+        yield ProbeFinished(verdict=report.verdict.value, charged=report.charged, cut=report.cut, report=report)
+
+    def _attack(self, trial: Trial) -> Iterator[ProbeEvent]:
+        found = yield from self.scene.run(trial, witnesses=self.witnesses)
+        if found is not None:
+            candidate = self.served.candidate(found.pixels, self.pixels, trial.attack.ball, self.aim)
+            record = attack_record(
+                trial.attack,
+                trial.knowledge,
+                candidate,
+                origin=self.pixels,
+                attacker=self.attacker,
+                options=self.options,
+                cost=found.cost,
             )
-        question = self._question()
+            yield from self._remember(with_search(record, found, self.options), candidate.pixels)
+
+    def _bracket(self, minimal: Minimal) -> Iterator[ProbeEvent]:
+        """The smallest radius. A witness within what was asked for is an attack's like any other."""
+        found = yield from self.scene.bracket(minimal, witnesses=self.witnesses)
+        if found is None:
+            return
+        candidate, broken = None, found.bracket.broken
+        if found.nearest is not None and broken is not None:
+            asked = max((attack.ball.radius for attack in self.options.attacks if attack.ball.kind == minimal.ball.kind), default=0.0)
+            inside = broken <= asked
+            ball = just_around(minimal.ball, broken, at_most=asked if inside else minimal.ball.radius)
+            candidate = self.served.candidate(found.nearest, self.pixels, ball, self.aim)
+            if inside:
+                around = minimal.model_copy(update={"ball": ball})
+                record = attack_record(
+                    around, "adaptive", candidate, origin=self.pixels, attacker=self.attacker, options=self.options, cost=found.cost
+                )
+                yield from self._remember(record, candidate.pixels)
+        self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
+
+    def _remember(self, record: AttackRecord, pixels: Pixels) -> Iterator[ProbeEvent]:
+        self.records.append(record)
+        success = record.success or record.success_8bit
+        if success:
+            self.witnesses.append(pixels)
+            yield WitnessFound(
+                kind=record.kind,
+                knowledge=record.knowledge,
+                bits="8" if record.success_8bit else "float",
+                label=record.label,
+                margin=record.margin,
+                linf=record.linf,
+                l2=record.l2,
+            )
+        yield AttackFinished(kind=record.kind, knowledge=record.knowledge, success=success, charged=self.meter.spent.charged)
+
+    def _report(self) -> ProbeReport:
+        successes, question, spent = self._successes(), self._question(), self.meter.spent
+        gap = None
+        if self.victim.defense and {"static", "adaptive"} <= successes.keys():
+            static, adaptive = successes["static"], successes["adaptive"]
+            gap = Gap(static_success=static, adaptive_success=adaptive, illusory=adaptive and not static)
+        balls = [attack.ball for attack in self.options.attacks]
+        verdict = reach_verdict(question, self.records, self.diagnostics, balls=balls, charged=spent.charged, cut=self.meter.cut)
         return ProbeReport(
             code_version=version("robustclip"),
             seed=self.options.seed,
             device=str(self.victim.clip.device),
             victim=describe_victim(self.victim),
             input=question,
-            attacks=tuple(records),
+            attacks=tuple(self.records),
             gap=gap,
-            diagnostics=tuple(diagnostics),
-            verdict=reach_verdict(question, records, diagnostics, balls=[attack.ball for attack in self.options.attacks], charged=self.cost.charged),
-            forward=self.cost.forward,
-            backward=self.cost.backward,
-            charged=self.cost.charged,
+            diagnostics=tuple(self.diagnostics),
+            verdict=verdict,
+            forward=spent.forward,
+            backward=spent.backward,
+            charged=spent.charged,
+            minimal_radius=self.minimal_radius,
+            cut=self.meter.cut,
         )
+
+    def _successes(self) -> dict[Knowledge, bool]:
+        """Whether any attack of a knowledge succeeded, for those that were run."""
+        successes: dict[Knowledge, bool] = {}
+        for record in self.records:
+            successes[record.knowledge] = successes.get(record.knowledge, False) or record.success or record.success_8bit
+        return successes
 
     def _question(self) -> InputPart:
         goal: Literal["change_label", "change_decision", "reach_target"]
-        goal = "reach_target" if self.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
+        goal = "reach_target" if self.aim.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
         return InputPart(
             sha256=hashlib.sha256((self.pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest(),
             resolution=(self.pixels.shape[-2], self.pixels.shape[-1]),
-            true_label=self.victim.labels[self.truth],
+            true_label=self.victim.labels[self.aim.truth],
             target_label=self.options.target_label,
             goal=goal,
             clean=self.clean,
         )
 
-    def _attack(self, attack: AnyAttack, mode: Knowledge) -> AttackRecord:
-        eot = self._eot(mode)
-        if isinstance(attack, PGD):
-            # Who stops at the first success stops at the narrowest: it transfers worst, survives rounding and other encoders worst, and under a
-            # randomized defense it is a lucky average. All of that would flatter the victim.
-            attack = attack.model_copy(update={"stop": "never"})
-        attacked, origin = self._search(attack, mode), self.pixels
-        png = pixels_to_png(attack.ball.to_uint8(attacked.pixels, origin)[0])
-        rounded = load_pixels(png, self.victim.clip.image_size)[None].to(origin)
-        success, rate = self._judge(attacked.pixels)
-        success_8bit, rate_8bit = self._judge(rounded)
-        float_only = success and not success_8bit
-        shown = attacked.pixels if float_only else rounded
-        decision = self._decision(self._mean_logits(shown, "judged"))
-        first = int(attacked.first_success[0])
-        linf = (shown - origin).abs().max().item()
-        include = self.options.include
-        return AttackRecord(
-            kind=attack.kind,
-            params=attack.model_dump(mode="json", exclude={"kind"}),
-            score=self.options.score,
-            knowledge=mode,
-            gradient=self.chain.gradient if mode == "adaptive" else "exact",
-            eot=eot,
-            success=success,
-            success_8bit=success_8bit,
-            rate=rate_8bit if success_8bit else rate if success else _worse(rate, rate_8bit),
-            label=decision.label,
-            probability=decision.probability,
-            margin=decision.margin,
-            linf=linf,
-            linf_levels=round(linf * 255, 4),
-            l2=(shown - origin).norm().item(),
-            first_success_step=None if first < 0 else first,
-            trace=Trace.of(attacked.trace_value[:, 0], attacked.trace_margin[:, 0]) if "curve" in include else None,
-            heat=Heat.of(shown - origin) if "heat" in include else None,
-            adversarial_png=base64.b64encode(png).decode() if "adversarial" in include and not float_only else None,
-            witness_sha256=None if float_only else hashlib.sha256(png).hexdigest(),
-            forward=attacked.cost.forward,
-            backward=attacked.cost.backward,
-        )
-
-    def _search(self, attack: AnyAttack, mode: Knowledge) -> Attacked:
-        attacked = attack(self._score(mode), self.pixels, self.seeds)
-        self.cost = self.cost.plus(attacked.cost)
-        return attacked
-
-    def _score(self, mode: Knowledge) -> Score:
-        targets = torch.tensor([self.truth], device=self.pixels.device)
-        goals = None if self.goal is None else torch.tensor([self.goal], device=self.pixels.device)
-        score = self.guard(label_score(self.options.score, self.defended if mode == "adaptive" else self.undefended, targets, goals))
-        return averaged(score, self._eot(mode)) if self._eot(mode) > 1 else score
-
-    def _eot(self, mode: Knowledge) -> int:
-        return self.options.eot if mode == "adaptive" and self.chain.randomized else 1
-
-    def _draw(self, pixels: Pixels, stream: str) -> Tensor:
-        """[m, C] logits of the served chain: one row, or fresh draws of a randomized defense."""
-        draws = self.options.fresh_draws if self.chain.randomized else 1
-        seeds = torch.cat([derive(self.seeds, f"{stream}-{index}") for index in range(draws)])
-        with torch.no_grad():
-            logits = [self.served(pixels.expand(len(chunk), -1, -1, -1), chunk) for chunk in seeds.split(32)]
-        self.cost = self.cost.plus(Cost(draws, 0))
-        return torch.cat(logits)
-
-    def _mean_logits(self, pixels: Pixels, stream: str) -> Tensor:
-        return self._draw(pixels, stream).mean(dim=0)
-
-    def _judge(self, pixels: Pixels) -> tuple[bool, Rate | None]:
-        """Whether the goal is reached in a fresh forward of the serving path; for a randomized defense in most of the draws, interval included."""
-        logits = self._draw(pixels, "fresh")
-        targets = torch.full((len(logits),), self.truth if self.goal is None else self.goal, device=logits.device)
-        margin = untargeted_margin(logits, targets)
-        reached = margin > 0 if self.goal is None else margin < 0
-        if not self.chain.randomized:
-            return bool(reached[0]), None
-        wrong, draws = int(reached.sum()), len(reached)
-        _, low, high = wilson(wrong, draws)
-        return low > 0.5, Rate(wrong=wrong, draws=draws, low=low, high=high)
-
-    def _decision(self, logits: Tensor) -> Decision:
-        index = int(logits.argmax())
-        margin = untargeted_margin(logits[None], torch.tensor([self.truth], device=logits.device))[0].item()
-        return Decision(label=self.victim.labels[index], probability=logits.softmax(dim=0)[index].item(), margin=margin, correct=index == self.truth)
+    def _score(self, knowledge: Knowledge) -> Score:
+        return self.attacker.score(knowledge, self.pixels, self.seeds)
 
     def _diagnostics(self, successes: dict[Knowledge, bool]) -> list[Diagnostic]:
         adaptive = successes.get("adaptive", False)
@@ -218,20 +232,20 @@ class _Probe:
 
         def add(result: tuple[Diagnostic, Cost]) -> None:
             found.append(result[0])
-            self.cost = self.cost.plus(result[1])
+            self.meter.pay(result[1])
 
         add(sanity.gradient_present(score, self.pixels, self.seeds))
         if self.victim.defense:
             add(sanity.gradient_scale(score, plain, self.pixels, self.seeds))
         if self.chain.gradient == "exact" and not self.chain.randomized:
             add(sanity.gradient_true(score, self.pixels, self.seeds))
-        if len(successes) == 2:
+        if {"static", "adaptive"} <= successes.keys():
             found.append(sanity.transfer_weaker(successes["static"], adaptive))
         ball = self.options.attacks[0].ball
         add(sanity.noise_weaker(score, self.pixels, self.seeds, ball, adaptive))
-        random, cost = sanity.randomness(self.asked, self.pixels, self.seeds, declared=self.chain.randomized, eot=self._eot("adaptive"))
+        random, cost = sanity.randomness(self.asked, self.pixels, self.seeds, declared=self.chain.randomized, eot=self.attacker.draws("adaptive"))
         found.extend(random)
-        self.cost = self.cost.plus(cost)
+        self.meter.pay(cost)
         add(sanity.rows_independent(self.asked, self.pixels, self.seeds))
         if not adaptive and "adaptive" in successes:
             add(sanity.unbounded_succeeds(boundless(ball, self.victim.clip.image_size), score, self.pixels, self.seeds))
@@ -241,8 +255,3 @@ class _Probe:
         if label not in self.victim.labels:
             raise InvalidInput(f"{label!r} is not among the labels.", field=field, help=f"Choose one of: {', '.join(self.victim.labels[:10])}.")
         return self.victim.labels.index(label)
-
-
-def _worse(first: Rate | None, second: Rate | None) -> Rate | None:
-    """The rate that says less good of the victim."""
-    return max((rate for rate in (first, second) if rate is not None), key=lambda rate: rate.high, default=None)

@@ -1,19 +1,21 @@
-"""What a probe is asked to try, and what that may cost: known before any work."""
+"""What a probe is asked to try."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from robustclip import sanity
 from robustclip.attacks import AnyAttack
+from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
-from robustclip.report import Knowledge
 from robustclip.scores import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.victim import Victim
 
-Include = Literal["curve", "heat", "adversarial"]
+Include: TypeAlias = Literal["curve", "heat", "adversarial"]
+Mode: TypeAlias = Literal["static", "adaptive", "transfer", "oblivious"]
+
+FARTHEST = 64 / 255  # of every value: at this radius nothing stands
 
 
 def default_attack() -> PGD:
@@ -21,10 +23,18 @@ def default_attack() -> PGD:
     return PGD(ball=Linf(radius=4 / 255), steps=20, stop="never")
 
 
+def strong_attack(ball: BallSpec, preset: Preset) -> Ensemble:
+    """The ensemble as a live probe runs it: the variants of an attack as rows of one batch, successes widened until they survive rounding."""
+    return Ensemble(ball=ball, preset=preset, together=9, widen=8)
+
+
 class ProbeOptions(BaseModel):
     """What to try.
 
-    modes        `static` attacks the undefended classifier and shows the result to the defended one; `adaptive` attacks through the defense
+    modes        what the attacker knows. `static` attacks the undefended classifier and shows the result to the defended one; `adaptive` attacks
+                 through the defense; `transfer` attacks other prompt sets behind the same defense; `oblivious` moves the image embedding, without
+                 labels, prompts or defense
+    minimal      bracket the smallest radius that breaks the decision, in the norm of the first attack, whatever its radius
     true_label   what the picture shows; None: the clean decision, which then is to be changed
     target_label the label to reach; None: any other
     eot          draws of a randomized defense averaged in each gradient
@@ -35,7 +45,8 @@ class ProbeOptions(BaseModel):
 
     attacks: Annotated[tuple[AnyAttack, ...], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: (default_attack(),))
     score: AnyScoreName = "margin"
-    modes: Annotated[tuple[Knowledge, ...], Field(min_length=1)] = ("static", "adaptive")
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("static", "adaptive")
+    minimal: bool = False
     true_label: str | None = None
     target_label: str | None = None
     eot: int = Field(default=8, ge=1, le=64)
@@ -44,23 +55,19 @@ class ProbeOptions(BaseModel):
     include: tuple[Include, ...] = ()
 
 
-def charged_passes(victim: Victim, options: ProbeOptions) -> int:
-    """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and diagnostics counted."""
-    randomized = any(part.randomized for part in victim.defense)
-    draws, eot = (options.fresh_draws, options.eot) if randomized else (1, 1)
-    total = draws + sanity.charged_passes(eot)
-    for attack in options.attacks:
-        for mode in modes_of(victim, options):
-            total += attack.charged(1) * (eot if mode == "adaptive" else 1) + 3 * draws  # judged as floats, as a PNG, and to be shown
-    return total + boundless(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
-
-
-def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Knowledge, ...]:
-    """Without a defense there is nothing that a static attack would not know: one adaptive attack says it all."""
-    return options.modes if victim.defense else ("adaptive",)
+def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
+    """Without a defense there is nothing that a static attack would not know: an adaptive one says it all."""
+    modes = tuple(dict.fromkeys(options.modes))
+    if victim.defense or "static" not in modes:
+        return modes
+    return tuple(dict.fromkeys("adaptive" if mode == "static" else mode for mode in modes))
 
 
 def boundless(ball: BallSpec, size: int) -> PGD:
     """The attack that can't fail: PGD-20 at 64/255; for L2 the length of a change of 64/255 in every value."""
-    radius = 64 / 255
-    return PGD(ball=Linf(radius=radius) if isinstance(ball, Linf) else L2(radius=radius * math.sqrt(3 * size * size)), steps=20, starts=("random",))
+    return PGD(ball=farthest(ball, size), steps=20, starts=("random",))
+
+
+def farthest(ball: BallSpec, size: int) -> BallSpec:
+    """The ball of the largest radius that is ever tried, in the norm of this one; `size` is the picture's."""
+    return Linf(radius=FARTHEST) if isinstance(ball, Linf) else L2(radius=FARTHEST * math.sqrt(3 * size * size))

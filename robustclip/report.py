@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustclip.attacks.events import Cut
 from robustclip.sanity import Diagnostic
+from robustclip.threat import Norm
 from robustclip.types import Pixels
 
 SCHEMA = "robustclip.probe/1"
 VerdictValue = Literal["broken", "inconclusive", "not-broken-within-budget"]
-Knowledge = Literal["static", "adaptive"]
+Knowledge = Literal["static", "adaptive", "transfer", "black_box", "oblivious"]
 
 _MAX_TRACE = 50
 _CELL = 16  # pixels a side of a heat map cell
@@ -108,10 +110,20 @@ class Heat(_Part):
         return cls(grid=(grid, grid), levels=tuple(tuple(round(value, 4) for value in row) for row in cells.tolist()))
 
 
+class StagePart(_Part):
+    """One attack of a cascade: whether it broke the decision, and what it took (charged passes)."""
+
+    name: str
+    broken: bool
+    charged: int
+
+
 class AttackRecord(_Part):
     """One attack with one knowledge.
 
-    `success` is judged by the serving path in a fresh forward on the float pixels, `success_8bit` on the decoded PNG.
+    `success` is judged by the serving path in a fresh forward on the float pixels, `success_8bit` on the decoded PNG. `knowledge` says whose
+    gradients or values were used: the defended decision's (`adaptive`; `black_box`: values alone), the undefended one's (`static`), another
+    prompt set's (`transfer`), or the image tower's (`oblivious`).
     """
 
     kind: str
@@ -134,6 +146,29 @@ class AttackRecord(_Part):
     heat: Heat | None
     adversarial_png: str | None = Field(description="base64 of an S x S PNG, if asked for; absent where only the float pixels succeed")
     witness_sha256: str | None
+    forward: int
+    backward: int
+    stages: tuple[StagePart, ...] = Field(default=(), description="of a cascade: the attacks it tried, in their order")
+
+
+class MinimalRadius(_Part):
+    """The smallest radius that breaks the decision, bracketed; radii in pixel units.
+
+    `broken` has a witness that the serving path confirmed as float pixels (None: none up to `farthest`). `unbroken` withstood what was tried there:
+    a record of effort, never a bound. `complete`: the search ended because the bracket was as close as `width`, not because its passes were spent.
+    """
+
+    norm: Norm
+    unbroken: float
+    unbroken_text: str
+    broken: float | None
+    broken_text: str | None
+    label: str | None
+    level_8bit: int | None = Field(description="Linf: the fewest levels of 255 at which a PNG is known to break it")
+    farthest: float
+    width: float
+    complete: bool
+    witness_sha256: str | None = Field(description="of the witness's PNG, if that breaks it too")
     forward: int
     backward: int
 
@@ -168,6 +203,8 @@ class ProbeReport(_Part):
     forward: int
     backward: int
     charged: int
+    minimal_radius: MinimalRadius | None = None
+    cut: Cut | None = Field(default=None, description="what ended the probe before its time")
 
 
 def _finite(number: float) -> float | None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from robustclip.attacks.events import Cut
 from robustclip.report import AttackRecord, InputPart, ProbeReport, Verdict, VerdictValue
 from robustclip.sanity import Diagnostic
 from robustclip.threat import BallSpec, Norm, radius_text
 
 _SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget")
 _NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
+_CUTS: dict[Cut, str] = {"deadline": "its time was over", "cancelled": "it was stopped", "budget": "its passes were spent"}
 
 
 def worst(reports: Iterable[ProbeReport]) -> VerdictValue:
@@ -17,11 +19,17 @@ def worst(reports: Iterable[ProbeReport]) -> VerdictValue:
 
 
 def reach_verdict(
-    question: InputPart, records: Sequence[AttackRecord], diagnostics: Sequence[Diagnostic], *, balls: Sequence[BallSpec], charged: int
+    question: InputPart,
+    records: Sequence[AttackRecord],
+    diagnostics: Sequence[Diagnostic],
+    *,
+    balls: Sequence[BallSpec],
+    charged: int,
+    cut: Cut | None = None,
 ) -> Verdict:
-    """Facts beat flags: a verified witness is broken whatever fired; without one, a hard flag or a missing adaptive attack is inconclusive.
+    """Facts beat flags: a verified witness is broken whatever fired; without one, a cut, a hard flag or a missing adaptive attack is inconclusive.
 
-    `balls` are those of the attacks that were tried, `charged` is what all of it cost.
+    `balls` are those of the attacks that were asked for, `charged` is what all of it cost, `cut` what ended the probe before its time.
     """
     if question.goal == "change_label" and not question.clean.correct:
         sentence = f"The clean picture is already taken for {question.clean.label!r} instead of {question.true_label!r}."
@@ -31,11 +39,16 @@ def reach_verdict(
     if hits := [record for record in records if record.success]:
         return Verdict(value="broken", bits="float", reason="witness", sentence=_testimony(question, hits, "float pixels"))
     tried = _largest(balls)
+    if cut is not None:
+        return _inconclusive(cut, f"Nothing broke it up to {tried} before {_CUTS[cut]} ({charged} charged passes).")
     flags = [diagnostic for diagnostic in diagnostics if diagnostic.fired and diagnostic.severity == "hard"]
     if flags:
         named = ", ".join(f"{flag.id} {flag.name}" for flag in flags)
         return _inconclusive("masking", f"Nothing broke it up to {tried}, but the attack can't be trusted: {named}.")
-    if not any(record.knowledge == "adaptive" for record in records):
+    known = {record.knowledge for record in records}
+    if "black_box" in known and "adaptive" not in known:
+        return _inconclusive("black-box-only", f"No attack that asks for answers alone broke it up to {tried}; one with gradients was not tried.")
+    if "adaptive" not in known:
         return _inconclusive("static-only", f"No transferred attack broke it up to {tried}; an attack that knows the defense was not tried.")
     if any(record.rate is not None and record.rate.high >= 0.5 for record in records):
         return _inconclusive("random", f"Up to {tried} about half of the defense's draws decide wrongly.")

@@ -17,7 +17,8 @@ import torch
 
 from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive, RobustClipError
 from robustclip.probe import probe
-from robustclip.probe_options import ProbeOptions, charged_passes
+from robustclip.probe_options import ProbeOptions
+from robustclip.probe_plan import charged_passes
 from robustclip.report import ProbeReport
 from robustclip.threat import Linf, radius_text
 from robustclip.types import Classifier, Logits, Pixels, Score, Seeds

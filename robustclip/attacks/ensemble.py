@@ -51,7 +51,7 @@ class Ensemble(BaseModel):
 
         `radius` [B] overrides the ball's. Raises InvalidInput for a score that is not about a decision between labels.
         """
-        cascade = self._cascade(score, pixels, seeds, radius, Meter())
+        cascade = self.cascade(score, pixels, seeds, radius=radius)
         for event in cascade.events():
             if isinstance(event, Done) and event.cut == "cancelled":
                 raise Cancelled("the caller is gone, the attack stopped.")
@@ -76,7 +76,7 @@ class Ensemble(BaseModel):
         `judge` has the last word on what breaks a picture; `sources` are tried between noise and PGD; `replays` [B, 3, S, S] are earlier witnesses.
         Stopping the iterator stops the attack. DeadlineExceeded and Cancelled of a guarded score end it with `Done`.
         """
-        return self._cascade(score, pixels, seeds, radius, meter or Meter(), judge, tuple(sources), replays).events()
+        return self.cascade(score, pixels, seeds, meter=meter, judge=judge, sources=sources, replays=replays, radius=radius).events()
 
     def charged(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0) -> int:
         """Upper bound of charged passes (F + 2 B) for that many rows, if a score costs one pass a row."""
@@ -111,20 +111,19 @@ class Ensemble(BaseModel):
         stages.append(Stage("square", Square(ball=self.ball, queries=queries, redraw=self.randomized), margin))
         return tuple(stages)
 
-    def _widening(self) -> PGD | None:
-        return PGD(ball=self.ball, steps=self.widen, starts=("zero",), stop="never") if self.widen else None
-
-    def _cascade(
+    def cascade(
         self,
         score: Score,
         pixels: Pixels,
         seeds: Seeds,
-        radius: Tensor | None,
-        meter: Meter,
+        *,
+        meter: Meter | None = None,
         judge: Judge | None = None,
-        sources: tuple[Source, ...] = (),
+        sources: Sequence[Source] = (),
         replays: Pixels | None = None,
+        radius: Tensor | None = None,
     ) -> Cascade:
+        """The run behind `events`, for who wants its record of best points too."""
         about = decision(score)
         stages = self.stages(len(about.classifier.labels), targeted=about.targeted, sources=[source.name for source in sources])
         return Cascade(
@@ -134,11 +133,14 @@ class Ensemble(BaseModel):
             pixels,
             seeds,
             radii_of(pixels, self.ball.radius, radius),
-            meter,
+            meter or Meter(),
             together=self.together,
             widening=self._widening(),
             precision=self.precision,
             judge=judge,
-            sources=sources,
+            sources=tuple(sources),
             replays=replays,
         )
+
+    def _widening(self) -> PGD | None:
+        return PGD(ball=self.ball, steps=self.widen, starts=("zero",), stop="never") if self.widen else None

@@ -109,7 +109,11 @@ class FGSM(BaseModel):
     random_start: bool = False
 
     def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
-        return self._pgd()(score, pixels, seeds)
+        return finished(self.search(score, pixels, seeds))
+
+    def search(self, score: Score, pixels: Pixels, seeds: Seeds) -> Iterator[Record]:
+        """Call by call."""
+        return self._pgd().search(score, pixels, seeds)
 
     def charged(self, rows: int) -> int:
         """Upper bound of charged passes (F + 2 B) for that many rows."""

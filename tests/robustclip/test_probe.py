@@ -4,47 +4,19 @@ import base64
 from dataclasses import dataclass
 
 import pytest
-import torch
+from probing import LABELS, SPARED, options, picture, served_label, victim
 
 from robustclip.attacks.pgd import FGSM, PGD
-from robustclip.classifier import Defended, TorchImageEncoder, text_weights
 from robustclip.clip import Clip
-from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.images import load_pixels
 from robustclip.probe import probe
-from robustclip.probe_options import ProbeOptions, charged_passes
-from robustclip.prompts import Prompts
+from robustclip.probe_plan import charged_passes
 from robustclip.report import ProbeReport
-from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Classifier, Logits, Pixels, Seeds
 from robustclip.verdict import worst
-from robustclip.victim import Victim
 from robustclip.wrappers import guarded
-
-LABELS = ("cat", "dog", "car", "ship")
-EVERYTHING = ("curve", "heat", "adversarial")
-
-
-def victim(clip: Clip, defense: str = "none", labels: tuple[str, ...] = LABELS) -> Victim:
-    with torch.no_grad():
-        weights = text_weights(clip, Prompts(), labels)
-    return Victim(clip, Prompts(), "handcrafted@000000000000", labels, weights, parse_defenses(defense), TorchImageEncoder(clip))
-
-
-def picture(clip: Clip, seed: int = 7) -> torch.Tensor:
-    return torch.randint(0, 256, (3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(seed)) / 255
-
-
-def served_label(subject: Victim, pixels: torch.Tensor) -> str:
-    encoder = TorchImageEncoder(subject.clip)
-    logits = Defended(subject.classifier(encoder), bind_chain(subject.defense, encoder))(pixels[None], draw_seeds(1, 1))
-    return LABELS[int(logits.argmax())]
-
-
-def options(radius: float = 8 / 255, **changes: object) -> ProbeOptions:
-    return ProbeOptions.model_validate({"attacks": (PGD(ball=Linf(radius=radius), steps=10),), "include": EVERYTHING} | changes)
 
 
 def test_a_broken_decision_comes_with_a_png_that_breaks_it_again(tiny: Clip) -> None:
@@ -101,22 +73,22 @@ def test_static_and_adaptive_stand_side_by_side_through_a_chain(tiny: Clip) -> N
         assert record.success_8bit == (record.rate.low > 0.5)
 
 
-def test_a_radius_of_zero_breaks_nothing_and_never_says_robust(tiny: Clip) -> None:
-    report = probe(victim(tiny), picture(tiny), options(radius=0.0))
+def test_who_stands_is_never_called_robust(tiny: Clip) -> None:
+    report = probe(victim(tiny), picture(tiny), options(radius=SPARED))
     assert report.verdict.value == "not-broken-within-budget"
     assert "robust" not in report.verdict.sentence
     assert report.attacks[0].linf == 0
 
 
 def test_a_static_attack_alone_is_inconclusive(tiny: Clip) -> None:
-    report = probe(victim(tiny, "bit_depth:3"), picture(tiny), options(radius=0.0, modes=("static",)))
+    report = probe(victim(tiny, "bit_depth:3"), picture(tiny), options(radius=SPARED, modes=("static",)))
     assert (report.verdict.value, report.verdict.reason) == ("inconclusive", "static-only")
 
 
-def test_a_clean_picture_that_is_already_wrong_is_broken_at_radius_zero(tiny: Clip) -> None:
+def test_a_clean_picture_that_is_already_wrong_is_broken_at_any_radius(tiny: Clip) -> None:
     subject, pixels = victim(tiny), picture(tiny)
     truth = next(label for label in LABELS if label != served_label(subject, pixels))
-    report = probe(subject, pixels, options(radius=0.0, true_label=truth))
+    report = probe(subject, pixels, options(radius=SPARED, true_label=truth))
     assert (report.verdict.value, report.verdict.reason) == ("broken", "clean-wrong")
     assert not report.input.clean.correct
 
@@ -185,7 +157,7 @@ class Asked:
 
 
 @pytest.mark.parametrize("defense", ["none", "bit_depth:4", "jpeg:75,resize_pad"])
-@pytest.mark.parametrize("radius", [0.0, 16 / 255])
+@pytest.mark.parametrize("radius", [SPARED, 16 / 255])
 def test_no_pass_through_the_tower_goes_past_guard_and_share(tiny: Clip, defense: str, radius: float) -> None:
     turn, passes = Turn(), list[tuple[bool, int]]()
     watching = tiny.model.visual.conv1.register_forward_hook(lambda module, inputs, output: passes.append((turn.held, len(output))))
@@ -214,6 +186,6 @@ def test_one_label_is_no_decision(tiny: Clip) -> None:
 
 def test_the_worst_verdict_of_several_counts(tiny: Clip) -> None:
     broken = probe(victim(tiny), picture(tiny), options(radius=64 / 255))
-    standing = probe(victim(tiny), picture(tiny), options(radius=0.0))
+    standing = probe(victim(tiny), picture(tiny), options(radius=SPARED))
     assert worst([standing, broken]) == "broken"
     assert worst([standing]) == "not-broken-within-budget"

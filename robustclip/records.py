@@ -1,0 +1,95 @@
+"""From what an attack found, and what the deployed chain says of it, to the parts of a report."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+
+from robustclip.attacker import Attacker
+from robustclip.attacks import AnyAttack
+from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.minimal import Minimal
+from robustclip.probe_options import ProbeOptions
+from robustclip.report import AttackRecord, Heat, Knowledge, MinimalRadius, Trace
+from robustclip.served import Candidate
+from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
+from robustclip.trials import Bracketed, Found
+from robustclip.types import Cost, Pixels
+
+
+def attack_record(
+    attack: AnyAttack | Minimal, knowledge: Knowledge, candidate: Candidate, *, origin: Pixels, attacker: Attacker, options: ProbeOptions, cost: Cost
+) -> AttackRecord:
+    """What is told of any attack: its parameters, both judgements, and how far it went."""
+    change = candidate.pixels - origin
+    linf = change.abs().max().item()
+    score = "cascade" if isinstance(attack, Ensemble) else "embedding_shift" if knowledge == "oblivious" else options.score
+    return AttackRecord(
+        kind=attack.kind,
+        params=attack.model_dump(mode="json", exclude={"kind"}),
+        score=score,
+        knowledge=knowledge,
+        gradient=attacker.gradient(knowledge),
+        eot=attacker.draws(knowledge),
+        success=candidate.success,
+        success_8bit=candidate.success_8bit,
+        rate=candidate.rate,
+        label=candidate.decision.label,
+        probability=candidate.decision.probability,
+        margin=candidate.decision.margin,
+        linf=linf,
+        linf_levels=round(linf * LEVELS, 4),
+        l2=change.norm().item(),
+        first_success_step=None,
+        trace=None,
+        heat=Heat.of(change) if "heat" in options.include else None,
+        adversarial_png=_base64(candidate) if "adversarial" in options.include else None,
+        witness_sha256=None if candidate.float_only else hashlib.sha256(candidate.png).hexdigest(),
+        forward=cost.forward,
+        backward=cost.backward,
+    )
+
+
+def with_search(record: AttackRecord, found: Found, options: ProbeOptions) -> AttackRecord:
+    """The same with what was seen on the way."""
+    first = int(found.attacked.first_success[0])
+    trace = Trace.of(found.attacked.trace_value[:, 0], found.attacked.trace_margin[:, 0]) if "curve" in options.include else None
+    return record.model_copy(update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": found.stages})
+
+
+def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]) -> MinimalRadius:
+    """The bracket in the units of a report. A PNG of any attack can be the one of the fewest levels."""
+    norm, broken = minimal.ball.kind, found.bracket.broken
+    levels = [record.linf_levels for record in records if record.success_8bit]
+    witness = candidate if candidate is not None and candidate.success_8bit else None
+    if witness is not None and norm == "linf" and broken is not None:
+        levels.append(_levels(broken))
+    return MinimalRadius(
+        norm=norm,
+        unbroken=found.bracket.unbroken,
+        unbroken_text=radius_text(found.bracket.unbroken, norm),
+        broken=broken,
+        broken_text=None if broken is None else radius_text(broken, norm),
+        label=None if candidate is None else candidate.decision.label,
+        level_8bit=round(min(levels)) if levels and norm == "linf" else None,
+        farthest=minimal.ball.radius,
+        width=minimal.closeness,
+        complete=found.complete,
+        witness_sha256=None if witness is None else hashlib.sha256(witness.png).hexdigest(),
+        forward=found.cost.forward,
+        backward=found.cost.backward,
+    )
+
+
+def just_around(ball: BallSpec, radius: float, *, at_most: float) -> BallSpec:
+    """The smallest ball that holds a witness at `radius` and its PNG: up to the next level for Linf; never larger than `at_most`."""
+    wide = _levels(radius) / LEVELS if isinstance(ball, Linf) else radius
+    return ball.model_copy(update={"radius": max(radius, min(wide, at_most))})
+
+
+def _levels(radius: float) -> int:
+    return math.ceil(radius * LEVELS - 1e-4)
+
+
+def _base64(candidate: Candidate) -> str | None:
+    return None if candidate.float_only else base64.b64encode(candidate.png).decode()
