@@ -118,6 +118,12 @@ class DataRefused(RobustClipError):
     code = "data-refused"
 
 
+class ReportRefused(RobustClipError):
+    """A file that is no probe report, or one whose witness is not what it says."""
+
+    code = "report-refused"
+
+
 class FeatureNotInstalled(RobustClipError):
     """An optional dependency is missing; `help` names the extra that brings it."""
 

@@ -56,6 +56,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "encoder-refused": Kind(500, "The image encoder is refused"),
     "unsupported-clip": Kind(500, "The backbone can't be served"),
     "data-refused": Kind(500, "A data folder is refused"),
+    "report-refused": Kind(500, "A probe report is refused"),
     "probe-unavailable": Kind(501, "This defense can't be probed that way"),
     "feature-not-installed": Kind(501, "A dependency is missing"),
     "queue-full": Kind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
