@@ -5,17 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
+from service.deployed import ask_for_decision, ask_for_pictures, labels_of, load_deployed, parser_of, read_pixels
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
-    from prompts_store.manifest import PromptSet
-    from robustclip.clip import Clip
-    from robustclip.defenses import AnyDefense
     from robustclip.report import ProbeReport
-    from robustclip.types import Pixels
 
 _BROKEN, _INCONCLUSIVE = 1, 2
 _CLASSIFY = """examples:
@@ -32,7 +29,9 @@ examples:
 
 def classify(argv: Sequence[str] | None = None) -> int:
     """Classify pictures among labels, without a server."""
-    parser = _parser("classify", classify.__doc__, _CLASSIFY, pictures="+")
+    parser = parser_of("classify", classify.__doc__, _CLASSIFY)
+    ask_for_pictures(parser, count="+")
+    ask_for_decision(parser)
     parser.add_argument("--top-k", type=int, default=3, metavar="N", help="labels to show, best first (default: 3)")
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1:
@@ -42,20 +41,27 @@ def classify(argv: Sequence[str] | None = None) -> int:
     from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
     from robustclip.defenses import bind_chain
     from robustclip.seeds import draw_seeds
+    from robustclip.smoothing import count_votes, draw, elect, smoothing_of, vote_seeds
 
-    deployed = _deployed(arguments)
+    labels, deployed = labels_of(arguments), load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
-    classifier = Defended(
-        zero_shot(deployed.clip, deployed.prompt_set.prompts, deployed.labels, encoder=encoder), bind_chain(deployed.defense, encoder)
-    )
+    classifier = Defended(zero_shot(deployed.clip, deployed.prompt_set.prompts, labels, encoder=encoder), bind_chain(deployed.defense, encoder))
+    rule = smoothing_of(deployed.defense)
+    seeds = vote_seeds(int(draw_seeds(arguments.seed, 1)), rule)
     for path in arguments.pictures:
         with torch.inference_mode():
-            scores = classifier(_pixels(path, deployed.clip)[None], draw_seeds(arguments.seed, 1))[0].softmax(dim=0)
-        best = scores.topk(min(arguments.top_k, len(deployed.labels)))
-        predictions = [(deployed.labels[index], score) for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+            logits = draw(classifier, read_pixels(path, deployed.clip), seeds)
+        ballot = None if rule is None else elect(count_votes(logits), labels, rule)
+        scores = logits[0].softmax(dim=0) if rule is None else count_votes(logits) / rule.votes
+        best = scores.topk(min(arguments.top_k, len(labels)))
+        predictions = [(labels[index], score) for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         if arguments.json:
-            found = [{"label": label, "score": score} for label, score in predictions]
-            print(json.dumps({"image": str(path), "prompt_set": str(deployed.prompt_set.ref), "predictions": found}))
+            found = [{"label": label, "score": score} for label, score in predictions if ballot is None or not ballot.abstained]
+            voted = {} if ballot is None else {"smoothing": ballot.model_dump()}
+            print(json.dumps({"image": str(path), "prompt_set": str(deployed.prompt_set.ref), "predictions": found} | voted))
+        elif ballot is not None and ballot.abstained:
+            votes = ", ".join(f"{label} {count}" for label, count in ballot.counts.items())
+            print(f"{path}  abstains: {votes} of {ballot.votes} votes prove no majority  ({deployed.prompt_set.ref})")
         else:
             print(f"{path}  " + "  ".join(f"{label} {score:.1%}" for label, score in predictions) + f"  ({deployed.prompt_set.ref})")
     return 0
@@ -63,7 +69,9 @@ def classify(argv: Sequence[str] | None = None) -> int:
 
 def probe(argv: Sequence[str] | None = None) -> int:
     """Attack one decision and say what came of it, without a server."""
-    parser = _parser("probe", probe.__doc__, _PROBE, pictures=None)
+    parser = parser_of("probe", probe.__doc__, _PROBE)
+    ask_for_pictures(parser, count=None)
+    ask_for_decision(parser)
     parser.add_argument("--true-label", metavar="LABEL", help="what the picture shows (default: the clean decision, which is then to be changed)")
     parser.add_argument("--eps", default="4/255", metavar="RADIUS", help="how far any value may move (default: 4/255)")
     parser.add_argument("--norm", choices=("linf", "l2"), default="linf", help="how the change is measured (default: linf)")
@@ -80,53 +88,6 @@ def probe(argv: Sequence[str] | None = None) -> int:
     else:
         _print_report(report)
     return {"broken": _BROKEN, "inconclusive": _INCONCLUSIVE}.get(report.verdict.value, 0)
-
-
-class _Deployed(NamedTuple):
-    clip: "Clip"
-    prompt_set: "PromptSet"
-    labels: tuple[str, ...]
-    defense: "tuple[AnyDefense, ...]"
-
-
-def _parser(name: str, summary: str | None, examples: str, *, pictures: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"robustclip {name}", description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("pictures", type=Path, nargs=pictures, metavar="PICTURE", help="a JPEG, PNG or WebP file; - is standard input")
-    parser.add_argument("--labels", required=True, metavar="A,B,C", help="what to choose from, two or more")
-    parser.add_argument("--prompt-set", default="handcrafted", metavar="NAME[@VERSION]", help="default: handcrafted")
-    parser.add_argument("--defense", default="none", metavar="CHAIN", help="such as jpeg:75,bit_depth:4,resize_pad (default: none)")
-    parser.add_argument("--backbone", default="mini", metavar="ARCH", help="an embedded CLIP or an open_clip architecture (default: mini)")
-    parser.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip")
-    parser.add_argument("--store", type=Path, metavar="PATH", help="a store of prompt sets (default: those that are shipped)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all randomness (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def _deployed(arguments: argparse.Namespace) -> _Deployed:
-    from prompts_store.store import SHIPPED, PromptStore
-    from robustclip.classifier import check_labels
-    from robustclip.clip import load_clip
-    from robustclip.defenses import parse_defenses
-
-    labels = tuple(label.strip() for label in arguments.labels.split(","))
-    check_labels(labels)
-    defense = parse_defenses(arguments.defense, field="--defense")
-    clip = load_clip(arguments.backbone, arguments.pretrained)
-    store = PromptStore(arguments.store or SHIPPED, read_only=True)
-    return _Deployed(clip, store.load(arguments.prompt_set, clip), labels, defense)
-
-
-def _pixels(path: Path, clip: "Clip") -> "Pixels":
-    from robustclip.images import load_pixels
-
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"{path} can't be read: {error.strerror}.", field="PICTURE") from error
-    return load_pixels(data, clip.image_size)
 
 
 def _probe(arguments: argparse.Namespace) -> "ProbeReport":
@@ -146,13 +107,13 @@ def _probe(arguments: argparse.Namespace) -> "ProbeReport":
         options = ProbeOptions.model_validate(asked)
     except ValidationError as error:
         raise invalid_input(error, asked) from error
-    deployed = _deployed(arguments)
+    labels, deployed = labels_of(arguments), load_deployed(arguments)
     prompts = deployed.prompt_set.prompts
     with torch.no_grad():
-        weights = text_weights(deployed.clip, prompts, deployed.labels)
+        weights = text_weights(deployed.clip, prompts, labels)
     encoder = TorchImageEncoder(deployed.clip)
-    victim = Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), deployed.labels, weights, deployed.defense, encoder)
-    return probing.probe(victim, _pixels(arguments.pictures, deployed.clip), options)
+    victim = Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), labels, weights, deployed.defense, encoder)
+    return probing.probe(victim, read_pixels(arguments.pictures, deployed.clip), options)
 
 
 def _write_witness(path: Path, report: "ProbeReport") -> None:
