@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustclip.defenses import AnyDefense
 from robustclip.defenses.smoothing import Smoothing
+from robustclip.seeds import draw_seeds
 from robustclip.types import Logits, Pixels, Seeds
 
 VOTES_A_PASS = 32  # rows of one batch
@@ -36,6 +37,11 @@ def smoothing_of(chain: Sequence[AnyDefense]) -> Smoothing | None:
     return first if isinstance(first, Smoothing) else None
 
 
+def vote_seeds(seed: int, rule: Smoothing | None) -> Seeds:
+    """[V] the seeds of the votes on a picture that has this one; itself where nothing is voted."""
+    return torch.tensor([seed]) if rule is None else draw_seeds(seed, rule.votes)
+
+
 def draw(ask: Callable[[Pixels, Seeds], Tensor], pixels: Tensor, seeds: Seeds, *, on_rows: Callable[[int], None] = lambda rows: None) -> Tensor:
     """[V, ...] what `ask` says of one picture [3, S, S] under each of the seeds [V], a bounded batch at a time; `on_rows` hears how many are done."""
     drawn: list[Tensor] = []
@@ -55,11 +61,12 @@ def elect(counts: Tensor, labels: Sequence[str], rule: Smoothing) -> Ballot:
 
     An answer is the smoothed classifier's own with probability 1 - alpha.
     """
-    ranked = counts.sort(descending=True, stable=True)
-    named = {labels[index]: votes for votes, index in zip(ranked.values.tolist(), ranked.indices.tolist(), strict=True) if votes}
-    first, second = ranked.values[:2].tolist()
+    votes: list[int] = counts.tolist()
+    order: list[int] = counts.argsort(descending=True, stable=True).tolist()
+    named = {labels[index]: votes[index] for index in order if votes[index]}
+    first, second = votes[order[0]], votes[order[1]]
     p_value = chance_of_lead(first, second)
-    return Ballot(sigma=rule.sigma, votes=int(counts.sum()), counts=named, alpha=rule.alpha, p_value=p_value, abstained=p_value > rule.alpha)
+    return Ballot(sigma=rule.sigma, votes=sum(votes), counts=named, alpha=rule.alpha, p_value=p_value, abstained=p_value > rule.alpha)
 
 
 def chance_of_lead(first: int, second: int) -> float:

@@ -14,6 +14,7 @@ from robustclip.clip import Clip
 from robustclip.defenses import AnyDefense
 from robustclip.images import ImageInfo
 from robustclip.report import ProbeReport, VerdictValue
+from robustclip.smoothing import Ballot
 from robustclip.types import ImageEncoder
 from service.engine import Classified, Engine
 from service.loaded import LoadedSet
@@ -30,8 +31,8 @@ class _Answer(BaseModel):
 
 class Prediction(_Answer):
     label: str
-    score: float = Field(description="softmax over the labels")
-    logit: float
+    score: float = Field(description="softmax over the labels; under smoothing the share of the votes")
+    logit: float = Field(description="under smoothing its mean over the votes")
 
 
 class ImageFacts(_Answer):
@@ -49,11 +50,12 @@ class ImageProblem(_Answer):
 
 
 class ImageResult(_Answer):
-    """Predictions of one image, or its error."""
+    """Predictions of one image, or its error. No predictions and no margin where a vote proves nothing."""
 
     index: int
     predictions: list[Prediction] | None = None
     margin: float | None = Field(default=None, description="best score minus the second")
+    smoothing: Ballot | None = Field(default=None, description="how the noisy copies voted, where the defense begins with smoothing")
     image: ImageFacts | None = None
     error: ImageProblem | None = None
 
@@ -235,5 +237,6 @@ def _image_result(index: int, result: tuple[Ranked, ImageInfo] | Problem) -> dic
         "index": index,
         "predictions": [{"label": label, "score": score, "logit": logit} for label, score, logit in ranked.predictions],
         "margin": ranked.margin,
+        **({} if ranked.ballot is None else {"smoothing": ranked.ballot.model_dump()}),
         "image": {"width": info.width, "height": info.height, "format": info.format, "sha256": info.sha256},
     }

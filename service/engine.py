@@ -21,9 +21,11 @@ from prompts_store.watcher import Watcher
 from robustclip.classifier import Defended, LabelCache, ZeroShotClassifier
 from robustclip.clip import Clip
 from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
 from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
 from robustclip.seeds import draw_seeds
+from robustclip.smoothing import smoothing_of, vote_seeds
 from robustclip.types import Defense, ImageEncoder, Pixels, Seeds
 from service.admission import Admission
 from service.batching import Batcher, Pass
@@ -32,7 +34,7 @@ from service.device import DeviceLock, Priority, available_cpus
 from service.loaded import LoadedSet
 from service.metrics import Metrics
 from service.problems import Problem, as_problem
-from service.ranking import Ranked, rank
+from service.ranking import Ranked, rank, rank_by_votes
 from service.schemas import MAX_SEED, Chain, ClassifyRequest
 from service.snapshot import ServedSets
 from service.text import TextWeights
@@ -48,6 +50,11 @@ class Lane:
 
     key: tuple[str, tuple[AnyDefense, ...]]
     visual: Tensor | None
+
+    @property
+    def rule(self) -> Smoothing | None:
+        """How the answer is voted for, if it is."""
+        return smoothing_of(self.key[1])
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -76,6 +83,7 @@ class Engine:
         self.metrics = metrics
         self.device = DeviceLock(metrics.waited)
         self.default_chain = parse_defenses(settings.defense.default, field="defense.default")
+        self._check_votes(1, self.default_chain, "defense.default")
         self._bound: Callable[[tuple[AnyDefense, ...]], Defense] = lru_cache(64)(partial(bind_chain, encoder=encoder))
         self.admission = Admission(settings.engine.queue_images, metrics)
         cache = LabelCache(settings.engine.label_cache_bytes)
@@ -118,12 +126,13 @@ class Engine:
 
     async def classify(self, request: ClassifyRequest, timing: Timing) -> Classified:
         """Answer one request. Raises Problem and RobustClipError for what concerns all of it; an image that fails alone is a result."""
-        pictures = request.pictures()
+        pictures, chain = request.pictures(), self.chain(request.defense)
+        passes = self._check_votes(len(pictures), chain, "defense/0/votes")
         deadline = time.monotonic() + request.deadline_ms / 1000
         try:
-            with self.admission.images(len(pictures)):
+            with self.admission.images(passes):
                 async with asyncio.timeout(request.deadline_ms / 1000):
-                    return await self._classify(request, pictures, deadline, timing)
+                    return await self._classify(request, pictures, chain, deadline, timing)
         except TimeoutError as error:
             waited = max(timing.stages, key=lambda stage: timing.stages[stage], default="the queue")
             raise DeadlineExceeded(f"{request.deadline_ms} ms were over; most of it went to {waited}.") from error
@@ -146,9 +155,20 @@ class Engine:
         """Run what reads or moves prompt sets: it may take seconds, and classification must not wait behind it."""
         return await _on(self._store_pool, function, *arguments)
 
-    async def _classify(self, request: ClassifyRequest, pictures: Sequence[tuple[str, bytes]], deadline: float, timing: Timing) -> Classified:
+    def _check_votes(self, pictures: int, chain: tuple[AnyDefense, ...], field: str) -> int:
+        """Passes that so many pictures take, a vote each under smoothing. InvalidInput for more than ever fit the queue."""
+        rule, room = smoothing_of(chain), self.settings.engine.queue_images
+        passes = pictures * (1 if rule is None else rule.votes)
+        if passes > room:
+            raise InvalidInput(
+                f"expected at most {room} votes in all (engine.queue_images), found {passes}.", field=field, help="Ask for fewer votes or pictures."
+            )
+        return passes
+
+    async def _classify(
+        self, request: ClassifyRequest, pictures: Sequence[tuple[str, bytes]], chain: tuple[AnyDefense, ...], deadline: float, timing: Timing
+    ) -> Classified:
         loaded = await self.find(request.prompt_set)
-        chain = self.chain(request.defense)
         randomized = any(part.randomized for part in chain)
         seed = request.seed if request.seed is not None or not randomized else secrets.randbelow(MAX_SEED)
         rows = draw_seeds(seed or 0, len(pictures)).tolist()
@@ -162,7 +182,10 @@ class Engine:
             started = time.perf_counter()
             classifier = ZeroShotClassifier(self.encoder, request.labels, weights, self.clip.logit_scale, lane.visual)
             features = torch.stack([features for features, _ in good])
-            ranked = await _on(self._pool, rank, classifier, features, request.temperature, request.top_k)
+            if lane.rule is None:
+                ranked = await _on(self._pool, rank, classifier, features[:, 0], request.temperature, request.top_k)
+            else:
+                ranked = await _on(self._pool, rank_by_votes, classifier, features, lane.rule, request.temperature, request.top_k)
             timing.slowest("score", time.perf_counter() - started)
         self.metrics.predictions.labels(str(loaded.ref), "+".join(part.kind for part in chain) or "none").inc(len(good))
         answers = iter(ranked)
@@ -170,7 +193,7 @@ class Engine:
         return Classified(loaded, chain, seed, results)
 
     async def _one(self, lane: Lane, picture: tuple[str, bytes], seed: int, deadline: float, timing: Timing) -> tuple[Tensor, ImageInfo] | Problem:
-        """Features of one picture, or its own problem; what is not the picture's fault is raised."""
+        """Features [V, E] of one picture, a row a vote and else one row, or its own problem; what is not the picture's fault is raised."""
         pointer, data = picture
         started = time.perf_counter()
         try:
@@ -181,11 +204,13 @@ class Engine:
                 raise
             return problem.at(pointer)
         timing.slowest("decode", time.perf_counter() - started)
-        encoded = await self._batcher.encode(lane, pixels, seed, deadline=deadline)
-        timing.slowest("queue", encoded.queue_seconds)
-        timing.slowest("defense", encoded.defense_seconds)
-        timing.slowest("infer", encoded.infer_seconds)
-        return encoded.features, info
+        votes = vote_seeds(seed, lane.rule).tolist()
+        rows = await asyncio.gather(*(self._batcher.encode(lane, pixels, vote, deadline=deadline) for vote in votes))
+        for encoded in rows:
+            timing.slowest("queue", encoded.queue_seconds)
+            timing.slowest("defense", encoded.defense_seconds)
+            timing.slowest("infer", encoded.infer_seconds)
+        return torch.stack([encoded.features for encoded in rows]), info
 
     def pixels(self, data: bytes) -> tuple[Pixels, ImageInfo]:
         """[3, S, S] pixels of encoded bytes, and what they were."""

@@ -6,30 +6,53 @@ import torch
 from torch import Tensor
 
 from robustclip.classifier import ZeroShotClassifier
+from robustclip.defenses.smoothing import Smoothing
+from robustclip.smoothing import Ballot, count_votes, elect
+from robustclip.types import Logits
 from service.problems import Problem
 
 
 class Ranked(NamedTuple):
-    """One picture's labels, best first: [(label, score, logit)], and by how much the first score leads."""
+    """One picture's labels, best first: [(label, score, logit)], and by how much the first score leads. After a vote, how that went; if it proves
+    nothing there are no predictions."""
 
     predictions: list[tuple[str, float, float]]
-    margin: float
+    margin: float | None
+    ballot: Ballot | None = None
 
 
 def rank(classifier: ZeroShotClassifier, features: Tensor, temperature: float | None, top_k: int) -> list[Ranked]:
     """The labels of unit features [B, E]; `top_k` 0 keeps all. Raises Problem `nonfinite-scores` rather than answer with NaN."""
     with torch.inference_mode():
-        logits = classifier.judge(features.to(classifier.weights.device)).float().cpu() / (temperature or 1.0)
-        if not bool(logits.isfinite().all()):
-            raise Problem("nonfinite-scores", "a score is not a finite number.")
-        count = len(classifier.labels)
-        order = logits.argsort(dim=1, descending=True, stable=True)
-        sorted_logits = logits.gather(1, order)
-        scores = sorted_logits.softmax(dim=1)
-    kept = slice(0, min(top_k or count, count))
-    margins = (scores[:, 0] - scores[:, 1]).tolist()
-    columns = (order[:, kept].tolist(), scores[:, kept].tolist(), sorted_logits[:, kept].tolist())
-    return [
-        Ranked([(classifier.labels[index], score, logit) for index, score, logit in zip(*row, strict=True)], margin)
-        for *row, margin in zip(*columns, margins, strict=True)
-    ]
+        logits = _logits(classifier, features, temperature)
+        return [Ranked(*_best(classifier.labels, scores, own, top_k)) for scores, own in zip(logits.softmax(dim=1), logits, strict=True)]
+
+
+def rank_by_votes(classifier: ZeroShotClassifier, features: Tensor, rule: Smoothing, temperature: float | None, top_k: int) -> list[Ranked]:
+    """The labels of pictures from features [B, V, E] of V noisy copies: scores are shares of the votes, logits their means. Raises as `rank`."""
+    ranked: list[Ranked] = []
+    with torch.inference_mode():
+        for copies in features:
+            logits = _logits(classifier, copies, temperature)
+            counts = count_votes(logits)
+            ballot = elect(counts, classifier.labels, rule)
+            best = _best(classifier.labels, counts / len(copies), logits.mean(dim=0), top_k)
+            ranked.append(Ranked([], None, ballot) if ballot.abstained else Ranked(*best, ballot))
+    return ranked
+
+
+def _logits(classifier: ZeroShotClassifier, features: Tensor, temperature: float | None) -> Logits:
+    logits = classifier.judge(features.to(classifier.weights.device)).float().cpu() / (temperature or 1.0)
+    if not bool(logits.isfinite().all()):
+        raise Problem("nonfinite-scores", "a score is not a finite number.")
+    return logits
+
+
+def _best(labels: tuple[str, ...], scores: Tensor, logits: Tensor, top_k: int) -> tuple[list[tuple[str, float, float]], float]:
+    """The `top_k` labels by score and then by logit, and the lead of the first."""
+    by_logit = logits.argsort(descending=True, stable=True)
+    order = by_logit[scores[by_logit].argsort(descending=True, stable=True)]
+    first, second = scores[order[:2]].tolist()
+    kept = order[: top_k or None]
+    columns = (kept.tolist(), scores[kept].tolist(), logits[kept].tolist())
+    return [(labels[index], score, logit) for index, score, logit in zip(*columns, strict=True)], first - second
