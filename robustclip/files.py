@@ -15,6 +15,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def write_once(path: Path, content: bytes) -> bool:
+    """Put `content` at `path` unless there is a file already; whether it was put. Of several writers exactly one succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        os.link(partial, path)  # fails where `replace` would overwrite
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(path.parent)
+    return True
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """The name of a file to write, in the same folder and nobody else's; at the end of the block it is synced and becomes `path`.
@@ -23,7 +39,7 @@ def replacing(path: Path) -> Generator[Path]:
     """
     folders = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = _partial(path)
     try:
         yield partial
         _sync(partial)
@@ -33,6 +49,10 @@ def replacing(path: Path) -> Generator[Path]:
         raise
     for folder in folders:  # the name has to last too, and those of the folders made just now
         _sync(folder)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
 
 
 def _sync(path: Path) -> None:

@@ -4,11 +4,12 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from robustclip.files import replacing, write_atomically
+from robustclip.files import replacing, write_atomically, write_once
 
 
 def names(folder: Path) -> list[str]:
@@ -33,6 +34,15 @@ write_atomically(Path({str(target)!r}), b"new" * 100_000)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
     assert target.read_bytes() == b"old" * 1000
+
+
+def test_of_several_writers_of_one_name_exactly_one_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "record"
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda number: write_once(target, str(number).encode() * 1000), range(8)))
+    assert written.count(True) == 1
+    assert target.read_bytes() == str(written.index(True)).encode() * 1000
+    assert names(target.parent) == ["record"]
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
