@@ -1,8 +1,10 @@
 """Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes.
 
-The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a remark.
+The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a remark. `base` and `new` are the first and
+the second half of a data set's labels in their order, as CoOp splits them.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,14 +15,15 @@ from robustclip.errors import DataRefused
 from training.data import LabelledImages
 
 Among: TypeAlias = Literal["all", "these"]
+BASE, NEW = "base", "new"
 
 
 def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledImages:
-    """Only the pictures of the classes that `path` names, to be recognised among all labels of the data set or among `these` alone.
+    """Only the pictures of the classes that `path` names (or `base`, `new`), recognised among all labels of the data set or among `these` alone.
 
     DataRefused names a class that the data set lacks, one that is named twice, and two that would bear one name.
     """
-    names = read_classes(path)
+    names = _half(data.labels, str(path)) if str(path) in (BASE, NEW) else read_classes(path)
     for name in names:
         if name not in data.labels:
             raise DataRefused(f"{path.name} names the class {name!r}, which {data.folder.name} does not have.", field="--classes")
@@ -38,6 +41,11 @@ def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledIm
         raise DataRefused(f"the split {data.split!r} has no picture of the classes in {path.name}.", field="--classes")
     chosen = data.subset(rows, data.split)
     return replace(chosen, labels=labels, targets=torch.tensor([position[target] for target in chosen.targets.tolist()]))
+
+
+def _half(labels: tuple[str, ...], which: str) -> dict[str, str]:
+    middle = math.ceil(len(labels) / 2)
+    return {label: label for label in (labels[:middle] if which == BASE else labels[middle:])}
 
 
 def read_classes(path: Path) -> dict[str, str]:

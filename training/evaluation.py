@@ -1,15 +1,15 @@
-"""Prompt sets x data x threat levels -> rows of numbers, each with what reproduces it, and paired differences.
+"""Prompt sets x data x threat levels x seeds -> rows of numbers, each with what reproduces it.
 
-It computes; `evaluate.py` reads options and prints.
+It computes; `evaluate.py` reads options and prints, `comparison.py` and `checks.py` say what follows from the rows.
 """
 
 import itertools
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from prompts_store.store import SHIPPED, PromptStore
@@ -17,126 +17,152 @@ from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import InvalidInput, UnknownPromptSet
-from robustclip.measure import accuracy, mcnemar, paired_difference
-from robustclip.prompts import Prompts
-from robustclip.threat import LinfRadius, radius_text
+from robustclip.measure import accuracy
+from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.threat import radius_text
 from robustclip.types import Progress
-from training.classes import Among, choose_classes
-from training.data import LabelledImages
-from training.levels import Level, Pictures, measure_level
-from training.sampling import balanced_subset, open_split
+from training.cells import cell_path, keep, recall
+from training.levels import JUDGING_DRAWS, WITHIN_T3, AtLevel, Level, Pictures, measure_level
+from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, Question, Source, Threat
+from training.sampling import balanced_subset
+from training.surrogates import measure_transfer
 
-NO_DEFENSE = "none"
+SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compared on them
 
 
-class Question(BaseModel):
-    """What is to be measured. The tuples multiply; `eps` does not concern clean pictures."""
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A prompt set on a backbone, behind a defense, on some pictures, with a seed. `asked`: how the prompt set was asked for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    backbones: tuple[str, ...] = Field(min_length=1)
-    pretrained: str | None = None
-    prompt_sets: tuple[str, ...] = Field(min_length=1)
-    data: tuple[Path, ...] = Field(min_length=1)
-    split: str = "test"
-    classes: Path | None = None
-    among: Among = "all"
-    threats: tuple[Level, ...] = Field(min_length=1)
-    eps: tuple[LinfRadius, ...] = Field(min_length=1)
-    defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
-    limit: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0, lt=2**63)
-    batch: int = Field(64, ge=1, le=4096)
-    store: Path
-    runs: Path
-    device: str = "cpu"
+    backbone: str
+    clip: Clip
+    source: Source
+    pictures: Pictures
+    asked: str
+    prompt_set: str
+    prompts: Prompts
+    defense: str
+    classifier: Defended
 
-    def conditions(self) -> Iterator[tuple[Level, float]]:
-        """Threat levels with their radii, 0 for clean."""
-        for level in self.threats:
-            for eps in (0.0,) if level == "clean" else self.eps:
-                yield level, eps
-
-    def open(self, folder: Path) -> LabelledImages:
-        """The split of one folder, only the asked classes of it."""
-        data = open_split(folder, self.split)
-        return data if self.classes is None else choose_classes(data, self.classes, self.among)
+    @property
+    def randomized(self) -> bool:
+        return self.classifier.defense.randomized
 
 
 class Row(NamedTuple):
-    """One number with its facts, as JSON; the folder and the pictures behind it, by name, and whether each was right."""
+    """One number with its facts, as JSON; how its prompt set was asked for; the pictures behind it, by folder and name; whether each was right."""
 
     facts: dict[str, Any]
+    asked: str
     folder: Path
     pictures: tuple[str, ...]
     correct: Tensor
 
-    @property
-    def condition(self) -> tuple[str, ...]:
-        """What two rows must share to be compared picture by picture."""
-        return (str(self.folder), *(str(self.facts[name]) for name in ("backbone", "split", "defense", "threat", "eps")))
 
-
-def answer(question: Question, *, progress: Progress) -> Iterator[Row]:
-    """The rows, as they are measured. Raises InvalidInput and its siblings before the first one where it can."""
+def open_subjects(question: Question) -> list[Subject]:
+    """Everything that is to be measured, opened. Raises InvalidInput and its siblings for whatever can't be, before anything is computed."""
     for text in question.defenses:
         parse_defenses(text, field="--defense")
-    if any(level != "clean" and eps <= 0 for level, eps in question.conditions()):
+    if any(threat != "clean" and eps <= 0 for threat, eps in question.conditions()):
         raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255", or ask for clean.')
-    for folder in question.data:
-        question.open(folder)  # a folder that can't be read is refused now, not after hours on the one before
-    for backbone, folder in itertools.product(question.backbones, question.data):
+    if ("T0b" in question.threats) != bool(question.surrogates):
+        raise InvalidInput("T0b needs a surrogate to attack, and a surrogate serves T0b alone.", field="--surrogate", help="Name both or neither.")
+    opened = [source.open() for source in question.data]
+    subjects: list[Subject] = []
+    for backbone, (source, data) in itertools.product(question.backbones, zip(question.data, opened, strict=True)):
         clip = load_clip(backbone, question.pretrained, device=question.device)
-        data = question.open(folder)
-        indices = balanced_subset(data, question.limit, question.seed)
-        pictures = Pictures(data, indices, question.seed, question.runs / "cache", question.batch)
-        names = tuple(data.names[index] for index in indices.tolist())
-        sets = [load_prompts(text, clip, data.labels, question.store) for text in question.prompt_sets]
-        for (prompt_set, prompts), defense in itertools.product(sets, question.defenses):
-            encoder = TorchImageEncoder(clip)
-            chain = bind_chain(parse_defenses(defense, field="--defense"), encoder)
-            classifier = Defended(zero_shot(clip, prompts, data.labels, encoder=encoder), chain)
-            for level, eps in question.conditions():
-
-                def named(done: int, total: int, what: str, *, about: str = f"{folder.name} {prompt_set} {radius_text(eps)}") -> None:
-                    progress(done, total, f"{what} {about}")
-
-                found = measure_level(level, eps, clip, classifier, pictures, randomized=chain.randomized, progress=named)
-                measured = found.measured
-                share = accuracy(measured.correct)
-                facts = {
-                    "backbone": backbone,
-                    "prompt_set": prompt_set,
-                    "data": folder.resolve().name,
-                    "split": question.split,
-                    **_restriction(question),
-                    "defense": defense,
-                    "threat": level,
-                    "eps": radius_text(eps),
-                    "n": len(indices),
-                    "accuracy": share.value,
-                    "low": share.low,
-                    "high": share.high,
-                    "accuracy_8bit": accuracy(measured.correct_8bit).value,
-                    "attack": found.attack,
-                    "seed": question.seed,
-                    "seconds": round(measured.seconds, 3),
-                    "cost": measured.cost._asdict(),
-                    "command": _command(question, backbone, prompt_set, folder, defense, level, eps),
-                }
-                yield Row(facts, folder.resolve(), names, measured.correct)
+        indices = balanced_subset(data, question.limit, SUBSET_SEED)
+        encoder = TorchImageEncoder(clip)
+        for asked, defense, seed in itertools.product(question.prompt_sets, question.defenses, question.seeds):
+            prompt_set, prompts = load_prompts(_of_seed(asked, source, seed), clip, data.labels, question.store)
+            classifier = Defended(
+                zero_shot(clip, prompts, data.labels, encoder=encoder), bind_chain(parse_defenses(defense, field="--defense"), encoder)
+            )
+            pictures = Pictures(data, indices, seed, question.runs / "cache", question.batch, source.template)
+            subjects.append(Subject(backbone, clip, source, pictures, asked, prompt_set, prompts, defense, classifier))
+    return subjects
 
 
-def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every two prompt sets under the same condition: accuracy(a) - accuracy(b) on the same pictures, `a` the one that was named later."""
-    paired: list[dict[str, Any]] = []
-    for second, first in itertools.combinations(rows, 2):
-        if first.condition == second.condition:
-            difference = paired_difference(first.correct, second.correct)
-            shared = {name: first.facts[name] for name in ("backbone", "data", "split", "defense", "threat", "eps", "n")}
-            sets = {"a": first.facts["prompt_set"], "b": second.facts["prompt_set"]}
-            interval = {"difference": difference.value, "low": difference.low, "high": difference.high}
-            paired.append({**shared, **sets, **interval, "mcnemar": mcnemar(first.correct, second.correct)})
-    return paired
+def answer(question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False) -> Iterator[Row]:
+    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run."""
+    if fresh:
+        for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
+            for part in (threat, *(WITHIN_T3 if threat == "T3" else ())):
+                cell_of(question, subject, part, eps)[0].unlink(missing_ok=True)
+    for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
+
+        def named(done: int, total: int, what: str, *, about: str = f"{subject.source.name} {subject.prompt_set} {radius_text(eps)}") -> None:
+            progress(done, total, f"{what} {about}")
+
+        found = _measured(question, subject, threat, eps, named)
+        names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
+        yield Row(_facts(question, subject, threat, eps, found), subject.asked, subject.source.folder.resolve(), names, found.measured.correct)
+
+
+def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) -> tuple[Path, dict[str, object]]:
+    """Where the answer about a subject under a condition is kept, and all that it depends on."""
+    pictures = subject.pictures
+    key: dict[str, object] = {
+        "clip": subject.clip.fingerprint,
+        "data": pictures.data.digest,
+        "split": pictures.data.split,
+        "indices": pictures.indices.tolist(),
+        "prompts": subject.prompts.digest(),
+        "defense": subject.defense,
+        "threat": threat,
+        "eps": eps,
+        "seed": pictures.seed,
+        "batch": pictures.batch,
+        "device": question.device,
+        **({"template": pictures.template} if threat in ("T1", "T3") else {}),
+        **({"strength": question.strength} if threat == "T3" else {}),
+        **({"surrogates": list(question.surrogates)} if threat == "T0b" else {}),
+    }
+    return cell_path(question.runs / "evaluate", key), key
+
+
+def _measured(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress) -> AtLevel:
+    path, key = cell_of(question, subject, threat, eps)
+    found = recall(path, len(subject.pictures.indices))
+    if found is not None:
+        return found
+    clip, classifier, pictures = subject.clip, subject.classifier, subject.pictures
+    if threat == "T0b":
+        draws = JUDGING_DRAWS if subject.randomized else 1
+        found = measure_transfer(question.surrogates, eps, clip, classifier, pictures, draws=draws, progress=progress)
+    else:
+        known: dict[Level, AtLevel] = {part: _measured(question, subject, part, eps, progress) for part in WITHIN_T3 if threat == "T3"}
+        found = measure_level(
+            threat, eps, clip, classifier, pictures, randomized=subject.randomized, progress=progress, strength=question.strength, known=known
+        )
+    keep(path, key, found)
+    return found
+
+
+def _facts(question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel) -> dict[str, Any]:
+    measured, source = found.measured, subject.source
+    share = accuracy(measured.correct)
+    return {
+        "backbone": subject.backbone,
+        "prompt_set": subject.prompt_set,
+        "data": source.name,
+        "split": source.split,
+        **({} if source.classes is None else {"classes": source.classes.name, "among": source.among}),
+        "defense": subject.defense,
+        "threat": threat,
+        "eps": radius_text(eps),
+        "n": len(measured.correct),
+        "accuracy": share.value,
+        "low": share.low,
+        "high": share.high,
+        "accuracy_8bit": accuracy(measured.correct_8bit).value,
+        "attack": found.attack,
+        **({} if found.fell_to is None else {"fell_to": found.fell_to}),
+        "seed": subject.pictures.seed,
+        "seconds": round(measured.seconds, 3),
+        "cost": measured.cost._asdict(),
+        "command": _command(question, subject, threat, eps),
+    }
 
 
 def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) -> tuple[str, Prompts]:
@@ -158,19 +184,25 @@ def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) ->
     return str(found.ref), found.prompts
 
 
-def _restriction(question: Question) -> dict[str, str]:
-    """Which classes were measured, where not all were."""
-    return {} if question.classes is None else {"classes": question.classes.name, "among": question.among}
+def _of_seed(asked: str, source: Source, seed: int) -> str:
+    """The one prompt set that is meant on a data set, for a seed."""
+    if asked == DATA_TEMPLATE:
+        return source.template
+    return asked if "{" in asked else asked.replace(EVERY_SEED, str(seed))
 
 
-def _command(question: Question, backbone: str, prompt_set: str, folder: Path, defense: str, level: Level, eps: float) -> str:
+def _command(question: Question, subject: Subject, threat: Threat, eps: float) -> str:
     """What measures this one row again: every choice spelled out, the prompt set by its version."""
-    words = ["robustclip", "evaluate", "--backbone", backbone]
+    source = subject.source
+    words = ["robustclip", "evaluate", "--backbone", subject.backbone]
     words += ["--pretrained", question.pretrained] if question.pretrained else []
-    words += ["--prompt-set", prompt_set, "--data", str(folder), "--split", question.split, "--threat", level]
-    words += [] if question.classes is None else ["--classes", str(question.classes), "--among", question.among]
-    words += [] if level == "clean" else ["--eps", radius_text(eps)]
-    words += [] if defense == NO_DEFENSE else ["--defense", defense]
-    words += ["--limit", str(question.limit), "--seed", str(question.seed), "--batch", str(question.batch)]
+    words += ["--prompt-set", subject.prompt_set, "--data", str(source.folder), "--split", source.split, "--threat", threat]
+    words += [] if source.classes is None else ["--classes", str(source.classes), "--among", source.among]
+    words += [] if threat == "clean" else ["--eps", radius_text(eps)]
+    words += ["--template", source.template] if threat in ("T1", "T3") and source.template != HANDCRAFTED_TEMPLATE else []
+    words += ["--strength", question.strength] if threat == "T3" else []
+    words += [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)] if threat == "T0b" else []
+    words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
+    words += ["--limit", str(question.limit), "--seed", str(subject.pictures.seed), "--batch", str(question.batch)]
     words += ["--store", str(question.store), "--device", question.device, "--json"]
     return shlex.join(words)

@@ -119,7 +119,7 @@ def measure_level(
         )
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
     again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, progress=progress)
-    parts = {part: known[part] if known and part in known else again(part) for part in WITHIN_T3}
+    parts: dict[Level, AtLevel] = {part: known[part] if known and part in known else again(part) for part in WITHIN_T3}
     return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, progress)
 
 

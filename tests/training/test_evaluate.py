@@ -17,8 +17,8 @@ from training.evaluate import main
 FACTS = {"backbone", "prompt_set", "data", "threat", "eps", "n", "accuracy", "low", "high", "attack", "seed", "seconds", "command"}
 
 
-def publish(root: Path, clip: Clip, *, name: str = "learned", labels: tuple[str, ...] = (), class_specific: bool = False) -> str:
-    generator = torch.Generator().manual_seed(0)
+def publish(root: Path, clip: Clip, *, name: str = "learned", labels: tuple[str, ...] = (), class_specific: bool = False, seed: int = 0) -> str:
+    generator = torch.Generator().manual_seed(seed)
     text = 0.1 * torch.randn(*((len(labels),) if class_specific else ()), 1, 4, clip.text_width, generator=generator)
     manifest = PromptManifest.model_validate(
         {
@@ -126,6 +126,116 @@ def test_a_template_is_a_prompt_set(bench: Bench) -> None:
     assert template["prompt_set"] == "a photo of a {}."
 
 
+def test_t3_makes_a_headline_or_says_what_forbids_one(bench: Bench) -> None:
+    found = bench.evaluate("--threat", "clean,T0,T1,T2,T3", "--eps", "1/255", "--limit", "6", "--strength", "quick")
+    right = {row["threat"]: row["accuracy"] for row in found["results"]}
+    assert right["clean"] >= right["T2"] >= right["T3"]
+    (headline,) = found["headlines"]
+    assert headline["refused"] or headline["accuracy"] == right["T3"]
+    assert {check["id"] for check in found["checks"]} >= {"M5", "M7", "M15"}
+    fell = {row["threat"]: row.get("fell_to") for row in found["results"]}
+    assert set(fell["T3"]) == {"noise", "margin-pgd", "square"}
+    assert fell["T2"] is None
+    (command,) = (row["command"] for row in found["results"] if row["threat"] == "T3")
+    assert "--strength quick" in command
+
+
+def test_a_wider_question_pays_only_for_what_is_new(bench: Bench) -> None:
+    def cells() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (bench.folder / "runs" / "evaluate").iterdir()}
+
+    options = ["--threat", "clean,T2", "--eps", "4/255", "--limit", "3"]
+    first = bench.evaluate(*options)["results"]
+    before = cells()
+    assert len(before) == 2
+    assert bench.evaluate(*options)["results"] == first  # seconds included: they are those of the measuring
+    assert cells() == before
+    plan = bench.evaluate(*options, "--seed", "0,1", "--dry-run")
+    assert [(cell["threat"], cell["seed"], cell["measured"]) for cell in plan["plan"]] == [
+        ("clean", 0, True), ("T2", 0, True), ("clean", 1, False), ("T2", 1, False),
+    ]  # fmt: skip
+    assert [cell["charged"] for cell in plan["plan"]] == [0, 0, 3, 3 * 3 + 3 * 301]
+    assert cells() == before
+    both = bench.evaluate(*options, "--seed", "0,1")
+    assert both["results"][:2] == first
+    assert {**before, **cells()} == cells()
+    assert len(cells()) == 4
+    assert [(means["threat"], means["seeds"]) for means in both["over_seeds"]] == [("clean", [0, 1]), ("T2", [0, 1])]
+    bench.evaluate(*options, "--fresh")
+    assert all(cells()[name] > when for name, when in before.items())
+
+
+def test_a_bill_is_never_lower_than_what_was_spent(bench: Bench, tiny: Clip) -> None:
+    publish(bench.folder / "store", tiny)
+    options = ["--prompt-set", "handcrafted,learned", "--threat", "clean,T0,T1,T2,T3", "--eps", "0.1/255", "--limit", "3", "--strength", "quick"]
+    plan = bench.evaluate(*options, "--dry-run")
+    assert plan["charged"] == sum(cell["charged"] for cell in plan["plan"])
+    made_once = {cell["threat"]: cell["charged"] for cell in plan["plan"][:5]}
+    again = {cell["threat"]: cell["charged"] for cell in plan["plan"][5:]}
+    assert (again["T0"], again["T1"]) == (9, 9)
+    assert made_once["T0"] > 9 + 3 * 120
+    rows = bench.evaluate(*options)["results"]
+    for row in (row for row in rows[:5] if row["threat"] != "T3"):
+        assert row["cost"]["forward"] + 2 * row["cost"]["backward"] <= made_once[row["threat"]]
+
+
+def test_a_seed_can_have_a_prompt_set_of_its_own(bench: Bench, tiny: Clip) -> None:
+    versions = [publish(bench.folder / "store", tiny, name=f"own-{seed}", seed=seed) for seed in (0, 1)]
+    found = bench.evaluate("--prompt-set", "handcrafted,own-%", "--seed", "0,1")
+    assert [row["prompt_set"] for row in found["results"]][2:] == versions
+    (pair,) = found["paired"]
+    assert (pair["a"], pair["seeds"], pair["mcnemar"]) == ("own-%", [0, 1], None)
+
+
+def test_base_and_new_classes_and_other_data_are_only_more_rows(bench: Bench, tmp_path: Path) -> None:
+    other = write_pictures(tmp_path / "other", test=2)
+    found = bench.evaluate(
+        "--data", str(other), "--classes", "base,new", "--among", "all", "--prompt-set", "handcrafted", "--prompt-set", "art of {}."
+    )
+    assert [(row["classes"], row["data"], row["n"]) for row in found["results"][::2]] == [
+        ("base", bench.pictures.name, 12), ("new", bench.pictures.name, 6), ("base", "other", 4), ("new", "other", 2),
+    ]  # fmt: skip
+    assert len(found["paired"]) == 4
+    assert [means["data"] for means in found["over_data"]] == [[bench.pictures.name, "other"]] * 4
+
+
+def test_what_carries_over_between_prompt_sets_is_a_matrix(bench: Bench, tiny: Clip) -> None:
+    learned = publish(bench.folder / "store", tiny)
+    options = ["--prompt-set", "handcrafted,learned", "--transfer-matrix", "--eps", "2/255", "--limit", "4"]
+    rows = bench.evaluate(*options)["transfer"]
+    handcrafted = rows[0]["made_against"]
+    assert [(row["made_against"], row["judged_under"]) for row in rows] == [
+        (handcrafted, handcrafted), (handcrafted, learned), (learned, handcrafted), (learned, learned),
+    ]  # fmt: skip
+    assert all(row["n"] == 4 and row["low"] <= row["accuracy"] <= row["high"] for row in rows)
+    assert rows[0]["accuracy"] <= rows[2]["accuracy"]
+    assert "made against" in bench.print(*options)
+    with pytest.raises(InvalidInput, match="prompts alone"):
+        bench.print(*options, "--defense", "jpeg:75")
+
+
+def test_a_page_shows_rows_curves_checks_and_differences(bench: Bench) -> None:
+    page = bench.folder / "pages" / "out.html"
+    options = ["--prompt-set", "handcrafted", "--prompt-set", "<b>{}</b>", "--threat", "clean,T0", "--eps", "1/255,4/255", "--limit", "3"]
+    bench.print(*options, "--html", str(page))
+    written = page.read_text()
+    assert "<svg" in written
+    assert "&lt;b&gt;{}&lt;/b&gt;" in written
+    assert "<b>" not in written
+    assert "there is no headline" in written
+    assert written.count("<tr>") > 10
+    assert "src=" not in written
+
+
+def test_a_surrogate_and_its_threat_level_come_together(bench: Bench) -> None:
+    (row,) = bench.evaluate("--threat", "T0b", "--surrogate", "tiny", "--eps", "4/255", "--limit", "3")["results"]
+    assert (row["threat"], row["attack"]["surrogates"]) == ("T0b", ["tiny"])
+    assert "--surrogate tiny" in row["command"]
+    for options in (["--threat", "T0b"], ["--threat", "T0", "--surrogate", "tiny"]):
+        with pytest.raises(InvalidInput, match="--surrogate"):
+            bench.print(*options)
+
+
 def test_defenses_stand_side_by_side(bench: Bench) -> None:
     rows = bench.evaluate("--defense", "none", "--defense", "jpeg:75,bit_depth:4", "--limit", "3")["results"]
     assert [row["defense"] for row in rows] == ["none", "jpeg:75,bit_depth:4"]
@@ -176,6 +286,8 @@ def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) ->
         (["--threat", "T2", "--eps", "0"], InvalidInput, "above 0"),
         (["--limit", "-3"], InvalidInput, "--limit"),
         (["--seed", "x"], InvalidInput, "--seed"),
+        (["--strength", "brutal"], InvalidInput, "--strength"),
+        (["--template", "a photo"], InvalidInput, "--template"),
         (["--prompt-set", "nothing-here"], UnknownPromptSet, "Known: handcrafted"),
         (["--prompt-set", "../../etc"], InvalidInput, "prompt_set"),
         (["--prompt-set", "{} and {}"], InvalidInput, "exactly one"),

@@ -1,0 +1,78 @@
+"""What was measured already, one file of one line a cell: a killed evaluation goes on after its last whole cell, and a new question that contains old
+ones pays only for what is new.
+
+The file is named by a digest of everything that the numbers depend on; delete the folder at any time.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from torch import Tensor
+
+from robustclip.errors import DataRefused
+from robustclip.files import write_atomically
+from robustclip.measure import Measured
+from robustclip.types import Cost
+from training.cache import digest_of
+from training.levels import AtLevel
+
+_FORMAT = 1  # raise it when the same key comes to mean other numbers
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: dict[str, JsonValue]
+    attack: dict[str, JsonValue] | None
+    fell_to: dict[str, int] | None
+    correct: str
+    correct_8bit: str
+    cost: tuple[int, int]
+    seconds: float
+
+
+def cell_path(folder: Path, key: Mapping[str, object]) -> Path:
+    """Where the cell of that key is kept: under the present version of the code."""
+    return folder / f"{digest_of({**key, 'format': _FORMAT, 'code': version('robustclip')})[:16]}.json"
+
+
+def keep(path: Path, key: Mapping[str, object], found: AtLevel) -> None:
+    """Write a cell, whole or not at all."""
+    measured = found.measured
+    line = {
+        "key": key,
+        "attack": found.attack,
+        "fell_to": found.fell_to,
+        "correct": _bits(measured.correct),
+        "correct_8bit": _bits(measured.correct_8bit),
+        "cost": measured.cost,
+        "seconds": measured.seconds,
+    }
+    write_atomically(path, (json.dumps(line) + "\n").encode())
+
+
+def recall(path: Path, pictures: int) -> AtLevel | None:
+    """The cell, or None if it was never finished. DataRefused for a file that holds something else."""
+    try:
+        line = _Line.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise DataRefused("no cell of an evaluation.", field=str(path), help="Remove this file: it will be measured again.") from error
+    if not len(line.correct) == len(line.correct_8bit) == pictures:
+        raise DataRefused(
+            f"expected {pictures} pictures, found {len(line.correct)}.", field=str(path), help="Remove this file: it will be measured again."
+        )
+    measured = Measured(_tensor(line.correct), _tensor(line.correct_8bit), Cost(*line.cost), line.seconds)
+    return AtLevel(measured, line.attack, line.fell_to)
+
+
+def _bits(correct: Tensor) -> str:
+    return "".join("1" if right else "0" for right in correct.tolist())
+
+
+def _tensor(bits: str) -> Tensor:
+    return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool)

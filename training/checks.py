@@ -1,0 +1,121 @@
+"""Masking checks over measured rows, and the headlines they allow. What a stronger attacker finds less of is a sign of a blind attack, not of safety.
+
+Identifiers are those of `robustclip/sanity.py` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths (METHODS 8.5). Only T3 makes a
+headline, and none that a hard check contradicts: such a cell is inconclusive.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from robustclip.sanity import Diagnostic
+from robustclip.threat import parse_radius
+
+Facts: TypeAlias = Mapping[str, Any]
+
+SUBJECT = ("backbone", "data", "split", "classes", "among", "prompt_set", "defense", "seed")
+LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
+NOISE_SHARE = 0.01
+HEADLINE = "T3"
+_BLIND = ("T0", "T0b", "T1")
+
+
+class Check(NamedTuple):
+    """A check of one subject: which of its rows it looked at, as (threat, eps), and what it found."""
+
+    subject: dict[str, Any]
+    rows: tuple[tuple[str, str], ...]
+    found: Diagnostic
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.subject, "rows": [list(row) for row in self.rows], **self.found.model_dump(mode="json")}
+
+
+def masking_checks(results: Sequence[Facts]) -> list[Check]:
+    """All checks that the rows allow, subject by subject; one that needs a level nobody measured is not there."""
+    groups: dict[tuple[str, ...], list[Facts]] = {}
+    for facts in results:
+        groups.setdefault(tuple(str(facts.get(name)) for name in SUBJECT), []).append(facts)
+    return [check for group in groups.values() for check in _of_subject(group)]
+
+
+def headlines(results: Sequence[Facts], checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """A headline for each T3 row: its accuracy, or under `refused` the identifiers of the hard checks that forbid one."""
+    found: list[dict[str, Any]] = []
+    for facts in results:
+        if facts["threat"] == HEADLINE:
+            subject = _subject(facts)
+            refused = sorted({check.found.id for check in fired(checks) if check.subject == subject and _concerns(check, facts["eps"])})
+            share = {"accuracy": None, "low": None, "high": None} if refused else {name: facts[name] for name in ("accuracy", "low", "high")}
+            found.append({**subject, "eps": facts["eps"], "n": facts["n"], **share, "refused": refused})
+    return found
+
+
+def fired(checks: Sequence[Check], *, severity: str = "hard") -> list[Check]:
+    """Those that forbid a headline."""
+    return [check for check in checks if check.found.fired and check.found.severity == severity]
+
+
+def _concerns(check: Check, eps: str) -> bool:
+    return any(row_eps == eps for _, row_eps in check.rows)
+
+
+def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
+    at = {(facts["threat"], facts["eps"]): facts for facts in group}
+    radii = sorted({eps for threat, eps in at if threat != "clean"}, key=parse_radius)
+    clean = at.get(("clean", "0"))
+    for eps in radii:
+        full, strongest = at.get(("T2", eps)), at.get((HEADLINE, eps))
+        for facts in (facts for (_, radius), facts in at.items() if radius == eps):
+            if clean is not None:
+                yield _order("M15", "robust above clean", facts, clean, f"{facts['threat']} leaves more right than the untouched pictures are")
+        for blind in (at[threat, eps] for threat in _BLIND if (threat, eps) in at):
+            for aware in (facts for facts in (full, strongest) if facts is not None):
+                sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"
+                yield _order("M5", "transfer beats adaptive", aware, blind, sentence)
+        if full is not None and strongest is not None:
+            yield _order("M15", "stronger attack finds less", strongest, full, "T3 leaves more standing than T2, which it contains")
+        if strongest is not None:
+            yield from _of_ensemble(strongest)
+        for facts in (facts for facts in (full, strongest) if facts is not None and parse_radius(eps) >= LARGE_RADIUS):
+            number = facts["accuracy"]
+            sentence = f"share that {facts['threat']} leaves standing at {eps}, where nothing can"
+            yield _check("M13", "unbounded attack fails", [facts], number > LEFT_STANDING, number, LEFT_STANDING, sentence)
+    for threat in dict.fromkeys(threat for threat, _ in at if threat != "clean"):
+        for smaller, larger in itertools.pairwise([at[threat, eps] for eps in radii if (threat, eps) in at]):
+            sentence = f"{threat} leaves more standing at {larger['eps']} than at {smaller['eps']}"
+            yield _order("M8", "not monotone", larger, smaller, sentence)
+
+
+def _of_ensemble(strongest: Facts) -> Iterator[Check]:
+    """What noise and Square broke although T2 (and all gradients, for Square) had failed."""
+    fell: Mapping[str, int] | None = strongest.get("fell_to")
+    if not fell:
+        return
+    faced = sum(fell.values()) + round(strongest["accuracy"] * strongest["n"])
+    by_noise = fell.get("noise", 0) / max(faced, 1)
+    yield _check(
+        "M7", "noise beats gradient", [strongest], by_noise > NOISE_SHARE, by_noise, NOISE_SHARE, "share of what T2 left standing that noise breaks"
+    )
+    by_square, tolerance = fell.get("square", 0) / strongest["n"], _half_width(strongest)
+    sentence = "share of pictures that Square breaks after every gradient failed"
+    yield _check("M6", "black box beats white box", [strongest], by_square > tolerance, by_square, tolerance, sentence)
+
+
+def _order(id: str, name: str, stronger: Facts, weaker: Facts, sentence: str) -> Check:
+    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width."""
+    excess, tolerance = stronger["accuracy"] - weaker["accuracy"], max(_half_width(stronger), _half_width(weaker))
+    return _check(id, name, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
+
+
+def _check(id: str, name: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:
+    found = Diagnostic(id=id, name=name, fired=happened, severity="hard", number=number, threshold=threshold, sentence=sentence)
+    return Check(_subject(rows[0]), tuple((facts["threat"], facts["eps"]) for facts in rows), found)
+
+
+def _subject(facts: Facts) -> dict[str, Any]:
+    return {name: facts[name] for name in SUBJECT if name in facts}
+
+
+def _half_width(facts: Facts) -> float:
+    return (facts["high"] - facts["low"]) / 2

@@ -1,0 +1,143 @@
+"""What may be said about rows that belong together: two prompt sets on the same pictures, one over several seeds, one over several data sets.
+
+Every interval is a bootstrap over pictures and, where there are several, over seeds; data sets are not drawn: each counts the same.
+"""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustclip.measure import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
+from training.evaluation import Row
+
+_CHUNK = 500
+_SHARED = ("backbone", "data", "split", "classes", "among", "defense", "threat", "eps", "n")
+_ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps")
+Facts: TypeAlias = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """The rows of one prompt set, as it was asked for, under one condition: a row a seed."""
+
+    asked: str
+    condition: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """The version that was measured, or, if seeds have their own, what was asked for."""
+        versions = {row.facts["prompt_set"] for row in self.rows}
+        return versions.pop() if len(versions) == 1 else self.asked
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(row.facts["seed"] for row in self.rows)
+
+    @property
+    def correct(self) -> Tensor:
+        """[S, n] float: 1 where a seed was right about a picture."""
+        return torch.stack([row.correct for row in self.rows]).float()
+
+
+def compare(rows: Sequence[Row]) -> list[Facts]:
+    """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on the same pictures, `a` named later.
+
+    McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the same.
+    """
+    paired: list[Facts] = []
+    for second, first in itertools.combinations(_cells(rows), 2):
+        if first.condition == second.condition and first.seeds == second.seeds:
+            if len(first.rows) == 1:
+                ours, theirs = first.rows[0].correct, second.rows[0].correct
+                interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
+            else:
+                interval, test = resampled_mean([first.correct - second.correct]), None
+            several = {} if len(first.rows) == 1 else {"seeds": list(first.seeds)}
+            sets = {"a": first.name, "b": second.name}
+            paired.append({**_shared(first.rows[0].facts, _SHARED), **several, **sets, **_named(interval, "difference"), "mcnemar": test})
+    return paired
+
+
+def over_seeds(rows: Sequence[Row]) -> list[Facts]:
+    """Mean and standard deviation (n - 1) of each cell that was measured with several seeds."""
+    return [
+        {
+            **_shared(cell.rows[0].facts, _SHARED),
+            "prompt_set": cell.name,
+            "seeds": list(cell.seeds),
+            **_named(resampled_mean([cell.correct]), "accuracy"),
+            "deviation": statistics.stdev(row.facts["accuracy"] for row in cell.rows),
+        }
+        for cell in _cells(rows)
+        if len(cell.rows) > 1
+    ]
+
+
+def over_data(rows: Sequence[Row]) -> tuple[list[Facts], list[Facts]]:
+    """Means over data sets, each counted the same, and the paired differences of such means; nothing where only one was measured."""
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in _cells(rows):
+        groups.setdefault((cell.asked, *_key(cell.rows[0].facts, _ACROSS)), []).append(cell)
+    wide = [cells for cells in groups.values() if len(cells) > 1]
+    means = [{**_over(cells), "prompt_set": cells[0].asked, **_named(resampled_mean([cell.correct for cell in cells]), "accuracy")} for cells in wide]
+    paired: list[Facts] = []
+    for second, first in itertools.combinations(wide, 2):
+        if [(cell.condition, cell.seeds) for cell in first] == [(cell.condition, cell.seeds) for cell in second]:
+            gains = [ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)]
+            paired.append({**_over(first), "a": first[0].asked, "b": second[0].asked, **_named(resampled_mean(gains), "difference"), "mcnemar": None})
+    return means, paired
+
+
+def resampled_mean(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
+    """The mean over parts of the mean of [S, n] each, with the percentile interval of drawing a part's S seeds and its n pictures again."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.zeros(draws)
+    for part in parts:
+        chunks = range(0, draws, _CHUNK)
+        means += torch.cat([_redrawn(part, min(_CHUNK, draws - start), generator) for start in chunks]) / len(parts)
+    low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(sum(float(part.mean()) for part in parts) / len(parts), low, high)
+
+
+def decided(facts: Mapping[str, Any]) -> bool:
+    """Whether a difference is one. Few disagreements flatter the bootstrap (4 to 0 of 256 pictures has p = 0.125): both tests have to say so."""
+    return (facts["low"] > 0 or facts["high"] < 0) and (facts["mcnemar"] is None or facts["mcnemar"] < 0.05)
+
+
+def _redrawn(part: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """[draws] means of a part whose seeds and pictures were drawn again; a picture is drawn for all seeds at once."""
+    weights = [_weights(count, draws, generator) for count in part.shape]
+    return ((weights[0] @ part) * weights[1]).sum(dim=1)
+
+
+def _weights(count: int, draws: int, generator: torch.Generator) -> Tensor:
+    """[draws, count] how often each of `count` was drawn with replacement, as shares."""
+    drawn = torch.randint(count, (draws, count), generator=generator)
+    return torch.zeros(draws, count).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / count))
+
+
+def _cells(rows: Sequence[Row]) -> list[Cell]:
+    grouped: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row.asked, (str(row.folder), *_key(row.facts, _ACROSS))), []).append(row)
+    return [Cell(asked, condition, tuple(cell)) for (asked, condition), cell in grouped.items()]
+
+
+def _over(cells: Sequence[Cell]) -> Facts:
+    return {**_shared(cells[0].rows[0].facts, _ACROSS), "data": [cell.rows[0].facts["data"] for cell in cells], "seeds": list(cells[0].seeds)}
+
+
+def _shared(facts: Facts, names: Sequence[str]) -> Facts:
+    return {name: facts[name] for name in names if name in facts}
+
+
+def _key(facts: Facts, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(facts.get(name)) for name in names)
+
+
+def _named(interval: Interval, value: str) -> Facts:
+    return {value: interval.value, "low": interval.low, "high": interval.high}

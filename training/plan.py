@@ -1,0 +1,129 @@
+"""What an evaluation will cost, before it begins: its cells, charged passes (forward + 2 backward) at most, and a guess of the time."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.pgd import PGD
+from robustclip.clip import Clip
+from robustclip.scores import EmbeddingShift
+from robustclip.seeds import draw_seeds
+from robustclip.threat import Linf, radius_text
+from robustclip.towers import encode_image
+from training.bank import feature_attack
+from training.evaluation import Subject, cell_of
+from training.levels import GRADIENT_DRAWS, JUDGING_DRAWS, T0_STEPS, T2_STEPS, WITHIN_T3
+from training.question import Question, Threat
+from training.surrogates import STEPS as SURROGATE_STEPS
+from training.transfers import carried_attack
+
+_ROWS = 8  # of the trial that tells how long a pass takes
+
+
+class Planned(NamedTuple):
+    """One cell to come. `charged`: at most, its share of what is made once for several; 0 for what is `measured` already."""
+
+    subject: Subject
+    threat: Threat
+    eps: float
+    charged: int
+    measured: bool
+
+
+def plan(question: Question, subjects: Sequence[Subject], *, fresh: bool = False) -> list[Planned]:
+    """The cells in the order of their measuring. Who is right untouched and who falls early is not known yet: the bill can only be lower."""
+    settled: set[str] = set()
+    planned: list[Planned] = []
+    for subject in subjects:
+        for threat, eps in question.conditions():
+            path, _ = cell_of(question, subject, threat, eps)
+            measured = path.exists() and not fresh
+            charged = 0 if measured else _charged(question, subject, threat, eps, settled)
+            settled.add(path.name)
+            planned.append(Planned(subject, threat, eps, charged, measured))
+    return planned
+
+
+def seconds_per_pass(clip: Clip) -> float:
+    """How long a charged pass of a picture takes on this machine now, from a trial of two gradients."""
+    pixels = torch.rand(_ROWS, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0)).to(clip.device)
+    seeds = draw_seeds(0, _ROWS)
+    with torch.no_grad():
+        clean = encode_image(clip, pixels.flip(0))
+    score = EmbeddingShift(lambda inputs: encode_image(clip, inputs), clean)
+    taken: list[float] = []
+    for _ in range(2):
+        began = time.monotonic()
+        float(score(pixels, seeds, grad=True).value.sum())
+        taken.append(time.monotonic() - began)
+    return min(taken) / (3 * _ROWS)
+
+
+def described(planned: Sequence[Planned]) -> str:
+    """One sentence: what is to come and how long it takes at most."""
+    pending = [cell for cell in planned if not cell.measured]
+    clips = {cell.subject.backbone: cell.subject.clip for cell in pending}
+    paces = {backbone: seconds_per_pass(clip) for backbone, clip in clips.items()}
+    seconds = sum(cell.charged * paces[cell.subject.backbone] for cell in pending)
+    total = sum(cell.charged for cell in pending)
+    return (
+        f"{len(planned)} cells, {len(planned) - len(pending)} of them measured already; "
+        f"at most {total:,} charged passes (forward + 2 backward), {duration(seconds)} at the present pace"
+    )
+
+
+def as_facts(planned: Planned) -> dict[str, object]:
+    """One cell as JSON."""
+    subject = planned.subject
+    return {
+        "backbone": subject.backbone,
+        "data": subject.source.name,
+        "split": subject.source.split,
+        "prompt_set": subject.prompt_set,
+        "defense": subject.defense,
+        "threat": planned.threat,
+        "eps": radius_text(planned.eps),
+        "seed": subject.pictures.seed,
+        "n": len(subject.pictures.indices),
+        "charged": planned.charged,
+        "measured": planned.measured,
+    }
+
+
+def duration(seconds: float) -> str:
+    """How people say a time: "40 s", "12 min", "3.5 h"."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _charged(question: Question, subject: Subject, threat: Threat, eps: float, settled: set[str]) -> int:
+    """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs them, and entered in `settled`."""
+    n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
+    judging, draws = (JUDGING_DRAWS, GRADIENT_DRAWS) if subject.randomized else (1, 1)
+    if threat == "clean":
+        return n * judging
+    judged = 3 * n * judging  # untouched, attacked, rounded to 8 bits
+    ball = Linf(radius=eps)
+    if threat == "T2":
+        return judged + n * draws * PGD(ball=ball, steps=T2_STEPS, starts=("random",)).charged(1)
+    if threat == "T3":
+        within = 0
+        for part in WITHIN_T3:
+            path, _ = cell_of(question, subject, part, eps)
+            if path.name not in settled and not path.exists():
+                within += _charged(question, subject, part, eps, settled)
+        return judged + within + n * draws * Ensemble(ball=ball, preset=question.strength).charged(1, labels=labels)
+    made = {
+        "T0": feature_attack(eps, steps=T0_STEPS).charged(1) + 1,
+        "T0b": 2 * len(question.surrogates) * (3 * SURROGATE_STEPS + 1),
+        "T1": carried_attack(eps).charged(1),
+    }[threat]
+    visual = subject.prompts.visual if threat == "T1" else None
+    tower = None if visual is None else subject.prompts.digest()
+    once = repr((subject.backbone, subject.source, threat, eps, subject.pictures.seed, tower))
+    if once in settled:
+        return judged
+    settled.add(once)
+    return judged + n * made

@@ -1,0 +1,70 @@
+"""What `robustclip evaluate` is asked: prompt sets, pictures, threat levels, radii, defenses and seeds, which multiply."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustclip.attacks.ensemble import Preset
+from robustclip.prompts import HANDCRAFTED_TEMPLATE
+from robustclip.threat import LinfRadius
+from training.classes import Among, choose_classes
+from training.data import LabelledImages
+from training.levels import Level
+from training.sampling import open_split
+
+NO_DEFENSE = "none"
+DATA_TEMPLATE = "data-template"  # the prompt set that is the words of each data set
+EVERY_SEED = "%"  # in the name of a prompt set: stands for the seed
+
+Threat: TypeAlias = Level | Literal["T0b"]
+THREATS: tuple[Threat, ...] = ("clean", "T0", "T0b", *get_args(Level)[2:])
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Source(BaseModel):
+    """Pictures to measure on: a split of a folder, all classes of it or some, and the words a person would write around its labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: Path
+    split: str = "test"
+    classes: Path | None = None
+    among: Among = "all"
+    template: str = HANDCRAFTED_TEMPLATE
+
+    def open(self) -> LabelledImages:
+        """The split, only the asked classes of it."""
+        data = open_split(self.folder, self.split)
+        return data if self.classes is None else choose_classes(data, self.classes, self.among)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+class Question(BaseModel):
+    """What is to be measured. The tuples multiply; `eps` does not concern clean pictures, `surrogates` T0b alone, `strength` T3 alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    backbones: tuple[str, ...] = Field(min_length=1)
+    pretrained: str | None = None
+    prompt_sets: tuple[str, ...] = Field(min_length=1)
+    data: tuple[Source, ...] = Field(min_length=1)
+    threats: tuple[Threat, ...] = Field(min_length=1)
+    eps: tuple[LinfRadius, ...] = Field(min_length=1)
+    defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    strength: Preset = "standard"
+    surrogates: tuple[str, ...] = ()
+    limit: int = Field(0, ge=0)
+    batch: int = Field(64, ge=1, le=4096)
+    store: Path
+    runs: Path
+    device: str = "cpu"
+
+    def conditions(self) -> Iterator[tuple[Threat, float]]:
+        """Threat levels with their radii, 0 for clean."""
+        for threat in self.threats:
+            for eps in (0.0,) if threat == "clean" else self.eps:
+                yield threat, eps

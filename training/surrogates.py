@@ -1,0 +1,169 @@
+"""Threat level T0b: pictures that fool another network, judged under ours. Nothing of the victim is known but what pictures it takes and its labels.
+
+A surrogate is another CLIP behind a written template, or EfficientNet-Lite0 with its ImageNet classes. Two attacks a surrogate, the worst of all
+counts: its features are driven away (KL), and its decision is attacked (cross-entropy of the right label; for EfficientNet of its own answer to the
+clean picture, which needs no map from ImageNet's classes to the labels and leaves none of them out: a deviation from METHODS 8.1).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.classifier import zero_shot
+from robustclip.clip import Clip, imagenet_names, load_clip
+from robustclip.defenses.resize_pad import ResizePad
+from robustclip.prompts import Prompts
+from robustclip.scores import EmbeddingShift, label_score
+from robustclip.seeds import derive, draw_seeds, row_uniform
+from robustclip.threat import Linf
+from robustclip.towers import encode_image
+from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds
+from training.bank import CHUNK, feature_attack
+from training.cache import Rows, cached_rows
+from training.data import LabelledImages
+from training.levels import AtLevel, Pictures, judge_made, worst_of
+from training.teachers import TEACHER_SIZE, picture_teacher
+
+EFFICIENTNET = "efficientnet-lite0"
+STEPS, MOMENTUM = 40, 0.9
+SHRINK, SHARE = 1 / 1.1, 0.3  # input diversity: at most so much smaller (METHODS: 1.10 times larger, padded, then brought to size), in so many steps
+_SCORES = ("embedding_shift", "cross_entropy")
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """A network to attack instead. `encode`: pixels of any size to features; `own_answer`: its labels are not those of the data."""
+
+    name: str
+    fingerprint: str
+    encode: Callable[[Pixels], Tensor]
+    classifier: Classifier
+    own_answer: bool
+
+
+def open_surrogate(name: str, data: LabelledImages, template: str, device: torch.device | str) -> Surrogate:
+    """EfficientNet-Lite0 or, by its name, a CLIP. Raises FeatureNotInstalled and UnsupportedClip."""
+    if name == EFFICIENTNET:
+        network = picture_teacher().to(device)
+
+        def logits(pixels: Pixels) -> Tensor:
+            return network(_sized(pixels, TEACHER_SIZE))
+
+        return Surrogate(name, EFFICIENTNET, logits, _Resized(imagenet_names(), logits), own_answer=True)
+    clip = load_clip(name, device=device)
+    judge = zero_shot(clip, Prompts(templates=(template,)), data.labels)
+
+    def encode(pixels: Pixels) -> Tensor:
+        return encode_image(clip, _sized(pixels, clip.image_size))
+
+    def decide(pixels: Pixels) -> Tensor:
+        return judge.judge(F.normalize(encode(pixels), dim=-1))
+
+    return Surrogate(name, clip.fingerprint, encode, _Resized(data.labels, decide), own_answer=False)
+
+
+def measure_transfer(
+    names: Sequence[str], eps: float, clip: Clip, classifier: Classifier, pictures: Pictures, *, draws: int, progress: Progress
+) -> AtLevel:
+    """Accuracy on the worst of what each surrogate makes of each picture; the surrogates' passes are in the bill as if they were the victim's."""
+    ball = Linf(radius=eps)
+    surrogates = [open_surrogate(name, pictures.data, pictures.template, clip.device) for name in names]
+    parts = [
+        judge_made(
+            clip, classifier, pictures, _made(surrogate, score, ball, clip, pictures, progress), ball, draws=draws, progress=progress, what="T0b"
+        )
+        for surrogate in surrogates
+        for score in _SCORES
+    ]
+    length = _step(eps)
+    facts = {"kind": "momentum", "ball": ball.model_dump(mode="json"), "steps": STEPS, "step": length, "momentum": MOMENTUM}
+    return AtLevel(worst_of(parts), {**facts, "diversity": {"low": SHRINK, "share": SHARE}, "scores": list(_SCORES), "surrogates": list(names)})
+
+
+def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: Linf) -> tuple[Pixels, Cost]:
+    """The last of 40 sign steps along the running sum of gradients (Dong et al. 2018, arXiv 1710.06081), each divided by its mean size.
+
+    From a random point of the ball, where the feature score has a gradient. The best for the surrogate is not the best for the victim: none is kept.
+    """
+    current = ball.sample(pixels, derive(seeds, "start"))
+    drift, cost = torch.zeros_like(pixels), Cost()
+    for step in range(STEPS):
+        seen = score(current, derive(seeds, f"step-{step}"), grad=True)
+        gradient = torch.zeros_like(pixels) if seen.grad is None else seen.grad
+        drift = MOMENTUM * drift + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        current = ball.project(ball.ascend(current, drift, _step(ball.radius)), pixels)
+        cost = cost.plus(seen.cost)
+    return current, cost
+
+
+@dataclass(frozen=True, eq=False)
+class Diverse:
+    """A score that in a share of its calls sees a row shrunk and shifted (Xie et al. 2019, arXiv 1803.06978): what fools all sizes carries over."""
+
+    score: Score
+
+    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
+        chosen = row_uniform(derive(seeds, "diverse"), (1, 1, 1), like=pixels) < SHARE
+        inputs = pixels.detach().requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
+            seen_as = torch.where(chosen, ResizePad(low=SHRINK)(inputs, derive(seeds, "resize")), inputs)
+        seen = self.score(seen_as.detach(), seeds, grad=grad)
+        if seen.grad is None:
+            return seen
+        return seen._replace(grad=torch.autograd.grad(seen_as, inputs, seen.grad)[0])
+
+    def select(self, rows: Tensor) -> "Diverse":
+        return replace(self, score=self.score.select(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _Resized:
+    """A surrogate's decision, as a classifier of the victim's pixels."""
+
+    labels: tuple[str, ...]
+    decide: Callable[[Pixels], Tensor]
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.decide(pixels)
+
+
+def _made(surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pictures, progress: Progress) -> Rows:
+    data = pictures.data
+    seeds = draw_seeds(pictures.seed, len(data))
+
+    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+        pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
+        with torch.no_grad():
+            clean = surrogate.encode(pixels)
+        aim: Score = EmbeddingShift(surrogate.encode, clean)
+        if score == "cross_entropy":
+            aim = label_score("cross_entropy", surrogate.classifier, clean.argmax(dim=1) if surrogate.own_answer else targets)
+        attacked, cost = climb(Diverse(aim), pixels, derive(seeds[chosen], f"T0b-{score}"), ball)
+        return attacked.cpu(), cost.plus(Cost(forward=len(chosen)))
+
+    key = {
+        "what": "T0b",
+        "surrogate": surrogate.fingerprint,
+        "size": clip.image_size,
+        "data": data.digest,
+        "split": data.split,
+        "score": score,
+        "template": pictures.template,
+        "eps": ball.radius,
+        "attack": [STEPS, MOMENTUM, SHRINK, SHARE],
+        "seed": pictures.seed,
+    }
+    what = f"T0b pictures {surrogate.name} {score}"
+    return cached_rows(pictures.cache, key, pictures.indices, make, chunk=CHUNK, progress=progress, what=what)
+
+
+def _step(eps: float) -> float:
+    """As long as T0's."""
+    return feature_attack(eps, steps=STEPS).step or 0.0
+
+
+def _sized(pixels: Pixels, size: int) -> Pixels:
+    return pixels if pixels.shape[-1] == size else F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True)
