@@ -49,9 +49,8 @@ def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tup
 
 def minimal_of(victim: Victim, options: ProbeOptions) -> Minimal:
     """The search for the smallest radius. Its last word has the preset that was asked for, else the quick one."""
-    presets = [attack.preset for attack in options.attacks if isinstance(attack, Ensemble)]
-    ball = farthest(options.attacks[0].ball, victim.clip.image_size)
-    return Minimal(ball=ball, preset=presets[0] if presets else "quick", randomized=is_randomized(victim))
+    preset = next((attack.preset for attack in options.attacks if isinstance(attack, Ensemble)), "quick")
+    return Minimal(ball=farthest(options.attacks[0].ball, victim.clip.image_size), preset=preset, randomized=is_randomized(victim))
 
 
 def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> int:
