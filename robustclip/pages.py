@@ -22,7 +22,7 @@ from robustclip.witnesses import best_record, norm_of, radius_of
 from robustclip.wording import (
     VERDICTS,
     attack_words,
-    bracket_sentence,
+    bracket_words,
     flag_sentence,
     gap_sentence,
     named,
@@ -64,7 +64,7 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
         question=question_sentence(report),
         attacks=[attack_words(each) for each in report.attacks],
         gap=gap_sentence(report),
-        bracket=None if report.minimal_radius is None else bracket_sentence(report.minimal_radius),
+        bracket=None if report.minimal_radius is None else bracket_words(report.minimal_radius),
         charts="".join(_curves(report)),
         chart_style=charts.STYLE,
         trust=trust_sentence(report),

@@ -90,16 +90,12 @@ def gap_sentence(report: ProbeReport) -> str | None:
     return "Neither the attack that knows the defense nor the one that does not succeeds."
 
 
-def bracket_sentence(found: MinimalRadius) -> str:
+def bracket_words(found: MinimalRadius) -> str:
     """The smallest radius, as far as it is known."""
-    to = f", to {found.label!r}" if found.label else ""
-    broken = (
-        f"Nothing up to {radius_text(found.farthest, found.norm)} broke it."
-        if found.broken_text is None
-        else f"The smallest radius known to break it is {found.broken_text}{to}, with a witness."
-    )
-    unfinished = "" if found.complete else " The search ended because its passes were spent."
-    return f"{broken} {found.unbroken_text} withstood what was tried there: a record of effort, no bound.{unfinished}"
+    spent = "" if found.complete else "; the search was ended before the bracket was as close as it could be"
+    if found.broken is None:
+        return f"nothing broke it, {found.unbroken_text} withstood, which proves nothing{spent}"
+    return f"{found.broken_text} breaks it (as {found.label!r}), {found.unbroken_text} withstood, which proves nothing{spent}"
 
 
 def trust_sentence(report: ProbeReport) -> str:

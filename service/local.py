@@ -3,27 +3,32 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustclip.errors import InvalidInput
-from robustclip.files import write_atomically
-from service.deployed import ask_for_decision, ask_for_pictures, labels_of, load_deployed, parser_of, read_pixels
+from service.deployed import Deployed, ask_for_decision, ask_for_pictures, labels_of, load_deployed, parser_of, read_pixels
+from service.outputs import EXIT_STATUS, add_output_flags, command_line, exit_status, outputs_of, write_outputs
+from service.probe_flags import add_attack_flags, in_words_of_flags, options_of
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
-    from robustclip.report import ProbeReport
+    from prompts_store.manifest import PromptSet
+    from robustclip.clip import Clip
+    from robustclip.report import AttackRecord, ProbeReport
+    from robustclip.types import Pixels
+    from robustclip.victim import Victim
 
-_BROKEN, _INCONCLUSIVE = 1, 2
 _CLASSIFY = """examples:
   robustclip classify photo.jpg --labels cat,dog,bird
   robustclip classify *.jpg --labels cat,dog,bird --prompt-set handcrafted-ensemble --json
 """
-_PROBE = """exit status: 0 not broken within the budget, 1 broken, 2 inconclusive or bad input
-
+_PROBE = f"""{EXIT_STATUS}
 examples:
   robustclip probe photo.jpg --labels cat,dog,bird --eps 1/255
+  robustclip probe photo.jpg --labels cat,dog,bird --preset standard --minimal
   robustclip probe photo.jpg --labels cat,dog,bird --defense jpeg:75,bit_depth:4 --out adversarial.png
+  robustclip probe photo.jpg --labels cat,dog,bird --fail-below 1/255 --html report.html --sarif report.sarif
 """
 
 
@@ -72,74 +77,77 @@ def probe(argv: Sequence[str] | None = None) -> int:
     parser = parser_of("probe", probe.__doc__, _PROBE)
     ask_for_pictures(parser, count=None)
     ask_for_decision(parser)
-    parser.add_argument("--true-label", metavar="LABEL", help="what the picture shows (default: the clean decision, which is then to be changed)")
-    parser.add_argument("--eps", default="4/255", metavar="RADIUS", help="how far any value may move (default: 4/255)")
-    parser.add_argument("--norm", choices=("linf", "l2"), default="linf", help="how the change is measured (default: linf)")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="PGD steps a start (default: 20)")
-    parser.add_argument("--restarts", type=int, default=1, metavar="N", help="random starts beside the picture itself (default: 1)")
-    parser.add_argument("--score", choices=("margin", "cross_entropy"), default="margin", help="what the attack raises (default: margin)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write the adversarial picture, as the classifier sees it")
+    add_attack_flags(parser)
+    add_output_flags(parser)
     arguments = parser.parse_args(argv)
-    report = _probe(arguments)
-    if arguments.out is not None:
-        _write_witness(arguments.out, report)
+    outputs = outputs_of(arguments)
+    report, pixels = _probe(arguments)
     if arguments.json:
         print(report.model_dump_json(by_alias=True))
     else:
         _print_report(report)
-    return {"broken": _BROKEN, "inconclusive": _INCONCLUSIVE}.get(report.verdict.value, 0)
+    write_outputs(outputs, report, pixels, picture=arguments.pictures, command=command_line("probe", argv))
+    return exit_status(report, outputs)
 
 
-def _probe(arguments: argparse.Namespace) -> "ProbeReport":
+def _probe(arguments: argparse.Namespace) -> "tuple[ProbeReport, Pixels]":
+    from robustclip.attacks.events import Meter
+    from robustclip.probe import events
+    from service.progress import followed, interruptible
+
+    options, labels, deployed = options_of(arguments), labels_of(arguments), load_deployed(arguments)
+    pixels = read_pixels(arguments.pictures, deployed.clip)
+    victim, *sources = [_victim(deployed._replace(prompt_set=each), labels) for each in (deployed.prompt_set, *_others(arguments, deployed.clip))]
+    deadline = None if arguments.deadline is None else time.monotonic() + arguments.deadline
+    with in_words_of_flags(), interruptible() as interrupted:
+        told = events(victim, pixels, options, sources=sources, meter=Meter(deadline=deadline, cancelled=interrupted))
+        return followed(told, lines=arguments.progress), pixels
+
+
+def _others(arguments: argparse.Namespace, clip: "Clip") -> "list[PromptSet]":
+    """The prompt sets to transfer from."""
+    from prompts_store.store import SHIPPED, PromptStore
+
+    store = PromptStore(arguments.store or SHIPPED, read_only=True)
+    names = [] if arguments.transfer_from is None else arguments.transfer_from.split(",")
+    return [store.load(name.strip(), clip) for name in names]
+
+
+def _victim(deployed: Deployed, labels: tuple[str, ...]) -> "Victim":
     import torch
-    from pydantic import ValidationError
 
-    from robustclip import probe as probing
     from robustclip.classifier import TorchImageEncoder, text_weights
-    from robustclip.errors import invalid_input
-    from robustclip.probe_options import ProbeOptions
     from robustclip.victim import Victim
 
-    ball = {"kind": arguments.norm, "radius": arguments.eps}
-    attack = {"kind": "pgd", "ball": ball, "steps": arguments.steps, "restarts": arguments.restarts, "stop": "never"}
-    asked = {"attacks": [attack], "score": arguments.score, "true_label": arguments.true_label, "seed": arguments.seed, "include": ["adversarial"]}
-    try:
-        options = ProbeOptions.model_validate(asked)
-    except ValidationError as error:
-        raise invalid_input(error, asked) from error
-    labels, deployed = labels_of(arguments), load_deployed(arguments)
     prompts = deployed.prompt_set.prompts
     with torch.no_grad():
         weights = text_weights(deployed.clip, prompts, labels)
-    encoder = TorchImageEncoder(deployed.clip)
-    victim = Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), labels, weights, deployed.defense, encoder)
-    return probing.probe(victim, read_pixels(arguments.pictures, deployed.clip), options)
-
-
-def _write_witness(path: Path, report: "ProbeReport") -> None:
-    import base64
-
-    worst = min((record for record in report.attacks), key=lambda record: (not record.success_8bit, record.linf))
-    if worst.adversarial_png is not None:
-        try:
-            write_atomically(path, base64.b64decode(worst.adversarial_png))
-        except OSError as error:
-            raise InvalidInput(f"{path} can't be written: {error.strerror}.", field="--out") from error
+    return Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), labels, weights, deployed.defense, TorchImageEncoder(deployed.clip))
 
 
 def _print_report(report: "ProbeReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from robustclip.wording import bracket_words, flag_sentence
+
     clean = report.input.clean
     print(f"{report.verdict.value}: {report.verdict.sentence}")
     print(f"clean: {clean.label} {clean.probability:.1%}, prompt set {report.victim.prompt_set}, {report.charged} charged passes, seed {report.seed}")
     table = Table("attack", "knows the defense", "succeeds", "as 8-bit PNG", "label", "score", "largest change", title="attacks")
     for record in report.attacks:
-        knows = "yes" if record.knowledge == "adaptive" else "no"
+        knows = {"adaptive": "yes", "black_box": "its answers"}.get(record.knowledge, "no")
         hits = ["yes" if hit else "no" for hit in (record.success, record.success_8bit)]
-        table.add_row(record.kind, knows, *hits, record.label, f"{record.probability:.1%}", f"{record.linf_levels:g}/255")
+        table.add_row(_tried(record), knows, *hits, record.label, f"{record.probability:.1%}", f"{record.linf_levels:g}/255")
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
+    if report.minimal_radius is not None:
+        print(f"smallest radius: {bracket_words(report.minimal_radius)}")
     for flag in report.diagnostics:
         if flag.fired:
-            print(f"{flag.severity} flag {flag.id} {flag.name}: {flag.sentence} is {flag.number:.3g}")
+            print(f"{flag.severity} flag {flag.id} {flag.name}: {flag_sentence(flag)}")
+
+
+def _tried(record: "AttackRecord") -> str:
+    """An attack with what it knows, where the next column does not say it; of a cascade the attack that broke the decision."""
+    broke = next((f" ({stage.name})" for stage in record.stages if stage.broken), "")
+    return record.kind + broke + ("" if record.knowledge in ("adaptive", "static", "black_box") else f", {record.knowledge}")
