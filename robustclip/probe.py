@@ -33,11 +33,11 @@ from robustclip.probe_options import ProbeOptions, boundless
 from robustclip.probe_plan import Trial, charged_passes, is_randomized, minimal_of, trials_of
 from robustclip.records import attack_record, just_around, minimal_radius, with_search
 from robustclip.report import AttackRecord, Gap, InputPart, Knowledge, MinimalRadius, ProbeReport
-from robustclip.sanity import Diagnostic
+from robustclip.sanity import Diagnostic, Suspect
 from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
 from robustclip.trials import Scene
-from robustclip.types import Cost, Pixels, Score
+from robustclip.types import Pixels, Score
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
 
@@ -225,31 +225,22 @@ class _Probe:
     def _score(self, knowledge: Knowledge) -> Score:
         return self.attacker.score(knowledge, self.pixels, self.seeds)
 
-    def _diagnostics(self, successes: dict[Knowledge, bool]) -> list[Diagnostic]:
-        adaptive = successes.get("adaptive", False)
-        score, plain = self._score("adaptive"), self._score("static")
-        found: list[Diagnostic] = []
-
-        def add(result: tuple[Diagnostic, Cost]) -> None:
-            found.append(result[0])
-            self.meter.pay(result[1])
-
-        add(sanity.gradient_present(score, self.pixels, self.seeds))
-        if self.victim.defense:
-            add(sanity.gradient_scale(score, plain, self.pixels, self.seeds))
-        if self.chain.gradient == "exact" and not self.chain.randomized:
-            add(sanity.gradient_true(score, self.pixels, self.seeds))
-        if {"static", "adaptive"} <= successes.keys():
-            found.append(sanity.transfer_weaker(successes["static"], adaptive))
-        ball = self.options.attacks[0].ball
-        add(sanity.noise_weaker(score, self.pixels, self.seeds, ball, adaptive))
-        random, cost = sanity.randomness(self.asked, self.pixels, self.seeds, declared=self.chain.randomized, eot=self.attacker.draws("adaptive"))
-        found.extend(random)
-        self.meter.pay(cost)
-        add(sanity.rows_independent(self.asked, self.pixels, self.seeds))
-        if not adaptive and "adaptive" in successes:
-            add(sanity.unbounded_succeeds(boundless(ball, self.victim.clip.image_size), score, self.pixels, self.seeds))
-        return found
+    def _diagnostics(self, successes: dict[Knowledge, bool]) -> Iterator[Diagnostic]:
+        """One after the other, each paid for before the next."""
+        suspect = Suspect(
+            score=self._score("adaptive"),
+            undefended=self._score("static") if self.victim.defense else None,
+            classifier=self.asked,
+            pixels=self.pixels,
+            seeds=self.seeds,
+            ball=self.options.attacks[0].ball,
+            gradient=self.chain.gradient,
+            randomized=self.chain.randomized,
+            eot=self.attacker.draws("adaptive"),
+        )
+        for diagnostic, cost in sanity.examine(suspect, successes, unbounded=boundless(suspect.ball, self.victim.clip.image_size)):
+            self.meter.pay(cost)
+            yield diagnostic
 
     def _index(self, label: str, field: str) -> int:
         if label not in self.victim.labels:

@@ -123,7 +123,7 @@ def test_the_bill_is_announced_before_and_never_exceeded(tiny: Clip, defense: st
     attack = PGD(ball=ball, steps=1, starts=("zero",))
     subject, asked = victim(tiny, defense), options(attacks=(attack,), eot=eot, fresh_draws=draws)
     report = probe(subject, picture(tiny), asked)
-    assert report.charged <= charged_passes(subject, asked) <= report.charged + 60 * eot + 40  # an upper bound, not a guess
+    assert report.charged <= charged_passes(subject, asked) <= report.charged + 60 * eot + 150  # an upper bound, not a guess
 
 
 class Turn:

@@ -101,7 +101,7 @@ def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip, ball: 
     assert not sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=True)[0].fired
     still = sanity.noise_weaker(margin(victim, tiny), picture(tiny), SEEDS, ball.model_copy(update={"radius": 0.0}), adaptive_success=False)[0]
     assert (still.fired, still.number) == (False, 0.0)
-    assert sanity.transfer_weaker(static_success=True, adaptive_success=False).fired
+    assert sanity.transfer_weaker(transfer_success=True, adaptive_success=False).fired
 
 
 def test_checks_work_on_averaged_scores(tiny: Clip) -> None:

@@ -1,0 +1,124 @@
+"""Is the gradient there, of the right size, true, and of a loss that is not saturated?"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustclip.attacks.pgd import PGD
+from robustclip.sanity.base import DIRECTIONS, LADDER_STEPS, M1, M2, M3, M4, M14, Diagnostic, Judge, at_its_word
+from robustclip.scores import decision, restated
+from robustclip.seeds import derive, row_uniform
+from robustclip.threat import BallSpec, Linf
+from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
+
+_STEP = 0.25 / 255
+_BESIDE = Linf(radius=1 / 255)
+
+
+class Ladder(NamedTuple):
+    """What PGD from a random point found at several radii, a rung each, and the largest share of zero entries [R] in any of its gradients."""
+
+    attacked: Attacked
+    zero_share: Tensor
+
+
+def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, factors: tuple[float, ...] = (1.0,)) -> Ladder:
+    """PGD-10 on one picture [1, 3, S, S] at `factors` times the ball's radius, all in one batch."""
+    rows = torch.zeros(len(factors), dtype=torch.int64, device=pixels.device)
+    watched = _Watched(score.select(rows), torch.arange(len(factors), device=pixels.device), torch.zeros(len(factors), device=pixels.device))
+    streams = torch.cat([derive(seeds, f"rung-{index}") for index in range(len(factors))])
+    attack = PGD(ball=ball, steps=LADDER_STEPS, starts=("random",), stop="never")
+    attacked = attack(watched, pixels[rows], streams, radius=ball.radius * torch.tensor(factors))
+    return Ladder(attacked, watched.shares)
+
+
+def gradient_present(score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0) -> tuple[Diagnostic, Cost]:
+    """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the largest share that an attack met."""
+    near = _BESIDE.sample(pixels, derive(seeds, "gradient"))
+    evaluation = score(near, seeds, grad=True)
+    share = max(along, _zero_share(evaluation, near).max().item())
+    return M1.seen(share, share > M1.threshold), evaluation.cost
+
+
+def gradient_scale(defended: Score, undefended: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
+    """M2: the norm of the gradient through the defense over the norm without it; out of scale is also what is 1e4 times too long."""
+    through, without = defended(pixels, seeds, grad=True), undefended(pixels, seeds, grad=True)
+    norms = [0.0 if part.grad is None else part.grad.double().norm().item() for part in (through, without)]
+    ratio = norms[0] / max(norms[1], 1e-30)
+    return M2.seen(ratio, not M2.threshold <= ratio <= 1 / M2.threshold), through.cost.plus(without.cost)
+
+
+def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
+    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions; for gradients declared exact.
+
+    Every point is asked on the same draw, so that the check holds for one draw of a randomized defense, too.
+    """
+    evaluation = score(pixels, seeds, grad=True)
+    gradient = torch.zeros_like(pixels) if evaluation.grad is None else evaluation.grad
+    streams = torch.cat([derive(seeds, f"direction-{index}") for index in range(DIRECTIONS)])
+    directions = (row_uniform(streams, tuple(pixels.shape[1:]), like=pixels) - 0.5).sign()
+    rows = torch.zeros(DIRECTIONS, dtype=torch.int64, device=pixels.device)
+    ahead = score.select(rows)(pixels + _STEP * directions, seeds.repeat(DIRECTIONS), grad=False)
+    behind = score.select(rows)(pixels - _STEP * directions, seeds.repeat(DIRECTIONS), grad=False)
+    measured = (ahead.value - behind.value) / (2 * _STEP)
+    predicted = (gradient * directions).flatten(1).sum(dim=1)
+    correlation = _correlation(measured, predicted)
+    return M3.seen(correlation, correlation < M3.threshold), evaluation.cost.plus(ahead.cost).plus(behind.cost)
+
+
+def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, standing: bool, judge: Judge = at_its_word) -> tuple[Diagnostic, Cost]:
+    """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what cross-entropy left, other losses are tried.
+
+    Hard, other than in ROBUSTNESS 3, where one of them succeeds: then the decision is broken, and the attack that failed was of no use.
+    """
+    seen = score(pixels, seeds, grad=False)
+    surest, cost = 0.0 if seen.logits is None else seen.logits.double().softmax(dim=1).max().item(), seen.cost
+    if standing and seen.logits is not None and decision(score).loss == "cross_entropy":
+        for other in (restated(score, "margin"), restated(score, "cross_entropy", temperature=10.0)):
+            attacked = climb(other, pixels, derive(seeds, "saturation"), ball).attacked
+            reached, paid = judge(attacked.pixels, attacked.margin)
+            cost = cost.plus(attacked.cost).plus(paid)
+            if bool(reached.any()):
+                return M4.seen(1.0, fired=True, severity="hard"), cost
+    return M4.seen(surest, surest > M4.threshold), cost
+
+
+def rising(value: Tensor, margin: Tensor) -> Diagnostic:
+    """M14 from what an attack saw from one start, `value` and `margin` [T].
+
+    An attack that reached its goal had no need to rise further: it raises no flag, other than in ROBUSTNESS 3, which looks at the start alone.
+    """
+    half = (len(value) + 1) // 2
+    spread = (value.max() - value.min()).item()
+    rise = (value[half:].max() - value[:half].max()).item() / spread if spread > 0 else 0.0
+    return M14.seen(rise, rise < M14.threshold and not bool((margin > 0).any()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A score whose gradients are looked at: `shares` [R] keeps the largest share of zero entries that each of the `rows` ever had."""
+
+    score: Score
+    rows: Tensor
+    shares: Tensor
+
+    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
+        evaluation = self.score(pixels, seeds, grad=grad)
+        if grad:
+            self.shares[self.rows] = torch.maximum(self.shares[self.rows], _zero_share(evaluation, pixels))
+        return evaluation
+
+    def select(self, rows: Tensor) -> "_Watched":
+        return replace(self, score=self.score.select(rows), rows=self.rows[rows])
+
+
+def _zero_share(evaluation: Evaluation, pixels: Pixels) -> Tensor:
+    """[B] the share of gradient entries that are exactly zero; all of them where there is no gradient."""
+    return torch.ones_like(evaluation.value) if evaluation.grad is None else (evaluation.grad == 0).flatten(1).float().mean(dim=1)
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    first, second = (part.double() - part.double().mean() for part in (first, second))
+    return (first @ second / (first.norm() * second.norm()).clamp_min(1e-300)).item()

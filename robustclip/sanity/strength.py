@@ -1,0 +1,65 @@
+"""Does a weaker attack succeed where a stronger one fails? Then the stronger one is not what it is called."""
+
+from collections.abc import Sequence
+
+import torch
+
+from robustclip.attacks.pgd import PGD
+from robustclip.attacks.square import Square
+from robustclip.sanity.base import M5, M6, M7, M8, M13, NOISY_COPIES, QUERIES, Diagnostic, Judge, at_its_word
+from robustclip.seeds import derive
+from robustclip.threat import BallSpec
+from robustclip.types import Attack, Attacked, Cost, Pixels, Score, Seeds
+
+
+def transfer_weaker(transfer_success: bool, adaptive_success: bool) -> Diagnostic:
+    """M5: an attack that does not know the defense must not succeed where one that does fails."""
+    fired = transfer_success and not adaptive_success
+    return M5.seen(float(fired), fired)
+
+
+def black_box_weaker(black_box_success: bool, adaptive_success: bool) -> Diagnostic:
+    """M6: an attack without gradients must not succeed where one with gradients fails."""
+    fired = black_box_success and not adaptive_success
+    return M6.seen(float(fired), fired)
+
+
+def square_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word) -> tuple[Diagnostic, Cost]:
+    """M6 where no black-box attack was tried and gradients failed: Square, 100 queries."""
+    attacked = Square(ball=ball, queries=QUERIES)(score, pixels, derive(seeds, "square"))
+    reached, cost = judge(attacked.pixels, attacked.margin)
+    return black_box_weaker(bool(reached.any()), adaptive_success=False), attacked.cost.plus(cost)
+
+
+def noise_weaker(
+    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, adaptive_success: bool, judge: Judge = at_its_word
+) -> tuple[Diagnostic, Cost]:
+    """M7: random noise of the same radius must not succeed where gradients fail."""
+    streams = torch.cat([derive(seeds, f"noise-{index}") for index in range(NOISY_COPIES)])
+    rows = torch.zeros(NOISY_COPIES, dtype=torch.int64, device=pixels.device)
+    noisy = ball.sample(pixels[rows], streams)
+    seen = score.select(rows)(noisy, streams, grad=False)
+    share = (seen.margin > 0).float().mean().item()
+    if adaptive_success or share <= M7.threshold:
+        return M7.seen(share, fired=False), seen.cost
+    best = seen.margin.argmax().reshape(1)
+    reached, cost = judge(noisy[best], seen.margin[best])
+    return M7.seen(share, bool(reached.any())), seen.cost.plus(cost)
+
+
+def monotone(reached: Sequence[bool]) -> Diagnostic:
+    """M8 over attacks in rising order of radius or of steps, each by itself: none may fail after a weaker one succeeded."""
+    lost = sum(any(reached[:index]) and not success for index, success in enumerate(reached))
+    return M8.seen(float(lost), lost > M8.threshold)
+
+
+def single_step(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec) -> Attacked:
+    """One step of the whole radius from the picture."""
+    return PGD(ball=ball, steps=1, step=ball.radius or None, starts=("zero",), stop="never")(score, pixels, derive(seeds, "single"))
+
+
+def unbounded_succeeds(attack: Attack, score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
+    """M13: with a radius of 64/255 nothing stands; an attack that fails there is the attack's failure."""
+    attacked = attack(score, pixels, seeds)
+    failed = bool((attacked.margin <= 0).any())
+    return M13.seen(float(failed), failed), attacked.cost
