@@ -26,11 +26,12 @@ _EXAMPLES = """examples:
   robustclip prompts rollback caltech-advpt
   robustclip prompts verify --backbone ViT-B-32 --pretrained laion2b_s34b_b79k
   robustclip prompts prune caltech-advpt --keep 5
+  robustclip prompts explain caltech-advpt --labels cat,dog,fish --words 3
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List, show, activate, roll back, verify and prune prompt sets.
+    """List, show, explain, activate, roll back, verify and prune prompt sets.
 
     Returns 0, or 1 when `verify` found something; raises RobustClipError for what the user can cure.
     """
@@ -67,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     prune = command("prune", _prune, "remove old versions; the active one and the one before stay")
     prune.add_argument("name", metavar="NAME")
     prune.add_argument("--keep", type=int, default=3, metavar="N", help="newest versions to keep (default: 3)")
+    explain = command("explain", _explain, "what a prompt set learned: the words nearest to its vectors, their lengths, what became of labels")
+    explain.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
+    explain.add_argument("--labels", metavar="A,B", help="labels to look at (default: those it was trained on)")
+    explain.add_argument("--words", type=int, default=5, metavar="N", help="nearest words to show (default: 5)")
     return parser
 
 
@@ -135,6 +140,20 @@ def _prune(arguments: argparse.Namespace) -> int:
         _print_json({"removed": [str(ref) for ref in removed]})
     else:
         print(f"removed {', '.join(map(str, removed))}" if removed else "nothing to remove")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from prompts_store.explanation import explain
+
+    store, clip = _store(arguments, reading=True), _clip(arguments)
+    labels = [label.strip() for label in arguments.labels.split(",")] if arguments.labels is not None else None
+    found = explain(clip, store.load(arguments.ref, clip), labels=labels, words=arguments.words)
+    if arguments.json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        for heads, rows, title in found.tables():
+            _print_table(heads, rows, title)
     return 0
 
 

@@ -264,7 +264,12 @@ def imagenet_names() -> tuple[str, ...]:
 
 def whole_words() -> tuple[str, ...]:
     """Every word that CLIP's tokenizer holds as one token, earliest (most frequent) merges first."""
-    return tuple(token.removesuffix("</w>") for token in open_clip.SimpleTokenizer().encoder if token.endswith("</w>"))
+    return tuple(word_ids())
+
+
+def word_ids() -> dict[str, int]:
+    """`whole_words` with their token ids, the rows of a CLIP's token table."""
+    return {token.removesuffix("</w>"): index for token, index in open_clip.SimpleTokenizer().encoder.items() if token.endswith("</w>")}
 
 
 def is_torchscript(path: Path) -> bool:

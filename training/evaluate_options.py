@@ -14,7 +14,7 @@ from training.config import DEFAULT_RUNS, check_device, default_store
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 
 EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with commas, or the option repeated) and
---defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a difference whose interval contains 0 is no difference.
+--defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a difference whose interval contains 0 is none.
 What was measured is kept below --runs: a killed evaluation goes on where it was, and a wider question pays only for what is new.
 
 threats:

@@ -68,6 +68,17 @@ def test_show_tells_everything_of_the_active_or_the_named_version(capsys: pytest
         main(["show", "demo@000000000000", "--backbone", "tiny"])
 
 
+def test_explain_reads_the_vectors_and_the_labels(capsys: pytest.CaptureFixture[str], versions: tuple[str, str]) -> None:
+    found = answer(capsys, "explain", "demo", "--words", "2")
+    assert found["prompt_set"] == f"demo@{versions[0]}"
+    assert [len(vector["by_cosine"]) for vector in found["vectors"]] == [2] * 4
+    assert [label["label"] for label in found["labels"]] == ["cat", "dog"]
+    assert main(["explain", "words", "--labels", "cat,fish", "--backbone", "tiny"]) == 0
+    assert "fish" in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match="names no labels"):
+        main(["explain", "words", "--backbone", "tiny"])
+
+
 def test_activate_and_rollback_move_the_pointer(capsys: pytest.CaptureFixture[str], versions: tuple[str, str]) -> None:
     one, two = versions
     assert answer(capsys, "activate", f"demo@{two}") == {"name": "demo", "active": two, "previous": one}

@@ -1,0 +1,187 @@
+"""What a prompt set learned, as far as it can be read: words near its vectors, how long the vectors are, and what became of the labels.
+
+A reading, not a proof: learned vectors often lie far from every word, which is why distances and the table's own lengths stand beside the words
+(Zhou et al. 2022, arXiv 2109.01134, section 4.4, find few that mean anything). Words are those that CLIP's tokenizer holds as one token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn import functional as F
+
+from prompts_store.manifest import PromptSet
+from robustclip.classifier import check_labels, text_weights
+from robustclip.clip import Clip, word_ids
+from robustclip.errors import InvalidInput, UnsupportedClip
+from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
+
+MAX_WORDS = 100
+_SHOWN_LABELS = 20
+_QUANTILES = (0.05, 0.5, 0.95)
+TableRow = tuple[str, ...]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Word(_Data):
+    """`distance` is Euclidean, in the token table."""
+
+    word: str
+    cosine: float
+    distance: float
+
+
+class Vector(_Data):
+    """One learned vector. `context`: which of several, or for which label; `layer` from 1. Words are given for the text tower's first layer alone.
+
+    Deeper vectors replace hidden states and those of the image tower stand beside patches: there no word has a place to be near.
+    """
+
+    tower: str
+    context: int
+    layer: int
+    place: int
+    norm: float
+    by_cosine: tuple[Word, ...] = ()
+    by_distance: tuple[Word, ...] = ()
+
+
+class Label(_Data):
+    """Cosine of a label's text feature under the set with the handcrafted one, and the handcrafted feature of any label that it is nearest to."""
+
+    label: str
+    similarity: float
+    reads_as: str
+    reads_as_similarity: float
+
+
+class Explanation(_Data):
+    """`table_norms`: the 5th, 50th and 95th percentile of the lengths of all words in the token table."""
+
+    prompt_set: str
+    backbone: str
+    table_norms: tuple[float, float, float]
+    vectors: tuple[Vector, ...]
+    labels: tuple[Label, ...]
+
+    def tables(self) -> list[tuple[TableRow, list[TableRow], str]]:
+        """(heads, rows, title) for people; of many labels, those that moved most."""
+        low, middle, high = self.table_norms
+        typical = f"lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and {high:.3f})"
+        heads = ("tower", "context", "layer", "vector", "length", "nearest by cosine", "nearest by distance")
+        rows = [
+            (
+                *(str(part) for part in (vector.tower, vector.context, vector.layer, vector.place)),
+                f"{vector.norm:.3f}",
+                ", ".join(f"{near.word} {near.cosine:.2f}" for near in vector.by_cosine),
+                ", ".join(f"{near.word} {near.distance:.2f}" for near in vector.by_distance),
+            )
+            for vector in self.vectors
+        ]
+        moved = sorted(self.labels, key=lambda label: label.similarity)[:_SHOWN_LABELS]
+        labels = [(label.label, f"{label.similarity:.3f}", f"{label.reads_as} {label.reads_as_similarity:.3f}") for label in moved]
+        title = f"cosine of text features with {HANDCRAFTED_TEMPLATE!r}, {len(moved)} of {len(self.labels)} labels, lowest first"
+        vectors = [(heads, rows, f"{self.prompt_set}; {typical}")] if rows else []
+        return [*vectors, (("label", "similarity", "nearest handcrafted label"), labels, title)]
+
+
+def explain(clip: Clip, prompt_set: PromptSet, *, labels: Sequence[str] | None = None, words: int = 5) -> Explanation:
+    """Read a prompt set. `labels`: those it was trained on unless given; a class-specific set has features for its own alone.
+
+    Raises InvalidInput for no labels or a count of words that makes no sense, UnsupportedClip for a vocabulary that is not CLIP's.
+    """
+    if not 1 <= words <= MAX_WORDS:
+        raise InvalidInput(f"expected 1 to {MAX_WORDS} words, found {words}.", field="--words")
+    manifest, prompts = prompt_set.manifest, prompt_set.prompts.to(clip.device)
+    chosen = manifest.labels if labels is None else tuple(labels)
+    if not chosen:
+        raise InvalidInput(f"{prompt_set.ref} names no labels.", field="--labels", help="Name some: --labels cat,dog.")
+    if manifest.class_specific and chosen != manifest.labels:
+        raise InvalidInput(f"{prompt_set.ref} has a context for each of its own labels alone.", field="--labels", help="Leave them out.")
+    check_labels(chosen, clip)
+    table, names = _word_table(clip)
+    lengths = table.norm(dim=1)
+    low, middle, high = lengths.quantile(torch.tensor(_QUANTILES, device=table.device)).tolist()
+    return Explanation(
+        prompt_set=str(prompt_set.ref),
+        backbone=clip.arch,
+        table_norms=(low, middle, high),
+        vectors=(*_text_vectors(prompts.text, table, names, words), *_visual_vectors(prompts.visual)),
+        labels=_labels(clip, prompts, chosen),
+    )
+
+
+def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
+    """[V, W] embeddings of the whole words that print as they are, and the words."""
+    readable = {word: index for word, index in word_ids().items() if word.isascii() and word.isprintable()}
+    table: Tensor = clip.model.token_embedding.weight.detach().float()
+    if len(table) <= max(readable.values()):
+        raise UnsupportedClip(f"{clip.arch} has {len(table)} tokens and not CLIP's vocabulary.", field="--backbone")
+    return table[torch.tensor(list(readable.values()), device=table.device)], list(readable)
+
+
+def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: int) -> list[Vector]:
+    if text is None:
+        return []
+    contexts = (text if text.ndim == 4 else text[None]).detach().float()  # [M, D, N, W]
+    first = contexts[:, 0].flatten(0, 1)
+    cosines = F.normalize(first, dim=1) @ F.normalize(table, dim=1).T
+    distances = torch.cdist(first, table)
+    found: list[Vector] = []
+    for context, layer, place in _places(contexts):
+        row = context * contexts.shape[2] + place
+        near = {} if layer else {"by_cosine": cosines[row].topk(words).indices, "by_distance": distances[row].topk(words, largest=False).indices}
+        nearest = {
+            name: tuple(Word(word=names[i], cosine=float(cosines[row, i]), distance=float(distances[row, i])) for i in indices.tolist())
+            for name, indices in near.items()
+        }
+        norm = float(contexts[context, layer, place].norm())
+        found.append(
+            Vector(
+                tower="text",
+                context=context,
+                layer=layer + 1,
+                place=place,
+                norm=norm,
+                by_cosine=nearest.get("by_cosine", ()),
+                by_distance=nearest.get("by_distance", ()),
+            )
+        )
+    return found
+
+
+def _visual_vectors(visual: Tensor | None) -> list[Vector]:
+    if visual is None:
+        return []
+    found = visual.detach().float()[None]
+    return [
+        Vector(tower="image", context=0, layer=layer + 1, place=place, norm=float(found[0, layer, place].norm()))
+        for _, layer, place in _places(found)
+    ]
+
+
+def _places(contexts: Tensor) -> list[tuple[int, int, int]]:
+    """(context, layer, place) of each vector of [M, D, N, W]."""
+    return [
+        (context, layer, place) for context in range(contexts.shape[0]) for layer in range(contexts.shape[1]) for place in range(contexts.shape[2])
+    ]
+
+
+def _labels(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> tuple[Label, ...]:
+    with torch.no_grad():
+        learned, handcrafted = text_weights(clip, prompts, labels), text_weights(clip, Prompts(), labels)
+    similarity = learned @ handcrafted.T
+    nearest = similarity.max(dim=1)
+    return tuple(
+        Label(
+            label=label,
+            similarity=float(similarity[row, row]),
+            reads_as=labels[int(nearest.indices[row])],
+            reads_as_similarity=float(nearest.values[row]),
+        )
+        for row, label in enumerate(labels)
+    )

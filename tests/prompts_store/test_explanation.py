@@ -1,0 +1,75 @@
+import pytest
+import torch
+from prompt_sets import learned_set, template_set
+
+from prompts_store.explanation import Explanation, explain
+from prompts_store.manifest import PromptSet
+from robustclip.clip import Clip, word_ids
+from robustclip.errors import InvalidInput
+from robustclip.prompts import LEARNED_TEMPLATE, Prompts
+
+LABELS = ("cat", "dog", "fish")
+
+
+def spelled(clip: Clip, *words: str) -> PromptSet:
+    """A set whose vectors are the embeddings of words, a second layer of zeros below them."""
+    demo = learned_set(clip, labels=LABELS)
+    table = clip.model.token_embedding.weight.detach()
+    first = torch.stack([table[word_ids()[word]] for word in words])
+    return PromptSet(demo.manifest, Prompts(torch.stack([first, torch.zeros_like(first)]), None, (LEARNED_TEMPLATE,)))
+
+
+def test_a_vector_that_is_a_word_is_read_as_that_word(tiny: Clip) -> None:
+    found = explain(tiny, spelled(tiny, "photo", "of"), words=3)
+    first = [vector for vector in found.vectors if vector.layer == 1]
+    assert [vector.by_cosine[0].word for vector in first] == [vector.by_distance[0].word for vector in first] == ["photo", "of"]
+    assert all(vector.by_cosine[0].cosine > 0.9999 and vector.by_distance[0].distance < 0.01 for vector in first)
+    assert all(len(vector.by_cosine) == len(vector.by_distance) == 3 for vector in first)
+    assert all(vector.by_cosine[0].cosine >= vector.by_cosine[1].cosine for vector in first)
+
+
+def test_deeper_and_visual_vectors_have_a_length_and_no_words(tiny: Clip) -> None:
+    deeper = [vector for vector in explain(tiny, spelled(tiny, "photo", "of")).vectors if vector.layer == 2]
+    assert [(vector.norm, vector.by_cosine) for vector in deeper] == [(0.0, ())] * 2
+    both = explain(tiny, learned_set(tiny, visual=True)).vectors
+    assert [vector.tower for vector in both] == ["text"] * 4 + ["image"] * 6
+
+
+def test_lengths_stand_beside_those_of_the_table(tiny: Clip) -> None:
+    found = explain(tiny, spelled(tiny, "photo"))
+    low, middle, high = found.table_norms
+    assert 0 < low < middle < high
+    assert low / 2 < found.vectors[0].norm < 2 * high
+
+
+def test_words_alone_are_as_similar_to_the_handcrafted_ones_as_they_are_equal(tiny: Clip) -> None:
+    same = explain(tiny, template_set("a photo of a {}."), labels=LABELS)
+    assert same.vectors == ()
+    assert [(label.label, label.reads_as) for label in same.labels] == [(name, name) for name in LABELS]
+    assert all(label.similarity == pytest.approx(1, abs=1e-5) for label in same.labels)
+    other = explain(tiny, template_set("art of the {}."), labels=LABELS)
+    assert all(label.similarity < 0.9999 for label in other.labels)
+    assert all(label.reads_as_similarity >= label.similarity for label in other.labels)
+
+
+def test_tables_and_json_hold_the_same(tiny: Clip) -> None:
+    found = explain(tiny, spelled(tiny, "photo", "of"))
+    assert Explanation.model_validate_json(found.model_dump_json()) == found
+    vectors, labels = found.tables()
+    assert len(vectors[1]) == 4
+    assert "photo 1.00" in vectors[1][0][5]
+    assert {row[0] for row in labels[1]} == set(LABELS)
+
+
+def test_what_can_not_be_read_is_refused_by_name(tiny: Clip) -> None:
+    with pytest.raises(InvalidInput, match="--labels"):
+        explain(tiny, template_set("a {}."))
+    with pytest.raises(InvalidInput, match="--words"):
+        explain(tiny, spelled(tiny, "photo"), words=0)
+    with pytest.raises(InvalidInput, match="labels"):
+        explain(tiny, spelled(tiny, "photo"), labels=["cat", "cat"])
+    text = torch.zeros(3, 1, 2, tiny.text_width)
+    own = PromptSet(learned_set(tiny, labels=LABELS, class_specific=True).manifest, Prompts(text, None, (LEARNED_TEMPLATE,), class_specific=True))
+    assert len(explain(tiny, own).vectors) == 6
+    with pytest.raises(InvalidInput, match="its own labels"):
+        explain(tiny, own, labels=["cat", "dog"])
