@@ -81,7 +81,8 @@ def noisy_classifier(classifier: ZeroShotClassifier, sigma: float, denoiser: Seq
 
 
 def certify(vote: Classifier, pixels: Tensor, options: CertifyOptions, *, on_rows: OnRows = lambda rows: None) -> Certificate:
-    """The certificate of one picture [3, S, S]. `vote` is the classifier of one draw of noise of `options.sigma`; `on_rows` hears of each batch.
+    """The certificate of one picture [3, S, S]. `vote` is the classifier of one draw of noise of `options.sigma`; `on_rows` hears how many
+    rows each batch had.
 
     Deterministic given `options.seed` and the picture. Costs n0 + n forward passes.
     """

@@ -46,10 +46,15 @@ def ask_for_decision(parser: argparse.ArgumentParser) -> None:
 
 
 def labels_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Raises InvalidInput for fewer than two, or two that are equal."""
+    """Raises as `split_labels`."""
+    return split_labels(arguments.labels)
+
+
+def split_labels(text: str) -> tuple[str, ...]:
+    """Labels between commas. Raises InvalidInput for fewer than two, or two that are equal."""
     from robustclip.classifier import check_labels
 
-    labels = tuple(label.strip() for label in arguments.labels.split(","))
+    labels = tuple(label.strip() for label in text.split(","))
     check_labels(labels)
     return labels
 

@@ -110,7 +110,7 @@ def fresh_answer(vote: Purified, pixels: Pixels, seed: int, rule: Smoothing) -> 
 def test_no_attack_through_the_smoothed_rule_succeeds_inside_a_certified_radius_but_far_outside_it_does() -> None:
     rule = Smoothing(sigma=0.1, votes=200)
     vote = Purified(trained_conv(), rule)
-    pixels, targets = gratings(6, seed=41)
+    pixels, _ = gratings(6, seed=41)
     options = CertifyOptions(sigma=rule.sigma, n=1000)
     certificates = [certify(vote, picture, options) for picture in pixels]
     proven = [index for index, certificate in enumerate(certificates) if not certificate.abstained]
@@ -196,4 +196,4 @@ def test_progress_is_heard(tiny: Clip) -> None:
     heard: list[int] = []
     vote = noisy_classifier(zero_shot(tiny, Prompts(), ("cat", "dog")), 0.25)
     certify(vote, torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1)), CertifyOptions(n0=40, n=33), on_rows=heard.append)
-    assert heard == [32, 40, 32, 33]
+    assert heard == [32, 8, 32, 1]

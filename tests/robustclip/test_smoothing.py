@@ -64,7 +64,7 @@ def test_votes_are_the_rows_of_the_chain_whatever_the_batches_are() -> None:
     pixels, seeds = torch.full((3, 32, 32), 0.5), draw_seeds(5, 70)
     heard: list[int] = []
     logits = draw(vote, pixels, seeds, on_rows=heard.append)
-    assert heard == [32, 64, 70]
+    assert heard == [32, 32, 6]
     alone = torch.cat([vote(pixels[None], seed[None]) for seed in seeds])
     assert torch.allclose(logits, alone, atol=1e-5)
     assert torch.equal(count_votes(logits), count_votes(alone))
