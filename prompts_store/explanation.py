@@ -1,9 +1,10 @@
 """What a prompt set learned, as far as it can be read: words near its vectors, how long the vectors are, and what became of the labels.
 
 A reading, not a proof: learned vectors often lie far from every word, which is why distances and the table's own lengths stand beside the words
-(Zhou et al. 2022, arXiv 2109.01134, section 4.4, find few that mean anything). Words are those that CLIP's tokenizer holds as one token.
+(Zhou et al. 2022, arXiv 2109.01134, find few that mean anything). Words are those that CLIP's tokenizer holds as one token.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -157,31 +158,22 @@ def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: i
 def _visual_vectors(visual: Tensor | None) -> list[Vector]:
     if visual is None:
         return []
-    found = visual.detach().float()[None]
-    return [
-        Vector(tower="image", context=0, layer=layer + 1, place=place, norm=float(found[0, layer, place].norm()))
-        for _, layer, place in _places(found)
-    ]
+    norms = visual.detach().float()[None].norm(dim=-1)
+    return [Vector(tower="image", context=0, layer=layer + 1, place=place, norm=float(norms[0, layer, place])) for _, layer, place in _places(norms)]
 
 
 def _places(contexts: Tensor) -> list[tuple[int, int, int]]:
-    """(context, layer, place) of each vector of [M, D, N, W]."""
-    return [
-        (context, layer, place) for context in range(contexts.shape[0]) for layer in range(contexts.shape[1]) for place in range(contexts.shape[2])
-    ]
+    """(context, layer, place) of each vector of [M, D, N, ...]."""
+    many, deep, long = (range(count) for count in contexts.shape[:3])
+    return list(itertools.product(many, deep, long))
 
 
 def _labels(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> tuple[Label, ...]:
     with torch.no_grad():
         learned, handcrafted = text_weights(clip, prompts, labels), text_weights(clip, Prompts(), labels)
     similarity = learned @ handcrafted.T
-    nearest = similarity.max(dim=1)
+    best, nearest = similarity.max(dim=1)
     return tuple(
-        Label(
-            label=label,
-            similarity=float(similarity[row, row]),
-            reads_as=labels[int(nearest.indices[row])],
-            reads_as_similarity=float(nearest.values[row]),
-        )
+        Label(label=label, similarity=float(similarity[row, row]), reads_as=labels[int(nearest[row])], reads_as_similarity=float(best[row]))
         for row, label in enumerate(labels)
     )

@@ -69,7 +69,10 @@ def test_what_can_not_be_read_is_refused_by_name(tiny: Clip) -> None:
     with pytest.raises(InvalidInput, match="labels"):
         explain(tiny, spelled(tiny, "photo"), labels=["cat", "cat"])
     text = torch.zeros(3, 1, 2, tiny.text_width)
-    own = PromptSet(learned_set(tiny, labels=LABELS, class_specific=True).manifest, Prompts(text, None, (LEARNED_TEMPLATE,), class_specific=True))
+    own = PromptSet(
+        learned_set(tiny, labels=LABELS).manifest.model_copy(update={"class_specific": True}),
+        Prompts(text, None, (LEARNED_TEMPLATE,), class_specific=True),
+    )
     assert len(explain(tiny, own).vectors) == 6
     with pytest.raises(InvalidInput, match="its own labels"):
         explain(tiny, own, labels=["cat", "dog"])
