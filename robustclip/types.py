@@ -45,6 +45,9 @@ class Cost(NamedTuple):
     def plus(self, other: "Cost") -> "Cost":
         return Cost(self.forward + other.forward, self.backward + other.backward)
 
+    def times(self, rows: int) -> "Cost":
+        return Cost(self.forward * rows, self.backward * rows)
+
 
 class Evaluation(NamedTuple):
     """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels.

@@ -7,10 +7,11 @@ import torch
 
 from robustclip.clip import Clip
 from robustclip.seeds import draw_seeds
+from robustclip.types import Cost
 from training.contexts import Parameters
 from training.data import load_data
 from training.objectives import OBJECTIVES
-from training.objectives.base import Batch, Task
+from training.objectives.base import Batch, Examples, Task
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -27,6 +28,11 @@ class Bench(NamedTuple):
 
     def step(self) -> Any:
         return self.objective.loss(self.task, self.parameters, self.batch)
+
+
+def task_of(clip: Clip, labels: tuple[str, ...]) -> Task:
+    """Labels without a picture."""
+    return Task(clip, labels, Examples(torch.empty(0, dtype=torch.int64), lambda rows: rows, Cost(), 0.0), {})
 
 
 def bench(clip: Clip, pictures: Path, cache: Path, kind: str, *, epoch: float = 2.0, **options: object) -> Bench:

@@ -22,6 +22,7 @@ from robustclip.towers import encode_image
 from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
 from training.cache import Rows, cached_rows
 from training.data import LabelledImages
+from training.processes import ALONE, Processes
 
 BankStart: TypeAlias = Literal["one_sided", "symmetric"]
 BankScore: TypeAlias = Literal["embedding_shift", "cross_entropy", "margin", "targeted"]
@@ -48,7 +49,17 @@ def shift_embeddings(clip: Clip, pixels: Pixels, attack: PGD, seeds: Seeds) -> A
 
 
 def embedding_bank(
-    clip: Clip, data: LabelledImages, indices: Tensor, attack: PGD, *, copies: int, clean: bool, seed: int, folder: Path, progress: Progress
+    clip: Clip,
+    data: LabelledImages,
+    indices: Tensor,
+    attack: PGD,
+    *,
+    copies: int,
+    clean: bool,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    processes: Processes = ALONE,
 ) -> Rows:
     """[n, M, E] raw float32 embeddings of attacked pictures: `copies` starts of the attack each, then, if asked, the clean one (M = copies + clean).
 
@@ -69,7 +80,7 @@ def embedding_bank(
         return torch.stack(embeddings, dim=1).cpu(), cost
 
     key = {**cache_key("bank", clip, data, attack, seed), "copies": copies, "clean": clean}
-    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank")
+    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes)
 
 
 def bank_cost(attack: PGD, *, copies: int, clean: bool) -> Cost:
@@ -121,7 +132,16 @@ class AwareAttack:
 
 
 def aware_bank(
-    clip: Clip, data: LabelledImages, indices: Tensor, attack: AwareAttack, prompts: Prompts, *, seed: int, folder: Path, progress: Progress
+    clip: Clip,
+    data: LabelledImages,
+    indices: Tensor,
+    attack: AwareAttack,
+    prompts: Prompts,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    processes: Processes = ALONE,
 ) -> Rows:
     """[n, K + 1, E] the first filling of a bank that knows its prompts."""
     seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
@@ -132,7 +152,7 @@ def aware_bank(
         return embeddings.cpu(), cost
 
     key = {**cache_key("aware bank", clip, data, attack.attack, seed), "scores": list(attack.scores), "prompts": prompts.digest()}
-    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank")
+    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes)
 
 
 def shifted_pixels(clip: Clip, data: LabelledImages, indices: Tensor, attack: PGD, *, seed: int, folder: Path, progress: Progress) -> Rows:

@@ -18,6 +18,7 @@ from torch import Tensor
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically
 from robustclip.types import Cost, Progress
+from training.processes import ALONE, Processes
 
 
 class Rows(NamedTuple):
@@ -37,24 +38,31 @@ def cached_rows(
     chunk: int,
     progress: Progress,
     what: str,
+    processes: Processes = ALONE,
 ) -> Rows:
     """`make` of `indices`, `chunk` at a time, each part stored under `folder` as it is done.
 
     `key` holds all else that the rows depend on. Parts are always cut at the same places, so that a resumed run equals an undisturbed one bit by bit.
+    Processes share what is missing among them.
     """
     description = {**key, "chunk": chunk, "indices": hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()}
     own = folder / digest_of(description)[:16]
-    write_atomically(own / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
-    parts: list[Rows] = []
-    for number, chosen in enumerate(indices.split(chunk)):
-        path = own / f"part-{number:05d}.safetensors"
-        if not path.exists():
+    if processes.main:
+        write_atomically(own / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
+    places = [(own / f"part-{number:05d}.safetensors", chosen) for number, chosen in enumerate(indices.split(chunk))]
+    missing = [(path, chosen) for path, chosen in places if not path.exists()]
+    processes.wait()  # all have seen what is missing before one makes the first
+    done = len(indices) - sum(len(chosen) for _, chosen in missing)
+    for number, (path, chosen) in enumerate(missing):
+        done += len(chosen)
+        if number % processes.count == processes.index:
             began = time.monotonic()
             rows, cost = make(chosen)
             facts = {"forward": str(cost.forward), "backward": str(cost.backward), "seconds": str(time.monotonic() - began)}
             write_atomically(path, save({"rows": rows.contiguous()}, {"facts": json.dumps(facts)}))
-        parts.append(_read(path, len(chosen)))
-        progress(min((number + 1) * chunk, len(indices)), len(indices), what)
+            progress(done, len(indices), what)
+    processes.wait()
+    parts = [_read(path, len(chosen)) for path, chosen in places]
     cost = Cost(sum(part.cost.forward for part in parts), sum(part.cost.backward for part in parts))
     return Rows(torch.cat([part.rows for part in parts]), cost, sum(part.seconds for part in parts))
 

@@ -23,11 +23,13 @@ from training.budget import within
 from training.cache import digest_of
 from training.config import TrainSettings, add_options, check_device, read_settings
 from training.data import LabelledImages
+from training.inner import Precision
 from training.levels import Pictures, measure_level
 from training.loop import Fitted, fit
 from training.memory import keep_freed_memory
 from training.objectives import AnyMethod
 from training.objectives.base import Examples
+from training.processes import Processes, joined
 from training.progress import bar
 from training.publish import as_result, publish
 from training.report import Account, training_page
@@ -66,31 +68,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json: bool = arguments.pop("as_json")
     settings = read_settings(arguments)
     keep_freed_memory()
-    with bar(quiet=as_json and not sys.stderr.isatty()) as progress:
-        trained = train(settings, progress=progress)
+    if settings.device is not None:
+        check_device(settings.device)
+    hidden = as_json and not sys.stderr.isatty()
+    with joined(settings.device, parts=settings.accumulate) as processes, bar(quiet=hidden or not processes.main) as progress:
+        trained = train(settings, processes, progress=progress)
+    if trained is None:
+        return 0
     report = _report(trained, settings)
     print(json.dumps(report, indent=2) if as_json else _text(report))
     return 0
 
 
-def train(settings: TrainSettings, *, progress: Progress) -> Trained:
-    """One run from folder to store. What must be refused is refused before anything is computed."""
+def train(settings: TrainSettings, processes: Processes, *, progress: Progress) -> Trained | None:
+    """One run from folder to store. What must be refused is refused before anything is computed. None but in the main process, which publishes."""
     store = PromptStore(settings.store)
     data = open_split(settings.data, TRAIN)
-    clip = load_clip(settings.backbone, settings.pretrained, device=check_device(settings.device))
+    clip = load_clip(settings.backbone, settings.pretrained, device=processes.device)
     candidates, validation = carve_validation(data)
     indices = candidates
     if settings.shots:
         indices = few_shot(data, candidates, settings.shots, settings.seed, allow_fewer=settings.allow_fewer_shots)
     objective = within(settings.objective, pictures=len(indices), max_passes=settings.max_passes)
     zero_shot(clip, objective.fold(clip, objective.new_parameters(clip, data.labels, settings.seed)), data.labels)  # refuses what does not fit
-    examples = objective.prepare(clip, data, indices, seed=settings.seed, folder=settings.runs / "cache", progress=progress)
-    digest = _digest(objective, clip, data, indices, settings.seed)
+    cache = settings.runs / "cache"
+    examples = objective.prepare(clip, data, indices, seed=settings.seed, folder=cache, progress=progress, processes=processes)
+    digest = _digest(objective, clip, data, indices, settings)
     checkpoint = settings.runs / "train" / f"{settings.name}-{digest[:12]}.safetensors"
-    if settings.fresh:
+    if settings.fresh and processes.main:
         checkpoint.unlink(missing_ok=True)
     began = time.monotonic()
-    fitted = fit(clip, objective, examples, data.labels, seed=settings.seed, checkpoint=checkpoint, progress=progress)
+    fitted = fit(
+        clip,
+        objective,
+        examples,
+        data.labels,
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        progress=progress,
+        processes=processes,
+        precision=settings.precision,
+    )
+    if not processes.main:
+        return None
     tuning_seconds = time.monotonic() - began
     held_out = data.subset(validation, HELD_OUT)
     results = _validate(settings, clip, fitted.prompts, held_out, progress)
@@ -110,7 +130,7 @@ def train(settings: TrainSettings, *, progress: Progress) -> Trained:
         shots=settings.shots,
         seed=settings.seed,
         results=results,
-        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts)])),
+        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts, settings.precision)])),
         activate=settings.activate,
     )
     manifest = store.load(ref, clip).manifest
@@ -120,11 +140,12 @@ def train(settings: TrainSettings, *, progress: Progress) -> Trained:
     return trained
 
 
-def _remarks(averaged: bool, restarts: int) -> list[str]:
+def _remarks(averaged: bool, restarts: int, precision: Precision) -> list[str]:
     """What the manifest must say about a run beyond its parameters."""
     return [
         *(["The average of the prompts over the steps."] if averaged else []),
         *([f"Began again {restarts} time(s) after a collapse, with half the consistency term each."] if restarts else []),
+        *(["Learned through towers in bfloat16."] if precision == "bf16" else []),
     ]
 
 
@@ -145,10 +166,11 @@ def _account(trained: Trained) -> Account:
     )
 
 
-def _digest(objective: AnyMethod, clip: Clip, data: LabelledImages, indices: Tensor, seed: int) -> str:
-    """What decides the learned prompts: runs that share it share a checkpoint."""
-    parameters = objective.model_dump(mode="json")
-    return digest_of({"objective": parameters, "clip": clip.fingerprint, "data": data.digest, "indices": indices.tolist(), "seed": seed})
+def _digest(objective: AnyMethod, clip: Clip, data: LabelledImages, indices: Tensor, settings: TrainSettings) -> str:
+    """What decides the learned prompts: runs that share it share a checkpoint. How many processes share the work decides nothing."""
+    facts: dict[str, object] = {"objective": objective.model_dump(mode="json"), "clip": clip.fingerprint, "data": data.digest}
+    facts |= {"indices": indices.tolist(), "seed": settings.seed}
+    return digest_of(facts | ({"precision": "bf16"} if settings.precision == "bf16" else {}))  # float32 goes without saying: older checkpoints
 
 
 def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: LabelledImages, progress: Progress) -> list[Result]:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from prompts_store.manifest import Name
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
+from training.inner import Precision
 from training.levels import LEVELS, Level
 from training.objectives import OBJECTIVES, AnyObjective
 
@@ -46,7 +47,9 @@ class TrainSettings(BaseModel):
     name: Name = Field(description="name of the published set: small letters, digits and dashes")
     backbone: str = Field("mini", description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
     pretrained: str | None = Field(None, description="open_clip tag or weights file of an architecture that is not embedded")
-    device: str = Field("cpu", description="torch device, such as cuda")
+    device: str | None = Field(None, description="torch device, such as cuda; none takes a GPU where there is one, each process its own")
+    precision: Precision = Field("float32", description="of the towers in the passes that prompts learn from: bf16 or float32; prompts are float32")
+    accumulate: int = Field(1, ge=1, description="parts that a process computes its pictures of a step in, again in the backward: less memory")
     shots: int = Field(0, ge=0, description="pictures a class, drawn by the seed; 0 takes all")
     allow_fewer_shots: bool = Field(False, description="classes with fewer pictures than shots give what they have")
     seed: int = Field(0, ge=0, lt=2**63, description="decides shots, first vectors, attack starts, order")

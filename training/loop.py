@@ -15,7 +15,9 @@ from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Cost, Progress
 from training.checkpoint import Epoch, Progressed, load_checkpoint, save_checkpoint
 from training.collapse import CollapseWatch, TrainingDiverged, TrainingFailed
+from training.inner import Precision
 from training.objectives.base import Batch, Examples, Objective, Step, Task
+from training.processes import ALONE, Processes
 from training.sampling import seeded
 
 MOMENTUM = 0.9
@@ -37,23 +39,40 @@ class Fitted(NamedTuple):
     text_passes: int
 
 
-def fit(clip: Clip, objective: Objective, examples: Examples, labels: tuple[str, ...], *, seed: int, checkpoint: Path, progress: Progress) -> Fitted:
+def fit(
+    clip: Clip,
+    objective: Objective,
+    examples: Examples,
+    labels: tuple[str, ...],
+    *,
+    seed: int,
+    checkpoint: Path,
+    progress: Progress,
+    processes: Processes = ALONE,
+    precision: Precision = "float32",
+) -> Fitted:
     """Learn prompts by SGD; epochs end with a checkpoint, and a run that finds one goes on from it, bit by bit as if it had never stopped.
 
-    What is random about an epoch depends on (seed, epoch, restarts) alone. After a collapse the run returns to its last checkpoint, halves the
-    consistency term and draws anew, twice at most. Raises TrainingCollapsed after that, and TrainingDiverged when the loss is not finite and there is
-    no such term; the checkpoint then holds the last good epoch.
+    What is random about an epoch depends on (seed, epoch, restarts) alone: more or fewer processes go on with the same draws. After a collapse the
+    run returns to its last checkpoint, halves the consistency term and draws anew, twice at most. Raises TrainingCollapsed after that, and
+    TrainingDiverged when the loss is not finite and there is no such term; the checkpoint then holds the last good epoch.
     """
     parameters = objective.new_parameters(clip, labels, seed)
-    task = Task(clip, labels, examples, objective.new_memory(examples, parameters))
+    task = Task(clip, labels, examples, objective.new_memory(examples, parameters), processes, precision)
     average = {name: tensor.clone() for name, tensor in parameters.items()} if objective.average else {}
     for tensor in parameters.values():
         tensor.requires_grad_()
     rates = objective.schedule()
     optimizer = torch.optim.SGD(parameters.values(), lr=rates[0], momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     tensors = _named("prompts", parameters) | _named("average", average) | _named("memory", task.memory)
+
+    def keep(progressed: Progressed) -> None:
+        if processes.main:
+            save_checkpoint(checkpoint, tensors, optimizer, progressed)
+
     if not checkpoint.exists():
-        save_checkpoint(checkpoint, tensors, optimizer, Progressed([], 0))
+        keep(Progressed([], 0))
+    processes.wait()
     history, restarts = load_checkpoint(checkpoint, tensors, optimizer)
     watch, text_passes = CollapseWatch(len(labels)), 0
     while len(history) < len(rates):
@@ -65,13 +84,14 @@ def fit(clip: Clip, objective: Objective, examples: Examples, labels: tuple[str,
             if restarts == MAX_RESTARTS or weakened.weakened() is None:
                 raise
             history, restarts = load_checkpoint(checkpoint, tensors, optimizer)
+            processes.wait()
             restarts, watch = restarts + 1, CollapseWatch(len(labels))
-            save_checkpoint(checkpoint, tensors, optimizer, Progressed(history, restarts))
+            keep(Progressed(history, restarts))
             progress(0, len(rates) * len(examples), f"tuning: restart {restarts} from epoch {len(history)}, {failure.message}")
             continue
         text_passes += history[-1].text_passes
         if not watch.streak or len(history) == len(rates):  # a checkpoint is a place worth returning to
-            save_checkpoint(checkpoint, tensors, optimizer, Progressed(history, restarts))
+            keep(Progressed(history, restarts))
     averaged = objective.fold(clip, average).detached() if average else None
     companions = {name: prompts.detached() for name, prompts in objective.companions(clip, parameters).items()}
     return Fitted(objective.fold(clip, parameters).detached(), averaged, companions, history, restarts, text_passes)
@@ -104,7 +124,8 @@ class _Run:
         batches = torch.randperm(len(examples), generator=seeded(self.seed, stream)).split(objective.batch)
         for number, rows in enumerate(batches):
             targets = examples.targets[rows.to(examples.targets.device)]
-            batch = Batch(examples.take(rows), targets, seeds[rows], rows, epoch + number / len(batches))
+            inputs = examples.take(self.task.processes.own(rows) if examples.divided else rows)
+            batch = Batch(inputs, targets, seeds[rows], rows, epoch + number / len(batches))
             step = objective.loss(self.task, self.parameters, batch)
             self._descend(step, epoch, epoch * len(batches) + number)
             met.add(step, len(rows))
@@ -120,6 +141,7 @@ class _Run:
             raise TrainingDiverged(f"the loss of epoch {epoch + 1} is not finite: {terms}.", help="Lower --objective.learning_rate.")
         self.optimizer.zero_grad()
         loss.backward()
+        self.task.processes.average_gradients(self.parameters.values())
         self.optimizer.step()
         kept = min(self.objective.average, (1 + number) / (10 + number))  # a young average forgets its start faster
         for name, tensor in self.average.items():

@@ -48,8 +48,8 @@ class Processes:
     def whole(self, own: Tensor, count: int) -> Tensor:
         """All rows [count, ...] from every process's share of them, which has to lie on `device`.
 
-        A gradient reaches one's own rows alone, multiplied by the number of processes: the mean over them (`average_gradients`) is then the gradient of
-        a loss that each of them computed from all rows.
+        A gradient reaches one's own rows alone, multiplied by the number of processes: the mean over them (`average_gradients`) is then the gradient
+        of a loss that each of them computed from all rows.
         """
         if self.count == 1:
             return own
@@ -62,9 +62,20 @@ class Processes:
             rows = torch.cat([rows[:start], live, rows[start + len(own) :]])
         return rows[:count]
 
+    def slices(self, count: int) -> list[slice]:
+        """The parts of a share of `count` rows."""
+        size = -(-count // self.parts)
+        return [slice(start, start + size) for start in range(0, count, size)]
+
     def encode(self, encode: Callable[[Tensor], Tensor], own: Tensor, count: int) -> Tensor:
-        """All rows [count, ...] of what `encode` makes of every process's share."""
-        return self.whole(in_parts(encode, own, self.parts), count)
+        """All rows [count, ...] of what `encode` makes of every process's share.
+
+        Of several parts nothing is kept for the gradient: they are computed again in the backward, which takes less memory and one more forward.
+        """
+        if self.parts == 1:
+            return self.whole(encode(own), count)
+        parts = [checkpoint(encode, own[part], use_reentrant=False, preserve_rng_state=False) for part in self.slices(len(own))]
+        return self.whole(torch.cat(parts), count)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace gradients by their mean over the processes, which must have them of the same parameters."""
@@ -135,13 +146,6 @@ def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]
         )
     yield Processes(state.device, state.num_processes, state.process_index, parts)
     state.destroy_process_group()  # not after an error: the others may be waiting, and the launcher ends them
-
-
-def in_parts(encode: Callable[[Tensor], Tensor], rows: Tensor, parts: int) -> Tensor:
-    """`encode` of rows, in so many parts; what a part's gradient needs is computed again in the backward, not kept: less memory, one more forward."""
-    if parts == 1:
-        return encode(rows)
-    return torch.cat([checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False) for part in rows.chunk(parts)])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from training.bank import BankStart, bank_cost, embedding_bank, feature_attack
 from training.data import LabelledImages
 from training.objectives.base import Examples
 from training.objectives.text import TextTuning, bank_examples
+from training.processes import ALONE, Processes
 
 
 class AdvPT(TextTuning):
@@ -38,9 +39,20 @@ class AdvPT(TextTuning):
     def attack(self) -> PGD:
         return feature_attack(self.eps, steps=self.steps, step=self.step, start=self.start)
 
-    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
         bank = embedding_bank(
-            clip, data, indices, self.attack(), copies=self.bank_copies, clean=self.bank_clean, seed=seed, folder=folder, progress=progress
+            clip,
+            data,
+            indices,
+            self.attack(),
+            copies=self.bank_copies,
+            clean=self.bank_clean,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            processes=processes,
         )
         return bank_examples(bank, data.targets[indices], clip)
 

@@ -29,6 +29,7 @@ from training.losses import Reference, family, misalignment, reliability
 from training.objectives.base import Batch, Examples, Step, Task, Tended, label_features, share_right
 from training.objectives.pictures import picture_examples, signs
 from training.objectives.text import TextContext
+from training.processes import ALONE, Processes
 
 BANK, HAND = "bank", "hand"
 CHUNK = 64
@@ -63,15 +64,17 @@ class AdvPTPlus(TextContext):
     def attack(self) -> AwareAttack:
         return AwareAttack(self.bank_scores, self._pgd())
 
-    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
         """The first bank faces the handcrafted prompt: the learned one does not know anything yet."""
-        bank = aware_bank(clip, data, indices, self.attack(), Prompts(), seed=seed, folder=folder, progress=progress)
+        bank = aware_bank(clip, data, indices, self.attack(), Prompts(), seed=seed, folder=folder, progress=progress, processes=processes)
         rows = bank.rows.to(clip.device)
         constants: dict[str, Tensor] = {}
         if self.anchor:
             with torch.no_grad():
                 constants[HAND] = text_weights(clip, Prompts(templates=ENSEMBLE), data.labels)
-        pictures = picture_examples(clip, data, indices, constants={}, progress=progress)
+        pictures = picture_examples(clip, data, indices, constants={}, progress=progress, processes=processes)
 
         def take(chosen: Tensor) -> Tensor:
             return rows[chosen.to(rows.device)]
@@ -83,7 +86,7 @@ class AdvPTPlus(TextContext):
         return {BANK: examples.take(torch.arange(len(examples))).clone()}
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
-        weights = label_features(task.clip, self.fold(task.clip, parameters), task.labels)
+        weights = label_features(task, self.fold(task.clip, parameters))
         logits = self._logits(task, task.memory[BANK][batch.rows.to(weights.device)], weights)
         attacked, clean = logits[:, :-1], logits[:, -1]
         if self.over == "hardest":
@@ -105,18 +108,18 @@ class AdvPTPlus(TextContext):
             return Tended()
         with torch.no_grad():
             classifier = zero_shot(task.clip, self.fold(task.clip, parameters).detached(), task.labels)
-        cost, renewed = Cost(), 0.0
-        for rows in torch.arange(len(task.examples)).split(CHUNK):
-            own = rows.to(classifier.weights.device)
-            targets = task.examples.targets[own]
-            embeddings, passes = self.attack().embeddings(task.clip, classifier, task.examples.pixels(rows), targets, seeds[rows])
-            before = task.memory[BANK][own]
+        renewed, processes = 0.0, task.processes
+        for chosen in torch.arange(len(task.examples)).split(CHUNK * processes.count):
+            rows, own = chosen.to(classifier.weights.device), processes.own(chosen)
+            targets = task.examples.targets[rows]
+            share, _ = self.attack().embeddings(task.clip, classifier, task.examples.pixels(own), processes.own(targets), seeds[own])
+            embeddings, before = processes.whole(share, len(rows)), task.memory[BANK][rows]
             with torch.no_grad():
                 old, new = (_losses(self._logits(task, bank, classifier.weights), targets) for bank in (before, embeddings))
             harder = (new > old)[:, :, None]
-            task.memory[BANK][own] = torch.where(harder, embeddings, before)
-            cost, renewed = cost.plus(passes), renewed + float(harder[:, :-1].float().mean()) * len(rows)
-        return Tended(cost, 1, {"bank_renewed": renewed / len(task.examples)})
+            task.memory[BANK][rows] = torch.where(harder, embeddings, before)
+            renewed += float(harder[:, :-1].float().mean()) * len(rows)
+        return Tended(self.attack().cost().times(len(task.examples)), 1, {"bank_renewed": renewed / len(task.examples)})
 
     def weakened(self) -> Self | None:
         return self.model_copy(update={"consistency": self.consistency / 2}) if self.consistency else None

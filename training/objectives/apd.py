@@ -100,15 +100,15 @@ class APD(BothTowers):
         return super().new_memory(examples, parameters) | (averaged if self.teacher == "online_ema" else {})
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
-        pixels = random_views(batch.inputs, derive(batch.seeds, "view")) if self.crops else batch.inputs
+        pixels = random_views(batch.inputs, derive(task.processes.own(batch.seeds), "view")) if self.crops else batch.inputs
         taught = self.teach(task, parameters, batch, pixels)
         if batch.epoch < self._teachers_own():
             accuracy = share_right(taught.seen.logits, batch.targets)
             return Step(taught.terms, accuracy, cost=taught.cost, notes={"teacher": float(accuracy)})
         prompts = self.fold(task.clip, parameters)
-        weights = label_features(task.clip, prompts, task.labels)
+        weights = label_features(task, prompts)
         attacked_pixels, climbed = self.perturb(task, batch, pixels, opponent_of(self, task.clip, weights, prompts))
-        attacked = look(task.clip, attacked_pixels, weights, prompts.visual)
+        attacked = look(task, attacked_pixels, weights, prompts.visual, count=len(batch.rows))
         cost = climbed.plus(taught.cost).plus(attacked.cost)
         ramped, wisdom = self.ramped(batch), taught.seen.logits.detach()
         terms = family(batch.targets, attacked=attacked.logits, b=ramped * self.mu)
@@ -121,7 +121,7 @@ class APD(BothTowers):
         )
         clean = None
         if self.gamma:
-            clean = look(task.clip, pixels, weights, prompts.visual)
+            clean = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
             cost = cost.plus(clean.cost)
             terms["clean_consistency"] = self.gamma * divergence(wisdom / self.temperature, clean.logits / self.temperature, self.order).mean()
         if self.vision:
@@ -145,11 +145,11 @@ class APD(BothTowers):
         """The teacher's part of a step."""
         if self.teacher == "zero_shot":
             weights = task.examples.constants[TEMPLATE]
-            seen = look(task.clip, pixels, weights, None)
+            seen = look(task, pixels, weights, None, count=len(batch.rows))
             return Taught(seen, weights, None, {}, seen.cost, 0)
         learns = self.teacher != "offline" or batch.epoch < self._teachers_own()
         with torch.set_grad_enabled(learns):
-            seen, weights = self._consult(task, parameters, pixels)
+            seen, weights = self._consult(task, parameters, batch, pixels)
         if not learns:
             return Taught(seen, weights, None, {}, seen.cost, 1)
         terms = {f"teacher_{name}": term for name, term in family(batch.targets, clean=seen.logits, a=1.0).items()}
@@ -158,7 +158,7 @@ class APD(BothTowers):
         with torch.no_grad():
             for name, tensor in _of(TEACHER, parameters).items():
                 task.memory[TEACHER + name].lerp_(tensor, 1 - KEPT_SHARE)
-            average, averaged_weights = self._consult(task, task.memory, pixels)
+            average, averaged_weights = self._consult(task, task.memory, batch, pixels)
         return Taught(average, averaged_weights, seen.logits, terms, seen.cost.plus(average.cost), 2)
 
     def passes(self) -> Cost:
@@ -170,10 +170,10 @@ class APD(BothTowers):
         rounds = pictures * self._teachers_own()
         return super().bill(pictures).plus(Cost(rounds, rounds if self.towers != "text" else 0))
 
-    def _consult(self, task: Task, tensors: Mapping[str, Tensor], pixels: Pixels) -> tuple[Look, Features]:
+    def _consult(self, task: Task, tensors: Mapping[str, Tensor], batch: Batch, pixels: Pixels) -> tuple[Look, Features]:
         prompts = super().fold(task.clip, _of(TEACHER, tensors))
-        weights = label_features(task.clip, prompts, task.labels)
-        return look(task.clip, pixels, weights, prompts.visual), weights
+        weights = label_features(task, prompts)
+        return look(task, pixels, weights, prompts.visual, count=len(batch.rows)), weights
 
     def _teachers_own(self) -> int:
         return self.teacher_epochs if self.teacher == "offline" else 0

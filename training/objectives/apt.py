@@ -44,10 +44,10 @@ class APT(TextContext, PictureTuning):
         return found
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
-        weights = label_features(task.clip, self.fold(task.clip, parameters), task.labels)
+        weights = label_features(task, self.fold(task.clip, parameters))
         faced = weights.detach() if self.attack_prompts == "current" else task.examples.constants[TEMPLATE]
         pixels, climbed = self.perturb(task, batch, batch.inputs, Opponent(task.clip, faced, None, self.precision))
-        attacked = look(task.clip, pixels, weights, None)
+        attacked = look(task, pixels, weights, None, count=len(batch.rows))
         terms = family(batch.targets, attacked=attacked.logits, b=self.ramped(batch)) | self.anchored(task, weights)
         return Step(terms, None, share_right(attacked.logits, batch.targets), cost=climbed.plus(attacked.cost))
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from robustclip.classifier import text_weights
@@ -21,6 +22,8 @@ from robustclip.prompts import Prompts
 from robustclip.types import Cost, Features, Pixels, Progress, Seeds
 from training.contexts import Parameters
 from training.data import LabelledImages
+from training.inner import Precision
+from training.processes import ALONE, Processes
 
 WARM_UP_RATE = 1e-5
 WHOLE_LABELS = 256  # of more labels, the states of so many at a time are kept for the backward
@@ -35,6 +38,7 @@ class Examples:
 
     pixels     the pictures behind an index tensor, for methods that attack again while they learn
     constants  tensors that a method computed once: [n, ...] a row an example, or [C, E] a row a label
+    divided    whether each process takes but its own share of a batch: where an image tower looks at the inputs
     """
 
     targets: Tensor
@@ -43,6 +47,7 @@ class Examples:
     seconds: float
     pixels: Callable[[Tensor], Pixels] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    divided: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -50,16 +55,22 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One training. `memory` is what a method carries from step to step besides parameters: changed in place, kept in checkpoints."""
+    """One training. `memory` is what a method carries from step to step besides parameters: changed in place, kept in checkpoints.
+
+    precision  of the towers in the passes that prompts learn from; prompts, features and losses are float32
+    """
 
     clip: Clip
     labels: tuple[str, ...]
     examples: Examples
     memory: dict[str, Tensor]
+    processes: Processes = ALONE
+    precision: Precision = "float32"
 
 
 class Batch(NamedTuple):
-    """`inputs` [B, ...] are what the method's `prepare` made of pictures (embeddings, pixels); `targets`, `seeds`, `rows` [B].
+    """`inputs` are what the method's `prepare` made of pictures (embeddings, pixels): [B, ...], or of `divided` examples this process's share.
+    `targets`, `seeds`, `rows` [B] are everyone's.
 
     rows    which examples these are
     epoch   counts from 0; with the share of it that is done: 2.5 is the middle of the third
@@ -130,14 +141,16 @@ class Objective(Protocol):
         """Further prompts that were learned beside and are measured, not exported: a teacher's."""
         ...
 
-    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
-        """Whatever is done once before the loop; results worth keeping go under `folder`."""
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
+        """Whatever is done once before the loop; results worth keeping go under `folder`, which all processes see."""
         ...
 
     def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]: ...
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
-        """Differentiable in `parameters`."""
+        """Of the whole batch, in every process: differentiable in `parameters`."""
         ...
 
     def tend(self, task: Task, parameters: Parameters, *, epoch: int, seeds: Seeds) -> Tended:
@@ -192,11 +205,24 @@ def cosine_after_warm_up(rate: float, epoch: int, epochs: int) -> float:
     return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
 
 
-def label_features(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> Features:
+def label_features(task: Task, prompts: Prompts) -> Features:
     """[C, E] unit text features in one pass, differentiable; a context that labels share is computed once for all of them.
 
     More than 256 labels go in chunks whose states are computed again in the backward, so that a thousand labels need the memory of 256.
     """
+    if task.precision == "float32":
+        return _label_features(task.clip, prompts, task.labels)
+    with torch.autocast(task.clip.device.type, torch.bfloat16):
+        features = _label_features(task.clip, prompts, task.labels)
+    return F.normalize(features.float(), dim=-1)
+
+
+def share_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """[] the share of rows whose highest logit is the target's."""
+    return (logits.detach().argmax(dim=1) == targets).float().mean()
+
+
+def _label_features(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> Features:
     text = prompts.text
     if text is None or not text.requires_grad or len(labels) <= WHOLE_LABELS:
         return text_weights(clip, prompts, labels, chunk=WHOLE_LABELS)
@@ -211,8 +237,3 @@ def label_features(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> Fea
         own = text[rows] if prompts.class_specific else text
         features.append(checkpoint(part, own, labels[rows], use_reentrant=False, preserve_rng_state=False))
     return torch.cat(features)
-
-
-def share_right(logits: Tensor, targets: Tensor) -> Tensor:
-    """[] the share of rows whose highest logit is the target's."""
-    return (logits.detach().argmax(dim=1) == targets).float().mean()

@@ -27,6 +27,7 @@ from training.inner import InnerScore
 from training.losses import DivergenceName, Reference, family, target_probability
 from training.objectives.base import Batch, Examples, Step, Task, label_features, share_right
 from training.objectives.pictures import BothTowers, look, opponent_of, signs
+from training.processes import ALONE, Processes
 
 FROZEN = "frozen"
 ALPHA_RANGE = (0.05, 0.95)
@@ -55,17 +56,20 @@ class CAPT(BothTowers):
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         return self.contexts(clip, seed, coupling=self.coupling)
 
-    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
         """The pictures, and the frozen CLIP's logits on each: without augmentation they never change."""
-        examples = super().prepare(clip, data, indices, seed=seed, folder=folder, progress=progress)
+        examples = super().prepare(clip, data, indices, seed=seed, folder=folder, progress=progress, processes=processes)
         frozen = load_clip(self.frozen_backbone, self.frozen_pretrained or None, device=clip.device) if self.frozen_backbone else clip
         templates = ENSEMBLE if self.frozen_text == "ensemble" else (self.frozen_template,)
         classifier = zero_shot(frozen, Prompts(templates=templates), data.labels)
         parts: list[Logits] = []
-        for rows in torch.arange(len(indices)).split(64):
-            pixels = examples.take(rows) if frozen.image_size == clip.image_size else data.pixels(indices[rows], frozen.image_size).to(frozen.device)
+        for rows in torch.arange(len(indices)).split(64 * processes.count):
+            own = processes.own(rows)
+            pixels = examples.take(own) if frozen.image_size == clip.image_size else data.pixels(indices[own], frozen.image_size).to(frozen.device)
             with torch.no_grad():
-                parts.append(classifier(pixels, rows))
+                parts.append(processes.whole(classifier(pixels, own), len(rows)))
             progress(int(rows[-1]) + 1, len(indices), "frozen CLIP")
         return replace(examples, cost=Cost(len(indices)), constants={**examples.constants, FROZEN: torch.cat(parts)})
 
@@ -82,10 +86,10 @@ class CAPT(BothTowers):
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         prompts = self.fold(task.clip, parameters)
-        weights = label_features(task.clip, prompts, task.labels)
-        clean = look(task.clip, batch.inputs, weights, prompts.visual)
+        weights = label_features(task, prompts)
+        clean = look(task, batch.inputs, weights, prompts.visual, count=len(batch.rows))
         pixels, climbed = self.perturb(task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits)
-        attacked = look(task.clip, pixels, weights, prompts.visual)
+        attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
         frozen = task.examples.constants[FROZEN][batch.rows.to(pixels.device)]
         alpha = self.balance(task, batch, clean.logits, frozen)
         own = clean.logits.detach() if self.detach_reference else clean.logits

@@ -14,6 +14,7 @@ from training.bank import bank_cost, embedding_bank, feature_attack
 from training.data import LabelledImages
 from training.objectives.base import Examples
 from training.objectives.text import TextTuning, bank_examples
+from training.processes import ALONE, Processes
 
 
 class CoOp(TextTuning):
@@ -21,8 +22,11 @@ class CoOp(TextTuning):
 
     kind: Literal["coop"] = "coop"
 
-    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
-        bank = embedding_bank(clip, data, indices, feature_attack(0.0, steps=1), copies=1, clean=False, seed=seed, folder=folder, progress=progress)
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
+        attack = feature_attack(0.0, steps=1)
+        bank = embedding_bank(clip, data, indices, attack, copies=1, clean=False, seed=seed, folder=folder, progress=progress, processes=processes)
         return bank_examples(bank, data.targets[indices], clip)
 
     def bill(self, pictures: int) -> Cost:

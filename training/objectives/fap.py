@@ -43,11 +43,11 @@ class FAP(BothTowers):
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         prompts = self.fold(task.clip, parameters)
-        weights = label_features(task.clip, prompts, task.labels)
-        clean = look(task.clip, batch.inputs, weights, prompts.visual)
+        weights = label_features(task, prompts)
+        clean = look(task, batch.inputs, weights, prompts.visual, count=len(batch.rows))
         pixels, climbed = self.perturb(task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits)
-        attacked = look(task.clip, pixels, weights, prompts.visual)
-        closeness = 1 + F.cosine_similarity(clean.features, attacked.features, dim=1) if self.weighting == "cosine" else torch.ones(len(pixels))
+        attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
+        closeness = 1 + F.cosine_similarity(clean.features, attacked.features, dim=1) if self.weighting == "cosine" else torch.ones(len(batch.rows))
         reference = clean.logits.detach() if self.detach_reference else clean.logits
         terms = family(
             batch.targets,

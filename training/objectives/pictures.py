@@ -21,6 +21,7 @@ from training.data import LabelledImages
 from training.inner import InnerScore, Opponent, Precision, climb, consistency_loss, drawn_start, keep_change, kept_start, label_loss
 from training.losses import divergence, misalignment
 from training.objectives.base import Batch, Examples, Signs, Task, Tended, Tuning, label_features, share_right
+from training.processes import ALONE, Processes
 
 KEPT_BYTES = 2 * 2**30  # pictures beyond this are decoded again for every batch
 CHECK_PICTURES, CHECK_STEPS, CHECK_GAP = 64, 10, 0.10  # METHODS L6
@@ -48,9 +49,11 @@ class PictureTuning(Tuning):
     ramp: int = Field(0, ge=0, description="epochs over which the terms on attacked pictures grow from 0 to their weight")
     anchor: float = Field(0.0, ge=0, description="weight of 1 - cos between text features and those of the handcrafted ensemble")
 
-    def prepare(self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress) -> Examples:
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
         """The pictures themselves, and what the method wants to have computed once."""
-        return picture_examples(clip, data, indices, constants=self.constants(clip, data.labels), progress=progress)
+        return picture_examples(clip, data, indices, constants=self.constants(clip, data.labels), progress=progress, processes=processes)
 
     def constants(self, clip: Clip, labels: tuple[str, ...]) -> dict[str, Tensor]:
         if not self.anchor:
@@ -78,17 +81,26 @@ class PictureTuning(Tuning):
         return "cross_entropy"
 
     def perturb(self, task: Task, batch: Batch, pixels: Pixels, opponent: Opponent, *, clean: Logits | None = None) -> tuple[Pixels, Cost]:
-        """Attacked pixels inside ball and box, and their cost; `clean` logits are what the score kl departs from."""
-        loss = label_loss(opponent, batch.targets) if clean is None or self.score() == "cross_entropy" else consistency_loss(opponent, clean)
-        start, rows = drawn_start(pixels, batch.seeds, self.eps), batch.rows.to(pixels.device)
+        """Attacked pixels inside ball and box, of the same share as `pixels`, and the cost of the whole batch.
+
+        `clean` logits of the whole batch are what the score kl departs from.
+        """
+        processes, rows = task.processes, batch.rows.to(pixels.device)
+        own_rows, targets = processes.own(rows), processes.own(batch.targets)
+        reference = None if clean is None or self.score() == "cross_entropy" else processes.own(clean)
+        start = drawn_start(pixels, processes.own(batch.seeds), self.eps)
         if self.warm_start and self.eps and not bool(task.memory["fresh"]):
-            kept = task.memory["change"][rows]
+            kept = task.memory["change"][own_rows]
             known = kept.flatten(1).any(dim=1)[:, None, None, None]
             start = torch.where(known, kept_start(pixels, kept, self.eps), start)
-        attacked, cost = climb(loss, pixels, start, eps=self.eps, step=self.step_length(), steps=self.steps)
+        parts: list[Pixels] = []
+        for part in processes.slices(len(pixels)):
+            loss = label_loss(opponent, targets[part]) if reference is None else consistency_loss(opponent, reference[part])
+            parts.append(climb(loss, pixels[part], start[part], eps=self.eps, step=self.step_length(), steps=self.steps)[0])
+        attacked = torch.cat(parts)
         if self.warm_start and self.eps:
-            task.memory["change"][rows] = keep_change(attacked, pixels, self.eps)
-        return attacked, cost
+            task.memory["change"][rows] = processes.whole(keep_change(attacked, pixels, self.eps), len(rows))
+        return attacked, self.attack_passes().times(len(rows))
 
     def anchored(self, task: Task, weights: Features) -> dict[str, Tensor]:
         """The anchor term, if there is one: text features stay near those of the handcrafted ensemble (METHODS L8)."""
@@ -100,19 +112,19 @@ class PictureTuning(Tuning):
             return Tended()
         with torch.no_grad():
             prompts = self.fold(task.clip, parameters)
-            weights = label_features(task.clip, prompts, task.labels)
-        rows = _spread(len(task.examples))
-        pixels, targets = task.examples.take(rows), task.examples.targets[rows.to(task.examples.targets.device)]
+            weights = label_features(task, prompts)
+        rows, own = _spread(len(task.examples)), task.processes.own
+        pixels, targets = task.examples.take(own(rows)), task.examples.targets[rows.to(task.examples.targets.device)]
         opponent = Opponent(task.clip, weights, _detached(prompts.visual), self.precision)
-        kept = kept_start(pixels, task.memory["change"][rows.to(pixels.device)], self.eps)
-        drawn = drawn_start(pixels, seeds[rows], self.eps)
+        kept = kept_start(pixels, task.memory["change"][own(rows).to(pixels.device)], self.eps)
+        drawn = drawn_start(pixels, seeds[own(rows)], self.eps)
         starts = {"trained": (kept, self.step_length(), self.steps), "checked": (drawn, self.eps / 4, CHECK_STEPS)}
         cost, notes = Cost(), dict[str, float]()
         for name, (start, step, steps) in starts.items():
-            attacked, passes = climb(label_loss(opponent, targets), pixels, start, eps=self.eps, step=step, steps=steps)
+            attacked = climb(label_loss(opponent, own(targets)), pixels, start, eps=self.eps, step=step, steps=steps)[0]
             with torch.no_grad():
-                found = look(task.clip, attacked, weights, prompts.visual)
-            cost, notes[name] = cost.plus(passes).plus(found.cost), float(share_right(found.logits, targets))
+                found = look(task, attacked, weights, prompts.visual, count=len(rows))
+            cost, notes[name] = cost.plus(Cost(steps, steps).times(len(rows))).plus(found.cost), float(share_right(found.logits, targets))
         if notes["trained"] - notes["checked"] > CHECK_GAP:
             task.memory["fresh"].fill_(1)
         return Tended(cost, 1, {**notes, "fresh_starts": float(task.memory["fresh"])})
@@ -156,12 +168,21 @@ class BothTowers(PictureTuning):
         return self.model_copy(update={"consistency": self.consistency / 2}) if self.consistency else None
 
 
-def look(clip: Clip, pixels: Pixels, weights: Features, visual: Tensor | None) -> Look:
-    """What the tuned towers say about pixels, in float32, differentiable in prompts only; pixels are constants."""
+def look(task: Task, pixels: Pixels, weights: Features, visual: Tensor | None, *, count: int) -> Look:
+    """What the tuned towers say about a batch of `count` pictures, of which each process has its share: differentiable in prompts only.
+
+    The cost leaves out what `Processes.parts` repeats in the backward.
+    """
     learned = visual is not None and visual.requires_grad and torch.is_grad_enabled()
+
+    def encode(part: Pixels) -> Tensor:
+        with torch.autocast(part.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
+            embeddings = encode_image(task.clip, part, visual)
+        return embeddings.float()
+
     with torch.set_grad_enabled(learned):
-        features = F.normalize(encode_image(clip, pixels, visual), dim=-1)
-    return Look(features, clip.logit_scale * features @ weights.T, Cost(len(pixels), len(pixels) if learned else 0))
+        features = F.normalize(task.processes.encode(encode, pixels, count), dim=-1)
+    return Look(features, task.clip.logit_scale * features @ weights.T, Cost(count, count if learned else 0))
 
 
 def signs(clean: Logits, attacked: Logits, targets: Tensor) -> Signs:
@@ -175,7 +196,9 @@ def opponent_of(objective: PictureTuning, clip: Clip, weights: Features, prompts
     return Opponent(clip, weights.detach(), _detached(prompts.visual), objective.precision)
 
 
-def picture_examples(clip: Clip, data: LabelledImages, indices: Tensor, *, constants: dict[str, Tensor], progress: Progress) -> Examples:
+def picture_examples(
+    clip: Clip, data: LabelledImages, indices: Tensor, *, constants: dict[str, Tensor], progress: Progress, processes: Processes = ALONE
+) -> Examples:
     """Pictures as examples: decoded once and kept as bytes on the CLIP's device if that takes at most 2 GiB, else decoded again for each batch."""
     size = clip.image_size
     if len(indices) * 3 * size * size > KEPT_BYTES:
@@ -184,17 +207,16 @@ def picture_examples(clip: Clip, data: LabelledImages, indices: Tensor, *, const
             return data.pixels(indices[rows.cpu()], size).to(clip.device)
 
     else:
-        kept = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        for start in range(0, len(indices), 64):
-            chosen = indices[start : start + 64]
-            kept[start : start + len(chosen)] = (data.pixels(chosen, size) * LEVELS).round().to(torch.uint8)
-            progress(start + len(chosen), len(indices), "reading pictures")
-        kept = kept.to(clip.device)
+        kept = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, device=clip.device)
+        for chosen in torch.arange(len(indices)).split(64 * processes.count):
+            levels = (data.pixels(indices[processes.own(chosen)], size) * LEVELS).round().to(clip.device, torch.uint8)
+            kept[chosen[0] : chosen[-1] + 1] = processes.whole(levels, len(chosen))
+            progress(int(chosen[-1]) + 1, len(indices), "reading pictures")
 
         def pixels(rows: Tensor) -> Pixels:
             return kept[rows.to(kept.device)].float() / LEVELS
 
-    return Examples(data.targets[indices].to(clip.device), pixels, Cost(), 0.0, pixels=pixels, constants=constants)
+    return Examples(data.targets[indices].to(clip.device), pixels, Cost(), 0.0, pixels=pixels, constants=constants, divided=True)
 
 
 def _spread(count: int) -> Tensor:

@@ -39,7 +39,7 @@ class TextTuning(TextContext):
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         """mean CE(s <A / |A|, t_c>, y) over the batch and, where a picture has M embeddings [B, M, E], over them."""
-        weights = label_features(task.clip, self.fold(task.clip, parameters), task.labels)
+        weights = label_features(task, self.fold(task.clip, parameters))
         features = F.normalize(batch.inputs, dim=-1).flatten(0, 1)  # [B*M, E]
         logits = task.clip.logit_scale * features @ weights.T
         targets = batch.targets.repeat_interleave(batch.inputs.shape[1])

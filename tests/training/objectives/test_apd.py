@@ -23,8 +23,8 @@ def test_the_loss_is_its_formula(tiny: Clip, picture_folder: Path, tmp_path: Pat
     student, teacher = made.objective.fold(tiny, made.parameters), made.objective.companions(tiny, made.parameters)["teacher"]
     ours, theirs = (text_weights(tiny, prompts, made.task.labels) for prompts in (student, teacher))
     pixels, _ = made.objective.perturb(made.task, made.batch, made.batch.inputs, opponent_of(made.objective, tiny, ours, student))
-    attacked, clean = (look(tiny, images, ours, student.visual) for images in (pixels, made.batch.inputs))
-    taught = look(tiny, made.batch.inputs, theirs, teacher.visual)
+    attacked, clean = (look(made.task, images, ours, student.visual, count=6) for images in (pixels, made.batch.inputs))
+    taught = look(made.task, made.batch.inputs, theirs, teacher.visual, count=6)
     wise = taught.logits.detach() / 2
     expected = {
         "attacked": 0.5 * F.cross_entropy(attacked.logits, made.batch.targets),

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tuning import task_of
 
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
@@ -27,7 +28,7 @@ def test_many_labels_go_in_chunks_with_the_same_features_and_gradients(tiny: Cli
     for whole in (256, 3):
         monkeypatch.setattr(base, "WHOLE_LABELS", whole)
         context = (0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
-        features = label_features(tiny, Prompts(context, None, ("{}.",), class_specific), labels)
+        features = label_features(task_of(tiny, labels), Prompts(context, None, ("{}.",), class_specific))
         towards = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
         results.append((features.detach(), torch.autograd.grad((features * towards).sum(), context)[0]))
     torch.testing.assert_close(results[1][0], results[0][0], atol=2e-6, rtol=1e-5)

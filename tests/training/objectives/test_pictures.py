@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tuning import bench, silent
+from tuning import bench, silent, task_of
 
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip
@@ -30,11 +30,12 @@ def test_pictures_are_kept_without_loss(tiny: Clip, picture_folder: Path) -> Non
 def test_a_look_is_the_image_tower_and_the_scaled_cosine(tiny: Clip) -> None:
     pixels, weights = torch.rand(2, 3, 32, 32), text_weights(tiny, Prompts(), ("cat", "dog"))
     visual = torch.zeros(1, 2, 64).requires_grad_()
-    seen = look(tiny, pixels, weights, visual)
+    task = task_of(tiny, ("cat", "dog"))
+    seen = look(task, pixels, weights, visual, count=2)
     raw = encode_image(tiny, pixels, visual)
     torch.testing.assert_close(seen.logits, tiny.logit_scale * (raw / raw.norm(dim=1, keepdim=True)) @ weights.T)
     assert (seen.cost.forward, seen.cost.backward) == (2, 2)
-    assert look(tiny, pixels, weights, None).cost.backward == 0
+    assert look(task, pixels, weights, None, count=2).cost.backward == 0
 
 
 @pytest.mark.parametrize("kind", ON_PICTURES)
@@ -87,7 +88,7 @@ def test_warm_starts_end_when_a_stronger_attack_finds_more(tiny: Clip, picture_f
     made = bench(tiny, picture_folder, tmp_path, "apt", eps="16/255", warm_start=True, steps=1, step="0.01/255")
     assert made.objective.tend(made.task, made.parameters, epoch=1, seeds=draw_seeds(0, 6)).notes == {}  # nothing is kept yet
     weights = text_weights(tiny, made.objective.fold(tiny, made.parameters), made.task.labels)
-    made.task.examples.targets.copy_(look(tiny, made.task.examples.take(torch.arange(6)), weights, None).logits.argmax(dim=1))
+    made.task.examples.targets.copy_(look(made.task, made.task.examples.take(torch.arange(6)), weights, None, count=6).logits.argmax(dim=1))
     made.task.memory["change"].fill_(0)[0, 0, 0, 0] = 1
     tended = made.objective.tend(made.task, made.parameters, epoch=1, seeds=draw_seeds(0, 6))
     assert tended.notes["trained"] - tended.notes["checked"] > 0.1
