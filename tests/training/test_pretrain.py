@@ -1,4 +1,4 @@
-"""Pretraining: names, captions, augmentation, the loss, and resuming with the same weights."""
+"""Pretraining: names, captions, augmentation, caches."""
 
 import shutil
 from pathlib import Path
@@ -8,48 +8,13 @@ import pytest
 import torch
 from pictures import write_pictures
 from torch import Tensor
+from tuning import silent
 
-from robustclip.backbones import build, read_weights, write_weights
-from robustclip.clip import Clip, describe
+from robustclip.backbones import read_weights, write_weights
+from robustclip.clip import Clip
 from robustclip.errors import DataRefused, InvalidInput
-from robustclip.types import Progress
 from training.captions import HELD_OUT_SYNONYMS, TEMPLATES, Names, filler, gather_names, synonyms, vocabulary, worded
 from training.corpus import TRAINING_SETS, Corpus, augment, build_corpus, cached_array
-from training.pretrain import MINI, Recipe, Trainer
-
-RECIPE = Recipe(views=1, frozen_samples=16, joint_samples=8, batch=8, joint_batch=4, names_a_step=24, words_a_step=4, filler_share=0.5)
-
-
-def silent(done: int, total: int, what: str) -> None:
-    pass
-
-
-def corpus(count: int = 24) -> Corpus:
-    generator = np.random.default_rng(0)
-    names = gather_names({"toys": ("goldfish", "a brand-new toy")})
-    teacher = generator.dirichlet(np.full(1000, 0.01), count).astype(np.float16)
-    return Corpus(
-        names=names,
-        sets=("toys",),
-        images=generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8),
-        teacher=teacher,
-        name=names.members["toys"][torch.arange(count) % 2],
-        source=torch.zeros(count, dtype=torch.int64),
-        validation=torch.arange(count) % 6 == 5,
-    )
-
-
-def trainer(run: Path, recipe: Recipe = RECIPE, progress: Progress = silent) -> Trainer:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "cache").mkdir(exist_ok=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build(MINI)
-        clip = describe(model, "mini", "test", mean=torch.tensor(MINI["mean"]), std=torch.tensor(MINI["std"]))
-        data = corpus()
-        words = ("lily", "rose", "engine", "river", "violin")
-        geometry = torch.randn(len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1))
-        return Trainer(clip, data, words, torch.nn.functional.normalize(geometry, dim=1), recipe, run, progress)
 
 
 def test_names_that_data_sets_share_with_imagenet_are_one_name() -> None:
@@ -157,40 +122,3 @@ def test_weights_survive_packing_to_what_their_precision_allows(tiny: Clip, tmp_
     for name, tensor in tiny.model.state_dict().items():
         scale = tensor.abs().max()
         assert (restored[name] - tensor).abs().max() <= scale * (0.5 / 127 + 1e-3 if "token" in name else 1e-3)
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_each_phase_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.pretrain.CHECKPOINT_STEPS", 1)
-    whole = trainer(tmp_path / "whole").run_phases()
-
-    def killer(phase: str) -> Progress:
-        def kill(done: int, total: int, what: str) -> None:
-            if what.startswith(phase) and done == 2:
-                raise KeyboardInterrupt
-
-        return kill
-
-    for phase in ("frozen", "joint"):
-        with pytest.raises(KeyboardInterrupt):
-            trainer(tmp_path / "killed", progress=killer(phase)).run_phases()
-    assert trainer(tmp_path / "killed").run_phases().fingerprint == whole.fingerprint
-
-
-@pytest.mark.slow
-def test_another_recipe_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
-    one_phase = RECIPE.model_copy(update={"frozen_samples": 8, "joint_samples": 0})
-    trainer(tmp_path / "run", one_phase).run_phases()
-    with pytest.raises(InvalidInput, match="another rate"):
-        trainer(tmp_path / "run", one_phase.model_copy(update={"rate": 1e-4})).run_phases()
-    trainer(tmp_path / "run", one_phase.model_copy(update={"joint_rate": 1e-4, "joint_samples": 4})).run_phases()
-
-
-@pytest.mark.slow
-def test_training_lowers_every_loss(tmp_path: Path) -> None:
-    subject = trainer(tmp_path / "run", RECIPE.model_copy(update={"frozen_samples": 8 * 40, "joint_samples": 0, "filler_share": 0.0}))
-    subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
-    before = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
-    subject.run_phases()
-    after = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
-    assert all(after[name] < before[name] for name in before), (before, after)

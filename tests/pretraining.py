@@ -1,0 +1,47 @@
+"""A small pretraining of the real shape, for tests: random pictures, two steps a phase."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tuning import silent
+
+from robustclip.backbones import build
+from robustclip.clip import describe
+from robustclip.types import Progress
+from training.captions import gather_names
+from training.corpus import Corpus
+from training.pretraining.recipe import MINI, Recipe
+from training.pretraining.run import Trainer
+from training.processes import ALONE, Processes
+
+RECIPE = Recipe(
+    views=1, frozen_samples=16, joint_samples=8, broad_samples=8, batch=8, joint_batch=4, names_a_step=24, words_a_step=4, filler_share=0.5
+)
+
+
+def corpus(count: int = 24) -> Corpus:
+    generator = np.random.default_rng(0)
+    names = gather_names({"toys": ("goldfish", "a brand-new toy")})
+    teacher = generator.dirichlet(np.full(1000, 0.01), count).astype(np.float16)
+    return Corpus(
+        names=names,
+        sets=("toys",),
+        images=generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8),
+        teacher=teacher,
+        name=names.members["toys"][torch.arange(count) % 2],
+        source=torch.zeros(count, dtype=torch.int64),
+        validation=torch.arange(count) % 6 == 5,
+    )
+
+
+def trainer(run: Path, recipe: Recipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE) -> Trainer:
+    (run / "cache").mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(MINI)
+        clip = describe(model, "mini", "test", mean=torch.tensor(MINI["mean"]), std=torch.tensor(MINI["std"]))
+        data = corpus()
+        words = ("lily", "rose", "engine", "river", "violin")
+        geometry = torch.randn(len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1))
+        return Trainer(clip, data, words, torch.nn.functional.normalize(geometry, dim=1), recipe, run, progress, processes=processes)

@@ -1,0 +1,1 @@
+"""Pretraining the embedded backbone: the recipe, the run."""
