@@ -262,6 +262,11 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 templates for ImageNet of CLIP's authors."""
+    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
 def whole_words() -> tuple[str, ...]:
     """Every word that CLIP's tokenizer holds as one token, earliest (most frequent) merges first."""
     return tuple(word_ids())

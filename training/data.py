@@ -77,8 +77,17 @@ class LabelledImages:
             raise DataRefused(f"{self.names[index]} is no usable picture: {error}", field=str(self.folder), help="Repair or remove it.") from error
 
 
+def with_labels(data: LabelledImages, labels: tuple[str, ...]) -> LabelledImages:
+    """The same pictures under other names, one for each label; names that come twice become one label."""
+    if labels == data.labels:
+        return data
+    distinct = tuple(dict.fromkeys(labels))
+    position = torch.tensor([distinct.index(label) for label in labels])
+    return replace(data, labels=distinct, targets=position[data.targets])
+
+
 def load_data(folder: Path, split: str) -> LabelledImages:
-    """Open one split of a folder of labelled pictures. Two layouts:
+    """Open one split of a folder of labelled pictures, or of what `torchvision:NAME` means. Two layouts:
 
     - `{split}.parquet` (columns `image` {bytes, path} and `label`) beside `classes.txt`, one name a line;
     - `{split}/{class name}/*.jpg|png|webp`, or `{class name}/*` with split `all`. Without `classes.txt` the class folders of all
@@ -86,6 +95,11 @@ def load_data(folder: Path, split: str) -> LabelledImages:
 
     Labels that read the same are merged. Raises DataRefused with what was found and what to do.
     """
+    from training.downloads import download, named_data  # stands on this file
+
+    named = named_data(folder)
+    if named is not None:
+        return download(named, split)
     if not folder.is_dir():
         raise DataRefused("no such folder.", field=str(folder), help="Give a folder of Parquet files with classes.txt, or of class folders.")
     if any(folder.glob("*.parquet")):
@@ -123,7 +137,7 @@ def _from_parquet(folder: Path, split: str) -> LabelledImages:
         return encoded[index].as_py() or b""
 
     names = tuple(f"{path.name} row {row} ({name})" for row, name in enumerate(paths))
-    return _labelled(folder, split, classes, raw_labels, names, read)
+    return labelled(folder, split, classes, raw_labels, names, read)
 
 
 def _from_folders(folder: Path, split: str) -> LabelledImages:
@@ -149,7 +163,7 @@ def _from_folders(folder: Path, split: str) -> LabelledImages:
         files += pictures
         targets += [classes.index(child.name)] * len(pictures)
     names = tuple(str(file.relative_to(folder)) for file in files)
-    return _labelled(folder, split, classes, targets, names, lambda index: files[index].read_bytes())
+    return labelled(folder, split, classes, targets, names, lambda index: files[index].read_bytes())
 
 
 def _class_names(folder: Path) -> list[str] | None:
@@ -178,7 +192,7 @@ def _pictures(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
 
 
-def _labelled(
+def labelled(
     folder: Path, split: str, classes: list[str], targets: list[int], names: tuple[str, ...], read: Callable[[int], bytes]
 ) -> LabelledImages:
     """Merge classes that read the same and refuse what no classifier can be measured on."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.config import DEFAULT_RUNS, check_device, default_store
+from training.presets import facts, preset_sources
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 
 EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with commas, or the option repeated) and
@@ -30,6 +31,7 @@ examples:
   robustclip evaluate --prompt-set handcrafted,caltech-apt-{EVERY_SEED} --seed 0,1,2 --data pictures/caltech-101 --threat T1,T2,T3 --dry-run
   robustclip evaluate --prompt-set handcrafted,caltech-advpt --data pictures/caltech-101 --threat T2 --defense none --defense jpeg:75,bit_depth:4
   robustclip evaluate --prompt-set handcrafted,caltech-advpt --data pictures/caltech-101 --classes base,new --among these --threat clean,T2
+  robustclip evaluate --preset local --data pictures --prompt-set handcrafted,data-template --threat clean,T2 --limit 256
   robustclip evaluate --prompt-set handcrafted,caltech-advpt,caltech-coop --data pictures/caltech-101 --transfer-matrix --eps 1/255 --limit 128
 """
 _OPTIONS = {
@@ -56,15 +58,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prompt-set",
         "handcrafted",
         f'NAME, NAME@VERSION, or a template such as "a photo of a {{}}." (on its own: repeat the option); a {EVERY_SEED} in a name is the seed; '
-        f"{DATA_TEMPLATE} is what --template says",
+        f"{DATA_TEMPLATE} is what --template or the preset says",
     )
-    several("--data", None, "folder of Parquet files with classes.txt, or of class folders of pictures")
-    one("--split", "test", "a split of the data; train:validation is the tenth of train that training holds out; all: class folders without splits")
+    several(
+        "--data",
+        None,
+        "folder of Parquet files with classes.txt, or of class folders of pictures, or torchvision:NAME; with --preset, what holds them",
+    )
+    several("--preset", "none", f"data sets, splits and words of the literature: {', '.join(facts().presets)}")
+    several("--only", "all", "with --preset, some of its data sets")
+    parser.add_argument("--download", action="store_true", help="with --preset: let torchvision fetch what --data does not hold")
+    one(
+        "--split",
+        "test",
+        "without --preset, a split of the data; train:validation is the tenth of train that training holds out; all: class folders without splits",
+    )
     several(
         "--classes", "all of them", "base or new, the two halves of the labels, or a file of class names, one a line, `name` or `name = other words`"
     )
     one("--among", "all", "with --classes, the labels to choose from: all of the data set's, or only these")
-    one("--template", HANDCRAFTED_TEMPLATE, "the words around a label that T1 takes for the learned text")
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="WORDS",
+        help=f"without --preset, what T1 takes for the learned text; repeat it for an average (default: {HANDCRAFTED_TEMPLATE})",
+    )
     several("--threat", "clean", f"of {', '.join(THREATS)}")
     several("--eps", "1/255", "radius of the attack (Linf, pixel units)")
     parser.add_argument("--defense", action="append", metavar="CHAIN", help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})")
@@ -90,7 +108,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def read_question(arguments: argparse.Namespace) -> Question:
     """The question that parsed options mean. Raises InvalidInput that names the option at fault."""
-    check_template(arguments.template, field="--template")
+    for template in arguments.template or ():
+        check_template(template, field="--template")
     values = {
         "backbones": _words(arguments.backbone or ["mini"]),
         "pretrained": arguments.pretrained,
@@ -117,11 +136,25 @@ def read_question(arguments: argparse.Namespace) -> Question:
 
 
 def _sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    if arguments.preset is not None:
+        return _preset_sources(arguments)
     folders = [word for value in arguments.data for word in ([value] if Path(value).exists() else _words([value]))]
     classes = [word for value in arguments.classes or [] for word in ([value] if Path(value).exists() else _words([value]))]
     chosen = [{"classes": name, "among": arguments.among} for name in classes] or [{"among": arguments.among}]
-    common = {"split": arguments.split, "template": arguments.template}
+    common = {"split": arguments.split, "templates": arguments.template or [HANDCRAFTED_TEMPLATE]}
     return [{"folder": folder, **common, **some} for folder, some in itertools.product(folders, chosen)]
+
+
+def _preset_sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All data sets of one preset. What a preset decides can't be given beside it."""
+    presets, only = _words(arguments.preset), _words(arguments.only or [])
+    if len(presets) > 1 or len(arguments.data) > 1:
+        raise InvalidInput("one preset below one folder is measured at a time.", field="--preset")
+    for option, given in (("--template", arguments.template), ("--classes", arguments.classes)):
+        if given:
+            raise InvalidInput(f"a preset decides what {option} says.", field=option, help="Leave one of them out.")
+    sources = preset_sources(presets[0], Path(arguments.data[0]), only=only, downloading=arguments.download)
+    return [source.model_dump() for source in sources]
 
 
 def _words(values: Sequence[str]) -> list[str]:

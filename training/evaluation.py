@@ -23,7 +23,7 @@ from robustclip.threat import radius_text
 from robustclip.types import Progress
 from training.cells import cell_path, keep, recall
 from training.levels import JUDGING_DRAWS, WITHIN_T3, AtLevel, Level, Pictures, measure_level
-from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, Question, Source, Threat
+from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, TEMPLATES_APART, Question, Source, Threat
 from training.sampling import balanced_subset
 from training.surrogates import measure_transfer
 
@@ -78,7 +78,7 @@ def open_subjects(question: Question) -> list[Subject]:
             classifier = Defended(
                 zero_shot(clip, prompts, data.labels, encoder=encoder), bind_chain(parse_defenses(defense, field="--defense"), encoder)
             )
-            pictures = Pictures(data, indices, seed, question.runs / "cache", question.batch, source.template)
+            pictures = Pictures(data, indices, seed, question.runs / "cache", question.batch, source.templates)
             subjects.append(Subject(backbone, clip, source, pictures, asked, prompt_set, prompts, defense, classifier))
     return subjects
 
@@ -114,7 +114,7 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         "seed": pictures.seed,
         "batch": pictures.batch,
         "device": question.device,
-        **({"template": pictures.template} if threat in ("T1", "T3") else {}),
+        **({"templates": list(pictures.templates)} if threat in ("T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
         **({"surrogates": list(question.surrogates)} if threat == "T0b" else {}),
     }
@@ -166,9 +166,9 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
 
 
 def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) -> tuple[str, Prompts]:
-    """What a prompt set option means and its pinned name: a template with `{}`, or a set of the store, or one that is shipped."""
+    """What a prompt set option means and its pinned name: templates with `{}`, | between them, or a set of the store, or a shipped one."""
     if "{" in text or "}" in text:
-        return text, Prompts(templates=(text,))
+        return text, Prompts(templates=tuple(text.split(TEMPLATES_APART)))
     stores = [PromptStore(root, read_only=True) for root in (store, SHIPPED)]
     for place in stores:
         try:
@@ -187,19 +187,20 @@ def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) ->
 def _of_seed(asked: str, source: Source, seed: int) -> str:
     """The one prompt set that is meant on a data set, for a seed."""
     if asked == DATA_TEMPLATE:
-        return source.template
+        return TEMPLATES_APART.join(source.templates)
     return asked if "{" in asked else asked.replace(EVERY_SEED, str(seed))
 
 
 def _command(question: Question, subject: Subject, threat: Threat, eps: float) -> str:
     """What measures this one row again: every choice spelled out, the prompt set by its version."""
     source = subject.source
+    written = threat in ("T0b", "T1", "T3") and source.templates != (HANDCRAFTED_TEMPLATE,)
     words = ["robustclip", "evaluate", "--backbone", subject.backbone]
     words += ["--pretrained", question.pretrained] if question.pretrained else []
     words += ["--prompt-set", subject.prompt_set, "--data", str(source.folder), "--split", source.split, "--threat", threat]
     words += [] if source.classes is None else ["--classes", str(source.classes), "--among", source.among]
     words += [] if threat == "clean" else ["--eps", radius_text(eps)]
-    words += ["--template", source.template] if threat in ("T1", "T3") and source.template != HANDCRAFTED_TEMPLATE else []
+    words += [word for template in source.templates for word in ("--template", template)] if written else []
     words += ["--strength", question.strength] if threat == "T3" else []
     words += [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)] if threat == "T0b" else []
     words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]

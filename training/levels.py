@@ -53,7 +53,7 @@ GRADIENT_DRAWS, JUDGING_DRAWS = 20, 10  # for a randomized defense: draws behind
 class Pictures:
     """What is measured on, the same for every prompt set, defense and level, with the seed of all that is random about it.
 
-    `template` holds the words that T1 takes for the learned text.
+    `templates` are the words that T1 takes for the learned text.
     """
 
     data: LabelledImages
@@ -61,7 +61,7 @@ class Pictures:
     seed: int
     cache: Path
     batch: int = 64
-    template: str = HANDCRAFTED_TEMPLATE
+    templates: tuple[str, ...] = (HANDCRAFTED_TEMPLATE,)
 
 
 class AtLevel(NamedTuple):
@@ -105,7 +105,7 @@ def measure_level(
         attack = carried_attack(eps)
         made = _against_words(clip, classifier, pictures, attack, progress)
         measured = judge_made(clip, classifier, pictures, made, ball, draws=draws, progress=progress, what="T1")
-        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "template": pictures.template})
+        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "templates": list(pictures.templates)})
     if level == "T2":
         # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
         attack = PGD(ball=ball, steps=T2_STEPS, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
@@ -150,7 +150,7 @@ def worst_of(parts: list[Measured]) -> Measured:
 
 def _against_words(clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, attack: PGD, progress: Progress) -> Rows:
     tower = classifier.classifier if isinstance(classifier, Defended) else classifier
-    words = Prompts(visual=tower.visual, templates=(pictures.template,))
+    words = Prompts(visual=tower.visual, templates=pictures.templates)
     data, indices = pictures.data, pictures.indices
     return pixels_against(clip, words, data, indices, attack, seed=pictures.seed, folder=pictures.cache, progress=progress, what="T1 pictures")
 

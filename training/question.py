@@ -10,12 +10,15 @@ from robustclip.attacks.ensemble import Preset
 from robustclip.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.threat import LinfRadius
 from training.classes import Among, choose_classes
-from training.data import LabelledImages
+from training.data import LabelledImages, with_labels
+from training.downloads import named_data
+from training.hardening.supply import imagenet_words
 from training.levels import Level
 from training.sampling import open_split
 
 NO_DEFENSE = "none"
 DATA_TEMPLATE = "data-template"  # the prompt set that is the words of each data set
+TEMPLATES_APART = "|"  # between templates whose text features are averaged
 EVERY_SEED = "%"  # in the name of a prompt set: stands for the seed
 
 Threat: TypeAlias = Level | Literal["T0b"]
@@ -31,16 +34,17 @@ class Source(BaseModel):
     split: str = "test"
     classes: Path | None = None
     among: Among = "all"
-    template: str = HANDCRAFTED_TEMPLATE
+    templates: tuple[str, ...] = Field((HANDCRAFTED_TEMPLATE,), min_length=1)
 
     def open(self) -> LabelledImages:
-        """The split, only the asked classes of it."""
-        data = open_split(self.folder, self.split)
+        """The split, only the asked classes of it; ImageNet's names for its WordNet numbers."""
+        data = with_labels(opened := open_split(self.folder, self.split), imagenet_words(opened.labels))
         return data if self.classes is None else choose_classes(data, self.classes, self.among)
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        named = named_data(self.folder)
+        return self.folder.resolve().name if named is None else named.name
 
 
 class Question(BaseModel):

@@ -44,7 +44,7 @@ class Surrogate:
     own_answer: bool
 
 
-def open_surrogate(name: str, data: LabelledImages, template: str, device: torch.device | str) -> Surrogate:
+def open_surrogate(name: str, data: LabelledImages, templates: tuple[str, ...], device: torch.device | str) -> Surrogate:
     """EfficientNet-Lite0 or, by its name, a CLIP. Raises FeatureNotInstalled and UnsupportedClip."""
     if name == EFFICIENTNET:
         network = picture_teacher().to(device)
@@ -54,7 +54,7 @@ def open_surrogate(name: str, data: LabelledImages, template: str, device: torch
 
         return Surrogate(name, EFFICIENTNET, logits, _Resized(imagenet_names(), logits), own_answer=True)
     clip = load_clip(name, device=device)
-    judge = zero_shot(clip, Prompts(templates=(template,)), data.labels)
+    judge = zero_shot(clip, Prompts(templates=templates), data.labels)
 
     def encode(pixels: Pixels) -> Tensor:
         return encode_image(clip, _sized(pixels, clip.image_size))
@@ -70,7 +70,7 @@ def measure_transfer(
 ) -> AtLevel:
     """Accuracy on the worst of what each surrogate makes of each picture; the surrogates' passes are in the bill as if they were the victim's."""
     ball = Linf(radius=eps)
-    surrogates = [open_surrogate(name, pictures.data, pictures.template, clip.device) for name in names]
+    surrogates = [open_surrogate(name, pictures.data, pictures.templates, clip.device) for name in names]
     parts = [
         judge_made(
             clip, classifier, pictures, _made(surrogate, score, ball, clip, pictures, progress), ball, draws=draws, progress=progress, what="T0b"
@@ -151,7 +151,7 @@ def _made(surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pi
         "data": data.digest,
         "split": data.split,
         "score": score,
-        "template": pictures.template,
+        "templates": list(pictures.templates),
         "eps": ball.radius,
         "attack": [STEPS, MOMENTUM, SHRINK, SHARE],
         "seed": pictures.seed,

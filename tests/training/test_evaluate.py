@@ -227,6 +227,30 @@ def test_a_page_shows_rows_curves_checks_and_differences(bench: Bench) -> None:
     assert "src=" not in written
 
 
+def test_a_preset_brings_data_splits_and_words(bench: Bench, tmp_path: Path) -> None:
+    places = ["--backbone", "tiny", "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
+    for name in ("flowers-102-partial", "caltech-101"):
+        write_pictures(tmp_path / "root" / name, test=1)
+    options = ["--preset", "local", "--data", str(tmp_path / "root"), "--prompt-set", "handcrafted,data-template", "--json"]
+    with pytest.raises(DataRefused, match="cifar-10"):
+        main([*places, *options])
+    assert main([*places, *options, "--only", "flowers-102-partial,caltech-101"]) == 0
+    rows = json.loads(bench.capsys.readouterr().out)["results"]
+    assert [(row["data"], row["prompt_set"].split("@")[0]) for row in rows] == [
+        ("caltech-101", "handcrafted"), ("caltech-101", "a photo of a {}."),
+        ("flowers-102-partial", "handcrafted"), ("flowers-102-partial", "a photo of a {}, a type of flower."),
+    ]  # fmt: skip
+    assert main([*shlex.split(rows[3]["command"])[2:], "--runs", str(tmp_path / "other")]) == 0
+    assert json.loads(bench.capsys.readouterr().out)["results"][0]["accuracy"] == rows[3]["accuracy"]
+    with pytest.raises(InvalidInput, match="a preset decides"):
+        main([*places, *options, "--template", "art of {}."])
+
+
+def test_templates_can_be_averaged(bench: Bench) -> None:
+    (row,) = bench.evaluate("--prompt-set", "a {}.|art of a {}.", "--limit", "3")["results"]
+    assert row["prompt_set"] == "a {}.|art of a {}."
+
+
 def test_a_surrogate_and_its_threat_level_come_together(bench: Bench) -> None:
     (row,) = bench.evaluate("--threat", "T0b", "--surrogate", "tiny", "--eps", "4/255", "--limit", "3")["results"]
     assert (row["threat"], row["attack"]["surrogates"]) == ("T0b", ["tiny"])

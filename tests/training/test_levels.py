@@ -118,7 +118,7 @@ def test_t1_is_made_once_for_an_image_tower_and_knows_its_visual_prompts_but_nei
     first = at("T1", tiny, pictures)
     made = parts(pictures)
     assert first.attack is not None
-    assert (first.attack["steps"], first.attack["stop"], first.attack["template"]) == (100, "never", "a photo of a {}.")
+    assert (first.attack["steps"], first.attack["stop"], first.attack["templates"]) == (100, "never", ["a photo of a {}."])
     assert first.measured.cost.backward == 18 * 100
     assert at("T1", tiny, pictures, template="art of the {}.").attack == at("T1", tiny, pictures, defense="bit_depth:3").attack == first.attack
     assert parts(pictures) == made
