@@ -1,26 +1,35 @@
 """The table of defenses. A new one is a file beside this and a name in `AnyDefense`: it then composes, is served, and is probed adaptively."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from robustclip.defenses.base import Chain, Identity
+from robustclip.defenses.base import Chain, Identity, check_order
 from robustclip.defenses.bit_depth import BitDepth
+from robustclip.defenses.clipure_cosine import ClipureCosine
+from robustclip.defenses.counterattack import Counterattack
 from robustclip.defenses.jpeg import Jpeg
+from robustclip.defenses.low_pass import LowPass
+from robustclip.defenses.median import Median
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.defenses.smoothing import Smoothing
+from robustclip.defenses.total_variation import TotalVariation
+from robustclip.defenses.wavelet import Wavelet
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.types import Defense, ImageEncoder
 
-AnyDefense: TypeAlias = Annotated[ResizePad | Jpeg | BitDepth | Smoothing, Field(discriminator="kind")]
+AnyDefense: TypeAlias = Annotated[
+    ResizePad | Jpeg | BitDepth | Median | TotalVariation | Wavelet | LowPass | Counterattack | ClipureCosine | Smoothing,
+    Field(discriminator="kind"),
+]
 
 Link: TypeAlias = str | Mapping[str, Any] | BaseModel
 
-DEFENSES: tuple[type[ResizePad | Jpeg | BitDepth | Smoothing], ...] = (ResizePad, Jpeg, BitDepth, Smoothing)
+DEFENSES: tuple[type[AnyDefense], ...] = get_args(get_args(AnyDefense)[0])
 MAX_LINKS = 8
 
-_ADAPTER: TypeAdapter[ResizePad | Jpeg | BitDepth | Smoothing] = TypeAdapter(AnyDefense)
+_ADAPTER: TypeAdapter[AnyDefense] = TypeAdapter(AnyDefense)
 _STRENGTHS = {defense.model_fields["kind"].default: defense.strength for defense in DEFENSES}
 
 
@@ -37,6 +46,7 @@ def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tup
     if len(links) > MAX_LINKS:
         raise InvalidInput(f"expected at most {MAX_LINKS} defenses, found {len(links)}.", field=field)
     chain = tuple(_parse(link, f"{field}/{index}") for index, link in enumerate(links))
+    check_order([spec.stage for spec in chain], field)
     for index, spec in enumerate(chain):
         if index > 0 and isinstance(spec, Smoothing):
             raise InvalidInput(

@@ -150,8 +150,8 @@ class Chain:
 
     @property
     def stage(self) -> Stage | Literal["both"]:
-        stages = {defense.stage for defense in self.defenses} or {"pixels"}
-        return "both" if len(stages) > 1 else stages.pop()
+        stages = {defense.stage for defense in self.defenses}
+        return "pixels" if stages <= {"pixels"} else "features" if stages == {"features"} else "both"
 
     @property
     def randomized(self) -> bool:

@@ -31,7 +31,7 @@ class ResizePad(PixelDefense):
         return self.low < 1.0
 
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
-        draws = row_uniform(seeds, (3,), like=inputs)
+        draws = row_uniform(seeds, (3,), like=inputs).to(inputs.dtype)
         size = inputs.shape[-1]
         shrunk = ((self.low + (1 - self.low) * draws[:, 0]) * size).round()
         offsets = (draws[:, 1:] * (size - shrunk[:, None] + 1)).floor()  # [B, 2]: left, top

@@ -1,28 +1,56 @@
 """What every defense must keep, over a table: a new defense is tested by being listed here, and must be listed as soon as it is in `AnyDefense`."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
 import pytest
 import torch
+from torch import Tensor
 from toys import Purified, gratings, trained_conv
 
+from robustclip import sanity
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import TorchImageEncoder
+from robustclip.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, zero_shot
 from robustclip.clip import Clip
 from robustclip.defenses import DEFENSES, AnyDefense, bind_chain, parse_defenses
+from robustclip.defenses.base import PixelDefense
+from robustclip.prompts import Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from robustclip.types import Defense
+from robustclip.types import Defense, Pixels, Seeds
 from robustclip.wrappers import averaged
 
-DEFAULTS = ["resize_pad", "jpeg", "bit_depth", "smoothing"]
-TABLE = [*DEFAULTS, "resize_pad:0.7", "jpeg:20", "bit_depth:1", "bit_depth:8"]
-CHAINS = [*TABLE, "jpeg:75,bit_depth:4,resize_pad", "smoothing:0.1,bit_depth:4,jpeg", "none"]
-WEAKEST: dict[str, tuple[dict[str, str | float], float]] = {  # strength 0, and the mean change that it may make
+Options: TypeAlias = dict[str, str | float]
+Run: TypeAlias = Callable[[Pixels, Seeds], Tensor]
+
+DEFAULTS = [
+    *("resize_pad", "jpeg", "bit_depth", "median", "total_variation", "wavelet", "low_pass", "counterattack", "clipure_cosine"),
+    "smoothing",
+]
+TABLE = [
+    *DEFAULTS,
+    *("resize_pad:0.7", "jpeg:20", "bit_depth:1", "bit_depth:8", "median:5", "total_variation:0.2", "wavelet:0.1", "low_pass:0.1"),
+    *("counterattack:16/255", "clipure_cosine:0.5"),
+]
+CHAINS = [
+    *TABLE,
+    *("jpeg:75,bit_depth:4,resize_pad", "smoothing:0.1,bit_depth:4,jpeg", "low_pass,counterattack,clipure_cosine", "none"),
+]
+WEAKEST: dict[str, tuple[Options, float]] = {  # strength 0, and the mean change that it may make
     "resize_pad": ({"low": 1.0}, 1e-5),
     "jpeg": ({"quality": 100, "subsampling": "4:4:4"}, 2 / 255),
     "bit_depth": ({"bits": 8}, 1e-6),
+    "median": ({"window": 1}, 0.0),
+    "total_variation": ({"weight": 0.0}, 1e-7),
+    "wavelet": ({"sigma": 0.0}, 1e-6),
+    "low_pass": ({"cutoff": 1000.0}, 1e-6),
+    "counterattack": ({"radius": 0.0}, 1e-7),
+    "clipure_cosine": ({"share": 0.0}, 1e-6),
     "smoothing": ({"sigma": 0.001}, 1e-3),
 }
+EXACT: list[Options] = [{"kind": "median", "backward": "exact"}]  # beside the defaults that say so
 
 PIXELS, TARGETS = gratings(8, seed=31)
 SEEDS = draw_seeds(31, 8)
@@ -35,62 +63,132 @@ def encoder(tiny: Clip) -> TorchImageEncoder:
     return TorchImageEncoder(tiny)
 
 
+def runs(chain: str | list[Options], encoder: TorchImageEncoder) -> Run:
+    """What the chain makes of pixels: pixels, or unit features if a part of it works behind the tower."""
+    defense = bind_chain(parse_defenses(chain), encoder)
+    if defense.at("features") is None:
+        return defense
+    nothing = torch.empty(0, encoder.clip.embed_dim)
+    return Defended(ZeroShotClassifier(encoder, (), nothing, encoder.clip.logit_scale), defense).features
+
+
 def test_the_table_lists_every_defense() -> None:
-    assert {defense.model_fields["kind"].default for defense in DEFENSES} == set(DEFAULTS) == set(WEAKEST)
+    assert [defense.model_fields["kind"].default for defense in DEFENSES] == DEFAULTS
+    assert set(DEFAULTS) == set(WEAKEST)
 
 
 @every_chain
 def test_shape_and_range_are_kept(chain: str, encoder: TorchImageEncoder) -> None:
-    defense = bind_chain(parse_defenses(chain), encoder)
-    for pixels in (PIXELS, torch.zeros_like(PIXELS), torch.ones_like(PIXELS), PIXELS[:1], PIXELS[:, :, :25, :25]):
-        out = defense(pixels, SEEDS[: len(pixels)])
-        assert out.shape == pixels.shape
+    run, specs = runs(chain, encoder), parse_defenses(chain)
+    odd = [PIXELS[:, :, :25, :25]] if all(isinstance(spec, PixelDefense) for spec in specs) else []  # a tower takes one size
+    for pixels in (PIXELS, torch.zeros_like(PIXELS), torch.ones_like(PIXELS), PIXELS[:1], *odd):
+        out = run(pixels, SEEDS[: len(pixels)])
         assert out.dtype == torch.float32
-        assert out.min() >= 0
-        assert out.max() <= 1
         assert not out.requires_grad
+        if out.ndim == 2:
+            assert torch.allclose(out.norm(dim=1), torch.ones(len(pixels)), atol=1e-5)
+        else:
+            assert out.shape == pixels.shape
+            assert out.min() >= 0
+            assert out.max() <= 1
 
 
 @every_chain
 def test_a_row_does_not_depend_on_its_batch_mates(chain: str, encoder: TorchImageEncoder) -> None:
-    defense = bind_chain(parse_defenses(chain), encoder)
-    whole = defense(PIXELS, SEEDS)
+    run = runs(chain, encoder)
+    whole = run(PIXELS, SEEDS)
     for rows in (torch.tensor([5]), torch.tensor([7, 2, 5, 0, 1, 6, 3, 4]), torch.tensor([1, 4])):
-        assert torch.allclose(defense(PIXELS[rows], SEEDS[rows]), whole[rows], atol=1e-6)
+        assert torch.allclose(run(PIXELS[rows], SEEDS[rows]), whole[rows], atol=1e-6 if whole.ndim == 4 else 1e-5)
 
 
 @every_chain
 def test_the_gradient_is_finite_and_not_all_zero_in_any_row(chain: str, encoder: TorchImageEncoder) -> None:
-    defense = bind_chain(parse_defenses(chain), encoder)
     pixels = PIXELS.clone().requires_grad_()
-    weights = torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(0))
-    (gradient,) = torch.autograd.grad((defense(pixels, SEEDS) * weights).sum(), pixels)
+    out = runs(chain, encoder)(pixels, SEEDS)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((out * weights).sum(), pixels)
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).abs().sum(dim=1) > 0).all()
 
 
 @every_chain
+@pytest.mark.parametrize("flat", [0.0, 1.0])
+def test_the_gradient_is_finite_at_black_and_white(chain: str, flat: float, encoder: TorchImageEncoder) -> None:
+    pixels = torch.full_like(PIXELS[:2], flat).requires_grad_()
+    (gradient,) = torch.autograd.grad(runs(chain, encoder)(pixels, SEEDS[:2]).sum(), pixels)
+    assert gradient.isfinite().all()
+
+
+@every_chain
 def test_recording_a_gradient_does_not_change_the_output(chain: str, encoder: TorchImageEncoder) -> None:
-    defense = bind_chain(parse_defenses(chain), encoder)
-    assert torch.equal(defense(PIXELS.clone().requires_grad_(), SEEDS), defense(PIXELS, SEEDS))
+    run = runs(chain, encoder)
+    assert torch.equal(run(PIXELS.clone().requires_grad_(), SEEDS), run(PIXELS, SEEDS))
 
 
 @every_chain
 def test_seeds_decide_and_nothing_else(chain: str, encoder: TorchImageEncoder) -> None:
-    defense = bind_chain(parse_defenses(chain), encoder)
+    run = runs(chain, encoder)
     state = torch.random.get_rng_state()
-    once = defense(PIXELS, SEEDS)
+    once = run(PIXELS, SEEDS)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(777)
-    assert torch.equal(defense(PIXELS, SEEDS), once)
-    changed = ~torch.isclose(defense(PIXELS, draw_seeds(32, 8)), once).flatten(1).all(dim=1)
-    assert changed.float().mean() >= 0.5 if defense.randomized else not changed.any()  # two draws of a small picture may agree
+    assert torch.equal(run(PIXELS, SEEDS), once)
+    changed = ~torch.isclose(run(PIXELS, draw_seeds(32, 8)), once).flatten(1).all(dim=1)
+    randomized = any(spec.randomized for spec in parse_defenses(chain))
+    assert changed.float().mean() >= 0.5 if randomized else not changed.any()  # two draws of a small picture may agree
+
+
+@every_chain
+def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str, encoder: TorchImageEncoder) -> None:
+    defense = bind_chain(parse_defenses(chain), encoder)
+    for part, inputs in ((defense.at("pixels"), PIXELS), (defense.at("features"), encoder(PIXELS, None))):
+        if part is None:
+            continue
+        expected = part(inputs, SEEDS)
+        with torch.inference_mode():
+            assert torch.equal(part(inputs.clone(), SEEDS), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(part(inputs, SEEDS), expected)
+        half = inputs.bfloat16()
+        out = part(half, SEEDS)
+        assert out.dtype == torch.bfloat16
+        assert torch.equal(out, part(half.float(), SEEDS).bfloat16())
+
+
+every_exact_one = pytest.mark.parametrize(
+    "chain", [[{"kind": kind}] for kind in DEFAULTS if parse_defenses(kind)[0].gradient == "exact"] + [[options] for options in EXACT], ids=str
+)
+
+
+@every_exact_one
+def test_a_gradient_that_is_called_exact_is_the_true_one_to_four_digits(chain: list[Options], encoder: TorchImageEncoder) -> None:
+    """In float64, between the levels of a PNG, where a median has no ties; for the draw that the seeds decide where there is one."""
+    defense = bind_chain(parse_defenses(chain), encoder)
+    generator = torch.Generator().manual_seed(0)
+    inputs = encoder(PIXELS, None).double() if defense.stage == "features" else PIXELS.double()
+    inputs = (inputs + 0.002 * torch.rand(inputs.shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    weights, direction = (torch.randn(inputs.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    (gradient,) = torch.autograd.grad((defense(inputs, SEEDS) * weights).sum(), inputs)
+    with torch.no_grad():
+        ahead, behind = (defense(inputs + step * direction, SEEDS) for step in (1e-7, -1e-7))
+    measured = ((ahead - behind) * weights).flatten(1).sum(dim=1) / 2e-7
+    assert torch.allclose((gradient * direction).flatten(1).sum(dim=1), measured, rtol=1e-4, atol=1e-4 * float(measured.abs().max()))
+
+
+@every_exact_one
+def test_the_probe_s_own_check_believes_a_gradient_that_is_called_exact(chain: list[Options], tiny: Clip, encoder: TorchImageEncoder) -> None:
+    victim = Defended(zero_shot(tiny, Prompts(), ("cat", "dog", "rocket")), bind_chain(parse_defenses(chain), encoder))
+    for row in (0, 3):
+        pixels, seeds = PIXELS[row : row + 1], SEEDS[row : row + 1]
+        score = label_score("margin", victim, victim(pixels, seeds).argmax(dim=1))
+        assert sanity.gradient_true(score, pixels, seeds)[0].number > 0.75  # a median has kinks within the step
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_strength_zero_is_nearly_the_identity(kind: str, encoder: TorchImageEncoder) -> None:
     options, allowed = WEAKEST[kind]
-    assert (bind_chain(parse_defenses([{"kind": kind} | options]), encoder)(PIXELS, SEEDS) - PIXELS).abs().mean() <= allowed
+    out = runs([{"kind": kind} | options], encoder)(PIXELS, SEEDS)
+    assert (out - (PIXELS if out.ndim == 4 else encoder(PIXELS, None))).abs().mean() <= allowed
 
 
 @pytest.mark.parametrize("spec", [spec for chain in TABLE for spec in parse_defenses(chain)], ids=repr)
@@ -100,12 +198,15 @@ def test_a_defense_is_data_and_declares_what_it_is(spec: AnyDefense, encoder: To
     assert spec.cost
     assert spec.strength in type(spec).model_fields
     bound: Defense = spec.bind(encoder)
-    assert bound.stage == "pixels"
+    assert (bound.stage, bound.gradient, bound.randomized) == (spec.stage, spec.gradient, spec.randomized)
     assert bound.gradient == "exact" or bound.gradient == "ste" or bound.gradient.startswith("surrogate:")
 
 
-@pytest.mark.parametrize("chain", ["resize_pad", "jpeg:25", "bit_depth", "smoothing:0.02"])
-def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(chain: str, encoder: TorchImageEncoder) -> None:
+SHORT: list[Options] = [{"kind": "total_variation", "weight": 0.01, "iterations": 8}]
+
+
+@pytest.mark.parametrize("chain", ["resize_pad", "jpeg:25", "bit_depth", "median", SHORT, "wavelet", "low_pass", "smoothing:0.02"], ids=str)
+def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the defense is not."""
     pixels, targets = gratings(32, seed=33)
     seeds = draw_seeds(33, 32)
@@ -115,10 +216,20 @@ def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_on
     def accuracy(inputs: torch.Tensor) -> float:
         return float((victim(inputs, draw_seeds(34, 32)).argmax(dim=1) == targets).float().mean())
 
-    attack = PGD(ball=Linf(radius=6 / 255), starts=("zero",), stop="never")
+    attack = PGD(ball=Linf(radius=6 / 255), steps=10, starts=("zero",), stop="never")
     through = label_score("margin", victim, targets)
     static = accuracy(attack(label_score("margin", toy, targets), pixels, seeds).pixels)
     adaptive = accuracy(attack(averaged(through, 4) if defense.randomized else through, pixels, seeds).pixels)
     assert accuracy(pixels) >= 0.97
     assert adaptive < 0.1
     assert adaptive <= static
+
+
+def test_the_service_s_readme_tells_of_every_defense() -> None:
+    readme = (Path(__file__).parents[2] / "service" / "README.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("| `")]
+    told = {cells[0]: cells[2:5] for cells in rows if len(cells) == 6}
+    for defense in DEFENSES:
+        spec = defense()
+        word = f"{spec.kind}:{getattr(spec, spec.strength):.3g}"
+        assert told[word] == [spec.status, spec.gradient, "yes" if spec.randomized else "no"], word

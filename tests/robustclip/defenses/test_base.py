@@ -6,7 +6,9 @@ from robustclip.attacks.pgd import PGD
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.defenses.base import Chain, Identity, straight_through
 from robustclip.defenses.bit_depth import BitDepth
+from robustclip.defenses.counterattack import Counterattack
 from robustclip.defenses.jpeg import Jpeg
+from robustclip.defenses.median import Median
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.errors import InvalidInput
 from robustclip.scores import label_score
@@ -131,6 +133,7 @@ def test_a_chain_computes_in_float32_and_answers_in_the_type_of_its_inputs() -> 
     [
         ("jpeg:75,bit_depth:4,resize_pad", (Jpeg(quality=75), BitDepth(bits=4), ResizePad())),
         (" jpeg : 30 , resize_pad:0.8", (Jpeg(quality=30), ResizePad(low=0.8))),
+        ("median:5,counterattack:2/255", (Median(window=5), Counterattack(radius=2 / 255))),
         (["jpeg", {"kind": "bit_depth", "bits": 3}, ResizePad(low=0.5)], (Jpeg(), BitDepth(bits=3), ResizePad(low=0.5))),
         *((nothing, ()) for nothing in ("", "none", " none ", [], (), ["none"])),
     ],
@@ -158,6 +161,23 @@ def test_a_chain_is_written_in_words(text: str | list[object], specs: tuple[obje
         ({"kind": "jpeg"}, "defense"),
         ("jpeg," * 9, "defense"),
         ("../../etc/passwd", "defense/0"),
+        ("median:4", "defense/0/window"),
+        ("median:9", "defense/0/window"),
+        ("median:-3", "defense/0/window"),
+        ("total_variation:nan", "defense/0/weight"),
+        ("total_variation:2", "defense/0/weight"),
+        ([{"kind": "total_variation", "iterations": 10**9}], "defense/0/iterations"),
+        ("wavelet:inf", "defense/0/sigma"),
+        ([{"kind": "wavelet", "levels": 0}], "defense/0/levels"),
+        ("low_pass:0", "defense/0/cutoff"),
+        ("jpeg,counterattack:2", "defense/1/radius"),
+        ("counterattack:much", "defense/0/radius"),
+        ([{"kind": "counterattack", "steps": 10**6}], "defense/0/steps"),
+        ([{"kind": "counterattack", "step": float("nan")}], "defense/0/step"),
+        ([{"kind": "counterattack", "gate": float("inf")}], "defense/0/gate"),
+        ([{"kind": "counterattack", "backward": "none"}], "defense/0/backward"),
+        ("clipure_cosine:0.6", "defense/0/share"),
+        ("low_pass,clipure_cosine,jpeg", "defense/2"),
     ],
 )
 def test_a_wrong_chain_is_refused_with_the_path_to_what_is_wrong(text: object, field: str) -> None:
