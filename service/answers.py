@@ -17,8 +17,11 @@ from robustclip.report import ProbeReport, VerdictValue
 from robustclip.smoothing import Ballot
 from robustclip.types import ImageEncoder
 from service.engine import Classified, Engine
+from service.jobs import Job
+from service.jobs import State as JobState
 from service.loaded import LoadedSet
-from service.problems import ErrorItem, Problem
+from service.probing import Probed
+from service.problems import ErrorItem, Problem, ProblemBody
 from service.ranking import Ranked
 from service.snapshot import Refusal, Snapshot
 
@@ -92,16 +95,42 @@ class ClassifyAnswer(_Answer):
     timing_ms: dict[str, float]
 
 
+class NotProbed(_Answer):
+    """What was asked for and not begun in time."""
+
+    prompt_set: str
+    defense: list[dict[str, Any]]
+
+
 class ProbeAnswer(_Answer):
-    """One report for every prompt set and defense; `verdict` is the worst of them."""
+    """One report for every prompt set and defense; `verdict` is the worst of them, and inconclusive at best if any is missing."""
 
     id: str
     object: Literal["probe"]
     reports: list[ProbeReport]
+    missing: list[NotProbed] = Field(description="what there was no time for")
     verdict: VerdictValue
     model: ModelFacts
     seed: int
     timing_ms: dict[str, float]
+
+
+class JobProgress(_Answer):
+    done: int = Field(description="reports that are ready")
+    total: int
+
+
+class JobAnswer(_Answer):
+    """A probe that nobody waits for; `expired`: its result was kept as long as the operator keeps results."""
+
+    id: str
+    object: Literal["probe.job"]
+    state: JobState
+    progress: JobProgress
+    created: str
+    finished: str | None
+    result: ProbeAnswer | None
+    problem: ProblemBody | None
 
 
 class SetState(_Answer):
@@ -179,6 +208,32 @@ def classify_answer(engine: Engine, classified: Classified, *, request_id: str, 
         "seed": classified.seed,
         "service": SERVICE,
         "timing_ms": timing_ms,
+    }
+
+
+def probe_answer(engine: Engine, probed: Probed, *, request_id: str, seed: int, timing_ms: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "id": request_id,
+        "object": "probe",
+        "reports": [report.model_dump(mode="json", by_alias=True) for report in probed.reports],
+        "missing": [{"prompt_set": prompt_set, "defense": defense_facts(chain)} for prompt_set, chain in probed.missing],
+        "verdict": probed.verdict,
+        "model": model_facts(engine.clip, engine.encoder),
+        "seed": seed,
+        "timing_ms": timing_ms,
+    }
+
+
+def job_answer(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "object": "probe.job",
+        "state": job.state,
+        "progress": {"done": job.runs_done, "total": job.runs},
+        "created": job.created,
+        "finished": job.finished,
+        "result": job.result,
+        "problem": job.problem,
     }
 
 

@@ -19,7 +19,7 @@ from service.docs import install_docs
 from service.metrics import Metrics
 from service.middleware import RequestContext, SameMachine, context_of
 from service.problems import Problem, as_problem, invalid
-from service.routes import classify, health, probe, prompt_sets
+from service.routes import classify, health, jobs, probe, prompt_sets
 from service.startup import Report, Service
 
 _LAG_INTERVAL_SECONDS = 0.25
@@ -60,7 +60,7 @@ def create_app(
         title="robustclip", version=SERVICE, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.service = service
-    for routes in (classify, probe, prompt_sets, health):
+    for routes in (classify, probe, jobs, prompt_sets, health):
         app.include_router(routes.router)
     install_docs(app)
     for kind in (Problem, RobustClipError, HTTPException, RequestValidationError):

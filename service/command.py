@@ -47,6 +47,7 @@ class _Server(uvicorn.Server):
         from service.app import create_app
 
         app = create_app(settings, report=lambda phase: _say(f"{phase} ..."), on_started=self._started)
+        self._service: Service = app.state.service
         super().__init__(
             uvicorn.Config(app, access_log=False, log_config=None, timeout_graceful_shutdown=_SHUTDOWN_SECONDS, server_header=False, lifespan="on")
         )
@@ -54,6 +55,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig in (signal.SIGINT, signal.SIGTERM)
         self.should_exit = True
+        self._service.draining.set()
 
     def _started(self, service: "Service") -> None:
         self.failure = service.failure

@@ -1,6 +1,7 @@
 """Live probes: one at a time on a thread of their own, a few waiting, each a good neighbour of the classifier it attacks.
 
-A probe takes the device for a chunk of one gradient step, gives it back, and looks whether it is still wanted.
+A probe takes the device for a chunk of one gradient step, gives it back, and looks whether it is still wanted. When its time is almost over it stops
+searching, judges what it has, and answers with that.
 """
 
 import asyncio
@@ -9,28 +10,60 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 import torch
 
-from robustclip.errors import Cancelled, DeadlineExceeded, ProbeTooExpensive, RobustClipError
-from robustclip.probe import probe
+from robustclip.attacker import sources_among
+from robustclip.attacks.events import Meter
+from robustclip.defenses import AnyDefense
+from robustclip.errors import DeadlineExceeded, ProbeTooExpensive, RobustClipError
+from robustclip.probe import events
+from robustclip.probe_events import ProbeEvent, ProbeFinished
 from robustclip.probe_options import ProbeOptions
-from robustclip.probe_plan import charged_passes
-from robustclip.report import ProbeReport
+from robustclip.probe_plan import charged_passes, wants_sources
+from robustclip.report import ProbeReport, VerdictValue
 from robustclip.threat import Linf, radius_text
-from robustclip.types import Classifier, Logits, Pixels, Score, Seeds
+from robustclip.verdict import worst
 from robustclip.victim import Victim
-from robustclip.wrappers import guarded
 from service.config import ProbeSettings
-from service.device import Priority
 from service.engine import Engine
+from service.leave import Leave
 from service.loaded import LoadedSet
 from service.problems import Problem, as_problem, invalid
 from service.schemas import MAX_PROBE_SECONDS, ProbeRequest
 from service.timing import Timing
+
+Tell: TypeAlias = Callable[[int, ProbeEvent], None]  # (which report, what happened), on the probe's own thread
+
+_JUDGING = 0.1, 3.0  # share of a caller's patience that is kept for judging what was found, and the most of it in seconds
+
+
+class Probed(NamedTuple):
+    """The reports, and the prompt set and defense of those that were asked for but not begun in time."""
+
+    reports: list[ProbeReport]
+    missing: list[tuple[str, tuple[AnyDefense, ...]]]
+
+    @property
+    def verdict(self) -> VerdictValue:
+        """The worst; what was not looked at is inconclusive."""
+        found = worst(self.reports)
+        return "inconclusive" if self.missing and found != "broken" else found
+
+
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """A request that was found valid and affordable; `deadline` None: `seconds` count from when the probe starts."""
+
+    request: ProbeRequest
+    options: ProbeOptions
+    victims: list[tuple[LoadedSet, Victim]]
+    seconds: float
+    deadline: float | None
 
 
 class ProbeRunner:
@@ -53,23 +86,33 @@ class ProbeRunner:
         self._closing.set()
         self._thread.shutdown(cancel_futures=True)
 
-    async def run(self, request: ProbeRequest, timing: Timing) -> list[ProbeReport]:
-        """A report for every prompt set and defense. Cancelling the call cancels the probe."""
-        deadline = time.monotonic() + patience_seconds(request, self._settings)
+    async def run(self, request: ProbeRequest, timing: Timing) -> Probed:
+        """A report for every prompt set and defense, for a caller who waits. Cancelling the call cancels the probe."""
+        return await self.attack(await self.admit(request), timing)
+
+    async def admit(self, request: ProbeRequest, *, job: bool = False) -> Admitted:
+        """Check all that can be checked before work; a job may cost more, and its time starts when it does. Raises Problem and RobustClipError."""
+        started = time.monotonic()
         options = request.options()
-        victims = await self._victims(request, options)
+        cap = self._settings.job_charged_passes if job else self._settings.charged_passes
+        victims = await self._victims(request, options, cap)
         if self._pending > self._settings.queue:
             raise Problem("queue-full", f"{self._pending} probes are waiting or running.", headers={"Retry-After": "5"})
+        seconds = patience_seconds(request, self._settings, job=job)
+        return Admitted(request, options, victims, seconds, None if job else started + seconds)
+
+    async def attack(self, admitted: Admitted, timing: Timing, tell: Tell = lambda index, event: None) -> Probed:
+        """Attack in turn. Cancelling the call cancels the probe."""
         cancelled = threading.Event()
         self._pending += 1
         try:
-            work = functools.partial(self._work, victims, request, options, _Leave(self._engine, deadline, cancelled, self._closing), timing)
+            work = functools.partial(self._work, admitted, cancelled, timing, tell)
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:
             cancelled.set()
             self._pending -= 1
 
-    async def _victims(self, request: ProbeRequest, options: ProbeOptions) -> list[tuple[LoadedSet, Victim]]:
+    async def _victims(self, request: ProbeRequest, options: ProbeOptions, cap: int) -> list[tuple[LoadedSet, Victim]]:
         """What will be attacked, once all of it was found affordable."""
         engine = self._engine
         names = request.prompt_sets or (engine.settings.store.default_set,)
@@ -81,17 +124,18 @@ class ProbeRunner:
         self._check_radius(request, options)
         chains = [engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)]
         sets = [await self._find(name, f"#/prompt_sets/{index}") for index, name in enumerate(names)]
-        victims: list[tuple[LoadedSet, Victim]] = []
-        for loaded, chain in itertools.product(sets, chains):
-            weights = torch.empty(0, engine.clip.embed_dim)  # computed on the probe's own thread, when it is known to be affordable
-            victim = Victim(engine.clip, loaded.prompts_for(request.labels), str(loaded.ref), request.labels, weights, chain, serving=engine.encoder)
-            cost = charged_passes(victim, options)
-            if cost > self._settings.charged_passes:
-                raise ProbeTooExpensive(
-                    f"a report would cost {cost} charged passes, at most {self._settings.charged_passes} are allowed.", field="steps"
-                )
-            victims.append((loaded, victim))
-        return victims
+        weights = torch.empty(0, engine.clip.embed_dim)  # computed on the probe's own thread, when it is known to be affordable
+        found = [
+            (loaded, Victim(engine.clip, loaded.prompts_for(request.labels), str(loaded.ref), request.labels, weights, chain, serving=engine.encoder))
+            for loaded, chain in itertools.product(sets, chains)
+        ]
+        victims = [victim for _, victim in found]
+        for victim in victims:
+            cost = charged_passes(victim, options, sources=len(_sources(victims, victim, options)))
+            if cost > cap:
+                field = "attacks" if request.attacks is not None else "minimal" if request.minimal else "preset" if request.preset else "steps"
+                raise ProbeTooExpensive(f"a report would cost {cost} charged passes, at most {cap} are allowed.", field=field)
+        return found
 
     async def _find(self, name: str, pointer: str) -> LoadedSet:
         try:
@@ -104,92 +148,67 @@ class ProbeRunner:
         for index, attack in enumerate(options.attacks):
             ball = attack.ball
             limit = self._settings.radius if isinstance(ball, Linf) else self._settings.radius * longest
-            if ball.radius > limit:
+            if not 0 < ball.radius <= limit:
                 pointer = "#/eps" if request.attacks is None else f"#/attacks/{index}/ball/radius"
-                raise invalid(pointer, f"expected at most {radius_text(limit, ball.kind)}, found {radius_text(ball.radius, ball.kind)}.")
+                allowed = f"expected more than 0 and at most {radius_text(limit, ball.kind)}"
+                raise invalid(pointer, f"{allowed}, found {radius_text(ball.radius, ball.kind)}.")
 
-    def _work(
-        self, victims: list[tuple[LoadedSet, Victim]], request: ProbeRequest, options: ProbeOptions, leave: "_Leave", timing: Timing
-    ) -> list[ProbeReport]:
+    def _work(self, admitted: Admitted, cancelled: threading.Event, timing: Timing, tell: Tell) -> Probed:
         engine, metrics = self._engine, self._engine.metrics
+        leave = Leave(engine.device, self._settings.chunk_rows, admitted.deadline or time.monotonic() + admitted.seconds, cancelled, self._closing)
         leave.check()
-        pixels, _ = engine.pixels(request.image)
+        pixels, _ = engine.pixels(admitted.request.image)
         pixels = pixels.to(engine.clip.device)
-        reports: list[ProbeReport] = []
-        for loaded, victim in victims:
+        searching = leave.deadline - min(_JUDGING[0] * admitted.seconds, _JUDGING[1])
+        probed = Probed([], [])
+        victims = [replace(victim, weights=engine.text.of(loaded, victim.labels)) for loaded, victim in admitted.victims]
+        for index, victim in enumerate(victims):
             started = time.perf_counter()
-            weights = engine.text.of(loaded, victim.labels)
-            report = probe(replace(victim, weights=weights), pixels, options, guard=self._guard(leave), share=self._share(leave))
-            reports.append(report)
+            told = events(
+                victim,
+                pixels,
+                admitted.options,
+                guard=leave.guard,
+                share=leave.share,
+                sources=_sources(victims, victim, admitted.options),
+                meter=Meter(deadline=searching, cancelled=leave.cancelled),
+            )
+            try:
+                report = _followed(told, functools.partial(tell, index))
+            except DeadlineExceeded:
+                leave.check_wanted()
+                if not probed.reports:
+                    raise
+                probed.missing.append((victim.prompt_set, victim.defense))
+                continue
+            leave.check_wanted()
+            probed.reports.append(report)
             seconds = time.perf_counter() - started
             metrics.probes.observe(seconds)
             timing.stages["probe"] = timing.stages.get("probe", 0.0) + seconds
             for record in report.attacks:
                 metrics.probe_runs.labels(record.kind, record.knowledge, report.verdict.value, report.victim.prompt_set).inc()
-        return reports
-
-    def _guard(self, leave: "_Leave") -> Callable[[Score], Score]:
-        def guard(score: Score) -> Score:
-            return guarded(
-                score,
-                self._engine.device.at(Priority.PROBE),
-                deadline=leave.deadline,
-                cancelled=leave.cancelled,
-                chunk_rows=self._settings.chunk_rows,
-            )
-
-        return guard
-
-    def _share(self, leave: "_Leave") -> Callable[[Classifier], Classifier]:
-        def share(classifier: Classifier) -> Classifier:
-            return _SharedClassifier(classifier, leave, rows=self._settings.chunk_rows * 4)
-
-        return share
+        return probed
 
 
-def patience_seconds(request: ProbeRequest, settings: ProbeSettings) -> float:
-    """How long a caller waits: as said, else as many reports as were asked for may take."""
+def patience_seconds(request: ProbeRequest, settings: ProbeSettings, *, job: bool = False) -> float:
+    """How long a caller waits: as said, else as many reports as were asked for may take. Nobody waits for a job, so it has its own time."""
     if request.deadline_ms is not None:
         return request.deadline_ms / 1000
+    if job:
+        return settings.job_seconds
     reports = len(request.prompt_sets or ("the default",)) * len(request.defenses)
     return min(settings.report_seconds * reports, MAX_PROBE_SECONDS)
 
 
-@dataclass(frozen=True)
-class _Leave:
-    """When a probe has to stop."""
-
-    engine: Engine
-    deadline: float
-    gone: threading.Event
-    closing: threading.Event
-
-    def cancelled(self) -> bool:
-        return self.gone.is_set() or self.closing.is_set()
-
-    def check(self) -> None:
-        if self.cancelled():
-            raise Cancelled("the caller is gone, the probe stopped.")
-        if time.monotonic() > self.deadline:
-            raise DeadlineExceeded("the probe did not end in time.", help="Ask for fewer steps, attacks or reports, or give deadline_ms more.")
+def _sources(victims: Sequence[Victim], victim: Victim, options: ProbeOptions) -> tuple[Victim, ...]:
+    return sources_among(victims, victim) if wants_sources(options) else ()
 
 
-@dataclass(frozen=True, eq=False)
-class _SharedClassifier:
-    """A classifier, a few rows at a time under the device's lock."""
-
-    classifier: Classifier
-    leave: _Leave
-    rows: int
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.labels
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        parts: list[Logits] = []
-        for chunk, own in zip(pixels.split(self.rows), seeds.split(self.rows), strict=True):
-            with self.leave.engine.device.at(Priority.PROBE):
-                self.leave.check()
-                parts.append(self.classifier(chunk, own))
-        return torch.cat(parts)
+def _followed(told: Iterator[ProbeEvent], tell: Callable[[ProbeEvent], None]) -> ProbeReport:
+    """Tell of a probe as it goes."""
+    for event in told:
+        tell(event)
+        if isinstance(event, ProbeFinished):
+            return event.report
+    raise AssertionError("a probe ends with its report")

@@ -32,6 +32,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "origin-refused": Kind(403, "Another site's page may not call this service"),
     "unknown-prompt-set": Kind(404, "There is no such prompt set", "GET /prompt-sets lists them."),
     "unknown-version": Kind(404, "There is no such version", "GET /prompt-sets/NAME/versions lists them."),
+    "unknown-job": Kind(404, "There is no such job", "Jobs are remembered for a while, in memory: a restart forgets them."),
     "unknown-route": Kind(404, "There is no such address", "GET /docs lists them."),
     "method-not-allowed": Kind(405, "This address takes other methods"),
     "body-too-slow": Kind(408, "The body took too long to arrive", "Send it again over a faster connection, or send less."),

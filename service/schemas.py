@@ -12,10 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import PydanticCustomError
 
 from robustclip.attacks import AnyAttack
+from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
 from robustclip.defenses import AnyDefense
-from robustclip.probe_options import Include, ProbeOptions
-from robustclip.report import Knowledge
+from robustclip.probe_options import Include, Mode, ProbeOptions, strong_attack
 from robustclip.scores import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
 from service.config import LimitSettings
@@ -157,7 +157,11 @@ class ClassifyRequest(_Request):
 
 
 class ProbeRequest(_Request):
-    """One decision to attack, through every prompt set and every defense named. Either `attacks`, or norm, eps, steps and restarts of one PGD."""
+    """One decision to attack, through every prompt set and every defense named.
+
+    Either `attacks`, or norm and eps of one: PGD with steps and restarts, or with `preset` the strong attack. Prompt sets that are named together
+    lend each other their gradients, to the strong attack and to the mode `transfer`.
+    """
 
     image: EncodedImage
     labels: Labels
@@ -170,8 +174,10 @@ class ProbeRequest(_Request):
     eps: Radius | None = Field(default=None, description='"4/255" or a number; absent: 4/255 for linf')
     steps: int = Field(default=20, ge=1, le=MAX_STEPS)
     restarts: int = Field(default=1, ge=1, le=MAX_STARTS, description="random starts, beside the picture itself")
+    preset: Preset | None = Field(default=None, description="the strong attack instead of PGD")
+    minimal: bool = Field(default=False, description="bracket the smallest radius that breaks the decision, up to 64/255")
     loss: AnyScoreName = "margin"
-    modes: tuple[Knowledge, ...] = Field(default=("static", "adaptive"), min_length=1, max_length=2, json_schema_extra={"uniqueItems": True})
+    modes: tuple[Mode, ...] = Field(default=("static", "adaptive"), min_length=1, max_length=4, json_schema_extra={"uniqueItems": True})
     eot: int = Field(default=8, ge=1, le=64, description="draws of a randomised defense averaged in each gradient")
     fresh_draws: int = Field(default=64, ge=1, le=1024, description="draws of a randomised defense on which a candidate is judged")
     seed: Seed = 0
@@ -182,9 +188,11 @@ class ProbeRequest(_Request):
 
     @model_validator(mode="after")
     def _one_way_to_name_attacks(self) -> Self:
-        short = sorted(self.model_fields_set & {"norm", "eps", "steps", "restarts"})
+        short = sorted(self.model_fields_set & {"norm", "eps", "steps", "restarts", "preset"})
         if self.attacks is not None and short:
             raise invalid(f"#/{short[0]}", f"expected either `attacks` or `{short[0]}`.", help="An attack carries its own ball and steps.")
+        if self.preset is not None and (beside := sorted({"steps", "restarts"} & set(short))):
+            raise invalid(f"#/{beside[0]}", f"expected either `preset` or `{beside[0]}`.", help="A preset has its own steps.")
         if self.norm == "l2" and self.eps is None:
             raise invalid("#/eps", "an L2 ball needs a radius.", help="A few units, say 1.0, is visible on small pictures.")
         if len(set(self.modes)) < len(self.modes):
@@ -199,6 +207,7 @@ class ProbeRequest(_Request):
             attacks=self.attacks or (self._short_form(),),
             score=self.loss,
             modes=self.modes,
+            minimal=self.minimal,
             true_label=self.true_label,
             target_label=self.target_label,
             eot=self.eot,
@@ -207,9 +216,11 @@ class ProbeRequest(_Request):
             include=self.include,
         )
 
-    def _short_form(self) -> PGD:
+    def _short_form(self) -> AnyAttack:
         radius = 4 / 255 if self.eps is None else self.eps
         ball: BallSpec = L2(radius=radius) if self.norm == "l2" else Linf(radius=radius)
+        if self.preset is not None:
+            return strong_attack(ball, self.preset)
         return PGD(ball=ball, steps=self.steps, restarts=self.restarts, stop="never")
 
 

@@ -1,5 +1,6 @@
 """From settings to a running engine, in phases that people can watch."""
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from robustclip.types import ImageEncoder
 from service.config import ServeSettings
 from service.device import available_cpus
 from service.engine import Engine
+from service.jobs import Jobs
 from service.metrics import Metrics
 from service.probing import ProbeRunner
 from service.problems import Problem
@@ -27,9 +29,10 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.phase = "loading"
+        self.draining = threading.Event()  # set when the process was asked to end
         self.failure: Exception | None = None
         self._report = report
-        self._running: tuple[Engine, ProbeRunner] | None = None
+        self._running: tuple[Engine, ProbeRunner, Jobs] | None = None
 
     def start(self) -> None:
         """Load, check, warm. Blocks; what goes wrong is raised and remembered."""
@@ -43,7 +46,8 @@ class Service:
     def close(self) -> None:
         """Stop all threads; probes are cancelled, accepted pictures are finished."""
         if self._running is not None:
-            engine, probes = self._running
+            engine, probes, _ = self._running
+            self.draining.set()
             probes.close()
             engine.close()
 
@@ -57,12 +61,17 @@ class Service:
         """Raises Problem `starting` until there is one."""
         return self._parts()[1]
 
-    def _parts(self) -> tuple[Engine, ProbeRunner]:
+    @property
+    def jobs(self) -> Jobs:
+        """Raises Problem `starting` until there is one."""
+        return self._parts()[2]
+
+    def _parts(self) -> tuple[Engine, ProbeRunner, Jobs]:
         if self._running is None:
             raise Problem("starting", f"the service is {self.phase}.", headers={"Retry-After": "2"})
         return self._running
 
-    def _start(self) -> tuple[Engine, ProbeRunner]:
+    def _start(self) -> tuple[Engine, ProbeRunner, Jobs]:
         settings, threads = self.settings, self.settings.engine.threads or available_cpus()
         torch.set_num_threads(threads)
         self._enter(f"loading {settings.clip.arch}", phase="loading")
@@ -78,7 +87,8 @@ class Service:
         except BaseException:
             engine.close()
             raise
-        return engine, ProbeRunner(engine)
+        probes = ProbeRunner(engine)
+        return engine, probes, Jobs(probes, kept=settings.probe.jobs, result_seconds=settings.probe.job_result_seconds)
 
     def _encoder(self, clip: Clip, threads: int) -> ImageEncoder:
         self.metrics.precision.labels("fp32", self.settings.encoder.backend, str(clip.device)).set(1)
