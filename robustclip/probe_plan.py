@@ -74,13 +74,13 @@ def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
     return ("undefended",) * bool(victim.defense) + ("bypassed",) * (approximate and not none) + tuple(sources)
 
 
-def is_randomized(victim: Victim) -> bool:
-    return any(part.randomized for part in victim.defense)
-
 def wants_sources(options: ProbeOptions) -> bool:
     """Whether other prompt sets would be of any use."""
     return "transfer" in options.modes or any(isinstance(attack, Ensemble) for attack in options.attacks)
 
+
+def is_randomized(victim: Victim) -> bool:
+    return any(part.randomized for part in victim.defense)
 
 
 def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:

@@ -85,13 +85,13 @@ class ProbeSettings(_Section):
     radius: Radius = Field(default=64 / 255, description="largest radius, Linf; for L2 that change of every value")
     report_seconds: Seconds = Field(default=60.0, description="deadline of a probe that names none: so long for each report, 120 seconds at most")
     chunk_rows: Count = Field(default=4, description="rows of one gradient step before others may have the device")
-
-
-class ServerSettings(_Section):
     job_charged_passes: Count = Field(default=50_000, description="cost of one report at most, where the probe is a job")
     job_seconds: Seconds = Field(default=600.0, description="time of a job that names no deadline, from its start")
     jobs: Count = Field(default=64, description="jobs that are remembered")
     job_result_seconds: Seconds = Field(default=900.0, description="how long the result of a job is kept")
+
+
+class ServerSettings(_Section):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     insecure_no_auth: bool = Field(default=False, description="accept an address that others can reach, although nobody has to show a key")
