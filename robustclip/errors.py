@@ -118,6 +118,12 @@ class DataRefused(RobustClipError):
     code = "data-refused"
 
 
+class GateFailed(RobustClipError):
+    """A version that stored witnesses fool anew."""
+
+    code = "gate-failed"
+
+
 class ReportRefused(RobustClipError):
     """A file that is no probe report, or one whose witness is not what it says."""
 

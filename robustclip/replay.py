@@ -16,7 +16,7 @@ from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Features, Logits, Pixels, Seeds
 from robustclip.witnesses import Witness
 
-ROWS = 64  # pictures a pass
+ROWS = 64  # pictures a pass where nobody else waits
 
 Encode: TypeAlias = Callable[[Pixels, Seeds], Features]
 Judge: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]  # raises InvalidInput for labels that the decision can't take
@@ -68,24 +68,18 @@ class Replay(BaseModel):
         return tuple(sorted((each for each in self.judged if each.fooled), key=lambda each: each.change))
 
 
-def replay(witnesses: Sequence[Witness], encode: Encode, judge: Judge, *, size: int, draws: int = 1, seed: int = 0) -> Replay:
-    """Judge stored pictures of `size` by a deployed chain, in passes of at most `ROWS`.
+def replay(witnesses: Sequence[Witness], encode: Encode, judge: Judge, *, size: int, draws: int = 1, seed: int = 0, rows: int = ROWS) -> Replay:
+    """Judge stored pictures of `size` by a deployed chain, in passes of at most `rows`.
 
     `encode` is the chain up to the features and `judge` what follows for a list of labels, so that the image tower runs once, whatever the labels.
     `draws` of a randomized defense decide by their majority, with the Wilson interval; fooled means that its lower end is above one half. A picture's
-    draws depend on `seed` alone, not on the other pictures. Raises ReportRefused for a picture of another size.
+    draws depend on `seed` alone, not on the other pictures. Raises as `check_size`.
     """
-    for witness in witnesses:
-        if witness.levels.shape[-1] != size:
-            raise ReportRefused(
-                f"it was made at {witness.levels.shape[-1]} pixels, this backbone sees {size}.",
-                field=witness.source,
-                help="Probe this backbone; a resized witness is another picture.",
-            )
+    check_size(witnesses, size)
     if not witnesses:
         return Replay(judged=(), skipped=())
     row = draw_seeds(seed, 1)
-    features = [torch.cat([_pass(encode, chunk, derive(row, f"fresh-{draw}")) for chunk in _chunks(witnesses)]) for draw in range(draws)]
+    features = [torch.cat([_pass(encode, chunk, derive(row, f"fresh-{draw}")) for chunk in _chunks(witnesses, rows)]) for draw in range(draws)]
     seen = torch.stack(features, dim=1)  # [N, draws, E]
     judged: list[Rejudged] = []
     skipped: list[Skipped] = []
@@ -97,14 +91,25 @@ def replay(witnesses: Sequence[Witness], encode: Encode, judge: Judge, *, size: 
     return Replay(judged=tuple(judged), skipped=tuple(skipped))
 
 
+def check_size(witnesses: Sequence[Witness], size: int) -> None:
+    """ReportRefused, naming the report, for a picture that a backbone of `size` pixels can't see as it is."""
+    for witness in witnesses:
+        if witness.levels.shape[-1] != size:
+            raise ReportRefused(
+                f"it was made at {witness.levels.shape[-1]} pixels, this backbone sees {size}.",
+                field=witness.source,
+                help="Probe this backbone; a resized witness is another picture.",
+            )
+
+
 def newly_fooled(candidate: Replay, current: Replay) -> tuple[Rejudged, ...]:
     """Witnesses that fool the candidate and do not fool what is served now, least conspicuous first."""
     stood = {each.source for each in current.judged if not each.fooled}
     return tuple(each for each in candidate.fooled if each.source in stood)
 
 
-def _chunks(witnesses: Sequence[Witness]) -> list[Sequence[Witness]]:
-    return [witnesses[start : start + ROWS] for start in range(0, len(witnesses), ROWS)]
+def _chunks(witnesses: Sequence[Witness], rows: int) -> list[Sequence[Witness]]:
+    return [witnesses[start : start + rows] for start in range(0, len(witnesses), rows)]
 
 
 def _pass(encode: Encode, witnesses: Sequence[Witness], seed: Seeds) -> Features:

@@ -48,6 +48,9 @@ class StoreSettings(_Section):
     read_only: bool = Field(default=False, description="never write into the store: no seeding, no activation over HTTP")
     poll_seconds: Seconds = Field(default=0.5, description="how often the pointers are looked at")
     default_set: str = Field(default="handcrafted", description="the prompt set of a request that names none")
+    witnesses: Path | None = Field(
+        default=None, description="folder of probe reports: who falls for a witness that the served version withstands is refused"
+    )
 
 
 class EncoderSettings(_Section):

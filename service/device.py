@@ -17,6 +17,7 @@ class Priority(IntEnum):
     CLASSIFY = 0
     TEXT = 1
     PROBE = 2
+    GATE = 3
 
 
 class DeviceLock:

@@ -24,13 +24,16 @@ from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
 from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
+from robustclip.replay import Replay, replay
 from robustclip.seeds import draw_seeds
 from robustclip.smoothing import smoothing_of, vote_seeds
-from robustclip.types import Defense, ImageEncoder, Pixels, Seeds
+from robustclip.types import Defense, Features, ImageEncoder, Logits, Pixels, Seeds
+from robustclip.witnesses import Witness
 from service.admission import Admission
 from service.batching import Batcher, Pass
 from service.config import ServeSettings
 from service.device import DeviceLock, Priority, available_cpus
+from service.gate import WitnessGate, open_gate
 from service.loaded import LoadedSet
 from service.metrics import Metrics
 from service.problems import Problem, as_problem
@@ -41,6 +44,7 @@ from service.text import TextWeights
 from service.timing import TimedDefense, Timing
 
 CANARY_LABELS = ("cat", "dog")
+GATE_DRAWS = 32  # of a randomized default chain, on each stored witness
 T = TypeVar("T")
 
 
@@ -89,7 +93,9 @@ class Engine:
         cache = LabelCache(settings.engine.label_cache_bytes)
         metrics.watch_label_cache(cache)
         self.text = TextWeights(clip, cache, self.device, metrics)
-        self.sets = ServedSets(store, clip, self._admit, metrics)
+        folder = settings.store.witnesses
+        gate = open_gate if folder is None else WitnessGate(folder, self._replayed, size=clip.image_size)
+        self.sets = ServedSets(store, clip, self._admit, metrics, gate)
         self._image_limits = ImageLimits(max_bytes=settings.limits.image_bytes)
         self._pool = ThreadPoolExecutor(settings.engine.decode_threads or max(2, available_cpus()), thread_name_prefix="decode")
         self._text_pool = ThreadPoolExecutor(8, thread_name_prefix="text")  # most only wait, for the device or for each other
@@ -220,10 +226,10 @@ class Engine:
     def _lane(self, loaded: LoadedSet, chain: tuple[AnyDefense, ...]) -> Lane:
         return Lane((loaded.lane, chain), loaded.prompts.visual)
 
-    def _encode(self, lane: Lane, pixels: Pixels, seeds: Seeds) -> Pass:
+    def _encode(self, lane: Lane, pixels: Pixels, seeds: Seeds, priority: Priority = Priority.CLASSIFY) -> Pass:
         """One batch through the deployed chain; the label side joins later, in `rank`."""
         empty = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
-        with self.device.at(Priority.CLASSIFY), torch.inference_mode():
+        with self.device.at(priority), torch.inference_mode():
             defense = TimedDefense(self._bound(lane.key[1]))
             classifier = Defended(ZeroShotClassifier(self.encoder, (), empty, self.clip.logit_scale, lane.visual), defense)
             started = time.perf_counter()
@@ -242,6 +248,20 @@ class Engine:
             if not bool(((rows.norm(dim=-1) - 1).abs() < 1e-3).all()):
                 raise PromptSetRefused(f"its {what} features are not finite and of unit norm.", reason="canary", field="prompt_set")
         self.text.warm(loaded)
+
+    def _replayed(self, loaded: LoadedSet, witnesses: Sequence[Witness]) -> Replay:
+        """Stored witnesses before a set and the default chain, a few rows at a time."""
+        lane = self._lane(loaded, self.default_chain)
+
+        def encode(pixels: Pixels, seeds: Seeds) -> Features:
+            return self._encode(lane, pixels, seeds, Priority.GATE).features
+
+        def judge(features: Features, labels: tuple[str, ...]) -> Logits:
+            weights = self.text.of(loaded, labels, recent=False)
+            return ZeroShotClassifier(self.encoder, labels, weights, self.clip.logit_scale).judge(features.to(weights.device))
+
+        draws = GATE_DRAWS if any(part.randomized for part in self.default_chain) else 1
+        return replay(witnesses, encode, judge, size=self.clip.image_size, draws=draws, rows=self.settings.probe.chunk_rows)
 
 
 async def _on(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:

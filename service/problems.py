@@ -38,6 +38,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "body-too-slow": Kind(408, "The body took too long to arrive", "Send it again over a faster connection, or send less."),
     "nothing-to-roll-back": Kind(409, "There is no version to return to"),
     "store-read-only": Kind(409, "The prompt store is read-only", "Publish and activate where the store is writable."),
+    "gate-failed": Kind(409, "Stored witnesses fool this version anew"),
     "etag-mismatch": Kind(412, "The prompt set has changed meanwhile", "Look at it again, then decide again."),
     "body-too-large": Kind(413, "Too many bytes"),
     "unsupported-media-type": Kind(415, "This kind of body is not understood"),

@@ -228,3 +228,4 @@ class ActivateRequest(_Request):
     """The version to serve under this name."""
 
     version: str = Field(pattern=r"^[0-9a-f]{12}$", examples=["3f9c21d07b1e"])
+    force: bool = Field(default=False, description="serve it even if stored witnesses fool it anew (store.witnesses)")

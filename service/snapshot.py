@@ -16,6 +16,7 @@ from prompts_store.shelf import ANY, Shelf
 from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import PromptSetRefused, RobustClipError, UnknownPromptSet
+from service.gate import Gate, open_gate
 from service.loaded import LoadedSet
 from service.metrics import Metrics
 from service.problems import Problem
@@ -54,12 +55,17 @@ class Snapshot:
 
 
 class ServedSets:
-    """Keeps the snapshot in step with a store. `admit` tries and warms a set before it is served and raises PromptSetRefused against it."""
+    """Keeps the snapshot in step with a store.
 
-    def __init__(self, store: PromptStore, clip: Clip, admit: Callable[[LoadedSet], None], metrics: Metrics) -> None:
+    `admit` tries and warms a set before it is served and raises PromptSetRefused against it; `gate` compares it with the version that it would
+    replace. A rollback over HTTP passes no gate: the way back stays open.
+    """
+
+    def __init__(self, store: PromptStore, clip: Clip, admit: Callable[[LoadedSet], None], metrics: Metrics, gate: Gate = open_gate) -> None:
         self.store = store
         self._clip = clip
         self._admit = admit
+        self._gate = gate
         self._metrics = metrics
         self._changing = threading.RLock()
         self._pinned: OrderedDict[Ref, LoadedSet] = OrderedDict()
@@ -81,7 +87,9 @@ class ServedSets:
                     refused[name] = known
                     continue
                 try:
-                    active[name] = self._load(ref, before.generation + 1)
+                    loaded = self._load(ref, before.generation + 1)
+                    self._gate(loaded, active.get(name))
+                    active[name] = loaded
                 except (RobustClipError, OSError) as error:
                     refused[name] = self._refuse(ref, error, files)
                     fallback = None if name in active else self._previous(name, before.generation + 1)
@@ -112,14 +120,16 @@ class ServedSets:
                 self._pinned.popitem(last=False)
             return found
 
-    def activate(self, ref: Ref, *, if_match: str | None) -> LoadedSet:
-        """Serve a pinned version and move the store's pointer to it. Blocks.
+    def activate(self, ref: Ref, *, if_match: str | None, force: bool = False) -> LoadedSet:
+        """Serve a pinned version and move the store's pointer to it. Blocks; `force` passes the gate by.
 
-        Raises PromptSetRefused before anything moved, `etag-mismatch` if `if_match` is given and another version is active meanwhile.
+        Raises PromptSetRefused and GateFailed before anything moved, `etag-mismatch` if `if_match` is given and another version is active meanwhile.
         """
         with self._changing:
             self._check_match(ref.name, if_match)
             loaded = self._load(ref, self.snapshot.generation + 1)
+            if not force:
+                self._gate(loaded, self.snapshot.active.get(ref.name))
             self.store.activate(ref, self._clip.fingerprint)
             return self._serve(loaded)
 

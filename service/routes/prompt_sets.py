@@ -22,7 +22,17 @@ IfMatch = Annotated[str | None, Header(description="the ETag of GET /prompt-sets
 _READING = problems("host-refused", "unknown-prompt-set", "validation", "prompt-set-invalid", "starting")
 _MOVING = problems(
     *("malformed-json", "host-refused", "origin-refused", "unknown-prompt-set", "unknown-version", "body-too-slow", "nothing-to-roll-back"),
-    *("store-read-only", "etag-mismatch", "body-too-large", "unsupported-media-type", "validation", "prompt-set-invalid", "starting"),
+    *(
+        "store-read-only",
+        "gate-failed",
+        "report-refused",
+        "etag-mismatch",
+        "body-too-large",
+        "unsupported-media-type",
+        "validation",
+        "prompt-set-invalid",
+        "starting",
+    ),
 )
 
 
@@ -55,12 +65,12 @@ async def versions(request: Request, name: Name) -> Response:
     openapi_extra=body_of(ActivateRequest, forms=False),
 )
 async def activate(request: Request, name: Name, if_match: IfMatch = None) -> Response:
-    """Reads, verifies, tries and warms the version; only then the store's pointer moves and the version is served."""
+    """Reads, verifies, tries and warms the version, and shows it the stored witnesses; only then the store's pointer moves and it is served."""
     engine = _engine(request)
     asked = await read_json(request, ActivateRequest, engine.settings.limits)
 
     def move() -> LoadedSet:
-        return engine.sets.activate(Ref(name, asked.version), if_match=if_match)
+        return engine.sets.activate(Ref(name, asked.version), if_match=if_match, force=asked.force)
 
     await engine.blocking(move)
     return _state(request.app.state.service, name)

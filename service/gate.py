@@ -1,0 +1,52 @@
+"""What a version has to pass before it is served in another's place: pictures that fooled somebody once, and that the served version withstands."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from robustclip.errors import GateFailed, InvalidInput
+from robustclip.replay import Rejudged, Replay, check_size, newly_fooled
+from robustclip.witnesses import Witness, collect
+from service.loaded import LoadedSet
+
+_NAMED = 5  # witnesses that a refusal tells of
+
+Gate: TypeAlias = Callable[[LoadedSet, LoadedSet | None], None]  # (candidate, what it would replace); raises GateFailed
+Replayed: TypeAlias = Callable[[LoadedSet, Sequence[Witness]], Replay]
+
+
+def open_gate(candidate: LoadedSet, current: LoadedSet | None) -> None:
+    """Lets everything through."""
+
+
+class WitnessGate:
+    """Refuses a version that is fooled by a stored witness which the served version of the same name withstands.
+
+    The folder is read anew each time, so that a witness counts from the moment it lies there. Where nothing is served yet there is nothing to be
+    worse than, and everything passes. Raises InvalidInput and ReportRefused for a folder that can't be used, also when it is made.
+    """
+
+    def __init__(self, folder: Path, replayed: Replayed, *, size: int) -> None:
+        if not folder.is_dir():
+            raise InvalidInput(f"expected a folder of probe reports, found {folder}.", field="store.witnesses")
+        self._folder = folder
+        self._replayed = replayed
+        check_size(collect([folder]).witnesses, size)
+
+    def __call__(self, candidate: LoadedSet, current: LoadedSet | None) -> None:
+        witnesses = collect([self._folder]).witnesses
+        if current is None or not witnesses:
+            return
+        found = newly_fooled(self._replayed(candidate, witnesses), self._replayed(current, witnesses))
+        if found:
+            named = "; ".join(self._told(each) for each in found[:_NAMED])
+            more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            raise GateFailed(
+                f"{candidate.ref} is fooled by {len(found)} of {len(witnesses)} stored witnesses that {current.ref} withstands: {named}{more}.",
+                field="version",
+                help="Look at them with `robustclip replay`; force serves the version all the same.",
+            )
+
+    def _told(self, found: Rejudged) -> str:
+        source = found.source.removeprefix(f"{self._folder}/")
+        return f"{source} ({found.true_label!r} taken for {found.label!r}, {found.change:g}/255)"
