@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustclip import sanity
 from robustclip.attacker import Attacker, Guard, Share
 from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
 from robustclip.classifier import Defended, TorchImageEncoder, check_labels
 from robustclip.defenses import bind_chain
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
+from robustclip.examination import Examination
 from robustclip.probe_events import (
     AttackFinished,
     CleanDecided,
@@ -29,15 +29,16 @@ from robustclip.probe_events import (
     VerdictReached,
     WitnessFound,
 )
-from robustclip.probe_options import ProbeOptions, boundless
+from robustclip.probe_options import ProbeOptions
 from robustclip.probe_plan import Trial, charged_passes, is_randomized, minimal_of, trials_of
 from robustclip.records import attack_record, just_around, minimal_radius, with_search
 from robustclip.report import AttackRecord, Gap, InputPart, Knowledge, MinimalRadius, ProbeReport
-from robustclip.sanity import Diagnostic, Suspect
+from robustclip.sanity import Diagnostic
+from robustclip.sanity.selftest import SelfTest
 from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
 from robustclip.trials import Scene
-from robustclip.types import Pixels, Score
+from robustclip.types import Pixels
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
 
@@ -88,8 +89,7 @@ class _Probe:
         self.trials = trials_of(victim, options, sources=len(sources))
         self.bill = charged_passes(victim, options, sources=len(sources))
         reference = TorchImageEncoder(victim.clip)
-        self.chain = bind_chain(victim.defense, reference)
-        self.asked = share(Defended(victim.classifier(reference), self.chain))
+        defended = Defended(victim.classifier(reference), bind_chain(victim.defense, reference))
         self.seeds = draw_seeds(options.seed, 1)
         served = share(Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving)))
         randomized = is_randomized(victim)
@@ -102,10 +102,12 @@ class _Probe:
         self.clean = self.served.decision(clean, self.aim.truth)
         self.attacker = Attacker(victim, self.aim, options.score, options.eot, guard, share, sources)
         self.scene = Scene(self.attacker, self.served, pixels, self.seeds, self.aim)
+        self.examination = Examination(self.attacker, defended, pixels, self.seeds, options, meter)
         self.records: list[AttackRecord] = []
         self.witnesses: list[Pixels] = []
         self.minimal_radius: MinimalRadius | None = None
         self.diagnostics: list[Diagnostic] = []
+        self.self_test: SelfTest | None = None
 
     def events(self) -> Iterator[ProbeEvent]:
         yield ProbeStarted(attacks=len(self.trials), charged=self.bill)
@@ -117,9 +119,7 @@ class _Probe:
             if self.options.minimal and not self.meter.over():
                 yield from self._bracket(minimal_of(self.victim, self.options))
             if not self.meter.over():
-                for diagnostic in self._diagnostics(self._successes()):
-                    self.diagnostics.append(diagnostic)
-                    yield DiagnosticTaken(diagnostic=diagnostic)
+                yield from self._examine()
         except Cancelled:
             self.meter.cut = "cancelled"
         except DeadlineExceeded:
@@ -162,6 +162,14 @@ class _Probe:
                 yield from self._remember(record, candidate.pixels)
         self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
 
+    def _examine(self) -> Iterator[ProbeEvent]:
+        for finding in self.examination.findings(self._successes()):
+            if isinstance(finding, SelfTest):
+                self.self_test = finding
+            else:
+                self.diagnostics.append(finding)
+                yield DiagnosticTaken(diagnostic=finding)
+
     def _remember(self, record: AttackRecord, pixels: Pixels) -> Iterator[ProbeEvent]:
         self.records.append(record)
         success = record.success or record.success_8bit
@@ -200,6 +208,7 @@ class _Probe:
             backward=spent.backward,
             charged=spent.charged,
             minimal_radius=self.minimal_radius,
+            self_test=self.self_test,
             cut=self.meter.cut,
         )
 
@@ -221,26 +230,6 @@ class _Probe:
             goal=goal,
             clean=self.clean,
         )
-
-    def _score(self, knowledge: Knowledge) -> Score:
-        return self.attacker.score(knowledge, self.pixels, self.seeds)
-
-    def _diagnostics(self, successes: dict[Knowledge, bool]) -> Iterator[Diagnostic]:
-        """One after the other, each paid for before the next."""
-        suspect = Suspect(
-            score=self._score("adaptive"),
-            undefended=self._score("static") if self.victim.defense else None,
-            classifier=self.asked,
-            pixels=self.pixels,
-            seeds=self.seeds,
-            ball=self.options.attacks[0].ball,
-            gradient=self.chain.gradient,
-            randomized=self.chain.randomized,
-            eot=self.attacker.draws("adaptive"),
-        )
-        for diagnostic, cost in sanity.examine(suspect, successes, unbounded=boundless(suspect.ball, self.victim.clip.image_size)):
-            self.meter.pay(cost)
-            yield diagnostic
 
     def _index(self, label: str, field: str) -> int:
         if label not in self.victim.labels:

@@ -39,6 +39,7 @@ class ProbeOptions(BaseModel):
     target_label the label to reach; None: any other
     eot          draws of a randomized defense averaged in each gradient
     fresh_draws  draws of a randomized defense on which a candidate is judged
+    self_test    where nothing broke the decision, give the attack problems that have an answer; `standard` and `thorough` ensembles always do
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,11 @@ class ProbeOptions(BaseModel):
     fresh_draws: int = Field(default=64, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**63)
     include: tuple[Include, ...] = ()
+    self_test: bool = False
+
+    @property
+    def tests_itself(self) -> bool:
+        return self.self_test or any(isinstance(attack, Ensemble) and attack.preset != "quick" for attack in self.attacks)
 
 
 def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:

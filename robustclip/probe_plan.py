@@ -14,6 +14,7 @@ from robustclip.attacks.square import Square
 from robustclip.errors import InvalidInput
 from robustclip.probe_options import Mode, ProbeOptions, boundless, farthest, modes_of
 from robustclip.report import Knowledge
+from robustclip.sanity import selftest
 from robustclip.victim import Victim
 
 MINIMAL_PASSES = 3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
@@ -59,7 +60,9 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     Raises InvalidInput as `trials_of`.
     """
     draws, eot = (options.fresh_draws, options.eot) if is_randomized(victim) else (1, 1)
-    total = draws + sanity.charged_passes(eot) + boundless(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
+    total = draws + sanity.charged_passes(eot, randomized=is_randomized(victim), cross_entropy=options.score == "cross_entropy")
+    total += boundless(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
+    total += options.tests_itself * selftest.charged_passes(eot)
     for trial in trials_of(victim, options, sources=sources):
         total += _charged(trial, victim, eot=eot, draws=draws, sources=sources) + 3 * draws  # judged as floats, as a PNG, and to be shown
     if options.minimal:

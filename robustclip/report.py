@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from robustclip.attacks.events import Cut
 from robustclip.sanity import Diagnostic
+from robustclip.sanity.selftest import SelfTest
 from robustclip.threat import Norm
 from robustclip.types import Pixels
 
@@ -204,6 +205,7 @@ class ProbeReport(_Part):
     backward: int
     charged: int
     minimal_radius: MinimalRadius | None = None
+    self_test: SelfTest | None = Field(default=None, description="whether the attack solves problems that have an answer, where it broke nothing")
     cut: Cut | None = Field(default=None, description="what ended the probe before its time")
 
 

@@ -19,6 +19,7 @@ _FLAGS = {
     "true_label": "--true-label",
     "target_label": "--target-label",
     "minimal": "--minimal",
+    "self_test": "--self-test",
     "seed": "--seed",
 }
 _ANY_ATTACK = re.compile(r"^attacks/\d+/")  # they differ by their radius alone
@@ -43,6 +44,7 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--oblivious", action="store_true", help="also move the image embedding alone, as one who knows neither labels nor defense")
     group.add_argument("--transfer-from", metavar="NAME,...", help="other prompt sets whose gradients are tried too")
     group.add_argument("--minimal", action="store_true", help="bracket the smallest radius that breaks the decision, up to 64/255")
+    group.add_argument("--self-test", action="store_true", help="if nothing breaks, check that the attack solves problems with a known answer")
     group.add_argument("--deadline", type=float, metavar="SECONDS", help="then say what was found so far; Ctrl-C does so at once")
     group.add_argument("--progress", action="store_true", help="say what happens on standard error, a line each, also where that is no terminal")
 
@@ -68,6 +70,7 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
         "score": arguments.score,
         "modes": modes,
         "minimal": arguments.minimal,
+        "self_test": arguments.self_test,
         "true_label": arguments.true_label,
         "target_label": arguments.target_label,
         "seed": arguments.seed,

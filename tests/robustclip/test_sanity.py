@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toys import LinearClassifier, Noisy
 
 from robustclip import sanity
 from robustclip.attacks.pgd import PGD
@@ -33,6 +34,10 @@ class Victim:
         if self.kind in ("noisy", "frozen"):
             own = seeds if self.kind == "noisy" else torch.zeros_like(seeds)
             pixels = (pixels + 0.05 * row_normal(own, tuple(pixels.shape[1:]), like=pixels)).clamp(0, 1)
+        if self.kind == "dynamic":
+            with torch.enable_grad():
+                start = pixels.detach().requires_grad_()
+                pixels = pixels - torch.autograd.grad(start.square().sum(), start)[0] / 8
         if self.kind == "batch-mean":
             pixels = (pixels + pixels.mean(dim=0, keepdim=True)) / 2
         return self.inner(pixels, seeds)
@@ -109,3 +114,87 @@ def test_checks_work_on_averaged_scores(tiny: Clip) -> None:
     flag, cost = sanity.gradient_present(score, picture(tiny), SEEDS)
     assert not flag.fired
     assert (cost.forward, cost.backward) == (4, 4)
+
+
+def test_every_symptom_has_a_name_of_its_own_advice_and_a_price_that_grows_with_the_draws() -> None:
+    for part in ("id", "name", "sentence", "advice"):
+        words = [getattr(symptom, part) for symptom in sanity.SYMPTOMS]
+        assert all(words)
+        assert part == "advice" or len(set(words)) == len(words)
+    assert sanity.charged_passes(1, randomized=False) < sanity.charged_passes(1) < sanity.charged_passes(4) == sanity.charged_passes(64)
+
+
+@pytest.mark.parametrize(
+    ("reached", "lost"), [([], 0), ([False, True, True], 0), ([False, False], 0), ([True, False, True, False], 2), ([False, True, False], 1)]
+)
+def test_no_attack_may_fail_after_a_weaker_one_succeeded(reached: list[bool], lost: int) -> None:
+    flag = sanity.monotone(reached)
+    assert (flag.id, flag.number, flag.fired, flag.severity) == ("M8", lost, lost > 0, "hard")
+
+
+@pytest.mark.parametrize(
+    ("values", "reached", "flat"),
+    [
+        ([0, 1, 2, 3, 4, 5], False, False),
+        ([0, 5, 5, 5, 5, 5], False, True),
+        ([0, 5, 1, 5, 1, 5], False, True),
+        ([2, 2, 2, 2, 2, 2], False, True),
+        ([0, 5, 5, 5, 5, 5], True, False),
+    ],
+    ids=["rises", "stops", "oscillates", "never moved", "had arrived"],
+)
+def test_an_attack_in_vain_that_no_longer_rises_is_noticed(values: list[float], reached: bool, flat: bool) -> None:
+    flag = sanity.rising(torch.tensor(values, dtype=torch.float32), torch.tensor([-1.0] * 5 + [1.0 if reached else -1.0]))
+    assert (flag.id, flag.fired, flag.severity) == ("M14", flat, "soft")
+
+
+def test_an_answer_from_values_alone_outweighs_gradients_that_failed(tiny: Clip) -> None:
+    assert sanity.black_box_weaker(black_box_success=True, adaptive_success=False).fired
+    assert not sanity.black_box_weaker(black_box_success=True, adaptive_success=True).fired
+    victim = Victim(tiny, "quantised")
+    flag, cost = sanity.square_weaker(margin(victim, tiny), picture(tiny), SEEDS, Linf(radius=16 / 255))
+    assert flag.fired
+    assert cost.backward == 0
+
+
+def test_what_succeeds_on_lucky_draws_alone_raises_no_flag() -> None:
+    """A coin decides, weighted to the right side: every search finds a draw that is lost, and none finds a picture that is."""
+    coin = Noisy(LinearClassifier(torch.zeros(2, 3 * 8 * 8), torch.tensor([1.0, 0.0])))
+    pixels = torch.full((1, 3, 8, 8), 0.5)
+    score = label_score("margin", coin, torch.tensor([0]))
+    suspect = sanity.Suspect(
+        score=score,
+        undefended=None,
+        classifier=coin,
+        pixels=pixels,
+        seeds=SEEDS,
+        ball=Linf(radius=4 / 255),
+        gradient="ste",
+        randomized=True,
+        eot=1,
+    )
+    unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
+    believed = sanity.square_weaker(score, pixels, SEEDS, suspect.ball)[0]
+    assert believed.fired, "a search that is taken at its word has found something"
+    found = {flag.id: flag for flag, _ in sanity.examine(suspect, {"adaptive": False}, unbounded=unbounded)}
+    assert not any(found[id].fired for id in ("M6", "M7", "M8"))
+    assert found["M7"].number > 0
+    assert found["M9"].fired
+
+
+def test_a_forward_pass_that_records_gradients_is_dynamic_only_if_it_claims_to_be_exact(tiny: Clip) -> None:
+    honest, dynamic = Victim(tiny, "honest"), Victim(tiny, "dynamic")
+    for victim, exact, fired in ((honest, True, False), (dynamic, True, True), (dynamic, False, False)):
+        with torch.enable_grad():
+            flag, cost = sanity.forward_static(victim, picture(tiny), SEEDS, exact=exact)
+        assert flag.fired == fired
+        assert (flag.number > 0) == (victim is dynamic)
+        assert cost.charged == 1
+
+
+def test_a_probability_of_one_is_saturated(tiny: Clip) -> None:
+    sure = LinearClassifier(torch.zeros(2, 3 * 32 * 32), torch.tensor([40.0, 0.0]))
+    score = label_score("cross_entropy", sure, torch.tensor([0]))
+    flag, cost = sanity.saturation(score, picture(tiny), SEEDS, Linf(radius=1 / 255), standing=False)
+    assert (flag.id, flag.fired, flag.severity, cost.charged) == ("M4", True, "soft", 1)
+    assert not sanity.saturation(margin(Victim(tiny, "honest"), tiny), picture(tiny), SEEDS, Linf(radius=1 / 255), standing=True)[0].fired
