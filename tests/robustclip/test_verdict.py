@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from robustclip.attacks.events import Cut
 from robustclip.attacks.pgd import PGD
 from robustclip.report import AttackRecord, Decision, InputPart, Rate, Verdict
 from robustclip.sanity import Diagnostic
@@ -45,9 +46,13 @@ def record(ball: BallSpec = LINF, **changes: Any) -> AttackRecord:
 
 
 def verdict(
-    *records: AttackRecord, flags: tuple[Diagnostic, ...] = (), question: InputPart = QUESTION, balls: tuple[BallSpec, ...] = (LINF,)
+    *records: AttackRecord,
+    flags: tuple[Diagnostic, ...] = (),
+    question: InputPart = QUESTION,
+    balls: tuple[BallSpec, ...] = (LINF,),
+    cut: Cut | None = None,
 ) -> Verdict:
-    return reach_verdict(question, records, flags, balls=balls, charged=123)
+    return reach_verdict(question, records, flags, balls=balls, charged=123, cut=cut)
 
 
 def test_a_witness_outranks_every_flag() -> None:
@@ -100,6 +105,21 @@ def test_a_transferred_attack_alone_and_a_coin_toss_are_inconclusive() -> None:
     assert verdict(record(knowledge="static")).reason == "static-only"
     assert verdict(record(rate=Rate(wrong=30, draws=64, low=0.35, high=0.59))).reason == "random"
     assert verdict(record(rate=Rate(wrong=3, draws=64, low=0.02, high=0.13))).reason == "budget-spent"
+
+
+@pytest.mark.parametrize(("cut", "words"), [("deadline", "its time was over"), ("cancelled", "it was stopped"), ("budget", "its passes were spent")])
+def test_what_was_cut_short_is_inconclusive_and_says_why_unless_there_is_a_witness(cut: Cut, words: str) -> None:
+    for records in ((), (record(),)):
+        found = verdict(*records, flags=(FLAG,), cut=cut)
+        assert (found.value, found.reason) == ("inconclusive", cut)
+        assert found.sentence == f"Nothing broke it up to 4/255 (Linf) before {words} (123 charged passes)."
+    assert verdict(record(success_8bit=True), cut=cut).value == "broken"
+
+
+def test_answers_alone_prove_nothing_beside_a_missing_gradient() -> None:
+    assert verdict(record(knowledge="black_box")).reason == "black-box-only"
+    assert verdict(record(knowledge="black_box"), record()).reason == "budget-spent"
+    assert verdict(record(knowledge="oblivious"), record(knowledge="transfer")).reason == "static-only"
 
 
 def test_a_clean_picture_that_is_wrong_needs_no_attack() -> None:

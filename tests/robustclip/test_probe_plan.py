@@ -1,0 +1,61 @@
+"""What a probe's options come to, and their price, before any work."""
+
+import pytest
+from probing import options, victim
+
+from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.pgd import PGD
+from robustclip.clip import Clip
+from robustclip.probe_options import strong_attack
+from robustclip.probe_plan import charged_passes, minimal_of, stand_ins, trials_of, wants_sources
+from robustclip.threat import L2, Linf
+
+BALL = Linf(radius=4 / 255)
+
+
+def test_an_ensemble_has_a_static_companion_that_goes_to_the_end(tiny: Clip) -> None:
+    asked = options(attacks=(strong_attack(BALL, "standard"), Ensemble(ball=BALL, preset="quick")))
+    trials = trials_of(victim(tiny, "resize_pad"), asked)
+    assert [(trial.attack.kind, trial.knowledge) for trial in trials] == [("pgd", "static"), ("ensemble", "adaptive"), ("ensemble", "adaptive")]
+    static, standard, quick = (trial.attack for trial in trials)
+    assert isinstance(static, PGD)
+    assert static.stop == "never"
+    for ensemble in (standard, quick):
+        assert isinstance(ensemble, Ensemble)
+        assert (ensemble.together, ensemble.widen, ensemble.randomized) == (9, 8, True)
+
+
+def test_without_a_defense_a_static_attack_is_an_adaptive_one(tiny: Clip) -> None:
+    for modes in (("static",), ("static", "adaptive"), ("adaptive", "static")):
+        assert [trial.knowledge for trial in trials_of(victim(tiny), options(modes=modes))] == ["adaptive"]
+
+
+def test_stand_ins_are_those_that_differ_from_the_victim(tiny: Clip) -> None:
+    assert stand_ins(victim(tiny), ()) == ()
+    assert stand_ins(victim(tiny, "resize_pad"), ()) == ("undefended",)
+    assert stand_ins(victim(tiny, "jpeg,resize_pad"), ("other",)) == ("undefended", "bypassed", "other")
+    assert wants_sources(options(attacks=(strong_attack(BALL, "quick"),)))
+    assert wants_sources(options(modes=("transfer",)))
+    assert not wants_sources(options())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"minimal": True},
+        {"modes": ("static", "adaptive", "oblivious")},
+        {"attacks": (strong_attack(BALL, "quick"),)},
+    ],
+)
+def test_whoever_asks_for_more_is_told_a_higher_price(tiny: Clip, more: dict[str, object]) -> None:
+    for defense in ("none", "resize_pad"):
+        subject = victim(tiny, defense)
+        assert charged_passes(subject, options(**more)) > charged_passes(subject, options(attacks=(PGD(ball=BALL, steps=1),)))
+
+
+def test_the_last_word_on_a_bracket_has_the_preset_that_was_asked_for(tiny: Clip) -> None:
+    assert minimal_of(victim(tiny), options()).preset == "quick"
+    asked = options(attacks=(strong_attack(L2(radius=1), "standard"),))
+    found = minimal_of(victim(tiny), asked)
+    assert (found.preset, found.ball.kind) == ("standard", "l2")
+    assert found.ball.radius == pytest.approx(64 / 255 * (3 * tiny.image_size**2) ** 0.5)
