@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from robustclip import sanity
 from robustclip.attacks import AnyAttack
-from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.minimal import Minimal
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
@@ -50,8 +50,9 @@ def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tup
 
 def minimal_of(victim: Victim, options: ProbeOptions) -> Minimal:
     """The search for the smallest radius. Its last word has the preset that was asked for, else the quick one."""
-    preset = next((attack.preset for attack in options.attacks if isinstance(attack, Ensemble)), "quick")
-    return Minimal(ball=farthest(options.attacks[0].ball, victim.clip.image_size), preset=preset, randomized=is_randomized(victim))
+    presets: list[Preset] = [attack.preset for attack in options.attacks if isinstance(attack, Ensemble)]
+    ball = farthest(options.attacks[0].ball, victim.clip.image_size)
+    return Minimal(ball=ball, preset=presets[0] if presets else "quick", randomized=is_randomized(victim))
 
 
 def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> int:
