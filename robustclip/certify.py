@@ -29,7 +29,7 @@ MAX_DRAWS = 1_000_000
 OnRows = Callable[[int], None]
 
 
-class CertifyOptions(BaseModel):
+class NoiseOptions(BaseModel):
     """How much noise, and how many votes: `n0` choose the label, `n` others bound its share; `alpha` is the chance that a statement is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +38,11 @@ class CertifyOptions(BaseModel):
     n0: Annotated[int, Field(ge=1, le=MAX_VOTES)] = 100
     n: Annotated[int, Field(ge=1, le=MAX_DRAWS)] = 1000
     alpha: Alpha = 0.001
+
+
+class CertifyOptions(NoiseOptions):
+    """The same with what decides all draws."""
+
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 

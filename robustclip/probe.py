@@ -21,6 +21,7 @@ from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.examination import Examination
 from robustclip.probe_events import (
     AttackFinished,
+    Certified,
     CleanDecided,
     DiagnosticTaken,
     ProbeEvent,
@@ -29,14 +30,15 @@ from robustclip.probe_events import (
     VerdictReached,
     WitnessFound,
 )
-from robustclip.probe_options import ProbeOptions
-from robustclip.probe_plan import Trial, charged_passes, is_randomized, minimal_of, trials_of
-from robustclip.records import attack_record, just_around, minimal_radius, with_search
-from robustclip.report import AttackRecord, Gap, InputPart, Knowledge, MinimalRadius, ProbeReport
+from robustclip.probe_options import ProbeOptions, certify_options
+from robustclip.probe_plan import Trial, charged_passes, draws_of, is_randomized, minimal_of, trials_of
+from robustclip.records import attack_record, certificate_of, just_around, minimal_radius, with_search
+from robustclip.report import AttackRecord, CertificatePart, Gap, InputPart, Knowledge, MinimalRadius, ProbeReport
 from robustclip.sanity import Diagnostic
 from robustclip.sanity.selftest import SelfTest
 from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
+from robustclip.smoothing import smoothing_of
 from robustclip.trials import Scene
 from robustclip.types import Pixels
 from robustclip.verdict import reach_verdict
@@ -92,10 +94,9 @@ class _Probe:
         defended = Defended(victim.classifier(reference), bind_chain(victim.defense, reference))
         self.seeds = draw_seeds(options.seed, 1)
         served = share(Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving)))
-        randomized = is_randomized(victim)
-        self.served = Served(served, randomized, options.fresh_draws if randomized else 1, self.seeds, meter)
+        self.served = Served(served, is_randomized(victim), draws_of(victim, options), self.seeds, meter, smoothing_of(victim.defense))
         named = {field: self._index(label, field) for field in ("true_label", "target_label") if (label := getattr(options, field)) is not None}
-        clean = self.served.mean_logits(pixels, "clean")
+        clean = self.served.opinion(pixels, "clean")
         self.aim = Aim(named.get("true_label", int(clean.argmax())), named.get("target_label"))
         if self.aim.goal == self.aim.truth:
             raise InvalidInput(f"{options.target_label!r} is already the label to leave.", field="target_label", help="Choose another label.")
@@ -106,6 +107,8 @@ class _Probe:
         self.records: list[AttackRecord] = []
         self.witnesses: list[Pixels] = []
         self.minimal_radius: MinimalRadius | None = None
+        self.certificate: CertificatePart | None = None
+        self.share = share
         self.diagnostics: list[Diagnostic] = []
         self.self_test: SelfTest | None = None
 
@@ -118,6 +121,9 @@ class _Probe:
                     yield from self._attack(trial)
             if self.options.minimal and not self.meter.over():
                 yield from self._bracket(minimal_of(self.victim, self.options))
+            if (asked := certify_options(self.victim, self.options)) is not None and not self.meter.over():
+                self.certificate = certificate_of(self.victim, self.pixels[0], asked, share=self.share, meter=self.meter)
+                yield Certified(certificate=self.certificate)
             if not self.meter.over():
                 yield from self._examine()
         except Cancelled:
@@ -193,7 +199,9 @@ class _Probe:
             static, adaptive = successes["static"], successes["adaptive"]
             gap = Gap(static_success=static, adaptive_success=adaptive, illusory=adaptive and not static)
         balls = [attack.ball for attack in self.options.attacks]
-        verdict = reach_verdict(question, self.records, self.diagnostics, balls=balls, charged=spent.charged, cut=self.meter.cut)
+        verdict = reach_verdict(
+            question, self.records, self.diagnostics, balls=balls, charged=spent.charged, cut=self.meter.cut, certificate=self.certificate
+        )
         return ProbeReport(
             code_version=version("robustclip"),
             seed=self.options.seed,
@@ -209,6 +217,7 @@ class _Probe:
             charged=spent.charged,
             minimal_radius=self.minimal_radius,
             self_test=self.self_test,
+            certificate=self.certificate,
             cut=self.meter.cut,
         )
 

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustclip.attacks.events import Cut
-from robustclip.report import Decision, Knowledge, ProbeReport, Verdict, VerdictValue
+from robustclip.report import CertificatePart, Decision, Knowledge, ProbeReport, Verdict, VerdictValue
 from robustclip.sanity import Diagnostic
+from robustclip.threat import Norm
 
 
 class _Event(BaseModel):
@@ -69,11 +70,17 @@ class AttackFinished(_Event):
 
 
 class BracketMoved(_Event):
-    """The smallest radius so far: `broken` has a witness (None: none was found), `unbroken` withstood, which proves nothing."""
+    """The smallest radius so far, in pixel units: `broken` has a witness (None: none was found), `unbroken` withstood, which proves nothing."""
 
     event: Literal["bracket"] = "bracket"
+    norm: Norm
     unbroken: float
     broken: float | None
+
+
+class Certified(_Event):
+    event: Literal["certificate"] = "certificate"
+    certificate: CertificatePart
 
 
 class DiagnosticTaken(_Event):
@@ -97,5 +104,14 @@ class ProbeFinished(_Event):
 
 
 ProbeEvent: TypeAlias = (
-    ProbeStarted | CleanDecided | AttackProgress | WitnessFound | AttackFinished | BracketMoved | DiagnosticTaken | VerdictReached | ProbeFinished
+    ProbeStarted
+    | CleanDecided
+    | AttackProgress
+    | WitnessFound
+    | AttackFinished
+    | BracketMoved
+    | Certified
+    | DiagnosticTaken
+    | VerdictReached
+    | ProbeFinished
 )

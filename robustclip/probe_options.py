@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
+from robustclip.certify import CertifyOptions, NoiseOptions
 from robustclip.scores import AnyScoreName
+from robustclip.smoothing import smoothing_of
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.victim import Victim
 
@@ -35,6 +37,7 @@ class ProbeOptions(BaseModel):
                  through the defense; `transfer` attacks other prompt sets behind the same defense; `oblivious` moves the image embedding, without
                  labels, prompts or defense
     minimal      bracket the smallest radius that breaks the decision, in the norm of the first attack, whatever its radius
+    certify      also certify the decision of the defense's votes, or of what it would be with votes; without `sigma` with the defense's own noise
     true_label   what the picture shows; None: the clean decision, which then is to be changed
     target_label the label to reach; None: any other
     eot          draws of a randomized defense averaged in each gradient
@@ -48,6 +51,7 @@ class ProbeOptions(BaseModel):
     score: AnyScoreName = "margin"
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("static", "adaptive")
     minimal: bool = False
+    certify: NoiseOptions | None = None
     true_label: str | None = None
     target_label: str | None = None
     eot: int = Field(default=8, ge=1, le=64)
@@ -59,6 +63,15 @@ class ProbeOptions(BaseModel):
     @property
     def tests_itself(self) -> bool:
         return self.self_test or any(isinstance(attack, Ensemble) and attack.preset != "quick" for attack in self.attacks)
+
+
+def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | None:
+    """What is to be certified, if anything."""
+    if options.certify is None:
+        return None
+    rule = smoothing_of(victim.defense)
+    own = {} if rule is None or "sigma" in options.certify.model_fields_set else {"sigma": rule.sigma}
+    return CertifyOptions(**(options.certify.model_dump() | own), seed=options.seed)
 
 
 def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:

@@ -15,6 +15,7 @@ from robustclip.errors import InvalidInput
 from robustclip.probe_options import Mode, ProbeOptions, boundless, farthest, modes_of
 from robustclip.report import Knowledge
 from robustclip.sanity import selftest
+from robustclip.smoothing import smoothing_of
 from robustclip.victim import Victim
 
 MINIMAL_PASSES = 3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
@@ -60,12 +61,14 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
 
     Raises InvalidInput as `trials_of`.
     """
-    draws, eot = (options.fresh_draws, options.eot) if is_randomized(victim) else (1, 1)
+    draws, eot = draws_of(victim, options), options.eot if is_randomized(victim) else 1
     total = draws + sanity.charged_passes(eot, randomized=is_randomized(victim), cross_entropy=options.score == "cross_entropy")
     total += boundless(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
     total += options.tests_itself * selftest.charged_passes(eot)
     for trial in trials_of(victim, options, sources=sources):
         total += _charged(trial, victim, eot=eot, draws=draws, sources=sources) + 3 * draws  # judged as floats, as a PNG, and to be shown
+    if options.certify is not None:
+        total += options.certify.n0 + options.certify.n
     if options.minimal:
         total += (MINIMAL_PASSES + _LAST_CALL) * eot + 6 * draws
     return total
@@ -81,6 +84,12 @@ def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
 def wants_sources(options: ProbeOptions) -> bool:
     """Whether other prompt sets would be of any use."""
     return "transfer" in options.modes or any(isinstance(attack, Ensemble) for attack in options.attacks)
+
+
+def draws_of(victim: Victim, options: ProbeOptions) -> int:
+    """How often a candidate is judged: once, as often as was asked for under a randomized defense, with all votes of a smoothed one."""
+    rule = smoothing_of(victim.defense)
+    return rule.votes if rule is not None else options.fresh_draws if is_randomized(victim) else 1
 
 
 def is_randomized(victim: Victim) -> bool:

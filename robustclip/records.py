@@ -5,16 +5,22 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-from robustclip.attacker import Attacker
+from torch import Tensor
+
+from robustclip.attacker import Attacker, Share
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
+from robustclip.certify import CertifyOptions, certify, noisy_classifier
 from robustclip.probe_options import ProbeOptions
-from robustclip.report import AttackRecord, Heat, Knowledge, MinimalRadius, Trace
+from robustclip.report import AttackRecord, CertificatePart, Heat, Knowledge, MinimalRadius, Trace
 from robustclip.served import Candidate
+from robustclip.smoothing import smoothing_of
 from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
 from robustclip.trials import Bracketed, Found
 from robustclip.types import Cost, Pixels
+from robustclip.victim import Victim
 
 
 def attack_record(
@@ -55,6 +61,15 @@ def with_search(record: AttackRecord, found: Found, options: ProbeOptions) -> At
     first = int(found.attacked.first_success[0])
     trace = Trace.of(found.attacked.trace_value[:, 0], found.attacked.trace_margin[:, 0]) if "curve" in options.include else None
     return record.model_copy(update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": found.stages})
+
+
+def certificate_of(victim: Victim, pixels: Tensor, options: CertifyOptions, *, share: Share, meter: Meter) -> CertificatePart:
+    """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid for."""
+    rule = smoothing_of(victim.defense)
+    denoiser = victim.defense if rule is None else victim.defense[1:]
+    vote = share(noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser))
+    found = certify(vote, pixels, options, on_rows=lambda rows: meter.pay(Cost(rows, 0)))
+    return CertificatePart(**found.model_dump(), served=rule is not None and rule.sigma == options.sigma)
 
 
 def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]) -> MinimalRadius:

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.events import Cut
+from robustclip.certify import Certificate
 from robustclip.sanity import Diagnostic
 from robustclip.sanity.selftest import SelfTest
 from robustclip.threat import Norm
 from robustclip.types import Pixels
 
 SCHEMA = "robustclip.probe/1"
-VerdictValue = Literal["broken", "inconclusive", "not-broken-within-budget"]
+VerdictValue = Literal["broken", "certified", "inconclusive", "not-broken-within-budget"]
 Knowledge = Literal["static", "adaptive", "transfer", "black_box", "oblivious"]
 
 _MAX_TRACE = 50
@@ -56,12 +57,13 @@ class VictimPart(_Part):
 
 
 class Decision(_Part):
-    """A decision of the served chain; for a randomized defense the mean over fresh draws."""
+    """A decision of the served chain; for a randomized defense the mean over fresh draws, for a smoothed one their votes."""
 
     label: str
-    probability: float
-    margin: float = Field(description="logit of the runner-up minus the winner's if correct: below 0 the true label wins")
+    probability: float = Field(description="of a smoothed decision the share of the votes")
+    margin: float = Field(description="logit (share) of the runner-up minus the winner's if correct: below 0 the true label wins")
     correct: bool
+    abstained: bool = Field(default=False, description="the votes prove nothing: no answer would be given")
 
 
 class InputPart(_Part):
@@ -174,6 +176,12 @@ class MinimalRadius(_Part):
     backward: int
 
 
+class CertificatePart(Certificate):
+    """A certificate of the smoothed decision; `served` says whether that is the deployed one, so that it counts for the verdict."""
+
+    served: bool
+
+
 class Gap(_Part):
     """Illusory robustness: what a static attack alone would have claimed."""
 
@@ -206,6 +214,7 @@ class ProbeReport(_Part):
     charged: int
     minimal_radius: MinimalRadius | None = None
     self_test: SelfTest | None = Field(default=None, description="whether the attack solves problems that have an answer, where it broke nothing")
+    certificate: CertificatePart | None = Field(default=None, description="if asked for; without one nothing is certain")
     cut: Cut | None = Field(default=None, description="what ended the probe before its time")
 
 

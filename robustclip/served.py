@@ -8,11 +8,13 @@ from torch import Tensor
 
 from robustclip.attacks.cascade import Judge
 from robustclip.attacks.events import Meter
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.images import load_pixels, pixels_to_png
 from robustclip.losses import untargeted_margin
 from robustclip.measure import wilson
 from robustclip.report import Decision, Rate
 from robustclip.seeds import derive
+from robustclip.smoothing import Ballot, count_votes, elect
 from robustclip.threat import LEVELS, BallSpec
 from robustclip.types import Classifier, Cost, Pixels, Seeds
 
@@ -58,6 +60,7 @@ class Served:
 
     draws  of a randomized defense on which a candidate is judged; 1 for any other
     meter  pays for every question
+    rule   the vote that is served, if one is; the draws are its votes
     """
 
     classifier: Classifier
@@ -65,6 +68,7 @@ class Served:
     draws: int
     seeds: Seeds
     meter: Meter
+    rule: Smoothing | None = None
 
     def logits(self, pixels: Pixels, stream: str) -> Tensor:
         """[draws, C] logits of one picture [1, 3, S, S], each with randomness of its own."""
@@ -74,19 +78,21 @@ class Served:
         self.meter.pay(Cost(self.draws, 0))
         return torch.cat(answers)
 
-    def mean_logits(self, pixels: Pixels, stream: str) -> Tensor:
-        """[C]"""
-        return self.logits(pixels, stream).mean(dim=0)
+    def opinion(self, pixels: Pixels, stream: str) -> Tensor:
+        """[C] mean logits of the draws; under a vote, the labels' shares."""
+        logits = self.logits(pixels, stream)
+        return logits.mean(dim=0) if self.rule is None else count_votes(logits) / len(logits)
 
-    def decision(self, logits: Tensor, truth: int) -> Decision:
-        """What [C] logits say, beside the true label."""
-        index = int(logits.argmax())
-        margin = untargeted_margin(logits[None], torch.tensor([truth], device=logits.device))[0].item()
-        probability = logits.softmax(dim=0)[index].item()
-        return Decision(label=self.classifier.labels[index], probability=probability, margin=margin, correct=index == truth)
+    def decision(self, opinion: Tensor, truth: int) -> Decision:
+        """What an opinion [C] comes to, beside the true label."""
+        index = int(opinion.argmax())
+        margin = untargeted_margin(opinion[None], torch.tensor([truth], device=opinion.device))[0].item()
+        probability = (opinion if self.rule is not None else opinion.softmax(dim=0))[index].item()
+        abstained = self.rule is not None and self._ballot((opinion * self.draws).round().long(), self.rule).abstained
+        return Decision(label=self.classifier.labels[index], probability=probability, margin=margin, correct=index == truth, abstained=abstained)
 
     def judged(self, pixels: Pixels, aim: Aim) -> Judged:
-        """Whether one picture reaches the aim, on draws that no search has seen."""
+        """Whether one picture reaches the aim, on draws that no search has seen. A vote reaches it by an answer, not by abstaining."""
         logits = self.logits(pixels, "fresh")
         targets = torch.full((len(logits),), aim.truth if aim.goal is None else aim.goal, device=logits.device)
         margin = untargeted_margin(logits, targets)
@@ -95,7 +101,13 @@ class Served:
             return Judged(bool(reached[0]), None)
         wrong = int(reached.sum())
         _, low, high = wilson(wrong, self.draws)
-        return Judged(low > 0.5, Rate(wrong=wrong, draws=self.draws, low=low, high=high))
+        rate = Rate(wrong=wrong, draws=self.draws, low=low, high=high)
+        if self.rule is None:
+            return Judged(low > 0.5, rate)
+        counts = count_votes(logits)
+        winner = int(counts.argmax())
+        answered = not self._ballot(counts, self.rule).abstained
+        return Judged(answered and (winner != aim.truth if aim.goal is None else winner == aim.goal), rate)
 
     def candidate(self, pixels: Pixels, origin: Pixels, ball: BallSpec, aim: Aim) -> Candidate:
         """Judge an attack's best point twice, as it is and from its PNG."""
@@ -103,8 +115,11 @@ class Served:
         success, rate = self.judged(pixels, aim)
         success_8bit, rate_8bit = self.judged(rounded, aim)
         shown = pixels if success and not success_8bit else rounded
-        decision = self.decision(self.mean_logits(shown, "judged"), aim.truth)
+        decision = self.decision(self.opinion(shown, "judged"), aim.truth)
         return Candidate(shown, png, success, success_8bit, rate_8bit if success_8bit else rate if success else _worse(rate, rate_8bit), decision)
+
+    def _ballot(self, counts: Tensor, rule: Smoothing) -> Ballot:
+        return elect(counts, self.classifier.labels, rule)
 
     def judge(self, origin: Pixels, ball: BallSpec, aim: Aim, *, bits: bool = True) -> Judge:
         """The last word for a search on `origin` [1, 3, S, S]: a candidate counts if its PNG reaches the aim.

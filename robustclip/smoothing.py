@@ -43,7 +43,7 @@ def vote_seeds(seed: int, rule: Smoothing | None) -> Seeds:
 
 
 def draw(ask: Callable[[Pixels, Seeds], Tensor], pixels: Tensor, seeds: Seeds, *, on_rows: Callable[[int], None] = lambda rows: None) -> Tensor:
-    """[V, ...] what `ask` says of one picture [3, S, S] under each of the seeds [V], a bounded batch at a time; `on_rows` hears how many rows each had."""
+    """[V, ...] what `ask` says of one picture [3, S, S] under each of the seeds [V], in batches; `on_rows` hears how many rows each had."""
     drawn: list[Tensor] = []
     for chunk in seeds.split(VOTES_A_PASS):
         drawn.append(ask(pixels.expand(len(chunk), -1, -1, -1), chunk))

@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Sequence
 
 from robustclip.attacks.events import Cut
-from robustclip.report import AttackRecord, InputPart, ProbeReport, Verdict, VerdictValue
+from robustclip.report import AttackRecord, CertificatePart, InputPart, ProbeReport, Verdict, VerdictValue
 from robustclip.sanity import Diagnostic
 from robustclip.threat import BallSpec, Norm, radius_text
 
-_SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget")
+_SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget", "certified")
 _NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
 _CUTS: dict[Cut, str] = {"deadline": "its time was over", "cancelled": "it was stopped", "budget": "its passes were spent"}
 
 
 def worst(reports: Iterable[ProbeReport]) -> VerdictValue:
-    """The worst verdict: broken, then inconclusive."""
+    """The worst verdict: broken, then inconclusive; certified is the best."""
     values: list[VerdictValue] = [report.verdict.value for report in reports]
     return next(value for value in _SEVERITY if value in values)
 
@@ -26,8 +26,11 @@ def reach_verdict(
     balls: Sequence[BallSpec],
     charged: int,
     cut: Cut | None = None,
+    certificate: CertificatePart | None = None,
 ) -> Verdict:
-    """Facts beat flags: a verified witness is broken whatever fired; without one, a cut, a hard flag or a missing adaptive attack is inconclusive.
+    """Facts beat flags: a verified witness is broken whatever fired, and what is certified of the served rule stands whatever else was tried or not.
+
+    Without either, a cut, a hard flag or a missing adaptive attack is inconclusive.
 
     `balls` are those of the attacks that were asked for, `charged` is what all of it cost, `cut` what ended the probe before its time.
     """
@@ -39,6 +42,9 @@ def reach_verdict(
     if hits := [record for record in records if record.success]:
         return Verdict(value="broken", bits="float", reason="witness", sentence=_testimony(question, hits, "float pixels"))
     tried = _largest(balls)
+    if certificate is not None and certificate.served and certificate.label == question.true_label and all(map(certificate.covers, balls)):
+        said = f"No change up to {tried} turns the vote from {question.true_label!r}, wrong with probability {certificate.alpha:g}"
+        return Verdict(value="certified", bits=None, reason="certificate", sentence=f"{said} ({certificate.hits} of {certificate.n} votes).")
     if cut is not None:
         return _inconclusive(cut, f"Nothing broke it up to {tried} before {_CUTS[cut]} ({charged} charged passes).")
     flags = [diagnostic for diagnostic in diagnostics if diagnostic.fired and diagnostic.severity == "hard"]

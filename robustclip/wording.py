@@ -1,11 +1,13 @@
 """What a probe report says, in sentences for people who did not make it. No sentence promises more than the report holds."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from robustclip.report import AttackRecord, MinimalRadius, ProbeReport
+from robustclip.certify import Certificate
+from robustclip.report import AttackRecord, CertificatePart, MinimalRadius, ProbeReport
 from robustclip.sanity import Diagnostic
-from robustclip.threat import Norm, radius_text
+from robustclip.threat import LEVELS, Norm, radius_text
 from robustclip.witnesses import norm_of, radius_of
 
 NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
@@ -96,6 +98,19 @@ def bracket_words(found: MinimalRadius) -> str:
     if found.broken is None:
         return f"nothing broke it, {found.unbroken_text} withstood, which proves nothing{spent}"
     return f"{found.broken_text} breaks it (as {found.label!r}), {found.unbroken_text} withstood, which proves nothing{spent}"
+
+
+def certificate_words(found: Certificate) -> str:
+    """What is certain and of what. Claims no more than the certificate: radii are rounded down."""
+    votes = f"{found.hits} of {found.n} votes at sigma {found.sigma:g}"
+    if found.abstained:
+        said = f"abstains: {votes} for {found.label!r} prove no majority"
+    else:
+        l2, levels = (math.floor(radius * 1000) / 1000 for radius in (found.radius_l2, found.radius_linf * LEVELS))
+        said = f"{found.label!r} holds within {l2:g} (L2), {levels:g}/255 in every value: {votes}, alpha {found.alpha:g}"
+    if isinstance(found, CertificatePart) and not found.served:
+        said += "; of the vote, which is not what is served"
+    return f"{said}; exploratory, this noise had answered another question" if found.exploratory else said
 
 
 def trust_sentence(report: ProbeReport) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -60,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.no_cache and arguments.confirm:
         raise InvalidInput("found beside --no-cache.", field="--confirm", help="Without a cache no noise is known to be fresh: give another --seed.")
     smoothed, prompt_set = _smoothed(arguments)
+    from robustclip.wording import certificate_words
+
     abstained = False
     for path in arguments.pictures:
         pixels = read_pixels(path, smoothed.clip)
@@ -73,19 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rule = [{"kind": "smoothing", "sigma": smoothed.options.sigma}, *(spec.model_dump(mode="json") for spec in smoothed.denoiser)]
             print(json.dumps({"image": str(path), "prompt_set": prompt_set, "defense": rule, "certificates": found}))
         else:
-            print("\n".join(f"{path}  {in_words(certificate)}  ({prompt_set})" for certificate in certificates))
+            print("\n".join(f"{path}  {certificate_words(certificate)}  ({prompt_set})" for certificate in certificates))
     return _ABSTAINED if abstained else 0
-
-
-def in_words(certificate: "Certificate") -> str:
-    """A sentence that claims no more than the certificate: radii are rounded down."""
-    votes = f"{certificate.hits} of {certificate.n} votes at sigma {certificate.sigma:g}"
-    if certificate.abstained:
-        said = f"abstains: {votes} for {certificate.label!r} prove no majority"
-    else:
-        l2, levels = (math.floor(radius * 1000) / 1000 for radius in (certificate.radius_l2, certificate.radius_linf * 255))
-        said = f"{certificate.label!r} holds within {l2:g} (L2), {levels:g}/255 in every value: {votes}, alpha {certificate.alpha:g}"
-    return f"{said}; exploratory, this noise had answered another question" if certificate.exploratory else said
 
 
 def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:

@@ -129,7 +129,7 @@ def _print_report(report: "ProbeReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from robustclip.wording import bracket_words, flag_sentence
+    from robustclip.wording import bracket_words, certificate_words, flag_sentence
 
     clean = report.input.clean
     print(f"{report.verdict.value}: {report.verdict.sentence}")
@@ -142,6 +142,8 @@ def _print_report(report: "ProbeReport") -> None:
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
     if report.minimal_radius is not None:
         print(f"smallest radius: {bracket_words(report.minimal_radius)}")
+    if report.certificate is not None:
+        print(f"certificate: {certificate_words(report.certificate)}")
     for flag in report.diagnostics:
         if flag.fired:
             print(f"{flag.severity} flag {flag.id} {flag.name}: {flag_sentence(flag)}")

@@ -19,6 +19,8 @@ _FLAGS = {
     "true_label": "--true-label",
     "target_label": "--target-label",
     "minimal": "--minimal",
+    "certify/n": "--certify",
+    "certify/sigma": "--sigma",
     "self_test": "--self-test",
     "seed": "--seed",
 }
@@ -45,6 +47,10 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--transfer-from", metavar="NAME,...", help="other prompt sets whose gradients are tried too")
     group.add_argument("--minimal", action="store_true", help="bracket the smallest radius that breaks the decision, up to 64/255")
     group.add_argument("--self-test", action="store_true", help="if nothing breaks, check that the attack solves problems with a known answer")
+    group.add_argument(
+        "--certify", type=int, nargs="?", const=1000, metavar="N", help="certify the smoothed decision too, from N votes (default: 1000)"
+    )
+    group.add_argument("--sigma", type=float, metavar="S", help="noise to certify with (default: that of smoothing in --defense, else 0.25)")
     group.add_argument("--deadline", type=float, metavar="SECONDS", help="then say what was found so far; Ctrl-C does so at once")
     group.add_argument("--progress", action="store_true", help="say what happens on standard error, a line each, also where that is no terminal")
 
@@ -59,6 +65,8 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
     for flag in ("steps", "restarts"):
         if arguments.preset is not None and getattr(arguments, flag) is not None:
             raise InvalidInput("found beside --preset.", field=f"--{flag}", help="A preset has its own steps: leave one of the two out.")
+    if arguments.sigma is not None and arguments.certify is None:
+        raise InvalidInput("found without --certify.", field="--sigma", help="Noise is for certifying.")
     if arguments.deadline is not None and not arguments.deadline > 0:
         raise InvalidInput(f"expected more than 0 seconds, found {arguments.deadline}.", field="--deadline")
     steps, restarts = (default if given is None else given for given, default in ((arguments.steps, _STEPS), (arguments.restarts, _RESTARTS)))
@@ -70,6 +78,7 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
         "score": arguments.score,
         "modes": modes,
         "minimal": arguments.minimal,
+        "certify": None if arguments.certify is None else {"n": arguments.certify} | ({} if arguments.sigma is None else {"sigma": arguments.sigma}),
         "self_test": arguments.self_test,
         "true_label": arguments.true_label,
         "target_label": arguments.target_label,

@@ -133,7 +133,9 @@ class ProbeRunner:
         for victim in victims:
             cost = charged_passes(victim, options, sources=len(_sources(victims, victim, options)))
             if cost > cap:
+                votes = 0 if options.certify is None else options.certify.n
                 field = "attacks" if request.attacks is not None else "minimal" if request.minimal else "preset" if request.preset else "steps"
+                field = "certify/n" if votes > cost - votes else field
                 raise ProbeTooExpensive(f"a report would cost {cost} charged passes, at most {cap} are allowed.", field=field)
         return found
 

@@ -17,6 +17,7 @@ from robustclip.probe_events import (
     AttackFinished,
     AttackProgress,
     BracketMoved,
+    Certified,
     CleanDecided,
     DiagnosticTaken,
     ProbeEvent,
@@ -25,6 +26,8 @@ from robustclip.probe_events import (
     WitnessFound,
 )
 from robustclip.report import ProbeReport
+from robustclip.threat import radius_text
+from robustclip.wording import certificate_words
 
 _SECONDS_BETWEEN_LINES = 1.0
 
@@ -34,7 +37,7 @@ def followed(told: Iterable[ProbeEvent], *, lines: bool) -> ProbeReport:
     console = Console(stderr=True)
     live = console.is_terminal and not lines
     due = 0.0
-    with console.status("loading") if live else _nothing() as status:
+    with console.status("attacking") if live else _nothing() as status:
         for event in told:
             if isinstance(event, ProbeFinished):
                 return event.report
@@ -67,8 +70,10 @@ def in_words(event: ProbeEvent) -> str | None:
         case AttackFinished():
             return f"{event.knowledge} {event.kind}: {'breaks it' if event.success else 'breaks nothing'}, {event.charged} charged passes"
         case BracketMoved():
-            broken = "nothing breaks it yet" if event.broken is None else f"broken at {event.broken:.6g}"
-            return f"smallest radius: {broken}, {event.unbroken:.6g} withstood"
+            broken = "nothing breaks it yet" if event.broken is None else f"{radius_text(event.broken, event.norm)} breaks it"
+            return f"smallest radius: {broken}, {radius_text(event.unbroken, event.norm)} withstood"
+        case Certified():
+            return f"certificate: {certificate_words(event.certificate)}"
         case DiagnosticTaken(diagnostic=found) if found.fired:
             return f"{found.severity} flag {found.id} {found.name}: {found.number:.3g}"
         case _:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
+from robustclip.certify import NoiseOptions
 from robustclip.defenses import AnyDefense
 from robustclip.probe_options import Include, Mode, ProbeOptions, strong_attack
 from robustclip.scores import AnyScoreName
@@ -176,6 +177,8 @@ class ProbeRequest(_Request):
     restarts: int = Field(default=1, ge=1, le=MAX_STARTS, description="random starts, beside the picture itself")
     preset: Preset | None = Field(default=None, description="the strong attack instead of PGD")
     minimal: bool = Field(default=False, description="bracket the smallest radius that breaks the decision, up to 64/255")
+    self_test: bool = Field(default=False, description="where nothing breaks, give the attack problems that have an answer")
+    certify: NoiseOptions | None = Field(default=None, description="also certify the vote; sigma absent: that of smoothing in the defense, else 0.25")
     loss: AnyScoreName = "margin"
     modes: tuple[Mode, ...] = Field(default=("static", "adaptive"), min_length=1, max_length=4, json_schema_extra={"uniqueItems": True})
     eot: int = Field(default=8, ge=1, le=64, description="draws of a randomised defense averaged in each gradient")
@@ -208,6 +211,8 @@ class ProbeRequest(_Request):
             score=self.loss,
             modes=self.modes,
             minimal=self.minimal,
+            certify=self.certify,
+            self_test=self.self_test,
             true_label=self.true_label,
             target_label=self.target_label,
             eot=self.eot,

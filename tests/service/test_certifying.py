@@ -10,6 +10,7 @@ import torch
 from robustclip.errors import RobustClipError
 from robustclip.images import pixels_to_png
 from service.certifying import main
+from service.local import probe
 
 COMMON = ["--labels", "cat,dog,car", "--backbone", "tiny", "--n", "200", "--n0", "20"]
 
@@ -96,3 +97,21 @@ def test_bad_options_name_themselves(picture: Path, cache: Path, change: list[st
 def test_a_cache_that_is_no_folder_is_refused(picture: Path, tmp_path: Path) -> None:
     with pytest.raises(RobustClipError, match="can't be used"):
         main([*COMMON, str(picture), "--cache", str(picture)])
+
+
+def test_a_probe_certifies_the_vote_that_it_attacked(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(picture), *COMMON[:4], "--defense", "smoothing:0.005", "--norm", "l2", "--eps", "0.0001", "--steps", "1", "--certify", "40"]
+    assert probe(asked) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("certified: No change up to 0.0001 (L2) turns the vote from")
+    assert "certificate: " in said
+    assert "40 of 40 votes at sigma 0.005" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [(["--certify", "0"], "--certify"), (["--certify", "--sigma", "0"], "--sigma"), (["--sigma", "1"], "--sigma")]
+)
+def test_a_probe_refuses_what_can_not_be_certified_with(picture: Path, change: list[str], field: str) -> None:
+    with pytest.raises(RobustClipError) as refusal:
+        probe([str(picture), *COMMON[:4], *change])
+    assert refusal.value.field == field

@@ -115,3 +115,38 @@ def test_an_operator_s_rule_that_no_queue_could_hold_stops_the_start(tmp_path: P
     ):
         pass
     assert refusal.value.field == "defense.default"
+
+
+def test_a_probe_of_the_served_vote_certifies_it(server: Running) -> None:
+    asked = {
+        "labels": LABELS,
+        "defenses": [[{"kind": "smoothing", "sigma": 0.005, "votes": 20}], "none"],
+        "certify": {"n": 40, "n0": 10},
+        "norm": "l2",
+        "eps": 1e-4,
+        "steps": 1,
+        "restarts": 1,
+        "modes": ["adaptive"],
+        "eot": 2,
+    }
+    files = [("image", picture()), ("request", ("request.json", orjson.dumps(asked), "application/json"))]
+    response = server.client.post("/probe", files=files)
+    assert response.status_code == 200, response.text
+    voted, plain = response.json()["reports"]
+    assert voted["verdict"]["value"] == "certified"
+    assert voted["certificate"]["hits"] == 40
+    assert voted["certificate"]["radius_l2"] > 1e-4
+    assert (voted["certificate"]["sigma"], voted["certificate"]["served"]) == (0.005, True)
+    assert (plain["certificate"]["sigma"], plain["certificate"]["served"]) == (0.25, False)
+    assert plain["verdict"]["value"] != "certified"
+
+
+@pytest.mark.parametrize(
+    ("certify", "pointer"),
+    [({"sigma": 0}, "#/certify/sigma"), ({"n": 0}, "#/certify/n"), ({"n": 10**9}, "#/certify/n"), ({"n": 10_000}, "#/certify/n")],
+)
+def test_noise_that_can_not_be_certified_with_is_refused_by_its_place(server: Running, certify: dict[str, Any], pointer: str) -> None:
+    request = orjson.dumps({"labels": LABELS, "certify": certify})
+    response = server.client.post("/probe", files=[("image", picture()), ("request", ("request.json", request, "application/json"))])
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == pointer
