@@ -66,7 +66,7 @@ class Scene:
             match event:
                 case Bracket():
                     if event != found:
-                        yield BracketMoved(unbroken=event.unbroken, broken=event.broken)
+                        yield BracketMoved(norm=minimal.ball.kind, unbroken=event.unbroken, broken=event.broken)
                     found = event
                 case Witness():
                     nearest = event.pixels[None]

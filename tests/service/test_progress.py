@@ -15,10 +15,10 @@ from robustclip.sanity import Diagnostic
 from service.progress import followed, in_words, interruptible
 
 
-@pytest.mark.parametrize("broken", [None, 0.01])
+@pytest.mark.parametrize("broken", [None, 2.5 / 255])
 def test_a_bracket_is_told_with_both_ends(broken: float | None) -> None:
-    words = in_words(BracketMoved(unbroken=0.005, broken=broken))
-    assert words == f"smallest radius: {'nothing breaks it yet' if broken is None else 'broken at 0.01'}, 0.005 withstood"
+    words = in_words(BracketMoved(norm="linf", unbroken=1 / 255, broken=broken))
+    assert words == f"smallest radius: {'nothing breaks it yet' if broken is None else '2.5/255 breaks it'}, 1/255 withstood"
 
 
 def test_only_flags_that_fired_are_worth_a_line() -> None:
