@@ -4,7 +4,8 @@ Pictures become pixels through `robustclip.images`, the same path that a request
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -152,18 +153,17 @@ def _from_folders(folder: Path, split: str) -> LabelledImages:
     root = folder if split == ALL else folder / split
     siblings = [root] if split == ALL else [folder / name for name in splits if name in {*_SPLITS, split}]
     classes = _class_names(folder) or sorted({child.name for sibling in siblings for child in _class_folders(sibling)})
-    files: list[Path] = []
+    names: list[str] = []  # all that is kept of a picture until it is asked for: ImageNet has 1.3 million
     targets: list[int] = []
     for child in _class_folders(root):
         if child.name not in classes:
             raise DataRefused(
                 f"the class folder {child.name!r} is not in classes.txt.", field=str(folder), help="Add its name, or remove the folder."
             )
-        pictures = _pictures(child)
-        files += pictures
+        pictures = sorted(_pictures(child))
+        names += [str(child.relative_to(folder) / name) for name in pictures]
         targets += [classes.index(child.name)] * len(pictures)
-    names = tuple(str(file.relative_to(folder)) for file in files)
-    return labelled(folder, split, classes, targets, names, lambda index: files[index].read_bytes())
+    return labelled(folder, split, classes, targets, tuple(names), lambda index: (folder / names[index]).read_bytes())
 
 
 def _class_names(folder: Path) -> list[str] | None:
@@ -185,11 +185,15 @@ def _class_names(folder: Path) -> list[str] | None:
 
 def _class_folders(folder: Path) -> list[Path]:
     """Sub-folders with at least one picture directly inside, by name."""
-    return [child for child in sorted(folder.iterdir()) if child.is_dir() and _pictures(child)]
+    return [child for child in sorted(folder.iterdir()) if child.is_dir() and any(_pictures(child))]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
+def _pictures(folder: Path) -> Iterator[str]:
+    """Names of pictures, in the folder's own order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
+                yield entry.name
 
 
 def labelled(
@@ -202,5 +206,6 @@ def labelled(
         raise DataRefused(f"expected at least 2 classes, found {len(labels)}.", field=str(folder))
     if not names:
         raise DataRefused(f"the split {split!r} has no pictures.", field=str(folder))
-    merged = [labels.index(texts[target]) for target in targets]
+    position = [labels.index(text) for text in texts]
+    merged = [position[target] for target in targets]
     return LabelledImages(folder, split, labels, torch.tensor(merged, dtype=torch.int64), names, read)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import write_pictures
 
+from robustclip.errors import DataRefused
 from training.corpus import Corpus
 from training.data import load_data
 from training.hardening.supply import BLOCK, ahead, draw_blocks, folder_supply, imagenet_words, open_supply
@@ -33,6 +35,17 @@ def test_a_folder_keeps_a_tenth_of_each_class_back_and_answers_among_its_own_nam
     assert own == ["blue thing", "green thing", "red thing"]
     assert [int(supply.validation[supply.name == name].sum()) for name in supply.names.members[supply.sets[0]].tolist()] == [1, 1, 1]
     assert supply.teacher is None
+
+
+def test_a_picture_of_a_folder_is_not_touched_before_it_is_asked_for(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures", train=6)
+    (folder / "train" / "blue_thing" / "0.png").write_bytes(b"no picture")
+    supply = open_supply(folder, tmp_path / "cache", size=32, workers=2, progress=silent)
+    assert len(supply.name) == 18
+    assert supply.pixels(torch.tensor([1, 17])).shape == (2, 3, 32, 32)
+    with pytest.raises(DataRefused, match=r"blue_thing/0\.png is no usable picture"):
+        supply.pixels(torch.tensor([1, 0]))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_threads_read_the_same_pictures(picture_folder: Path) -> None:
