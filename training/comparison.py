@@ -5,7 +5,7 @@ Every interval is a bootstrap over pictures and, where there are several, over s
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -101,11 +101,6 @@ def resampled_mean(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTS
         means += torch.cat([_redrawn(part, min(_CHUNK, draws - start), generator) for start in chunks]) / len(parts)
     low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
     return Interval(sum(float(part.mean()) for part in parts) / len(parts), low, high)
-
-
-def decided(facts: Mapping[str, Any]) -> bool:
-    """Whether a difference is one. Few disagreements flatter the bootstrap (4 to 0 of 256 pictures has p = 0.125): both tests have to say so."""
-    return (facts["low"] > 0 or facts["high"] < 0) and (facts["mcnemar"] is None or facts["mcnemar"] < 0.05)
 
 
 def _redrawn(part: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from robustclip.charts import STYLE, Curve, chart
 from robustclip.threat import LEVELS, parse_radius
-from training.comparison import decided
+from training.difference import decided
 
 Facts: TypeAlias = Mapping[str, Any]
 _PAGE_STYLE = """

@@ -10,7 +10,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from robustclip.files import write_atomically
+from training.difference import decided
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -18,9 +21,12 @@ _INTRODUCTION = """# Results
 
 Made by `make results` from the JSON files in `results/`, which `robustclip evaluate --json` wrote; `make results-check` compares. Accuracy in per
 cent with Wilson's 95 % interval. *Paired* is the difference on the same pictures, in points, with its bootstrap interval and McNemar's exact p; it is
-bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T2` everything. Every row's own command
+bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T1` the deployed one under words that
+a person wrote, `T2` everything, `T3` everything by every means: it alone makes a headline, and a cell that a masking check contradicts is
+*inconclusive*. Several seeds show their mean, its bootstrap interval over pictures and seeds, and their standard deviation. Every row's own command
 stands in its JSON.
 """
+Facts: TypeAlias = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,58 +38,132 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     made = render({path.stem: json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*.json"))})
     if not arguments.check:
-        arguments.page.write_text(made)
+        write_atomically(arguments.page, made.encode())
     elif not arguments.page.is_file() or arguments.page.read_text() != made:
         print(f"{arguments.page.name} is not what {arguments.folder.name}/*.json make: run `make results`.", file=sys.stderr)
         return 1
     return 0
 
 
-def render(found: dict[str, dict[str, Any]]) -> str:
+def render(found: dict[str, Facts]) -> str:
     """The page, a section for each file in the order of their names."""
     return "\n".join([_INTRODUCTION, *(_section(name, content) for name, content in found.items())])
 
 
-def _section(name: str, content: dict[str, Any]) -> str:
-    results: list[dict[str, Any]] = content["results"]
-    conditions = list(dict.fromkeys(_condition(row) for row in results))
-    about = sorted({f"{row['backbone']}, {row['data']} {row['split']}, {row['n']} pictures, seed {row['seed']}" for row in results})
-    cells = {(_subject(row), _condition(row)): row for row in results}
+def _section(name: str, content: Facts) -> str:
+    results: list[Facts] = content["results"]
+    about = sorted({f"{row['backbone']}, {_data(row)}, {row['n']} pictures, seed {row['seed']}" for row in results})
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
-    lines += _table(["prompt set", *conditions])
-    for subject in dict.fromkeys(_subject(row) for row in results):
-        lines.append(_line([subject, *(_accuracy(cells.get((subject, condition))) for condition in conditions)]))
-    if paired := content.get("paired"):
-        differences = {(_pair(row), _condition(row)): row for row in paired}
-        lines += ["", *_table(["paired", *conditions])]
-        for pair in dict.fromkeys(_pair(row) for row in paired):
-            lines.append(_line([pair, *(_difference(differences.get((pair, condition))) for condition in conditions)]))
+    groups = list(dict.fromkeys(_group(row) for row in results))
+    refused = {_key(row, "T3", row["eps"]): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
+    for group in groups:
+        lines += [f"### {group}", ""] if len(groups) > 1 else []
+        rows = [row for row in _with_means(content) if _group(row) == group]
+        lines += _accuracies(rows, {_key(row, row["threat"], row["eps"]): row for row in rows}, refused)
+        lines += _differences([row for row in content.get("paired", ()) if _group(row) == group])
+        lines += [""] if len(groups) > 1 else []
+    lines += _over_data(content)
+    lines += _checks(content)
     options = re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"])
     return "\n".join([*lines, "", f"    {options} ...", ""])
 
 
-def _condition(row: dict[str, Any]) -> str:
+def _with_means(content: Facts) -> list[Facts]:
+    """A row a cell: the mean where several seeds were measured, else the one row."""
+    means: list[Facts] = content.get("over_seeds", [])
+    covered = {(_group(row), row["defense"], _condition(row), seed) for row in means for seed in row["seeds"]}
+    return [*means, *(row for row in content["results"] if (_group(row), row["defense"], _condition(row), row["seed"]) not in covered)]
+
+
+def _accuracies(rows: Sequence[Facts], cells: dict[tuple[str, ...], Facts], refused: dict[tuple[str, ...], list[str]]) -> list[str]:
+    conditions = list(dict.fromkeys((_condition(row), row["threat"], row["eps"]) for row in rows))
+    lines = _table(["prompt set", *(name for name, _, _ in conditions)])
+    for subject, row in _first(rows).items():
+        keys = [_key(row, threat, eps) for _, threat, eps in conditions]
+        lines.append(_line([subject, *(_accuracy(cells.get(key), refused.get(key, [])) for key in keys)]))
+    return lines
+
+
+def _first(rows: Sequence[Facts]) -> dict[str, Facts]:
+    """A row of each subject, in the order of their appearance."""
+    found: dict[str, Facts] = {}
+    for row in rows:
+        found.setdefault(_subject(row), row)
+    return found
+
+
+def _differences(paired: Sequence[Facts]) -> list[str]:
+    if not paired:
+        return []
+    conditions = list(dict.fromkeys(_condition(row) for row in paired))
+    differences = {(_pair(row), _condition(row)): row for row in paired}
+    lines = ["", *_table(["paired", *conditions])]
+    lines += [
+        _line([pair, *(_difference(differences.get((pair, condition))) for condition in conditions)]) for pair in dict.fromkeys(map(_pair, paired))
+    ]
+    return lines
+
+
+def _over_data(content: Facts) -> list[str]:
+    """Means over data sets, and their differences."""
+    means: list[Facts] = content.get("over_data", [])
+    if not means:
+        return []
+    lines = ["", f"### Means over {', '.join(dict.fromkeys(name for row in means for name in row['data']))}", ""]
+    lines += _accuracies(means, {_key(row, row["threat"], row["eps"]): row for row in means}, {})
+    return [*lines, *_differences(content.get("paired_over_data", []))]
+
+
+def _checks(content: Facts) -> list[str]:
+    """One sentence for all masking checks, one line for each that fired."""
+    checks: list[Facts] = content.get("checks", [])
+    if not checks:
+        return []
+    fired = [check for check in checks if check["fired"]]
+    lines = ["", f"Masking checks: {len(checks)}, {len(fired)} of them fired."]
+    return [*lines, *(f"- {check['id']} {check['name']}: {check['prompt_set']}, {_data(check)}: {check['sentence']}." for check in fired)]
+
+
+def _group(row: Facts) -> str:
+    return f"{row['backbone']}, {_data(row)}"
+
+
+def _data(row: Facts) -> str:
+    return f"{row['data']} {row['split']}" + (f" ({row['classes']} among {row['among']})" if "classes" in row else "")
+
+
+def _key(row: Facts, threat: str, eps: str) -> tuple[str, ...]:
+    return (_group(row), _subject(row), threat, eps)
+
+
+def _condition(row: Facts) -> str:
     return row["threat"] if row["threat"] == "clean" else f"{row['threat']} {row['eps']}"
 
 
-def _subject(row: dict[str, Any]) -> str:
+def _subject(row: Facts) -> str:
     return row["prompt_set"] if row["defense"] == "none" else f"{row['prompt_set']} behind {row['defense']}"
 
 
-def _pair(row: dict[str, Any]) -> str:
+def _pair(row: Facts) -> str:
     names = f"{row['a'].split('@')[0]} - {row['b'].split('@')[0]}"
     return names if row["defense"] == "none" else f"{names} behind {row['defense']}"
 
 
-def _accuracy(row: dict[str, Any] | None) -> str:
-    return "" if row is None else f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
-
-
-def _difference(row: dict[str, Any] | None) -> str:
+def _accuracy(row: Facts | None, refused: Sequence[str]) -> str:
     if row is None:
         return ""
-    text = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}; p {row['mcnemar']:.2g})"
-    return f"**{text}**" if (row["low"] > 0 or row["high"] < 0) and row["mcnemar"] < 0.05 else text
+    if refused:
+        return f"inconclusive ({', '.join(refused)})"
+    deviation = f"; sd {100 * row['deviation']:.1f}" if "deviation" in row else ""
+    return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation})"
+
+
+def _difference(row: Facts | None) -> str:
+    if row is None:
+        return ""
+    test = "" if row["mcnemar"] is None else f"; p {row['mcnemar']:.2g}"
+    text = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}{test})"
+    return f"**{text}**" if decided(row) else text
 
 
 def _table(names: Sequence[str]) -> list[str]:

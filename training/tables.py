@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from training.comparison import decided
+from training.difference import decided
 
 Facts: TypeAlias = Mapping[str, Any]
 _WIDE = 170

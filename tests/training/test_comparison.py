@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from robustclip.measure import mcnemar, paired_difference
-from training.comparison import compare, decided, over_data, over_seeds, resampled_mean
+from training.comparison import compare, over_data, over_seeds, resampled_mean
+from training.difference import decided
 from training.evaluation import Row
 
 

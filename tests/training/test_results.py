@@ -52,6 +52,36 @@ def test_defenses_are_rows_and_what_was_not_measured_is_empty() -> None:
     assert "| plain@11 behind jpeg:75 |  | 25.0 (15.0 to 35.0) |" in page
 
 
+def test_several_data_sets_have_a_table_each_and_one_of_means() -> None:
+    rows = [{**found, "data": data} for data in ("toys", "tools") for found in content()["results"]]
+    means = [{**SHARED, "data": ["toys", "tools"], "prompt_set": "plain", "threat": "clean", "eps": "0", "accuracy": 0.25, "low": 0.2, "high": 0.3}]
+    paired = [{**pair(0.1, 0.5), "data": ["toys", "tools"], "mcnemar": None}]
+    page = render({"toys": content(results=rows, paired=[pair(0.1, 0.01)], over_data=means, paired_over_data=paired)})
+    toys, tools = page.index("### tiny, toys test"), page.index("### tiny, tools test")
+    assert toys < page.index("| learned - plain |") < tools < page.index("### Means over toys, tools")
+    assert page.count("| learned@22 | 70.0 (60.0 to 80.0) |") == 2
+    assert "| plain | 25.0 (20.0 to 30.0) |" in page
+    assert "**+20.0 (+10.0 to +40.0)**" in page
+
+
+def test_several_seeds_are_their_mean() -> None:
+    rows = [{**row("plain@11", "clean", "0", share), "seed": seed} for seed, share in ((0, 0.5), (1, 0.7))]
+    mean = {**rows[0], "seeds": [0, 1], "accuracy": 0.6, "low": 0.55, "high": 0.65, "deviation": 0.141}
+    page = render({"toys": {"title": "Toys", "says": "", "results": [*rows, row("plain@11", "T2", "1/255", 0.2)], "over_seeds": [mean]}})
+    assert "| plain@11 | 60.0 (55.0 to 65.0; sd 14.1) | 20.0 (10.0 to 30.0) |" in page
+    assert "50.0 (" not in page
+
+
+def test_a_cell_that_a_check_contradicts_is_inconclusive() -> None:
+    rows = [row("plain@11", threat, "1/255", share) for threat, share in (("T1", 0.1), ("T3", 0.6))]
+    headline = {**SHARED, "prompt_set": "plain@11", "eps": "1/255", "refused": ["M5"]}
+    check = {**SHARED, "prompt_set": "plain@11", "id": "M5", "name": "transfer beats adaptive", "sentence": "T3 finds less", "fired": True}
+    page = render({"toys": {"title": "Toys", "says": "", "results": rows, "headlines": [headline], "checks": [check, {**check, "fired": False}]}})
+    assert "| plain@11 | 10.0 (0.0 to 20.0) | inconclusive (M5) |" in page
+    assert "Masking checks: 2, 1 of them fired." in page
+    assert "- M5 transfer beats adaptive: plain@11, toys test: T3 finds less." in page
+
+
 def test_a_page_that_was_edited_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "toys.json").write_text(json.dumps(content()))
