@@ -75,10 +75,10 @@ class Symptom:
 
 
 LADDER_STEPS = 10
-FACTORS = (0.5, 2.0, 4.0)  # times the radius: where else the ladder of M8 stands
+FACTORS = (0.5, 2.0)  # times the radius: where else the ladder of M8 stands
 DIRECTIONS = 16
 NOISY_COPIES = 8
-QUERIES = 100
+QUERIES = 64
 DRAWS = 5
 MATES = 7
 DOUBTS = 16  # fresh draws of a randomized defense on which what a check found must hold

@@ -25,7 +25,7 @@ def black_box_weaker(black_box_success: bool, adaptive_success: bool) -> Diagnos
 
 
 def square_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word) -> tuple[Diagnostic, Cost]:
-    """M6 where no black-box attack was tried and gradients failed: Square, 100 queries."""
+    """M6 where no black-box attack was tried and gradients failed: Square, 64 queries."""
     attacked = Square(ball=ball, queries=QUERIES)(score, pixels, derive(seeds, "square"))
     reached, cost = judge(attacked.pixels, attacked.margin)
     return black_box_weaker(bool(reached.any()), adaptive_success=False), attacked.cost.plus(cost)
