@@ -29,7 +29,7 @@ def with_a_picture(case: schemathesis.Case) -> schemathesis.Case:
 
 @pytest.mark.slow
 def test_the_fuzzer_finds_no_server_error_and_no_undocumented_answer(tmp_path: Path) -> None:
-    with serving(tmp_path, probe={"charged_passes": 600, "queue": 100}) as server:
+    with serving(tmp_path, probe={"charged_passes": 600, "job_charged_passes": 600, "queue": 100}) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]
         seen: set[int] = set()
