@@ -100,12 +100,12 @@ def test_a_cache_that_is_no_folder_is_refused(picture: Path, tmp_path: Path) -> 
 
 
 def test_a_probe_certifies_the_vote_that_it_attacked(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [str(picture), *COMMON[:4], "--defense", "smoothing:0.005", "--norm", "l2", "--eps", "0.0001", "--steps", "1", "--certify", "40"]
+    asked = [str(picture), *COMMON[:4], "--defense", "smoothing:0.001", "--norm", "l2", "--eps", "0.0001", "--steps", "1", "--certify", "40"]
     assert probe(asked) == 0
     said = capsys.readouterr().out
     assert said.startswith("certified: No change up to 0.0001 (L2) turns the vote from")
     assert "certificate: " in said
-    assert "40 of 40 votes at sigma 0.005" in said
+    assert "40 of 40 votes at sigma 0.001" in said
 
 
 @pytest.mark.parametrize(

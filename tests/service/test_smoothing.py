@@ -120,7 +120,7 @@ def test_an_operator_s_rule_that_no_queue_could_hold_stops_the_start(tmp_path: P
 def test_a_probe_of_the_served_vote_certifies_it(server: Running) -> None:
     asked = {
         "labels": LABELS,
-        "defenses": [[{"kind": "smoothing", "sigma": 0.005, "votes": 20}], "none"],
+        "defenses": [[{"kind": "smoothing", "sigma": 0.001, "votes": 20}], "none"],
         "certify": {"n": 40, "n0": 10},
         "norm": "l2",
         "eps": 1e-4,
@@ -136,7 +136,7 @@ def test_a_probe_of_the_served_vote_certifies_it(server: Running) -> None:
     assert voted["verdict"]["value"] == "certified"
     assert voted["certificate"]["hits"] == 40
     assert voted["certificate"]["radius_l2"] > 1e-4
-    assert (voted["certificate"]["sigma"], voted["certificate"]["served"]) == (0.005, True)
+    assert (voted["certificate"]["sigma"], voted["certificate"]["served"]) == (0.001, True)
     assert (plain["certificate"]["sigma"], plain["certificate"]["served"]) == (0.25, False)
     assert plain["verdict"]["value"] != "certified"
 
