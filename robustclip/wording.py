@@ -118,7 +118,7 @@ def trust_sentence(report: ProbeReport) -> str:
     tried, fired = len(report.diagnostics), [flag for flag in report.diagnostics if flag.fired]
     hard = sum(flag.severity == "hard" for flag in fired)
     if hard:
-        return f"{hard} of {tried} checks for a false result say no. A witness stays a fact; that nothing was found would mean nothing."
+        return f"{hard} of {tried} checks for a false result failed. A witness stays a fact; that nothing was found would mean nothing."
     if fired:
         return f"{len(fired)} of {tried} checks for a false result noticed something, none of it serious."
     return f"{tried} checks for a false result were made; none gave a reason to doubt the attack."

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from robustclip.errors import GateFailed, InvalidInput
+from robustclip.errors import GateFailed, InvalidInput, ReportRefused
 from robustclip.replay import Rejudged, Replay, check_size, newly_fooled
 from robustclip.witnesses import Witness, collect
 from service.loaded import LoadedSet
@@ -31,10 +31,11 @@ class WitnessGate:
             raise InvalidInput(f"expected a folder of probe reports, found {folder}.", field="store.witnesses")
         self._folder = folder
         self._replayed = replayed
-        check_size(collect([folder]).witnesses, size)
+        self._size = size
+        self._collected()
 
     def __call__(self, candidate: LoadedSet, current: LoadedSet | None) -> None:
-        witnesses = collect([self._folder]).witnesses
+        witnesses = self._collected()
         if current is None or not witnesses:
             return
         found = newly_fooled(self._replayed(candidate, witnesses), self._replayed(current, witnesses))
@@ -47,6 +48,17 @@ class WitnessGate:
                 help="Look at them with `robustclip replay`; force serves the version all the same.",
             )
 
+    def _collected(self) -> tuple[Witness, ...]:
+        """Errors name a report by its place in the folder: who activates need not know where that is."""
+        try:
+            witnesses = collect([self._folder]).witnesses
+            check_size(witnesses, self._size)
+        except ReportRefused as error:
+            raise ReportRefused(error.message, field=self._place(error.field or ""), help=error.help) from error
+        return witnesses
+
+    def _place(self, source: str) -> str:
+        return source.removeprefix(f"{self._folder}/")
+
     def _told(self, found: Rejudged) -> str:
-        source = found.source.removeprefix(f"{self._folder}/")
-        return f"{source} ({found.true_label!r} taken for {found.label!r}, {found.change:g}/255)"
+        return f"{self._place(found.source)} ({found.true_label!r} taken for {found.label!r}, {found.change:g}/255)"

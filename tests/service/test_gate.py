@@ -101,6 +101,7 @@ def test_a_damaged_report_is_named_and_nothing_moves(gated: Gated) -> None:
     refused = gated.activate(gated.new)
     assert refused.json()["code"] == "report-refused"
     assert "damaged.json" in refused.text
+    assert str(gated.folder) not in refused.text
     assert gated.served == gated.old.version
 
 
