@@ -29,7 +29,7 @@ class Examination:
         """One after the other, each paid for before the next. `successes`: whether attacks of a knowledge succeeded, for those that were run."""
         suspect = self._suspect()
         unbounded = boundless(suspect.ball, self.pixels.shape[-1])
-        for diagnostic, cost in sanity.examine(suspect, successes, unbounded=unbounded):
+        for diagnostic, cost in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded):
             self.meter.pay(cost)
             yield diagnostic
         standing = "adaptive" in successes and not successes["adaptive"]
