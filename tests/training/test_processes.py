@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tuning import silent
 
-from robustclip.clip import Clip
+from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput
+from robustclip.types import Progress
 from training.checkpoint import Epoch
 from training.data import load_data
+from training.inner import Precision
 from training.loop import fit
 from training.objectives import OBJECTIVES
 from training.processes import ALONE, Processes, joined
@@ -28,6 +30,7 @@ CASES: dict[str, dict[str, object]] = {
     "fap": {"kind": "fap", "average": 0.9, "precision": "float32"},
     "capt": {"kind": "capt", "alpha_rule": "loss_ratio", "anchor": 0.5, "precision": "float32"},
     "apd": {"kind": "apd", "teacher": "online_ema", "precision": "float32"},
+    "begun_alone": {"kind": "fap", "precision": "float32"},
 }
 IN_COMPANY = """
 import json, sys, time
@@ -64,13 +67,23 @@ def line_of_rows(processes: Processes, count: int) -> tuple[float, list[float]]:
     return loss.item(), [float(weight.grad) for weight in (inside, outside) if weight.grad is not None]
 
 
-def learn(clip: Clip, pictures: Path, folder: Path, name: str, processes: Processes = ALONE) -> list[list[object]]:
+def learn(
+    clip: Clip,
+    pictures: Path,
+    folder: Path,
+    name: str,
+    processes: Processes = ALONE,
+    *,
+    precision: Precision = "float32",
+    progress: Progress = silent,
+) -> list[list[object]]:
     """Learn a case into FOLDER/name; what its epochs cost and said."""
     objective = OBJECTIVES[str(CASES[name]["kind"])].model_validate({**SMALL, **CASES[name]})
     data = load_data(pictures, "train")
     chosen = torch.arange(0, 36, 4)  # nine pictures: batches of 4, 4 and 1
     examples = objective.prepare(clip, data, chosen, seed=3, folder=folder / "cache", progress=silent, processes=processes)
-    fitted = fit(clip, objective, examples, data.labels, seed=3, checkpoint=folder / name, progress=silent, processes=processes)
+    work = {"progress": progress, "processes": processes, "precision": precision}
+    fitted = fit(clip, objective, examples, data.labels, seed=3, checkpoint=folder / name, **work)
     return [_told(epoch) for epoch in fitted.history]
 
 
@@ -128,10 +141,34 @@ def test_a_launcher_that_is_not_understood_is_no_reason_to_run_alone(monkeypatch
         PartialState._reset_state()  # pyright: ignore[reportPrivateUsage]
 
 
+def test_towers_in_bfloat16_move_float32_prompts_nearly_alike(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+    learn(tiny, picture_folder, tmp_path / "exact", "fap")
+    learn(tiny, picture_folder, tmp_path / "rounded", "fap", precision="bf16")
+    assert parameters(tmp_path / "rounded" / "fap").dtype == torch.float32
+    assert 1e-4 < moved_apart(tmp_path / "exact" / "fap", tmp_path / "rounded" / "fap", tiny, "fap") < 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_learns_what_a_cpu_learns(tiny: Clip, picture_folder: Path, tmp_path: Path, name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    learn(tiny, picture_folder, tmp_path / "cpu", name)
+    learn(load_clip("tiny", device="cuda"), picture_folder, tmp_path / "gpu", name, Processes(torch.device("cuda"), parts=2))
+    assert moved_apart(tmp_path / "cpu" / name, tmp_path / "gpu" / name, tiny, name) < 0.05
+
+
 @pytest.fixture(scope="module")
-def company(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
-    """What two processes left and said."""
+def company(tiny: Clip, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    """What two processes left and said; one case was begun by one process and killed in its third epoch."""
     folder = tmp_path_factory.mktemp("company")
+
+    def kill(done: int, total: int, what: str) -> None:
+        if what.startswith("tuning") and done > 2 * 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(tiny, picture_folder, folder, "begun_alone", progress=kill)
     return folder, [json.loads(said) for said in run_two(IN_COMPANY, str(folder), str(picture_folder))]
 
 

@@ -85,6 +85,15 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(alone: Path,
     assert [line["phase"] for line in lines] == ["frozen", "joint", "broad"]
 
 
+@pytest.mark.gpu
+def test_a_gpu_learns_what_a_cpu_learns(alone: Path, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    trainer(tmp_path / "gpu", EXACT, processes=Processes(torch.device("cuda"), parts=2)).run_phases()
+    found = differences(alone, tmp_path / "gpu", tmp_path / "fresh")
+    assert found["frozen"] < 0.05, found  # stem features are rounded by another device
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_each_phase_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.pretraining.run.CHECKPOINT_STEPS", 1)
