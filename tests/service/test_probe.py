@@ -157,6 +157,13 @@ def test_the_smallest_radius_is_bracketed_on_demand(server: Running) -> None:
     assert 0 <= found["unbroken"] < found["broken"] <= 64 / 255
 
 
+def test_an_attack_in_vain_is_tested_on_demand(server: Running) -> None:
+    found = report(server, self_test=True, eps="0.1/255")["reports"][0]
+    assert found["self_test"]["found"] == found["self_test"]["valid"] == 3
+    assert [flag["fired"] for flag in found["diagnostics"] if flag["id"] == "S1"] == [False]
+    assert report(server, eps="0.1/255")["reports"][0]["self_test"] is None
+
+
 def test_who_names_no_deadline_waits_so_long_for_each_report(tmp_path: Path) -> None:
     with serving(tmp_path, probe={"report_seconds": 0.001}) as server:
         assert ask(server, steps=100).json()["code"] == "deadline-exceeded", "there was no time for the clean decision"
