@@ -1,6 +1,6 @@
 """Masking checks over measured rows, and the headlines they allow. What a stronger attacker finds less of is a sign of a blind attack, not of safety.
 
-Identifiers are those of `robustclip/sanity.py` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths (METHODS 8.5). Only T3 makes a
+Names are those of `robustclip/sanity/` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths (METHODS 8.5). Only T3 makes a
 headline, and none that a hard check contradicts: such a cell is inconclusive.
 """
 
@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from robustclip.sanity import Diagnostic
+from robustclip.sanity import SYMPTOMS, Diagnostic, Symptom
 from robustclip.threat import parse_radius
 
 Facts: TypeAlias = Mapping[str, Any]
@@ -18,6 +18,15 @@ LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand
 NOISE_SHARE = 0.01
 HEADLINE = "T3"
 _BLIND = ("T0", "T0b", "T1")
+_M15 = Symptom(
+    id="M15",
+    name="stronger finds less",
+    severity="hard",
+    threshold=0.0,
+    sentence="accuracy under the stronger attack less that under the weaker one, or on untouched pictures",
+    advice="Believe the weaker attack; find out where the stronger one lost its way.",
+)
+_SYMPTOMS = {symptom.id: symptom for symptom in (*SYMPTOMS, _M15)}
 
 
 class Check(NamedTuple):
@@ -68,23 +77,23 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
         full, strongest = at.get(("T2", eps)), at.get((HEADLINE, eps))
         for facts in (facts for (_, radius), facts in at.items() if radius == eps):
             if clean is not None:
-                yield _order("M15", "robust above clean", facts, clean, f"{facts['threat']} leaves more right than the untouched pictures are")
+                yield _order("M15", facts, clean, f"{facts['threat']} leaves more right than the untouched pictures are")
         for blind in (at[threat, eps] for threat in _BLIND if (threat, eps) in at):
             for aware in (facts for facts in (full, strongest) if facts is not None):
                 sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"
-                yield _order("M5", "transfer beats adaptive", aware, blind, sentence)
+                yield _order("M5", aware, blind, sentence)
         if full is not None and strongest is not None:
-            yield _order("M15", "stronger attack finds less", strongest, full, "T3 leaves more standing than T2, which it contains")
+            yield _order("M15", strongest, full, "T3 leaves more standing than T2, which it contains")
         if strongest is not None:
             yield from _of_ensemble(strongest)
         for facts in (facts for facts in (full, strongest) if facts is not None and parse_radius(eps) >= LARGE_RADIUS):
             number = facts["accuracy"]
             sentence = f"share that {facts['threat']} leaves standing at {eps}, where nothing can"
-            yield _check("M13", "unbounded attack fails", [facts], number > LEFT_STANDING, number, LEFT_STANDING, sentence)
+            yield _check("M13", [facts], number > LEFT_STANDING, number, LEFT_STANDING, sentence)
     for threat in dict.fromkeys(threat for threat, _ in at if threat != "clean"):
         for smaller, larger in itertools.pairwise([at[threat, eps] for eps in radii if (threat, eps) in at]):
             sentence = f"{threat} leaves more standing at {larger['eps']} than at {smaller['eps']}"
-            yield _order("M8", "not monotone", larger, smaller, sentence)
+            yield _order("M8", larger, smaller, sentence)
 
 
 def _of_ensemble(strongest: Facts) -> Iterator[Check]:
@@ -94,22 +103,30 @@ def _of_ensemble(strongest: Facts) -> Iterator[Check]:
         return
     faced = sum(fell.values()) + round(strongest["accuracy"] * strongest["n"])
     by_noise = fell.get("noise", 0) / max(faced, 1)
-    yield _check(
-        "M7", "noise beats gradient", [strongest], by_noise > NOISE_SHARE, by_noise, NOISE_SHARE, "share of what T2 left standing that noise breaks"
-    )
+    yield _check("M7", [strongest], by_noise > NOISE_SHARE, by_noise, NOISE_SHARE, "share of what T2 left standing that noise breaks")
     by_square, tolerance = fell.get("square", 0) / strongest["n"], _half_width(strongest)
     sentence = "share of pictures that Square breaks after every gradient failed"
-    yield _check("M6", "black box beats white box", [strongest], by_square > tolerance, by_square, tolerance, sentence)
+    yield _check("M6", [strongest], by_square > tolerance, by_square, tolerance, sentence)
 
 
-def _order(id: str, name: str, stronger: Facts, weaker: Facts, sentence: str) -> Check:
+def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Check:
     """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width."""
     excess, tolerance = stronger["accuracy"] - weaker["accuracy"], max(_half_width(stronger), _half_width(weaker))
-    return _check(id, name, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
+    return _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
 
 
-def _check(id: str, name: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:
-    found = Diagnostic(id=id, name=name, fired=happened, severity="hard", number=number, threshold=threshold, sentence=sentence)
+def _check(id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:
+    symptom = _SYMPTOMS[id]
+    found = Diagnostic(
+        id=id,
+        name=symptom.name,
+        fired=happened,
+        severity=symptom.severity,
+        number=number,
+        threshold=threshold,
+        sentence=sentence,
+        advice=symptom.advice,
+    )
     return Check(_subject(rows[0]), tuple((facts["threat"], facts["eps"]) for facts in rows), found)
 
 

@@ -41,7 +41,8 @@ def plan(question: Question, subjects: Sequence[Subject], *, fresh: bool = False
         for threat, eps in question.conditions():
             path, _ = cell_of(question, subject, threat, eps)
             measured = path.exists() and not fresh
-            charged = 0 if measured else _charged(question, subject, threat, eps, settled)
+            twin = path.name in settled  # the same words under another name
+            charged = 0 if measured or twin else _charged(question, subject, threat, eps, settled)
             settled.add(path.name)
             planned.append(Planned(subject, threat, eps, charged, measured))
     return planned
@@ -113,6 +114,7 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
         for part in WITHIN_T3:
             path, _ = cell_of(question, subject, part, eps)
             if path.name not in settled and not path.exists():
+                settled.add(path.name)
                 within += _charged(question, subject, part, eps, settled)
         return judged + within + n * draws * Ensemble(ball=ball, preset=question.strength).charged(1, labels=labels)
     made = {
