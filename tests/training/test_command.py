@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from company import run_two
 
 from prompts_store.store import PromptStore
 from robustclip.clip import Clip
@@ -127,3 +128,15 @@ def test_people_read_lines(workshop: Workshop, capsys: pytest.CaptureFixture[str
     assert out.startswith("published learned@")
     assert "of 3 held-out pictures" in out
     assert "robustclip prompts activate learned@" in out
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_publishes_and_reports(picture_folder: Path, tmp_path: Path, tiny: Clip) -> None:
+    objective = ["--objective.kind", "apt", "--objective.epochs", "2", "--objective.vectors", "4"]
+    options = ["--data", str(picture_folder), "--backbone", "tiny", "--name", "learned", *objective, "--device", "cpu", "--accumulate", "2"]
+    places = ["--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
+    said = run_two("import sys; from training.command import main; sys.exit(main(sys.argv[1:]))", *options, *places, "--precision", "bf16", "--json")
+    assert said[1] == ""
+    store = PromptStore(tmp_path / "store")
+    assert len(store.versions("learned", tiny.fingerprint)) == 1
+    assert "bfloat16" in store.load(json.loads(said[0])["ref"], tiny).manifest.note
