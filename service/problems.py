@@ -51,7 +51,9 @@ PROBLEMS: Mapping[str, Kind] = {
     "url-disabled": Kind(422, "Images are not fetched from addresses", "Send the bytes."),
     "prompt-set-invalid": Kind(422, "The prompt set is refused"),
     "no-decision-to-attack": Kind(422, "One label is no decision", "Name the alternatives."),
-    "probe-too-expensive": Kind(422, "The probe costs too much", "Ask for fewer steps, restarts, draws or attacks, or for a job (Prefer: respond-async)."),
+    "probe-too-expensive": Kind(
+        422, "The probe costs too much", "Ask for fewer steps, restarts, draws or attacks, or for a job (Prefer: respond-async)."
+    ),
     "client-gone": Kind(499, "The client went away"),
     "internal": Kind(500, "Something failed here", "Try again; the log has the details under this request's id."),
     "nonfinite-scores": Kind(500, "The scores are not finite", "Try another prompt set or no temperature."),
