@@ -248,7 +248,7 @@ def test_the_self_test_fails_where_gradients_are_hidden(tiny: Clip, animal: Anim
 @pytest.mark.parametrize(("defenses", "ball"), [((), Linf(radius=0)), ((ResizePad(),), BALL)], ids=["one point", "draws move farther than the ball"])
 def test_a_problem_that_cannot_be_posed_says_nothing(tiny: Clip, defenses: tuple[PixelDefense, ...], ball: BallSpec) -> None:
     subject = case(tiny, *defenses)
-    outcome, cost = self_test(subject.defended.features, subject.pixels, SEEDS, ball, problems=1)
+    outcome, cost = self_test(subject.defended.features, subject.pixels, SEEDS, ball, eot=8 if subject.randomized else 1, problems=1)
     assert (outcome.valid, outcome.void, cost.backward) == (0, 1, 0)
     assert outcome.diagnostic() is None
 
