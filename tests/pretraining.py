@@ -1,4 +1,4 @@
-"""A small pretraining of the real shape, for tests: random pictures, two steps a phase."""
+"""A small pretraining, for tests: random pictures, two steps a phase, the real stem before narrow towers (checkpoints are what takes the time)."""
 
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from training.processes import ALONE, Processes
 RECIPE = Recipe(
     views=1, frozen_samples=16, joint_samples=8, broad_samples=8, batch=8, joint_batch=4, names_a_step=24, words_a_step=4, filler_share=0.5
 )
+SMALL = MINI | {
+    "embed_dim": 32,
+    "vision_cfg": MINI["vision_cfg"] | {"width": 64, "head_width": 32, "layers": 2},
+    "text_cfg": MINI["text_cfg"] | {"width": 32, "heads": 2, "layers": 2},
+}
 
 
 def corpus(count: int = 24) -> Corpus:
@@ -39,8 +44,8 @@ def trainer(run: Path, recipe: Recipe = RECIPE, progress: Progress = silent, pro
     (run / "cache").mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(MINI)
-        clip = describe(model, "mini", "test", mean=torch.tensor(MINI["mean"]), std=torch.tensor(MINI["std"]))
+        model = build(SMALL)
+        clip = describe(model, "mini", "test", mean=torch.tensor(SMALL["mean"]), std=torch.tensor(SMALL["std"]))
         data = corpus()
         words = ("lily", "rose", "engine", "river", "violin")
         geometry = torch.randn(len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1))
