@@ -1,7 +1,6 @@
 """What a prompt set is: its manifest, its tensors, and the version that follows from both. FORMAT.md is the norm, this file its types."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from robustclip.clip import Clip
+from robustclip.digests import canonical_json
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 
@@ -90,11 +90,7 @@ class PromptManifest(_Data):
 
     def canonical(self) -> str:
         """The one JSON text of these values: sorted keys, no spaces, ASCII."""
-        return _canonical(self.model_dump(mode="json"))
-
-
-def _canonical(values: object) -> str:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return canonical_json(self.model_dump(mode="json"))
 
 
 class Ref(NamedTuple):
@@ -144,9 +140,9 @@ class PromptSet:
 
     @cached_property
     def version(self) -> str:
-        state = hashlib.sha256(_canonical(self.manifest.model_dump(mode="json", exclude={"created_at"})).encode())
+        state = hashlib.sha256(canonical_json(self.manifest.model_dump(mode="json", exclude={"created_at"})).encode())
         for name, tensor in self.tensors():
-            state.update(f"\n{name} F32 {_canonical(list(tensor.shape))}\n".encode())
+            state.update(f"\n{name} F32 {canonical_json(list(tensor.shape))}\n".encode())
             state.update(tensor.numpy().astype("<f4", copy=False).tobytes())
         return state.hexdigest()[:12]
 

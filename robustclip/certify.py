@@ -5,7 +5,6 @@ statement is about the smoothed classifier, never about the plain one, and holds
 copies do not depend on labels or text prompts: who keeps them (robustclip/noise_cache.py) certifies the next list of labels by a matrix product.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor
 from robustclip.classifier import Defended, ZeroShotClassifier
 from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import MAX_VOTES, Alpha, Sigma, Smoothing
+from robustclip.digests import tensor_digest
 from robustclip.errors import InvalidInput
 from robustclip.seeds import derive, draw_seeds
 from robustclip.smoothing import VOTES_A_PASS, count_votes, draw, lower_bound
@@ -131,11 +131,6 @@ def noise_seeds(pixels: Tensor, options: CertifyOptions, *, portion: int = 0) ->
     """[n0] and [n] seeds of a picture's draws: other ones for every picture, every portion, and for choosing and counting."""
     own = f"{tensor_digest(pixels)}-{portion}"
     return derive(draw_seeds(options.seed, options.n0), f"choosing-{own}"), derive(draw_seeds(options.seed, options.n), f"counting-{own}")
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of the values as float32, shape included."""
-    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()
 
 
 def conclude(

@@ -6,7 +6,6 @@ portion confirms it, once.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robustclip.certify import CertifyOptions, NoisyFeatures, tensor_digest
+from robustclip.certify import CertifyOptions, NoisyFeatures
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.clip import Clip
 from robustclip.defenses import AnyDefense
+from robustclip.digests import canonical_json, json_digest, tensor_digest
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically, write_once
 
@@ -61,12 +61,12 @@ class NoiseKey(BaseModel):
 
     @property
     def folder(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        return json_digest(self.model_dump(mode="json"))[:16]
 
     @property
     def text(self) -> str:
         """Canonical JSON."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return canonical_json(self.model_dump(mode="json"))
 
 
 class Portion(NamedTuple):

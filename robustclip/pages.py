@@ -4,16 +4,15 @@ This file turns a report into words and pictures; `templates/probe.html` lays th
 """
 
 import base64
-import hashlib
 import json
 from typing import Any, NamedTuple
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from robustclip import charts
 from robustclip.charts import Curve, chart
+from robustclip.digests import levels_digest
 from robustclip.errors import InvalidInput
 from robustclip.images import load_pixels, pixels_to_png
 from robustclip.report import AttackRecord, Heat, ProbeReport
@@ -51,7 +50,7 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
     picture  what the user calls it
     command  what makes this report again, as it could be typed
     """
-    if hashlib.sha256((clean * LEVELS).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest() != report.input.sha256:
+    if levels_digest(clean) != report.input.sha256:
         raise InvalidInput("these are not the pixels that the report is about.", field="clean")
     record = best_record(report)
     return _TEMPLATES.get_template("probe.html").render(

@@ -4,12 +4,10 @@ The victim is exactly what `/classify` serves: prompt set, labels, defense, enco
 again in a fresh forward of the serving path, as float pixels and from its PNG. A verdict is the worst case over attacks, never an average.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from robustclip.attacker import Attacker, Guard, Share
@@ -17,6 +15,7 @@ from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
 from robustclip.classifier import Defended, TorchImageEncoder, check_labels
 from robustclip.defenses import bind_chain
+from robustclip.digests import levels_digest
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.examination import Examination
 from robustclip.probe_events import (
@@ -232,7 +231,7 @@ class _Probe:
         goal: Literal["change_label", "change_decision", "reach_target"]
         goal = "reach_target" if self.aim.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
         return InputPart(
-            sha256=hashlib.sha256((self.pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest(),
+            sha256=levels_digest(self.pixels),
             resolution=(self.pixels.shape[-2], self.pixels.shape[-1]),
             true_label=self.victim.labels[self.aim.truth],
             target_label=self.options.target_label,

@@ -1,12 +1,12 @@
 """A prompt set in memory, as requests use it."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import torch
 
 from prompts_store.manifest import PromptSet, Ref
+from robustclip.digests import tensor_digest
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 
@@ -28,7 +28,7 @@ class LoadedSet:
     def of(cls, prompt_set: PromptSet, device: torch.device, generation: int) -> "LoadedSet":
         prompts = prompt_set.prompts.to(device)
         visual = prompt_set.prompts.visual
-        lane = "" if visual is None else hashlib.sha256(repr(tuple(visual.shape)).encode() + visual.numpy().tobytes()).hexdigest()
+        lane = "" if visual is None else tensor_digest(visual)
         return cls(prompt_set, prompts, lane, generation, datetime.now(UTC))
 
     @property

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from robustclip.digests import json_digest
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically
 from robustclip.types import Cost, Progress
@@ -46,7 +47,7 @@ def cached_rows(
     Processes share what is missing among them.
     """
     description = {**key, "chunk": chunk, "indices": hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()}
-    own = folder / digest_of(description)[:16]
+    own = folder / json_digest(description)[:16]
     if processes.main:
         write_atomically(own / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
     places = [(own / f"part-{number:05d}.safetensors", chosen) for number, chosen in enumerate(indices.split(chunk))]
@@ -65,11 +66,6 @@ def cached_rows(
     parts = [_read(path, len(chosen)) for path, chosen in places]
     cost = Cost(sum(part.cost.forward for part in parts), sum(part.cost.backward for part in parts))
     return Rows(torch.cat([part.rows for part in parts]), cost, sum(part.seconds for part in parts))
-
-
-def digest_of(description: Mapping[str, object]) -> str:
-    """sha256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def _read(path: Path, count: int) -> Rows:

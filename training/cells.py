@@ -13,11 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import Tensor
 
+from robustclip.digests import json_digest
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically
 from robustclip.measure import Measured
 from robustclip.types import Cost
-from training.cache import digest_of
 from training.levels import AtLevel
 
 _FORMAT = 1  # raise it when the same key comes to mean other numbers
@@ -36,7 +36,7 @@ class _Line(BaseModel):
 
 def cell_path(folder: Path, key: Mapping[str, object]) -> Path:
     """Where the cell of that key is kept: under the present version of the code."""
-    return folder / f"{digest_of({**key, 'format': _FORMAT, 'code': version('robustclip')})[:16]}.json"
+    return folder / f"{json_digest({**key, 'format': _FORMAT, 'code': version('robustclip')})[:16]}.json"
 
 
 def keep(path: Path, key: Mapping[str, object], found: AtLevel) -> None:

@@ -16,11 +16,11 @@ from prompts_store.shelf import REPORT_SUFFIX, place_of
 from prompts_store.store import PromptStore
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip, load_clip
+from robustclip.digests import json_digest
 from robustclip.files import write_atomically
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
 from training.budget import within
-from training.cache import digest_of
 from training.config import TrainSettings, add_options, check_device, read_settings
 from training.data import LabelledImages
 from training.inner import Precision
@@ -170,7 +170,7 @@ def _digest(objective: AnyMethod, clip: Clip, data: LabelledImages, indices: Ten
     """What decides the learned prompts: runs that share it share a checkpoint. How many processes share the work decides nothing."""
     facts: dict[str, object] = {"objective": objective.model_dump(mode="json"), "clip": clip.fingerprint, "data": data.digest}
     facts |= {"indices": indices.tolist(), "seed": settings.seed}
-    return digest_of(facts | ({"precision": "bf16"} if settings.precision == "bf16" else {}))  # float32 goes without saying: older checkpoints
+    return json_digest(facts | ({"precision": "bf16"} if settings.precision == "bf16" else {}))  # float32 goes without saying: older checkpoints
 
 
 def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: LabelledImages, progress: Progress) -> list[Result]:

@@ -1,0 +1,29 @@
+"""Digests of what an answer depends on: each has one text or one row of bytes, wherever it is asked for."""
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+from robustclip.types import Pixels
+
+
+def canonical_json(values: object) -> str:
+    """The one JSON text of these values: sorted keys, no spaces, ASCII. ValueError for NaN and infinity."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def json_digest(values: object) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of the values as float32, shape included."""
+    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()
+
+
+def levels_digest(pixels: Pixels) -> str:
+    """sha256 of the pixels as 8-bit values: how a report names the picture that it is about."""
+    return hashlib.sha256((pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest()
