@@ -12,7 +12,7 @@ from robustclip.classifier import Defended, TorchImageEncoder
 from robustclip.clip import Clip
 from robustclip.defenses import bind_chain
 from robustclip.errors import InvalidInput, ProbeUnavailable
-from robustclip.probe_plan import stand_ins
+from robustclip.probe_plan import is_randomized, stand_ins
 from robustclip.report import Knowledge
 from robustclip.scores import AnyScoreName, EmbeddingShift, label_score
 from robustclip.served import Aim
@@ -60,8 +60,7 @@ class Attacker:
 
     def draws(self, knowledge: Knowledge) -> int:
         """How many draws each gradient averages."""
-        randomized = any(part.randomized for part in self.victim.defense)
-        return self.eot if randomized and knowledge in ("adaptive", "black_box", "transfer") else 1
+        return self.eot if is_randomized(self.victim) and knowledge in ("adaptive", "black_box", "transfer") else 1
 
     def gradient(self, knowledge: Knowledge) -> str:
         """How gradients pass the victim, for the report."""

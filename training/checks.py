@@ -6,6 +6,7 @@ headline, and none that a hard check contradicts: such a cell is inconclusive.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from robustclip.sanity import SYMPTOMS, Diagnostic, Symptom
@@ -116,17 +117,7 @@ def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Check:
 
 
 def _check(id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:
-    symptom = _SYMPTOMS[id]
-    found = Diagnostic(
-        id=id,
-        name=symptom.name,
-        fired=happened,
-        severity=symptom.severity,
-        number=number,
-        threshold=threshold,
-        sentence=sentence,
-        advice=symptom.advice,
-    )
+    found = replace(_SYMPTOMS[id], threshold=threshold, sentence=sentence).seen(number, happened)
     return Check(_subject(rows[0]), tuple((facts["threat"], facts["eps"]) for facts in rows), found)
 
 
