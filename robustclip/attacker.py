@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from robustclip.attacks.cascade import Source
-from robustclip.classifier import Defended, TorchImageEncoder
-from robustclip.clip import Clip
+from robustclip.classifier import Defended, Embedding, TorchImageEncoder
 from robustclip.defenses import bind_chain
 from robustclip.errors import InvalidInput, ProbeUnavailable
 from robustclip.probe_plan import is_randomized, stand_ins
@@ -17,12 +15,9 @@ from robustclip.report import Knowledge
 from robustclip.scores import AnyScoreName, EmbeddingShift, label_score
 from robustclip.served import Aim
 from robustclip.towers import encode_image
-from robustclip.types import Classifier, Defense, Pixels, Score, Seeds
+from robustclip.types import Classifier, Defense, Guard, Pixels, Score, Seeds, Share
 from robustclip.victim import Victim
 from robustclip.wrappers import averaged, bypassed, pooled
-
-Guard: TypeAlias = Callable[[Score], Score]
-Share: TypeAlias = Callable[[Classifier], Classifier]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,21 +107,10 @@ class Attacker:
 
     def _embedding(self, pixels: Pixels, seeds: Seeds) -> Tensor:
         with torch.no_grad():
-            return self.share(_Embedding(self.victim.clip))(pixels, seeds)
+            return self.share(Embedding(lambda inputs, seeds: encode_image(self.victim.clip, inputs)))(pixels, seeds)
 
     def _chain(self, victim: Victim) -> Defense:
         return bind_chain(victim.defense, TorchImageEncoder(victim.clip))
-
-
-@dataclass(frozen=True, eq=False)
-class _Embedding:
-    """The raw image embedding in the shape of a classifier, so that it is shared like one."""
-
-    clip: Clip
-    labels: tuple[str, ...] = ()
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Tensor:
-        return encode_image(self.clip, pixels)
 
 
 def sources_among(victims: Sequence[Victim], victim: Victim) -> tuple[Victim, ...]:

@@ -17,7 +17,7 @@ from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from robustclip.towers import check_prompts, encode_image, encode_text
-from robustclip.types import Defense, Features, ImageEncoder, Logits, Pixels, Seeds
+from robustclip.types import Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds
 
 TEXT_CHUNK = 64  # labels a text pass: bounds memory and how long a cold label list can hold the device
 
@@ -31,6 +31,17 @@ class TorchImageEncoder:
 
     def __call__(self, pixels: Pixels, visual: Tensor | None) -> Features:
         return F.normalize(encode_image(self.clip, pixels, visual), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Features in the shape of a classifier, [B, E] where it has logits, so that they are shared like one."""
+
+    embed: Embed
+    labels: tuple[str, ...] = ()
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.embed(pixels, seeds)
 
 
 def text_weights(

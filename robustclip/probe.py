@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from robustclip.attacker import Attacker, Guard, Share
+from robustclip.attacker import Attacker
 from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
 from robustclip.classifier import Defended, TorchImageEncoder, check_labels
@@ -39,7 +39,7 @@ from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
 from robustclip.smoothing import smoothing_of
 from robustclip.trials import Scene
-from robustclip.types import Pixels
+from robustclip.types import Guard, Pixels, Share
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from robustclip.attacker import Attacker, Share
+from robustclip.attacker import Attacker
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Ensemble
 from robustclip.attacks.events import Meter
@@ -19,7 +19,7 @@ from robustclip.served import Candidate
 from robustclip.smoothing import smoothing_of
 from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
 from robustclip.trials import Bracketed, Found
-from robustclip.types import Cost, Pixels
+from robustclip.types import Cost, Pixels, Share
 from robustclip.victim import Victim
 
 

@@ -13,12 +13,11 @@ from robustclip.errors import InvalidInput, ReportRefused
 from robustclip.measure import wilson
 from robustclip.report import Rate
 from robustclip.seeds import derive, draw_seeds
-from robustclip.types import Features, Logits, Pixels, Seeds
+from robustclip.types import Embed, Features, Logits, Seeds
 from robustclip.witnesses import Witness
 
 ROWS = 64  # pictures a pass where nobody else waits
 
-Encode: TypeAlias = Callable[[Pixels, Seeds], Features]
 Judge: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]  # raises InvalidInput for labels that the decision can't take
 
 
@@ -68,7 +67,7 @@ class Replay(BaseModel):
         return tuple(sorted((each for each in self.judged if each.fooled), key=lambda each: each.change))
 
 
-def replay(witnesses: Sequence[Witness], encode: Encode, judge: Judge, *, size: int, draws: int = 1, seed: int = 0, rows: int = ROWS) -> Replay:
+def replay(witnesses: Sequence[Witness], encode: Embed, judge: Judge, *, size: int, draws: int = 1, seed: int = 0, rows: int = ROWS) -> Replay:
     """Judge stored pictures of `size` by a deployed chain, in passes of at most `rows`.
 
     `encode` is the chain up to the features and `judge` what follows for a list of labels, so that the image tower runs once, whatever the labels.
@@ -112,7 +111,7 @@ def _chunks(witnesses: Sequence[Witness], rows: int) -> list[Sequence[Witness]]:
     return [witnesses[start : start + rows] for start in range(0, len(witnesses), rows)]
 
 
-def _pass(encode: Encode, witnesses: Sequence[Witness], seed: Seeds) -> Features:
+def _pass(encode: Embed, witnesses: Sequence[Witness], seed: Seeds) -> Features:
     pixels = torch.stack([witness.levels for witness in witnesses]).to(torch.float32) / 255
     with torch.no_grad():
         return encode(pixels, seed.repeat(len(witnesses)))

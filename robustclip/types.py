@@ -129,4 +129,7 @@ class DefenseSpec(Protocol):
     def bind(self, encoder: ImageEncoder) -> Defense: ...
 
 
+Embed: TypeAlias = Callable[[Pixels, Seeds], Features]  # through whatever stands before the image tower
+Guard: TypeAlias = Callable[[Score], Score]  # wraps what is attacked: a device's lock, a deadline
+Share: TypeAlias = Callable[[Classifier], Classifier]  # the same for what is only asked
 Progress: TypeAlias = Callable[[int, int, str], None]  # (done, total, what): library code reports, applications draw

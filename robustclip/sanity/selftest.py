@@ -7,9 +7,8 @@ Deviations: the readout is a discriminant with shrunk covariance instead of a lo
 cloud of one shape the same direction. A problem whose surface point can't be told apart is void.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -17,16 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
+from robustclip.classifier import Embedding
 from robustclip.sanity.base import S1, Diagnostic
 from robustclip.scores import label_score
 from robustclip.seeds import derive, row_normal
 from robustclip.threat import BallSpec, Linf
-from robustclip.types import Classifier, Cost, Features, Logits, Pixels, Score, Seeds
+from robustclip.types import Cost, Embed, Guard, Logits, Pixels, Seeds, Share
 from robustclip.wrappers import averaged
-
-Guard: TypeAlias = Callable[[Score], Score]
-Share: TypeAlias = Callable[[Classifier], Classifier]
-Embed: TypeAlias = Callable[[Pixels, Seeds], Features]
 
 PROBLEMS = 3
 INNER = 255
@@ -99,17 +95,6 @@ def self_test(
 
 
 @dataclass(frozen=True, eq=False)
-class _Features:
-    """The features in the shape of a classifier, so that they are shared like one."""
-
-    embed: Embed
-    labels: tuple[str, ...] = ()
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        return self.embed(pixels, seeds)
-
-
-@dataclass(frozen=True, eq=False)
 class _Readout:
     """The classifier of a problem: how far features lie from `center` [E] along `weights` [E], against a threshold."""
 
@@ -136,7 +121,7 @@ def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, 
     surface = _surface(ball, pixels, seeds).expand(eot, -1, -1, -1)
     draws = torch.cat([derive(seeds, f"surface-{index}") for index in range(eot)])
     with torch.no_grad():
-        features = share(_Features(embed))(torch.cat([within, surface]), torch.cat([streams, draws])).double()
+        features = share(Embedding(embed))(torch.cat([within, surface]), torch.cat([streams, draws])).double()
     cost = Cost(len(features), 0)
     inner, fresh, boundary = features.split([INNER, FRESH, eot])
     center = inner.mean(dim=0)

@@ -13,9 +13,9 @@ from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import InvalidInput, ReportRefused
 from robustclip.prompts import Prompts
-from robustclip.replay import Encode, Judge, Rejudged, Replay, newly_fooled, replay
+from robustclip.replay import Judge, Rejudged, Replay, newly_fooled, replay
 from robustclip.seeds import draw_seeds
-from robustclip.types import Features, Logits, Pixels, Seeds
+from robustclip.types import Embed, Features, Logits, Pixels, Seeds
 from robustclip.witnesses import Witness, collect
 
 TEMPLATE = "a bad sketch of the {}."
@@ -38,7 +38,7 @@ class Chain:
         return zero_shot(self.clip, self.prompts, labels).judge(features)
 
     def replay(self, witnesses: Sequence[Witness], *, draws: int = 1) -> Replay:
-        encode: Encode = self.encode
+        encode: Embed = self.encode
         judge: Judge = self.judge
         return replay(witnesses, encode, judge, size=self.clip.image_size, draws=draws)
 
