@@ -1,4 +1,4 @@
-"""Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes.
+"""Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes. `train` and `evaluate` choose by this.
 
 The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a remark. `base` and `new` are the first and
 the second half of a data set's labels in their order, as CoOp splits them.
@@ -33,7 +33,9 @@ def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledIm
         raise DataRefused(f"{path.name} gives two classes the name {twice!r}.", field="--classes")
     if len(labels) < 2:
         raise DataRefused(
-            f"expected at least 2 classes, {path.name} names {len(labels)}.", field="--classes", help="Or compare them with --among all."
+            f"expected at least 2 classes, {path.name} names {len(labels)}.",
+            field="--classes",
+            help="Name more; evaluate --among all can measure one.",
         )
     position = {index: labels.index(names[label]) for index, label in enumerate(data.labels) if label in names}
     rows = torch.tensor([row for row, target in enumerate(data.targets.tolist()) if target in position])

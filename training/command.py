@@ -21,6 +21,7 @@ from robustclip.files import write_atomically
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
 from training.budget import within
+from training.classes import choose_classes
 from training.config import TrainSettings, add_options, check_device, read_settings
 from training.data import LabelledImages
 from training.inner import Precision
@@ -32,14 +33,16 @@ from training.objectives.base import Examples
 from training.processes import Processes, joined
 from training.progress import bar
 from training.publish import as_result, publish
+from training.question import Source
 from training.report import Account, training_page
-from training.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot, open_split
+from training.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 
 VALIDATION_SEED = 0
 EXAMPLES = """examples:
   robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt --objective.eps 1/255
   robustclip train --objective.kind coop --data pictures/caltech-101 --name caltech-coop --activate
   robustclip train --objective.kind capt --data pictures/caltech-101 --shots 16 --name caltech-capt --objective.eps 2/255 --validate-at clean,T2
+  robustclip train --objective.kind fap --data pictures/caltech-101 --shots 16 --name caltech-fap-base --classes base
 """
 
 
@@ -83,9 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(settings: TrainSettings, processes: Processes, *, progress: Progress) -> Trained | None:
     """One run from folder to store. What must be refused is refused before anything is computed. None but in the main process, which publishes."""
     store = PromptStore(settings.store)
-    data = open_split(settings.data, TRAIN)
+    data, candidates, validation = open_training(settings.data, settings.classes)
     clip = load_clip(settings.backbone, settings.pretrained, device=processes.device)
-    candidates, validation = carve_validation(data)
     indices = candidates
     if settings.shots:
         indices = few_shot(data, candidates, settings.shots, settings.seed, allow_fewer=settings.allow_fewer_shots)
@@ -130,7 +132,7 @@ def train(settings: TrainSettings, processes: Processes, *, progress: Progress) 
         shots=settings.shots,
         seed=settings.seed,
         results=results,
-        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts, settings.precision)])),
+        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts, settings.precision, settings.classes)])),
         activate=settings.activate,
     )
     manifest = store.load(ref, clip).manifest
@@ -140,9 +142,21 @@ def train(settings: TrainSettings, processes: Processes, *, progress: Progress) 
     return trained
 
 
-def _remarks(averaged: bool, restarts: int, precision: Precision) -> list[str]:
+def open_training(folder: Path, classes: Path | None = None) -> tuple[LabelledImages, Tensor, Tensor]:
+    """The training pictures, of some classes alone under their names alone; which of them may be trained on, and which are held out, [n] sorted each.
+
+    Held out is what `evaluate --split train:validation` measures on, and what a run on all classes holds out of these.
+    """
+    whole = Source(folder=folder, split=TRAIN).open()
+    if classes is None:
+        return whole, *carve_validation(whole)
+    return choose_classes(whole, classes, "these"), *carve_validation(choose_classes(whole, classes, "all"))
+
+
+def _remarks(averaged: bool, restarts: int, precision: Precision, classes: Path | None) -> list[str]:
     """What the manifest must say about a run beyond its parameters."""
     return [
+        *([f"Learned on some classes alone: {classes.name}."] if classes else []),
         *(["The average of the prompts over the steps."] if averaged else []),
         *([f"Began again {restarts} time(s) after a collapse, with half the consistency term each."] if restarts else []),
         *(["Learned through towers in bfloat16."] if precision == "bf16" else []),

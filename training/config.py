@@ -51,6 +51,7 @@ class TrainSettings(BaseModel):
     precision: Precision = Field("float32", description="of the towers in the passes that prompts learn from: bf16 or float32; prompts are float32")
     accumulate: int = Field(1, ge=1, description="parts that a process computes its pictures of a step in, again in the backward: less memory")
     shots: int = Field(0, ge=0, description="pictures a class, drawn by the seed; 0 takes all")
+    classes: Path | None = Field(None, description="some classes alone: base or new, halves of the labels, or a file of names, one a line; none: all")
     allow_fewer_shots: bool = Field(False, description="classes with fewer pictures than shots give what they have")
     seed: int = Field(0, ge=0, lt=2**63, description="decides shots, first vectors, attack starts, order")
     validate_at: tuple[Level, ...] = Field(("clean",), description=f"threat levels measured on the held-out tenth of train, of {', '.join(LEVELS)}")

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from prompts_store.store import SHIPPED, PromptStore
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.defenses import bind_chain, parse_defenses
-from robustclip.errors import InvalidInput, UnknownPromptSet
+from robustclip.errors import InvalidInput
 from robustclip.measure import accuracy
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.threat import radius_text
 from robustclip.types import Progress
 from training.cells import cell_path, keep, recall
 from training.levels import JUDGING_DRAWS, WITHIN_T3, AtLevel, Level, Pictures, measure_level
-from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, TEMPLATES_APART, Question, Source, Threat
+from training.prompt_sets import AskedSet, load_prompts, of_seed
+from training.question import NO_DEFENSE, Question, Source, Threat
 from training.sampling import balanced_subset
 from training.surrogates import measure_transfer
 
@@ -39,10 +39,17 @@ class Subject:
     source: Source
     pictures: Pictures
     asked: str
-    prompt_set: str
-    prompts: Prompts
+    found: AskedSet
     defense: str
     classifier: Defended
+
+    @property
+    def prompt_set(self) -> str:
+        return self.found.name
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.found.prompts
 
     @property
     def randomized(self) -> bool:
@@ -74,12 +81,12 @@ def open_subjects(question: Question) -> list[Subject]:
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
         encoder = TorchImageEncoder(clip)
         for asked, defense, seed in itertools.product(question.prompt_sets, question.defenses, question.seeds):
-            prompt_set, prompts = load_prompts(_of_seed(asked, source, seed), clip, data.labels, question.store)
+            found = load_prompts(of_seed(asked, source, seed), clip, data.labels, question.store)
             classifier = Defended(
-                zero_shot(clip, prompts, data.labels, encoder=encoder), bind_chain(parse_defenses(defense, field="--defense"), encoder)
+                zero_shot(clip, found.prompts, data.labels, encoder=encoder), bind_chain(parse_defenses(defense, field="--defense"), encoder)
             )
             pictures = Pictures(data, indices, seed, question.runs / "cache", question.batch, source.templates)
-            subjects.append(Subject(backbone, clip, source, pictures, asked, prompt_set, prompts, defense, classifier))
+            subjects.append(Subject(backbone, clip, source, pictures, asked, found, defense, classifier))
     return subjects
 
 
@@ -145,6 +152,7 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
     return {
         "backbone": subject.backbone,
         "prompt_set": subject.prompt_set,
+        **_seen(subject),
         "data": source.name,
         "split": source.split,
         **({} if source.classes is None else {"classes": source.classes.name, "among": source.among}),
@@ -165,30 +173,11 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
     }
 
 
-def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) -> tuple[str, Prompts]:
-    """What a prompt set option means and its pinned name: templates with `{}`, | between them, or a set of the store, or a shipped one."""
-    if "{" in text or "}" in text:
-        return text, Prompts(templates=tuple(text.split(TEMPLATES_APART)))
-    stores = [PromptStore(root, read_only=True) for root in (store, SHIPPED)]
-    for place in stores:
-        try:
-            found = place.load(text, clip)
-            break
-        except UnknownPromptSet:
-            continue
-    else:
-        known = sorted({name for place in stores for name in place.names(clip.fingerprint)})
-        raise UnknownPromptSet(f"there is no prompt set {text!r} for {clip.arch}.", field="--prompt-set", help=f"Known: {', '.join(known)}.")
-    if found.manifest.class_specific and found.manifest.labels != labels:
-        raise InvalidInput(f"{found.ref} has a context for each of its own labels, which are not those of the data.", field="--prompt-set")
-    return str(found.ref), found.prompts
-
-
-def _of_seed(asked: str, source: Source, seed: int) -> str:
-    """The one prompt set that is meant on a data set, for a seed."""
-    if asked == DATA_TEMPLATE:
-        return TEMPLATES_APART.join(source.templates)
-    return asked if "{" in asked else asked.replace(EVERY_SEED, str(seed))
+def _seen(subject: Subject) -> dict[str, int]:
+    """How many of the names whose pictures are measured a set was trained on; nothing about sets that learned nothing."""
+    learned_on, data = subject.found.learned_on, subject.pictures.data
+    measured = {data.labels[target] for target in data.targets.unique().tolist()}
+    return {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
 
 
 def _command(question: Question, subject: Subject, threat: Threat, eps: float) -> str:

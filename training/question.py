@@ -34,7 +34,7 @@ class Source(BaseModel):
     split: str = "test"
     classes: Path | None = None
     among: Among = "all"
-    templates: tuple[str, ...] = Field((HANDCRAFTED_TEMPLATE,), min_length=1)
+    templates: tuple[str, ...] = Field(default=(HANDCRAFTED_TEMPLATE,), min_length=1)
 
     def open(self) -> LabelledImages:
         """The split, only the asked classes of it; ImageNet's names for its WordNet numbers."""

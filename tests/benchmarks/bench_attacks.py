@@ -29,7 +29,7 @@ from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, parse_radius, radius_text
 from robustclip.types import Cost, Pixels
 from training.config import default_store
-from training.evaluation import load_prompts
+from training.prompt_sets import load_prompts
 from training.sampling import balanced_subset, open_split
 
 FAR = {"linf": Linf(radius=64 / 255), "l2": L2(radius=20)}  # as far as a bracket looks
@@ -40,8 +40,8 @@ def main() -> None:
     options = _options()
     clip = load_clip(options.backbone, device=options.device)
     data = open_split(options.data, options.split)
-    name, prompts = load_prompts(options.prompt_set, clip, data.labels, options.store)
-    classifier = zero_shot(clip, prompts, data.labels)
+    asked = load_prompts(options.prompt_set, clip, data.labels, options.store)
+    classifier = zero_shot(clip, asked.prompts, data.labels)
     chosen = balanced_subset(data, options.n, options.seed)
     pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
     seeds = draw_seeds(options.seed, len(chosen))
@@ -64,9 +64,9 @@ def main() -> None:
         results["gradients_ours_over_judge"] = round(ours[1]["gradients"] / max(cost.backward, 1), 3)
     if options.live:
         results["live"] = _live(classifier, pixels, targets, seeds, ball, ours[0])
-    asked = {"backbone": options.backbone, "prompt_set": name, "data": options.data.name, "norm": ball.kind, "eps": radius_text(ball.radius)}
+    about = {"backbone": options.backbone, "prompt_set": asked.name, "data": options.data.name, "norm": ball.kind, "eps": radius_text(ball.radius)}
     machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps({**machine, **asked, "preset": options.preset, "precision": options.precision, "seed": options.seed, **results}, indent=2))
+    print(json.dumps({**machine, **about, "preset": options.preset, "precision": options.precision, "seed": options.seed, **results}, indent=2))
 
 
 def _options() -> argparse.Namespace:

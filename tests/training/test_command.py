@@ -4,11 +4,15 @@ from typing import Any
 
 import pytest
 from company import run_two
+from torch import Tensor
 
 from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import DataRefused, InvalidInput, UnsupportedClip
-from training.command import main
+from training.command import main, open_training
+from training.data import LabelledImages
+from training.question import Source
+from training.sampling import HELD_OUT, few_shot
 
 OBJECTIVE = ["--objective.kind", "advpt", "--objective.vectors", "4", "--objective.epochs", "3", "--objective.batch", "8", "--objective.eps", "4/255"]
 
@@ -101,6 +105,43 @@ def test_prompts_that_leave_no_room_for_a_label_are_refused_before_anything_is_c
     with pytest.raises(InvalidInput, match="tokens, but there are 2 vectors"):
         workshop.train(objective=["--objective.kind", "capt", "--objective.words", "a photomicrograph of"])
     assert list(workshop.folder.iterdir()) == []
+
+
+def test_base_classes_alone_are_learned_and_their_names_are_all_the_set_knows(workshop: Workshop, tiny: Clip) -> None:
+    report = workshop.train("--classes", "base", "--shots", "5", "--activate")
+    manifest = workshop.store.load("learned", tiny).manifest
+    assert manifest.labels == ("blue thing", "green thing")
+    assert report["pictures"] == 10
+    assert "some classes alone: base" in manifest.note
+    assert [(found.n, found.split) for found in manifest.results] == [(2, "train:validation")]
+
+
+def test_some_classes_hold_out_what_all_classes_do_and_take_the_same_shots(picture_folder: Path) -> None:
+    data, candidates, validation = open_training(picture_folder, Path("base"))
+    whole, all_candidates, all_validation = open_training(picture_folder)
+
+    def named(images: LabelledImages, rows: Tensor) -> set[str]:
+        return {name for name in (images.names[row] for row in rows.tolist()) if "red" not in name}
+
+    assert named(data, validation) == named(whole, all_validation)
+    assert named(data, few_shot(data, candidates, 4, seed=1)) == named(whole, few_shot(whole, all_candidates, 4, seed=1))
+
+
+def test_what_was_held_out_of_some_classes_is_what_evaluate_finds_there(workshop: Workshop, picture_folder: Path) -> None:
+    workshop.train("--classes", "base")
+    data, _, validation = open_training(picture_folder, Path("base"))
+    held_out = data.subset(validation, HELD_OUT)
+    assert Source(folder=picture_folder, split=HELD_OUT, classes=Path("base"), among="these").open().digest == held_out.digest
+
+
+def test_a_file_names_classes_to_learn(workshop: Workshop, tiny: Clip) -> None:
+    path = workshop.folder / "some.txt"
+    path.write_text("red thing\nblue thing = blueish thing\n")
+    workshop.train("--classes", str(path), "--activate")
+    assert workshop.store.load("learned", tiny).manifest.labels == ("blueish thing", "red thing")
+    with pytest.raises(DataRefused, match="at least 2 classes, new names 1") as refused:
+        workshop.train("--classes", "new")
+    assert refused.value.field == "--classes"
 
 
 def test_nothing_is_active_unless_asked(workshop: Workshop, tiny: Clip) -> None:

@@ -199,6 +199,17 @@ def test_base_and_new_classes_and_other_data_are_only_more_rows(bench: Bench, tm
     assert [means["data"] for means in found["over_data"]] == [[bench.pictures.name, "other"]] * 4
 
 
+def test_a_row_says_how_many_of_its_names_the_set_was_trained_on(bench: Bench, tiny: Clip) -> None:
+    publish(bench.folder / "store", tiny, labels=("blue thing", "green thing"))
+    options = ["--prompt-set", "handcrafted,learned", "--classes", "base,new"]
+    rows = bench.evaluate(*options)["results"]
+    found = [(row["classes"], row.get("seen_labels"), row.get("measured_labels")) for row in rows]
+    assert found == [("base", None, None), ("base", 2, 2), ("new", None, None), ("new", 0, 1)]
+    printed = bench.print(*options)
+    assert "names trained on" in printed
+    assert "0 of 1" in printed
+
+
 def test_what_carries_over_between_prompt_sets_is_a_matrix(bench: Bench, tiny: Clip) -> None:
     learned = publish(bench.folder / "store", tiny)
     options = ["--prompt-set", "handcrafted,learned", "--transfer-matrix", "--eps", "2/255", "--limit", "4"]
