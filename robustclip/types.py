@@ -49,6 +49,9 @@ class Cost(NamedTuple):
         return Cost(self.forward * rows, self.backward * rows)
 
 
+FREE = Cost()
+
+
 class Evaluation(NamedTuple):
     """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels.
 
@@ -111,6 +114,16 @@ class Defense(Protocol):
     @property
     def gradient(self) -> str:
         """How gradients pass: `exact`, `ste`, `surrogate:<name>` or `none`."""
+        ...
+
+    @property
+    def passes(self) -> Cost:
+        """What it takes of a picture beside the pass that classifies, in passes through the image tower."""
+        ...
+
+    @property
+    def gradient_passes(self) -> Cost:
+        """What more it takes where a gradient is recorded through it, beside the backward pass of the one that classifies."""
         ...
 
     def at(self, stage: Stage) -> "Defense | None":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.seeds import derive
-from robustclip.types import Cost, Defense, ImageEncoder, Pixels, Seeds, Stage
+from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage
 
 Status: TypeAlias = Literal["sound", "experimental", "broken-adaptively"]
 Purify: TypeAlias = Callable[[Pixels], Pixels]
@@ -54,7 +55,6 @@ class Declared(BaseModel):
 
     status: ClassVar[Status]  # what an attacker who knows the defense makes of it
     cost: ClassVar[str]  # per picture, in words
-    passes: ClassVar[Cost] = Cost()  # the same as passes through the image tower, beside the one that classifies
     strength: ClassVar[str]  # the parameter that a number after a colon sets, as in "jpeg:75"
 
     @property
@@ -68,6 +68,14 @@ class Declared(BaseModel):
     @property
     def gradient(self) -> str:
         return "exact"
+
+    @property
+    def passes(self) -> Cost:
+        return FREE
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return FREE
 
 
 class PixelDefense(Declared):
@@ -100,6 +108,14 @@ class Bound:
     def gradient(self) -> str:
         return self.spec.gradient
 
+    @property
+    def passes(self) -> Cost:
+        return self.spec.passes
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return self.spec.gradient_passes
+
     def at(self, stage: Stage) -> Self | None:
         return self if stage == self.stage else None
 
@@ -127,6 +143,8 @@ class Identity:
     stage: Stage = "pixels"
     randomized: bool = False
     gradient: str = "exact"
+    passes: Cost = FREE
+    gradient_passes: Cost = FREE
 
     def at(self, stage: Stage) -> Self | None:
         return self if stage == self.stage else None
@@ -163,6 +181,14 @@ class Chain:
         links = [defense.gradient for defense in self.defenses]
         inexact = dict.fromkeys(link for link in links if link != "exact")
         return "none" if "none" in links else "+".join(inexact) or "exact"
+
+    @property
+    def passes(self) -> Cost:
+        return reduce(Cost.plus, (defense.passes for defense in self.defenses), FREE)
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return reduce(Cost.plus, (defense.gradient_passes for defense in self.defenses), FREE)
 
     def at(self, stage: Stage) -> "Chain | None":
         links = tuple(defense for defense in self.defenses if defense.stage == stage)

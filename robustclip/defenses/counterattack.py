@@ -17,7 +17,7 @@ from robustclip.clip import Clip
 from robustclip.defenses.base import Bound, Declared, Status, clip_of, straight_through, unchanged
 from robustclip.threat import Linf, LinfRadius
 from robustclip.towers import encode_image
-from robustclip.types import Cost, ImageEncoder, Pixels, Seeds
+from robustclip.types import FREE, Cost, ImageEncoder, Pixels, Seeds
 
 
 class Counterattack(Declared):
@@ -41,7 +41,6 @@ class Counterattack(Declared):
 
     status: ClassVar[Status] = "experimental"
     cost: ClassVar[str] = "4 image passes and 2 gradients of the image tower"
-    passes: ClassVar[Cost] = Cost(forward=3, backward=2)
     strength: ClassVar[str] = "radius"
 
     @property
@@ -51,6 +50,17 @@ class Counterattack(Declared):
     @property
     def gradient(self) -> str:
         return "ste" if self.backward == "identity" else "surrogate:unrolled"
+
+    @property
+    def passes(self) -> Cost:
+        return Cost(self.steps + 1, self.steps) if self.steps else FREE
+
+    @property
+    def gradient_passes(self) -> Cost:
+        """The unrolled climb again, the way back through its forward passes, and through its gradients, which counts as two backward passes each."""
+        if self.backward == "identity" or not self.steps:
+            return FREE
+        return Cost(self.steps + 1, self.steps + (self.steps + 1) + 2 * self.steps)
 
     def bind(self, encoder: ImageEncoder) -> Bound:
         return Bound(self, partial(self._purify, clip_of(encoder)))

@@ -19,7 +19,7 @@ from robustclip.prompts import Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from robustclip.types import Defense, Pixels, Seeds
+from robustclip.types import FREE, Cost, Defense, Pixels, Seeds
 from robustclip.wrappers import averaged
 
 Options: TypeAlias = dict[str, str | float]
@@ -153,6 +153,34 @@ def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str, 
         out = part(half, SEEDS)
         assert out.dtype == torch.bfloat16
         assert torch.equal(out, part(half.float(), SEEDS).bfloat16())
+
+
+@pytest.mark.parametrize("chain", [*CHAINS, [{"kind": "counterattack", "steps": 4}], [{"kind": "counterattack", "backward": "unrolled"}]], ids=str)
+def test_what_it_takes_of_the_image_tower_is_what_it_declares(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+    """To the row in serving. Of a derivative of gradients hooks see only a part, so that an unrolled climb may declare more."""
+    run, defense, seen = runs(chain, encoder), bind_chain(parse_defenses(chain), encoder), [0, 0]
+
+    def count(module: object, inputs: object, output: Tensor) -> None:
+        def count_backward(gradient: Tensor) -> None:
+            seen[1] += len(gradient)
+
+        seen[0] += len(output)
+        if output.requires_grad:
+            output.register_hook(count_backward)
+
+    classifying = defense.at("features") is not None  # `run` then has the tower in it
+    watching = encoder.clip.model.visual.conv1.register_forward_hook(count)
+    try:
+        run(PIXELS[:2], SEEDS[:2])
+        served = Cost(*seen)
+        run(PIXELS[:2].clone().requires_grad_(), SEEDS[:2]).sum().backward()
+    finally:
+        watching.remove()
+    assert served == Cost(classifying, 0).plus(defense.passes).times(2)
+    climbed = Cost(seen[0] - served.forward, seen[1] - served.backward)
+    declared = Cost(classifying, classifying).plus(defense.passes).plus(defense.gradient_passes).times(2)
+    assert climbed.forward == declared.forward
+    assert climbed.backward == declared.backward or (defense.gradient_passes != FREE and climbed.backward < declared.backward)
 
 
 every_exact_one = pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from toys import Noisy, drawn_linear, gratings, trained_conv
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
-from robustclip.types import Cost, Evaluation, Logits, Pixels, Seeds
+from robustclip.types import FREE, Cost, Evaluation, Logits, Pixels, Seeds
 from robustclip.wrappers import averaged, bypassed, estimated, guarded, pooled, recorded, reduced, transferred
 
 PIXELS, TARGETS = gratings(8, seed=5)
@@ -117,6 +117,8 @@ def test_a_bypassed_defense_is_seen_but_not_differentiated() -> None:
         stage: str = "pixels"
         randomized: bool = False
         gradient: str = "none"
+        passes: Cost = FREE
+        gradient_passes: Cost = FREE
 
         def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
             return (3 * inputs).round() / 3
