@@ -5,14 +5,17 @@ A number is always that of single pictures first (`correct` [n]), so that two me
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
 from robustclip.seeds import derive
+from robustclip.smoothing import elect
 from robustclip.threat import BallSpec
 from robustclip.types import Attack, Classifier, Cost, Pixels, Score, Seeds
 
@@ -32,13 +35,32 @@ class Batch(NamedTuple):
     transferred: Pixels | None = None
 
 
+class Jury(NamedTuple):
+    """How a picture is judged: by one answer, by more than half of several draws of a randomized classifier, or by the vote that is served."""
+
+    draws: int = 1
+    rule: Smoothing | None = None
+
+    @staticmethod
+    def of(rule: Smoothing) -> "Jury":
+        """As many draws as the rule has votes. An answer that it would not give is not right."""
+        return Jury(rule.votes, rule)
+
+
+ONE_ANSWER = Jury()
+
+
 class Measured(NamedTuple):
-    """`correct` [n] bool, a picture each in the order of the batches; `correct_8bit` the same after rounding to what a PNG can hold; what it took."""
+    """`correct` [n] bool, a picture each in the order of the batches; `correct_8bit` the same after rounding to what a PNG can hold; what it took.
+
+    `abstained` [n] bool: the served vote gave no answer, at the attacked picture where there is one; None where nothing is voted.
+    """
 
     correct: Tensor
     correct_8bit: Tensor
     cost: Cost
     seconds: float
+    abstained: Tensor | None = None
 
 
 class Interval(NamedTuple):
@@ -56,13 +78,12 @@ def measure(
     attack: Attack | None = None,
     score: ScoreOf | None = None,
     ball: BallSpec | None = None,
-    draws: int = 1,
+    jury: Jury = ONE_ANSWER,
 ) -> Measured:
     """Which pictures are classified rightly, after `attack` on `score` if they are given (both or none), or as `transferred` has them.
 
     Pictures that are wrong untouched count as broken and are not attacked. What an attack returns is judged by a fresh forward pass with fresh seeds:
-    its own claim of success counts for nothing. `ball` is where rounding to 8 bits has to stay; without it nothing is rounded. `draws` > 1 judges a
-    randomized classifier: right means right in more than half of the draws.
+    its own claim of success counts for nothing. `ball` is where rounding to 8 bits has to stay; without it nothing is rounded.
     """
     if (attack is None) != (score is None):
         raise InvalidInput("an attack needs a score, a score an attack.", field="attack")
@@ -70,16 +91,17 @@ def measure(
     cost = Cost()
     correct: list[Tensor] = []
     correct_8bit: list[Tensor] = []
+    abstained: list[Tensor] = []
 
-    def judge(pixels: Pixels, targets: Tensor, seeds: Seeds) -> Tensor:
+    def judge(pixels: Pixels, targets: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor]:
         nonlocal cost
-        cost = cost.plus(Cost(forward=len(pixels) * draws))
+        cost = cost.plus(Cost(forward=len(pixels) * jury.draws))
         with torch.no_grad():
-            votes = [classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) == targets for draw in range(draws)]
-        return torch.stack(votes).float().mean(dim=0) > 0.5
+            said = torch.stack([classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) for draw in range(jury.draws)])
+        return _decided(said, targets, classifier.labels, jury)
 
     for batch in batches:
-        right = judge(batch.pixels, batch.targets, derive(batch.seeds, "judge-clean"))
+        right, silent = judge(batch.pixels, batch.targets, derive(batch.seeds, "judge-clean"))
         right_8bit = right.clone()
         standing = right.nonzero().flatten()
         origin, targets, seeds = batch.pixels[standing], batch.targets[standing], batch.seeds[standing.to(batch.seeds.device)]
@@ -88,13 +110,22 @@ def measure(
             attacked = attack(score(classifier, targets), origin, derive(seeds, "attack"))
             changed, cost = attacked.pixels, cost.plus(attacked.cost)
         if changed is not None and len(standing):
-            right[standing] = judge(changed, targets, derive(seeds, "judge-attacked"))
+            right[standing], silent[standing] = judge(changed, targets, derive(seeds, "judge-attacked"))
             rounded = None if ball is None else ball.to_uint8(changed, origin)
-            right_8bit[standing] = right[standing] if rounded is None else judge(rounded, targets, derive(seeds, "judge-8bit"))
-        correct.append(right.cpu())
-        correct_8bit.append(right_8bit.cpu())
-    none = torch.zeros(0, dtype=torch.bool)
-    return Measured(torch.cat([none, *correct]), torch.cat([none, *correct_8bit]), cost, time.monotonic() - began)
+            right_8bit[standing] = right[standing] if rounded is None else judge(rounded, targets, derive(seeds, "judge-8bit"))[0]
+        for found, rows in ((correct, right), (correct_8bit, right_8bit), (abstained, silent)):
+            found.append(rows.cpu())
+    whole, whole_8bit, silence = (torch.cat([torch.zeros(0, dtype=torch.bool), *found]) for found in (correct, correct_8bit, abstained))
+    return Measured(whole, whole_8bit, cost, time.monotonic() - began, None if jury.rule is None else silence)
+
+
+def _decided(said: Tensor, targets: Tensor, labels: Sequence[str], jury: Jury) -> tuple[Tensor, Tensor]:
+    """Which pictures [B] were decided rightly and which not at all, from the labels [draws, B] that their draws had."""
+    if jury.rule is None:
+        return (said == targets).float().mean(dim=0) > 0.5, torch.zeros_like(targets, dtype=torch.bool)
+    counts = F.one_hot(said, len(labels)).sum(dim=0)
+    silent = torch.tensor([elect(votes, labels, jury.rule).abstained for votes in counts], dtype=torch.bool, device=targets.device)
+    return ~silent & (counts.argmax(dim=1) == targets), silent
 
 
 def accuracy(correct: Tensor) -> Interval:

@@ -30,6 +30,7 @@ class _Line(BaseModel):
     fell_to: dict[str, int] | None
     correct: str
     correct_8bit: str
+    abstained: str | None = None
     cost: tuple[int, int]
     seconds: float
 
@@ -48,6 +49,7 @@ def keep(path: Path, key: Mapping[str, object], found: AtLevel) -> None:
         "fell_to": found.fell_to,
         "correct": _bits(measured.correct),
         "correct_8bit": _bits(measured.correct_8bit),
+        **({} if measured.abstained is None else {"abstained": _bits(measured.abstained)}),
         "cost": measured.cost,
         "seconds": measured.seconds,
     }
@@ -62,11 +64,13 @@ def recall(path: Path, pictures: int) -> AtLevel | None:
         return None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise DataRefused("no cell of an evaluation.", field=str(path), help="Remove this file: it will be measured again.") from error
-    if not len(line.correct) == len(line.correct_8bit) == pictures:
+    found = (line.correct, line.correct_8bit, *(() if line.abstained is None else (line.abstained,)))
+    if any(len(bits) != pictures for bits in found):
         raise DataRefused(
             f"expected {pictures} pictures, found {len(line.correct)}.", field=str(path), help="Remove this file: it will be measured again."
         )
-    measured = Measured(_tensor(line.correct), _tensor(line.correct_8bit), Cost(*line.cost), line.seconds)
+    silent = None if line.abstained is None else _tensor(line.abstained)
+    measured = Measured(_tensor(line.correct), _tensor(line.correct_8bit), Cost(*line.cost), line.seconds, silent)
     return AtLevel(measured, line.attack, line.fell_to)
 
 

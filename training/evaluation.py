@@ -15,13 +15,15 @@ from torch import Tensor
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.defenses import bind_chain, parse_defenses
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
 from robustclip.measure import accuracy
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.smoothing import smoothing_of
 from robustclip.threat import radius_text
 from robustclip.types import Progress
 from training.cells import cell_path, keep, recall
-from training.levels import JUDGING_DRAWS, WITHIN_T3, AtLevel, Level, Pictures, measure_level
+from training.levels import WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
 from training.prompt_sets import AskedSet, load_prompts, of_seed
 from training.question import NO_DEFENSE, Question, Source, Threat
 from training.sampling import balanced_subset
@@ -54,6 +56,11 @@ class Subject:
     @property
     def randomized(self) -> bool:
         return self.classifier.defense.randomized
+
+    @property
+    def rule(self) -> Smoothing | None:
+        """The vote that would be served."""
+        return smoothing_of(parse_defenses(self.defense))
 
 
 class Row(NamedTuple):
@@ -116,6 +123,7 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         "indices": pictures.indices.tolist(),
         "prompts": subject.prompts.digest(),
         "defense": subject.defense,
+        **({} if subject.rule is None else {"judged_by": "votes"}),
         "threat": threat,
         "eps": eps,
         "seed": pictures.seed,
@@ -135,12 +143,21 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
         return found
     clip, classifier, pictures = subject.clip, subject.classifier, subject.pictures
     if threat == "T0b":
-        draws = JUDGING_DRAWS if subject.randomized else 1
-        found = measure_transfer(question.surrogates, eps, clip, classifier, pictures, draws=draws, progress=progress)
+        jury = jury_of(subject.rule, randomized=subject.randomized)
+        found = measure_transfer(question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress)
     else:
         known: dict[Level, AtLevel] = {part: _measured(question, subject, part, eps, progress) for part in WITHIN_T3 if threat == "T3"}
         found = measure_level(
-            threat, eps, clip, classifier, pictures, randomized=subject.randomized, progress=progress, strength=question.strength, known=known
+            threat,
+            eps,
+            clip,
+            classifier,
+            pictures,
+            randomized=subject.randomized,
+            rule=subject.rule,
+            progress=progress,
+            strength=question.strength,
+            known=known,
         )
     keep(path, key, found)
     return found
@@ -164,6 +181,7 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
         "low": share.low,
         "high": share.high,
         "accuracy_8bit": accuracy(measured.correct_8bit).value,
+        **({} if measured.abstained is None else {"abstained": accuracy(measured.abstained).value}),
         "attack": found.attack,
         **({} if found.fell_to is None else {"fell_to": found.fell_to}),
         "seed": subject.pictures.seed,

@@ -72,7 +72,8 @@ def _headline(facts: Facts) -> str:
 
 
 def _row(facts: Facts) -> list[str]:
-    share = f"{facts['accuracy']:.1%} ({facts['low']:.1%} to {facts['high']:.1%})"
+    silent = f", abstained {facts['abstained']:.1%}" if "abstained" in facts else ""
+    share = f"{facts['accuracy']:.1%} ({facts['low']:.1%} to {facts['high']:.1%}{silent})"
     return [
         _data(facts),
         *(str(facts[name]) for name in ("prompt_set", "defense", "threat", "eps", "seed")),

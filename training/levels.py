@@ -25,9 +25,10 @@ from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
 from robustclip.classifier import Defended, ZeroShotClassifier
 from robustclip.clip import Clip
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
 from robustclip.losses import LossName
-from robustclip.measure import Batch, Measured, ScoreOf, measure
+from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measure
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
@@ -80,31 +81,32 @@ def measure_level(
     pictures: Pictures,
     *,
     randomized: bool,
+    rule: Smoothing | None = None,
     progress: Progress,
     strength: Preset = "standard",
     known: Mapping[Level, AtLevel] | None = None,
 ) -> AtLevel:
-    """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones.
+    """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones. A `rule` judges by the vote that it serves.
 
     Randomized classifiers are attacked through the mean of 20 draws and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
     T3 then need not measure again; `strength` is that of its ensemble.
     """
-    draws = JUDGING_DRAWS if randomized else 1
+    jury = jury_of(rule, randomized=randomized)
     if level == "clean":
-        return AtLevel(measure(classifier, _batches(clip, pictures, progress, "clean"), draws=draws), None)
+        return AtLevel(measure(classifier, _batches(clip, pictures, progress, "clean"), jury=jury), None)
     if eps <= 0:
         raise InvalidInput(f"expected a radius above 0 for {level}, found {eps}.", field="--eps", help='Write it like "4/255", or ask for clean.')
     ball = Linf(radius=eps)
     if level == "T0":
         attack = feature_attack(eps, steps=T0_STEPS)
         made = shifted_pixels(clip, pictures.data, pictures.indices, attack, seed=pictures.seed, folder=pictures.cache, progress=progress)
-        measured = judge_made(clip, classifier, pictures, made, ball, draws=draws, progress=progress, what="T0")
+        measured = judge_made(clip, classifier, pictures, made, ball, jury=jury, progress=progress, what="T0")
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "embedding_shift"})
     if level == "T1":
         attack = carried_attack(eps)
         made = _against_words(clip, classifier, pictures, attack, progress)
-        measured = judge_made(clip, classifier, pictures, made, ball, draws=draws, progress=progress, what="T1")
+        measured = judge_made(clip, classifier, pictures, made, ball, jury=jury, progress=progress, what="T1")
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "templates": list(pictures.templates)})
     if level == "T2":
         # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
@@ -115,12 +117,17 @@ def measure_level(
             attack=attack,
             score=_score_of("cross_entropy", randomized=randomized),
             ball=ball,
-            draws=draws,
+            jury=jury,
         )
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
-    again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, progress=progress)
+    again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, rule=rule, progress=progress)
     parts: dict[Level, AtLevel] = {part: known[part] if known and part in known else again(part) for part in WITHIN_T3}
-    return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, progress)
+    return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, jury, progress)
+
+
+def jury_of(rule: Smoothing | None, *, randomized: bool) -> Jury:
+    """How a classifier is judged at every level."""
+    return Jury.of(rule) if rule is not None else Jury(JUDGING_DRAWS) if randomized else ONE_ANSWER
 
 
 def judge_made(
@@ -130,22 +137,28 @@ def judge_made(
     made: Rows,
     ball: Linf,
     *,
-    draws: int,
+    jury: Jury = ONE_ANSWER,
     progress: Progress,
     what: str,
 ) -> Measured:
     """What a classifier makes of pictures that were attacked elsewhere; their making is in the bill."""
-    judged = measure(classifier, _batches(clip, pictures, progress, what, made.rows), ball=ball, draws=draws)
+    judged = measure(classifier, _batches(clip, pictures, progress, what, made.rows), ball=ball, jury=jury)
     return judged._replace(cost=judged.cost.plus(made.cost), seconds=judged.seconds + made.seconds)
 
 
 def worst_of(parts: list[Measured]) -> Measured:
-    """Right is what was right in all of them; the bill is that of all."""
+    """Right is what was right in all of them, without an answer what got none in one and no wrong one in any; the bill is that of all."""
     worst = parts[0]
     for part in parts[1:]:
         right, right_8bit = worst.correct & part.correct, worst.correct_8bit & part.correct_8bit
-        worst = Measured(right, right_8bit, worst.cost.plus(part.cost), worst.seconds + part.seconds)
+        worst = Measured(right, right_8bit, worst.cost.plus(part.cost), worst.seconds + part.seconds, _silent(worst, part))
     return worst
+
+
+def _silent(first: Measured, second: Measured) -> Tensor | None:
+    if first.abstained is None or second.abstained is None:
+        return None
+    return (first.abstained | second.abstained) & (first.abstained | first.correct) & (second.abstained | second.correct)
 
 
 def _against_words(clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, attack: PGD, progress: Progress) -> Rows:
@@ -156,7 +169,13 @@ def _against_words(clip: Clip, classifier: ZeroShotClassifier | Defended, pictur
 
 
 def _strongest(
-    parts: Mapping[Level, AtLevel], ensemble: Ensemble, clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, progress: Progress
+    parts: Mapping[Level, AtLevel],
+    ensemble: Ensemble,
+    clip: Clip,
+    classifier: ZeroShotClassifier | Defended,
+    pictures: Pictures,
+    jury: Jury,
+    progress: Progress,
 ) -> AtLevel:
     """The worst of what is known, and of the ensemble on what that left standing."""
     worst = worst_of([part.measured for part in parts.values()])
@@ -176,10 +195,14 @@ def _strongest(
         attack=attack,
         score=_score_of("margin", randomized=ensemble.randomized),
         ball=ensemble.ball,
-        draws=JUDGING_DRAWS if ensemble.randomized else 1,
+        jury=jury,
     )
     whole = Measured(torch.ones_like(worst.correct), torch.ones_like(worst.correct), found.cost, found.seconds)
     whole.correct[standing], whole.correct_8bit[standing] = found.correct, found.correct_8bit
+    if found.abstained is not None:
+        silent = torch.zeros_like(worst.correct)
+        silent[standing] = found.abstained
+        whole = whole._replace(abstained=silent)
     about = {"score": "margin", "draws": GRADIENT_DRAWS if ensemble.randomized else 1, "worst_of": list[JsonValue](parts)}
     return AtLevel(worst_of([worst, whole]), {**ensemble.model_dump(mode="json"), **about}, dict(fell_to))
 

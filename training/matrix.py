@@ -40,9 +40,7 @@ def transfer_matrix(question: Question, subjects: Sequence[Subject], *, progress
             for judged_under in (other for other in subjects if _comparable(made_against, other)):
                 what = f"{made_against.prompt_set} under {judged_under.prompt_set} {radius_text(eps)}"
                 ball = Linf(radius=eps)
-                measured = judge_made(
-                    judged_under.clip, judged_under.classifier, judged_under.pictures, made, ball, draws=1, progress=progress, what=what
-                )
+                measured = judge_made(judged_under.clip, judged_under.classifier, judged_under.pictures, made, ball, progress=progress, what=what)
                 share = accuracy(measured.correct)
                 yield {
                     "backbone": made_against.backbone,

@@ -15,7 +15,7 @@ from robustclip.threat import Linf, radius_text
 from robustclip.towers import encode_image
 from training.bank import feature_attack
 from training.evaluation import Subject, cell_of
-from training.levels import GRADIENT_DRAWS, JUDGING_DRAWS, T0_STEPS, T2_STEPS, WITHIN_T3
+from training.levels import GRADIENT_DRAWS, T0_STEPS, T2_STEPS, WITHIN_T3, jury_of
 from training.question import Question, Threat
 from training.surrogates import STEPS as SURROGATE_STEPS
 from training.transfers import carried_attack
@@ -102,7 +102,7 @@ def duration(seconds: float) -> str:
 def _charged(question: Question, subject: Subject, threat: Threat, eps: float, settled: set[str]) -> int:
     """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs them, and entered in `settled`."""
     n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
-    judging, draws = (JUDGING_DRAWS, GRADIENT_DRAWS) if subject.randomized else (1, 1)
+    judging, draws = jury_of(subject.rule, randomized=subject.randomized).draws, GRADIENT_DRAWS if subject.randomized else 1
     if threat == "clean":
         return n * judging
     judged = 3 * n * judging  # untouched, attacked, rounded to 8 bits

@@ -155,7 +155,8 @@ def _accuracy(row: Facts | None, refused: Sequence[str]) -> str:
     if refused:
         return f"inconclusive ({', '.join(refused)})"
     deviation = f"; sd {100 * row['deviation']:.1f}" if "deviation" in row else ""
-    return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation})"
+    silent = f"; abstained {100 * row['abstained']:.1f}" if "abstained" in row else ""
+    return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation}{silent})"
 
 
 def _difference(row: Facts | None) -> str:

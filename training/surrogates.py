@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip, imagenet_names, load_clip
 from robustclip.defenses.resize_pad import ResizePad
+from robustclip.measure import ONE_ANSWER, Jury
 from robustclip.prompts import Prompts
 from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds, row_uniform
@@ -66,14 +67,14 @@ def open_surrogate(name: str, data: LabelledImages, templates: tuple[str, ...], 
 
 
 def measure_transfer(
-    names: Sequence[str], eps: float, clip: Clip, classifier: Classifier, pictures: Pictures, *, draws: int, progress: Progress
+    names: Sequence[str], eps: float, clip: Clip, classifier: Classifier, pictures: Pictures, *, jury: Jury = ONE_ANSWER, progress: Progress
 ) -> AtLevel:
     """Accuracy on the worst of what each surrogate makes of each picture; the surrogates' passes are in the bill as if they were the victim's."""
     ball = Linf(radius=eps)
     surrogates = [open_surrogate(name, pictures.data, pictures.templates, clip.device) for name in names]
     parts = [
         judge_made(
-            clip, classifier, pictures, _made(surrogate, score, ball, clip, pictures, progress), ball, draws=draws, progress=progress, what="T0b"
+            clip, classifier, pictures, _made(surrogate, score, ball, clip, pictures, progress), ball, jury=jury, progress=progress, what="T0b"
         )
         for surrogate in surrogates
         for score in _SCORES

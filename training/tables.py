@@ -19,15 +19,27 @@ def print_evaluation(found: Facts) -> None:
     flags = _flags(found.get("checks", ()))
     several = len({facts["seed"] for facts in found["results"]}) > 1
     heads = ("backbone", "data", "prompt set", "defense", "threat", "eps", *(("seed",) if several else ()))
+    voted = any("abstained" in facts for facts in found["results"])
     unseen = any(facts.get("seen_labels") != facts.get("measured_labels") for facts in found["results"])
-    table = Table(*heads, "accuracy", "95 % interval", "8 bit", "n", "seconds", "checks", *(("names trained on",) if unseen else ()))
+    table = Table(
+        *heads,
+        "accuracy",
+        "95 % interval",
+        "8 bit",
+        "n",
+        "seconds",
+        "checks",
+        *(("abstained",) if voted else ()),
+        *(("names trained on",) if unseen else ()),
+    )
     for facts in found["results"]:
         raised = flags.get(_row_of(facts), [])
         named = [_name(facts, head) for head in heads]
         interval = f"{facts['low']:.1%} - {facts['high']:.1%}"
         rest = [f"{facts['accuracy']:.1%}", interval, f"{facts['accuracy_8bit']:.1%}", str(facts["n"]), f"{facts['seconds']:.1f}"]
         seen = f"{facts['seen_labels']} of {facts['measured_labels']}" if "seen_labels" in facts else ""
-        table.add_row(*named, *rest, ", ".join(raised), *((seen,) if unseen else ()))
+        silent = f"{facts['abstained']:.1%}" if "abstained" in facts else ""
+        table.add_row(*named, *rest, ", ".join(raised), *((silent,) if voted else ()), *((seen,) if unseen else ()))
     console.print(table)
     for check in (check for check in found.get("checks", ()) if check["fired"]):
         about = f"{check['data']}, {check['prompt_set']}"

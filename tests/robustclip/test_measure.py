@@ -8,8 +8,9 @@ from torch import Tensor
 from toys import LinearClassifier, gratings, trained_conv
 
 from robustclip.attacks.pgd import PGD
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
-from robustclip.measure import Batch, Interval, accuracy, mcnemar, measure, paired_difference, wilson
+from robustclip.measure import Batch, Interval, Jury, accuracy, mcnemar, measure, paired_difference, wilson
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds, row_uniform
 from robustclip.threat import Linf
@@ -118,7 +119,7 @@ class Wavering:
 
 @pytest.mark.parametrize(("share", "expected"), [(0.9, 1.0), (0.1, 0.0)])
 def test_a_randomized_classifier_is_judged_by_the_majority_of_fresh_draws(share: float, expected: float) -> None:
-    found = measure(Wavering(share), [batch(pictures([0.5] * 40), [1] * 40)], draws=25)
+    found = measure(Wavering(share), [batch(pictures([0.5] * 40), [1] * 40)], jury=Jury(25))
     assert float(found.correct.float().mean()) == pytest.approx(expected, abs=0.01)
     assert found.cost == Cost(forward=40 * 25)
 
@@ -131,7 +132,34 @@ def test_half_of_the_draws_is_not_enough() -> None:
             self.calls += 1
             return torch.tensor([[0.0, 1.0]] if self.calls % 2 else [[1.0, 0.0]])
 
-    assert measure(Alternating(0.5), [batch(pictures([0.5]), [1])], draws=2).correct.tolist() == [False]
+    assert measure(Alternating(0.5), [batch(pictures([0.5]), [1])], jury=Jury(2)).correct.tolist() == [False]
+
+
+@pytest.mark.parametrize(("share", "right", "silent"), [(0.9, 20, 0), (0.1, 0, 0), (0.5, 0, 20)])
+def test_a_vote_is_judged_as_it_is_served_and_its_silence_is_not_right(share: float, right: int, silent: int) -> None:
+    found = measure(Wavering(share), [batch(pictures([0.5] * 20), [1] * 20)], jury=Jury.of(Smoothing(votes=100, alpha=1e-6)))
+    assert found.abstained is not None
+    assert (int(found.correct.sum()), int(found.abstained.sum())) == (right, silent)
+    assert found.cost == Cost(forward=20 * 100)
+    assert measure(Wavering(share), [batch(pictures([0.5]), [1])], jury=Jury(100)).abstained is None
+
+
+def test_who_is_silent_untouched_is_not_attacked_and_who_is_silenced_is_told_from_who_is_fooled() -> None:
+    class Undecided(Wavering):
+        """Sure of label 1 from 0.8 on, of label 0 below 0.3, tossing a coin between."""
+
+        def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+            first = pixels[:, 0, 0, 0]
+            said = torch.where(first >= 0.8, 1.0, torch.where(first < 0.3, 0.0, (row_uniform(seeds, (), like=pixels) < 0.5).float()))
+            return torch.stack([0.5 * torch.ones_like(said), said], dim=1)
+
+    attack, jury = Moves(-0.3), Jury.of(Smoothing(votes=40))
+    rows = [batch(pictures([0.9, 0.5, 0.1]), [1, 1, 1]), batch(pictures([0.1]), [0])]
+    found = measure(Undecided(0.5), rows, attack=attack, score=CROSS_ENTROPY, jury=jury)
+    assert attack.rows == 2
+    assert found.correct.tolist() == [False, False, False, True]
+    assert found.abstained is not None
+    assert found.abstained.tolist() == [True, True, False, False]
 
 
 def test_an_attack_without_a_score_is_refused() -> None:

@@ -27,6 +27,15 @@ def test_a_cell_is_recalled_as_it_was_kept(tmp_path: Path) -> None:
     assert path.read_text().count("\n") == 1
 
 
+def test_a_vote_s_silence_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "cell.json"
+    keep(path, KEY, FOUND._replace(measured=FOUND.measured._replace(abstained=torch.tensor([False, True, False]))))
+    again = recall(path, 3)
+    assert again is not None
+    assert again.measured.abstained is not None
+    assert again.measured.abstained.tolist() == [False, True, False]
+
+
 def test_whatever_the_numbers_depend_on_names_the_file(tmp_path: Path) -> None:
     changed = [KEY, {**KEY, "clip": "beef"}, {**KEY, "eps": 2 / 255}, {**KEY, "indices": [0, 2]}]
     assert len({cell_path(tmp_path, key) for key in changed}) == 4

@@ -338,3 +338,13 @@ def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) ->
 def test_wrong_options_are_refused_by_name(bench: Bench, options: list[str], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         bench.print(*options)
+
+
+def test_a_smoothed_chain_is_measured_by_the_vote_that_is_served(bench: Bench) -> None:
+    options = ["--threat", "clean", "--limit", "3", "--defense", "smoothing:0.001,bit_depth:7"]
+    planned = bench.evaluate(*options, "--dry-run")
+    (row,) = bench.evaluate(*options)["results"]
+    assert row["abstained"] == 0
+    assert row["cost"]["forward"] == planned["charged"] == 3 * 100
+    assert "abstained" in bench.print(*options)
+    assert "abstained" not in bench.evaluate("--threat", "clean", "--limit", "3")["results"][0]

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip
-from robustclip.defenses import bind_chain, parse_defenses
+from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.errors import InvalidInput
+from robustclip.measure import Measured
 from robustclip.prompts import Prompts
+from robustclip.smoothing import smoothing_of
 from robustclip.types import Cost
 from training.data import load_data
-from training.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level
+from training.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level, worst_of
 
 EPS = 4 / 255
 
@@ -33,14 +35,18 @@ def at(
     *,
     eps: float = EPS,
     defense: str = "none",
+    chain: tuple[AnyDefense, ...] | None = None,
     template: str = "a photo of a {}.",
     visual: Tensor | None = None,
     known: dict[Level, AtLevel] | None = None,
 ) -> AtLevel:
     encoder = TorchImageEncoder(clip)
-    chain = bind_chain(parse_defenses(defense), encoder)
-    classifier = Defended(zero_shot(clip, Prompts(visual=visual, templates=(template,)), pictures.data.labels, encoder=encoder), chain)
-    return measure_level(level, eps, clip, classifier, pictures, randomized=chain.randomized, progress=silent, strength="quick", known=known)
+    links = parse_defenses(defense) if chain is None else chain
+    bound, rule = bind_chain(links, encoder), smoothing_of(links)
+    classifier = Defended(zero_shot(clip, Prompts(visual=visual, templates=(template,)), pictures.data.labels, encoder=encoder), bound)
+    return measure_level(
+        level, eps, clip, classifier, pictures, randomized=bound.randomized, rule=rule, progress=silent, strength="quick", known=known
+    )
 
 
 def parts(pictures: Pictures) -> dict[Path, int]:
@@ -105,6 +111,29 @@ def test_a_randomized_defense_is_attacked_through_many_draws_and_judged_by_fresh
     assert found.attack is not None
     assert (found.attack["draws"], found.attack["stop"]) == (20, "never")
     assert found.measured.cost == Cost(forward=3 * 10 + 20 * 101, backward=20 * 100)
+
+
+def test_a_smoothed_chain_is_judged_by_the_vote_that_is_served(tiny: Clip, pictures: Pictures) -> None:
+    few = Pictures(pictures.data, torch.arange(6), 0, pictures.cache)
+    rule = parse_defenses([{"kind": "smoothing", "sigma": 4.0, "votes": 60}])  # noise alone: a coin's toss
+    clean = at("clean", tiny, few, chain=rule).measured
+    assert clean.abstained is not None
+    assert clean.cost == Cost(forward=6 * 60)
+    assert not (clean.correct & clean.abstained).any()
+    sure = at("clean", tiny, few, chain=parse_defenses([{"kind": "smoothing", "sigma": 0.001, "votes": 60}])).measured
+    assert sure.abstained is not None
+    assert not sure.abstained.any()
+    assert torch.equal(sure.correct, at("clean", tiny, few).measured.correct)
+
+
+def test_the_worst_of_several_is_silent_where_one_is_and_none_is_fooled() -> None:
+    def level(*said: str) -> Measured:
+        right, silent = (torch.tensor([word == what for word in said]) for what in ("right", "silent"))
+        return Measured(right, right, Cost(), 0.0, silent)
+
+    worst = worst_of([level("right", "silent", "wrong", "right", "silent"), level("right", "right", "silent", "wrong", "wrong")])
+    assert worst.abstained is not None
+    assert (worst.correct.tolist(), worst.abstained.tolist()) == ([True, False, False, False, False], [False, True, False, False, False])
 
 
 def test_what_is_found_does_not_depend_on_batches_or_on_the_other_pictures(tiny: Clip, pictures: Pictures) -> None:

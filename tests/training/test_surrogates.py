@@ -58,13 +58,13 @@ def test_a_tower_that_is_its_own_surrogate_is_fooled_by_what_it_was_attacked_wit
     data = load_data(picture_folder, "test")
     pictures = Pictures(data, torch.arange(0, 18, 3), 0, tmp_path)
     victim = zero_shot(tiny, Prompts(), data.labels)
-    found = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, draws=1, progress=silent)
+    found = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, progress=silent)
     right = int((victim(data.pixels(pictures.indices, 32), draw_seeds(0, 6)).argmax(dim=1) == data.targets[pictures.indices]).sum())
     assert int(found.measured.correct.sum()) < right
     assert found.attack is not None
     assert (found.attack["surrogates"], found.attack["scores"], found.attack["momentum"]) == (["tiny"], ["embedding_shift", "cross_entropy"], 0.9)
     parts = len(list(tmp_path.glob("*/*.safetensors")))
     assert parts == 2
-    again = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, draws=1, progress=silent)
+    again = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, progress=silent)
     assert torch.equal(again.measured.correct, found.measured.correct)
     assert len(list(tmp_path.glob("*/*.safetensors"))) == parts
