@@ -17,7 +17,7 @@ from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from robustclip.towers import check_prompts, encode_image, encode_text
-from robustclip.types import Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds
+from robustclip.types import Cost, Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds
 
 TEXT_CHUNK = 64  # labels a text pass: bounds memory and how long a cold label list can hold the device
 
@@ -224,6 +224,14 @@ class Defended:
     @property
     def labels(self) -> tuple[str, ...]:
         return self.classifier.labels
+
+    @property
+    def passes(self) -> Cost:
+        return self.defense.passes
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return self.defense.gradient_passes
 
     def features(self, pixels: Pixels, seeds: Seeds) -> Features:
         """[B, E] unit features through the defense."""

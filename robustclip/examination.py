@@ -11,7 +11,7 @@ from robustclip.probe_options import ProbeOptions, boundless
 from robustclip.report import Knowledge
 from robustclip.sanity import Diagnostic, Suspect
 from robustclip.sanity.selftest import SelfTest, self_test
-from robustclip.types import Pixels, Seeds
+from robustclip.types import Pixels, Seeds, Toll, price
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,16 @@ class Examination:
             yield from self._self_test(suspect)
 
     def _self_test(self, suspect: Suspect) -> Iterator[Diagnostic | SelfTest]:
-        guard, share = self.attacker.guard, self.attacker.share
-        outcome, cost = self_test(self.defended.features, self.pixels, self.seeds, suspect.ball, eot=suspect.eot, guard=guard, share=share)
+        outcome, cost = self_test(
+            self.defended.features,
+            self.pixels,
+            self.seeds,
+            suspect.ball,
+            eot=suspect.eot,
+            toll=Toll.of([self.defended]),
+            guard=self.attacker.guard,
+            share=self.attacker.share,
+        )
         self.meter.pay(cost)
         yield outcome
         if (diagnostic := outcome.diagnostic()) is not None:
@@ -59,4 +67,5 @@ class Examination:
             gradient=defense.gradient,
             randomized=defense.randomized,
             eot=self.attacker.draws("adaptive"),
+            price=price(self.defended, 1),
         )

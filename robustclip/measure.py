@@ -17,7 +17,7 @@ from robustclip.errors import InvalidInput
 from robustclip.seeds import derive
 from robustclip.smoothing import elect
 from robustclip.threat import BallSpec
-from robustclip.types import Attack, Classifier, Cost, Pixels, Score, Seeds
+from robustclip.types import Attack, Classifier, Cost, Pixels, Score, Seeds, price
 
 Z = 1.959963984540054  # two-sided 95 %
 BOOTSTRAP_DRAWS = 10_000
@@ -95,7 +95,7 @@ def measure(
 
     def judge(pixels: Pixels, targets: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor]:
         nonlocal cost
-        cost = cost.plus(Cost(forward=len(pixels) * jury.draws))
+        cost = cost.plus(price(classifier, len(pixels) * jury.draws))
         with torch.no_grad():
             said = torch.stack([classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) for draw in range(jury.draws)])
         return _decided(said, targets, classifier.labels, jury)

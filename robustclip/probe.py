@@ -39,7 +39,7 @@ from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
 from robustclip.smoothing import smoothing_of
 from robustclip.trials import Scene
-from robustclip.types import Guard, Pixels, Share
+from robustclip.types import Guard, Pixels, Share, price
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
 
@@ -92,8 +92,9 @@ class _Probe:
         reference = TorchImageEncoder(victim.clip)
         defended = Defended(victim.classifier(reference), bind_chain(victim.defense, reference))
         self.seeds = draw_seeds(options.seed, 1)
-        served = share(Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving)))
-        self.served = Served(served, is_randomized(victim), draws_of(victim, options), self.seeds, meter, smoothing_of(victim.defense))
+        serving = Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving))
+        rule, draws = smoothing_of(victim.defense), draws_of(victim, options)
+        self.served = Served(share(serving), is_randomized(victim), draws, self.seeds, meter, rule, price(serving, 1))
         named = {field: self._index(label, field) for field in ("true_label", "target_label") if (label := getattr(options, field)) is not None}
         clean = self.served.opinion(pixels, "clean")
         self.aim = Aim(named.get("true_label", int(clean.argmax())), named.get("target_label"))

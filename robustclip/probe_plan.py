@@ -16,11 +16,12 @@ from robustclip.probe_options import Mode, ProbeOptions, boundless, farthest, mo
 from robustclip.report import Knowledge
 from robustclip.sanity import selftest
 from robustclip.smoothing import smoothing_of
+from robustclip.types import FREE, Cost, Toll
 from robustclip.victim import Victim
 
 MINIMAL_PASSES = 3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
 OBLIVIOUS_STEPS = 40
-_LAST_CALL = 64  # more than what a bracket can spend between two looks at its meter: its widest call, and a confirmation
+_LAST_CALL = Cost(22, 21)  # more than what a bracket can spend between two looks at its meter: its widest call, and a confirmation
 
 
 class Trial(NamedTuple):
@@ -62,16 +63,20 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     Raises InvalidInput as `trials_of`.
     """
     draws, eot = draws_of(victim, options), options.eot if is_randomized(victim) else 1
-    total = draws + sanity.charged_passes(eot, randomized=is_randomized(victim), cross_entropy=options.score == "cross_entropy")
-    total += boundless(options.attacks[0].ball, victim.clip.image_size).charged(1) * eot
-    total += options.tests_itself * selftest.charged_passes(eot)
+    checks = sanity.bill(eot, randomized=is_randomized(victim), cross_entropy=options.score == "cross_entropy")
+    unbounded = boundless(options.attacks[0].ball, victim.clip.image_size).bill(eot)
+    defended, past = Cost(draws).plus(checks).plus(unbounded), FREE  # passes through the defense, and past it
+    if options.tests_itself:
+        defended = defended.plus(selftest.bill(eot))
     for trial in trials_of(victim, options, sources=sources):
-        total += _charged(trial, victim, eot=eot, draws=draws, sources=sources) + 3 * draws  # judged as floats, as a PNG, and to be shown
+        searched, judged = _bill(trial, victim, eot=eot, draws=draws, sources=sources)
+        knowing = trial.knowledge not in ("static", "oblivious")
+        defended, past = defended.plus(judged).plus(searched if knowing else FREE), past.plus(FREE if knowing else searched)
     if options.certify is not None:
-        total += options.certify.n0 + options.certify.n
+        defended = defended.plus(Cost(options.certify.n0 + options.certify.n))
     if options.minimal:
-        total += (MINIMAL_PASSES + _LAST_CALL) * eot + 6 * draws
-    return total
+        defended = defended.plus(_LAST_CALL.times(eot)).plus(Cost(6 * draws))
+    return defended.through(Toll.of(victim.defense)).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
 
 
 def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
@@ -112,13 +117,13 @@ def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
     return Trial(attack, "black_box" if mode == "adaptive" and isinstance(attack, Square | Noise) else mode)
 
 
-def _charged(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -> int:
-    """Upper bound of the search alone, with the judging that happens inside it."""
+def _bill(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -> tuple[Cost, Cost]:
+    """Upper bounds of the search, and of the judging: within it, and of what it found as floats, as a PNG, and to be shown."""
     attack, knowledge = trial
     if isinstance(attack, Ensemble):
         names = stand_ins(victim, ("",) * sources)
         stages = attack.stages(len(victim.labels), sources=names)
         confirmed = 1 + sum(math.ceil(len(stage.variants) / attack.together) for stage in stages)
-        return attack.charged(1, labels=len(victim.labels), sources=len(names)) * eot + confirmed * draws
+        return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost((confirmed + 3) * draws)
     rows = {"static": 1, "oblivious": 1, "transfer": sources * eot}.get(knowledge, eot)
-    return attack.charged(rows) + (knowledge == "oblivious")
+    return attack.bill(rows).plus(Cost(knowledge == "oblivious")), Cost(3 * draws)

@@ -19,7 +19,7 @@ from robustclip.served import Candidate
 from robustclip.smoothing import smoothing_of
 from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
 from robustclip.trials import Bracketed, Found
-from robustclip.types import Cost, Pixels, Share
+from robustclip.types import Cost, Pixels, Share, price
 from robustclip.victim import Victim
 
 
@@ -67,8 +67,8 @@ def certificate_of(victim: Victim, pixels: Tensor, options: CertifyOptions, *, s
     """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid for."""
     rule = smoothing_of(victim.defense)
     denoiser = victim.defense if rule is None else victim.defense[1:]
-    vote = share(noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser))
-    found = certify(vote, pixels, options, on_rows=lambda rows: meter.pay(Cost(rows, 0)))
+    vote = noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser)
+    found = certify(share(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
     return CertificatePart(**found.model_dump(), served=rule is not None and rule.sigma == options.sigma)
 
 

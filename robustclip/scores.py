@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.losses import LEAST_LABELS, TARGETED, UNTARGETED, LossName, cross_entropy, untargeted_margin
-from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Score, Seeds
+from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Score, Seeds, price
 from robustclip.wrappers import Averaged, Bypassed, Estimated, Guarded, Recorded, Reduced, Transferred
 
 AnyScoreName: TypeAlias = Literal["cross_entropy", "margin"]  # those that fit any number of labels and need nothing more to be said
@@ -46,7 +46,7 @@ class LabelScore:
             value, margin = self._value(logits), untargeted_margin(logits, self.targets)
             return _Judged(-value, -margin, logits) if self.targeted else _Judged(value, margin, logits)
 
-        return _evaluate(judge, pixels, grad=grad)
+        return _evaluate(judge, pixels, price(self.classifier, len(pixels), grad=grad), grad=grad)
 
     def select(self, rows: Tensor) -> "LabelScore":
         return replace(
@@ -84,7 +84,7 @@ class EmbeddingShift:
             value = _shift(self.encode(inputs).float(), self.clean.detach().float(), self.distance)
             return _Judged(value, torch.full_like(value, -torch.inf))
 
-        return _evaluate(judge, pixels, grad=grad)
+        return _evaluate(judge, pixels, Cost(len(pixels), len(pixels) if grad else 0), grad=grad)
 
     def select(self, rows: Tensor) -> "EmbeddingShift":
         return replace(self, clean=self.clean[rows])
@@ -161,7 +161,7 @@ def _shift(moved: Tensor, clean: Tensor, distance: Distance) -> Tensor:
     return F.kl_div(moved.log_softmax(dim=1), clean.log_softmax(dim=1), log_target=True, reduction="none").sum(dim=1)
 
 
-def _evaluate(judge: Callable[[Pixels], _Judged], pixels: Pixels, *, grad: bool) -> Evaluation:
+def _evaluate(judge: Callable[[Pixels], _Judged], pixels: Pixels, cost: Cost, *, grad: bool) -> Evaluation:
     """What is judged and, if asked, d sum(value) / d pixels, nothing else. A value that does not depend on the pixels has gradient 0."""
     with torch.set_grad_enabled(grad):
         inputs = pixels.detach().requires_grad_(grad)
@@ -171,5 +171,4 @@ def _evaluate(judge: Callable[[Pixels], _Judged], pixels: Pixels, *, grad: bool)
             gradient = torch.autograd.grad(value.sum(), inputs, materialize_grads=True)[0]
         elif grad:
             gradient = torch.zeros_like(pixels)
-    cost = Cost(len(pixels), len(pixels) if grad else 0)
     return Evaluation(value.detach(), margin.detach(), gradient, cost, None if logits is None else logits.detach())

@@ -1,6 +1,6 @@
 """The deployed chain, asked again. A search may believe what it likes: what counts is said here, in fresh forwards of the serving path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -60,6 +60,7 @@ class Served:
 
     draws  of a randomized defense on which a candidate is judged; 1 for any other
     meter  pays for every question
+    price  of one question
     rule   the vote that is served, if one is; the draws are its votes
     """
 
@@ -69,13 +70,14 @@ class Served:
     seeds: Seeds
     meter: Meter
     rule: Smoothing | None = None
+    price: Cost = field(default=Cost(1))
 
     def logits(self, pixels: Pixels, stream: str) -> Tensor:
         """[draws, C] logits of one picture [1, 3, S, S], each with randomness of its own."""
         seeds = torch.cat([derive(self.seeds, f"{stream}-{index}") for index in range(self.draws)])
         with torch.no_grad():
             answers = [self.classifier(pixels.expand(len(chunk), -1, -1, -1), chunk) for chunk in seeds.split(_DRAWS_AT_ONCE)]
-        self.meter.pay(Cost(self.draws, 0))
+        self.meter.pay(self.price.times(self.draws))
         return torch.cat(answers)
 
     def opinion(self, pixels: Pixels, stream: str) -> Tensor:

@@ -3,8 +3,8 @@
 Everything else implements one of these protocols or passes these tensors on. This file imports only torch and must not know any implementation.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -48,8 +48,50 @@ class Cost(NamedTuple):
     def times(self, rows: int) -> "Cost":
         return Cost(self.forward * rows, self.backward * rows)
 
+    def through(self, spending: "Spending") -> "Cost":
+        """The same passes, of a classifier that spends more of each picture."""
+        return self.plus(spending.passes.times(self.forward)).plus(spending.gradient_passes.times(self.backward))
+
 
 FREE = Cost()
+
+
+@runtime_checkable
+class Spending(Protocol):
+    """What takes more of a picture than the pass that classifies, in passes through the image tower: a defense, and a classifier behind one."""
+
+    @property
+    def passes(self) -> Cost:
+        """Of every picture."""
+        ...
+
+    @property
+    def gradient_passes(self) -> Cost:
+        """More, where a gradient is recorded, beside the backward pass of the one that classifies."""
+        ...
+
+
+class Toll(NamedTuple):
+    """All that several take."""
+
+    passes: Cost = FREE
+    gradient_passes: Cost = FREE
+
+    @staticmethod
+    def of(parts: "Iterable[Spending]") -> "Toll":
+        toll = Toll()
+        for part in parts:
+            toll = Toll(toll.passes.plus(part.passes), toll.gradient_passes.plus(part.gradient_passes))
+        return toll
+
+
+NO_TOLL = Toll()
+
+
+def price(classifier: Classifier, rows: int, *, grad: bool = False) -> Cost:
+    """What it takes to ask for so many rows, or for their gradients."""
+    cost = Cost(rows, rows if grad else 0)
+    return cost.through(classifier) if isinstance(classifier, Spending) else cost
 
 
 class Evaluation(NamedTuple):
@@ -99,7 +141,7 @@ class Attack(Protocol):
 Stage: TypeAlias = Literal["pixels", "features"]
 
 
-class Defense(Protocol):
+class Defense(Spending, Protocol):
     """Maps inputs to inputs of the same shape and range, row by row: a batch mate changes nothing.
 
     `pixels` before the image tower, `features` behind it; a chain may do `both`, and then is called in the parts that it has `at` each stage.
@@ -114,16 +156,6 @@ class Defense(Protocol):
     @property
     def gradient(self) -> str:
         """How gradients pass: `exact`, `ste`, `surrogate:<name>` or `none`."""
-        ...
-
-    @property
-    def passes(self) -> Cost:
-        """What it takes of a picture beside the pass that classifies, in passes through the image tower."""
-        ...
-
-    @property
-    def gradient_passes(self) -> Cost:
-        """What more it takes where a gradient is recorded through it, beside the backward pass of the one that classifies."""
         ...
 
     def at(self, stage: Stage) -> "Defense | None":

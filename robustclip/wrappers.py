@@ -192,7 +192,8 @@ class Bypassed:
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
         with torch.no_grad():
             defended = self.defense(pixels, seeds)
-        return self.score(defended, seeds, grad=grad)
+        seen = self.score(defended, seeds, grad=grad)
+        return seen._replace(cost=seen.cost.plus(self.defense.passes.times(len(pixels))))
 
     def select(self, rows: Tensor) -> "Bypassed":
         return replace(self, score=self.score.select(rows))

@@ -13,6 +13,7 @@ from robustclip.scores import EmbeddingShift
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf, radius_text
 from robustclip.towers import encode_image
+from robustclip.types import price
 from training.bank import feature_attack
 from training.evaluation import Subject, cell_of
 from training.levels import GRADIENT_DRAWS, T0_STEPS, T2_STEPS, WITHIN_T3, jury_of
@@ -103,12 +104,13 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs them, and entered in `settled`."""
     n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
     judging, draws = jury_of(subject.rule, randomized=subject.randomized).draws, GRADIENT_DRAWS if subject.randomized else 1
+    defended = subject.classifier
     if threat == "clean":
-        return n * judging
-    judged = 3 * n * judging  # untouched, attacked, rounded to 8 bits
+        return price(defended, n * judging).charged
+    judged = price(defended, 3 * n * judging).charged  # untouched, attacked, rounded to 8 bits
     ball = Linf(radius=eps)
     if threat == "T2":
-        return judged + n * draws * PGD(ball=ball, steps=T2_STEPS, starts=("random",)).charged(1)
+        return judged + PGD(ball=ball, steps=T2_STEPS, starts=("random",)).bill(n * draws).through(defended).charged
     if threat == "T3":
         within = 0
         for part in WITHIN_T3:
@@ -116,11 +118,12 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
             if path.name not in settled and not path.exists():
                 settled.add(path.name)
                 within += _charged(question, subject, part, eps, settled)
-        return judged + within + n * draws * Ensemble(ball=ball, preset=question.strength).charged(1, labels=labels)
+        ensemble = Ensemble(ball=ball, preset=question.strength, randomized=subject.randomized)
+        return judged + within + ensemble.bill(n * draws, labels=labels).through(defended).charged
     made = {
-        "T0": feature_attack(eps, steps=T0_STEPS).charged(1) + 1,
+        "T0": feature_attack(eps, steps=T0_STEPS).bill(1).charged + 1,
         "T0b": 2 * len(question.surrogates) * (3 * SURROGATE_STEPS + 1),
-        "T1": carried_attack(eps).charged(1),
+        "T1": carried_attack(eps).bill(1).charged,
     }[threat]
     visual = subject.prompts.visual if threat == "T1" else None
     tower = None if visual is None else subject.prompts.digest()

@@ -70,9 +70,9 @@ class APGD(BaseModel):
                 rows, climb = rows[stay], _Climb(*(part[stay] for part in climb))
                 yield record
 
-    def charged(self, rows: int) -> int:
-        """Upper bound of charged passes (F + 2 B) for that many rows, if none leaves early and a score costs one pass a row."""
-        return rows * self.restarts * Cost(self.steps + 1, self.steps).charged
+    def bill(self, rows: int) -> Cost:
+        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
+        return Cost(self.steps + 1, self.steps).times(rows * self.restarts)
 
     def _moved(self, climb: "_Climb", origin: Pixels, radii: Tensor, *, momentum: bool) -> "_Climb":
         ascended = self.ball.project(self.ball.ascend(climb.pixels, climb.gradient, climb.length), origin, radius=radii)

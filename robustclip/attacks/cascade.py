@@ -19,7 +19,7 @@ from robustclip.losses import LossName, runners_up
 from robustclip.scores import decision, restated
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
-from robustclip.types import Pixels, Score, Seeds
+from robustclip.types import Cost, Pixels, Score, Seeds
 from robustclip.wrappers import reduced, transferred
 
 Judge: TypeAlias = Callable[[Pixels, Tensor], Tensor]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
@@ -35,7 +35,7 @@ class Searching(Protocol):
         self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None, teams: Tensor | None = None
     ) -> Iterator[Record]: ...
 
-    def charged(self, rows: int) -> int: ...
+    def bill(self, rows: int) -> Cost: ...
 
 
 class Source(NamedTuple):
@@ -66,13 +66,18 @@ class Stage(NamedTuple):
     source: int | None = None
 
 
-def charged(stages: Sequence[Stage], widening: PGD | None, precision: Precision) -> int:
-    """Upper bound of charged passes a picture."""
-    total = 2 + (0 if widening is None else widening.charged(1))
+def bill(stages: Sequence[Stage], widening: PGD | None, precision: Precision) -> Cost:
+    """Upper bound a picture, if a score costs one pass a row."""
+    total = Cost(2) if widening is None else _judged(widening, precision).plus(Cost(2))
     for stage in stages:
-        twice = (stage.source is not None) + (precision != "float32")  # what was climbed is judged on the victim, what was reduced in full
-        total += len(stage.variants) * (stage.attack.charged(1) * (1 + twice) + 1)
+        total = total.plus(_judged(stage.attack, precision, transferred=stage.source is not None).plus(Cost(1)).times(len(stage.variants)))
     return total
+
+
+def _judged(attack: Searching, precision: Precision, *, transferred: bool = False) -> Cost:
+    """What was climbed on a stand-in is judged on the victim, what was reduced is asked in full."""
+    searched = attack.bill(1)
+    return searched.plus(Cost(searched.forward * ((1 + transferred) * (1 + (precision != "float32")) - 1)))
 
 
 @dataclass(eq=False)
@@ -110,7 +115,7 @@ class Cascade:
         self.standing = torch.arange(len(self.pixels), device=self.pixels.device)
 
     def events(self) -> Iterator[Event]:
-        yield Started(len(self.pixels), len(self.pixels) * charged(self.stages, self.widening, self.precision))
+        yield Started(len(self.pixels), bill(self.stages, self.widening, self.precision).times(len(self.pixels)).charged)
         try:
             yield from self._untouched()
             for stage in self.stages if bool(self.radii.any()) else ():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustclip.attacks.apgd import APGD
 from robustclip.attacks.base import radii_of
-from robustclip.attacks.cascade import RIVALS, Cascade, Judge, Precision, Source, Stage, Variant, charged
+from robustclip.attacks.cascade import RIVALS, Cascade, Judge, Precision, Source, Stage, Variant, bill
 from robustclip.attacks.events import Done, Event, Meter
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
@@ -22,7 +22,7 @@ from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.losses import LEAST_LABELS, LossName
 from robustclip.scores import decision
 from robustclip.threat import BallSpec
-from robustclip.types import Attacked, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 
 Preset: TypeAlias = Literal["quick", "standard", "thorough"]
 
@@ -78,9 +78,9 @@ class Ensemble(BaseModel):
         """
         return self.cascade(score, pixels, seeds, meter=meter, judge=judge, sources=sources, replays=replays, radius=radius).events()
 
-    def charged(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0) -> int:
-        """Upper bound of charged passes (F + 2 B) for that many rows, if a score costs one pass a row."""
-        return rows * charged(self.stages(labels, sources=("",) * sources), self._widening(), self.precision)
+    def bill(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0) -> Cost:
+        """Upper bound for that many rows, if a score costs one pass a row."""
+        return bill(self.stages(labels, sources=("",) * sources), self._widening(), self.precision).times(rows)
 
     def stages(self, labels: int, *, targeted: bool = False, sources: Sequence[str] = ()) -> tuple[Stage, ...]:
         """What is tried, in this order, for a decision between that many labels."""

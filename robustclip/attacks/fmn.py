@@ -70,9 +70,9 @@ class FMN(BaseModel):
             rows, current, nearest, limit = rows[stay], current[stay], nearest[stay], limit[stay]
             yield record
 
-    def charged(self, rows: int) -> int:
-        """Upper bound of charged passes (F + 2 B) for that many rows, if none leaves early and a score costs one pass a row."""
-        return rows * Cost(self.steps + 1, self.steps).charged
+    def bill(self, rows: int) -> Cost:
+        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
+        return Cost(self.steps + 1, self.steps).times(rows)
 
     def _limit(self, limit: Tensor, nearest: Tensor, distance: Tensor, reached: Tensor, margin: Tensor, gradient: Tensor, gamma: float) -> Tensor:
         """[B] how far the next point may be: a little nearer than now, a little farther, or, as long as nothing was found, where a linear model

@@ -24,7 +24,7 @@ from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.scores import decision, restated
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec, Linf, Radius
-from robustclip.types import Pixels, Score, Seeds
+from robustclip.types import FREE, Cost, Pixels, Score, Seeds
 from robustclip.wrappers import reduced
 
 SHRUNK = 8  # smaller radii at which a witness is tried as it is
@@ -73,17 +73,18 @@ class Minimal(BaseModel):
         decision(score)
         return _Search(self, score, pixels, seeds, meter or Meter(), judge).events(known)
 
-    def charged(self, *, labels: int = 10) -> int:
-        """Upper bound of charged passes (F + 2 B), if a score costs one pass a row."""
+    def bill(self, *, labels: int = 10) -> Cost:
+        """Upper bound, if a score costs one pass a row."""
         rounds = math.ceil(math.log(max(self.ball.radius / self.closeness, 2)) / math.log(RADII + 1))
         search = (
-            FMN(ball=self.ball).charged(1)
-            + _ladder(self.ball).charged(LADDER)
-            + SHRUNK
-            + (rounds + CASCADES) * (_round(self.ball).charged(2 * RADII) + 1)
+            FMN(ball=self.ball)
+            .bill(1)
+            .plus(_ladder(self.ball).bill(LADDER))
+            .plus(Cost(SHRUNK))
+            .plus(_round(self.ball).bill(2 * RADII).plus(Cost(1)).times(rounds + CASCADES))
         )
-        cascade = 0 if self.preset is None else CASCADES * self.ensemble(self.preset).charged(1, labels=labels)
-        return search * (1 if self.precision == "float32" else 2) + cascade
+        cascade = FREE if self.preset is None else self.ensemble(self.preset).bill(1, labels=labels).times(CASCADES)
+        return search.times(1 if self.precision == "float32" else 2).plus(cascade)
 
     @property
     def closeness(self) -> float:
@@ -122,7 +123,7 @@ class _Search:
         return max((radius for radius in self.withstood if radius < (1 - _ROUNDING) * self.broken - _ROUNDING), default=0.0)
 
     def events(self, known: Pixels | None) -> Iterator[Event]:
-        yield Started(1, self.minimal.charged(labels=len(decision(self.score).classifier.labels)))
+        yield Started(1, self.minimal.bill(labels=len(decision(self.score).classifier.labels)).charged)
         try:
             yield from self._first(known)
             for _ in range(CASCADES):

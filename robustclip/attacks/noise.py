@@ -10,7 +10,7 @@ from torch import Tensor
 from robustclip.attacks.base import Record, check_seeds, finished, leaving, pick, radii_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
-from robustclip.types import Attacked, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 
 MAX_DRAWS = 10_000
 
@@ -45,6 +45,6 @@ class Noise(BaseModel):
             rows = rows[~leaving(seen.margin > 0, None if teams is None else teams[rows])]
             yield record
 
-    def charged(self, rows: int) -> int:
-        """Upper bound of charged passes for that many rows, if none leaves early and a score costs one pass a row."""
-        return rows * (self.draws + 1)
+    def bill(self, rows: int) -> Cost:
+        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
+        return Cost(self.draws + 1).times(rows)

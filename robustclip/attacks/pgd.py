@@ -92,9 +92,9 @@ class PGD(BaseModel):
                 rows, current = rows[stay], current[stay]
                 yield record
 
-    def charged(self, rows: int) -> int:
-        """Upper bound of charged passes (F + 2 B) for that many rows, if none leaves early and a score costs one pass a row."""
-        return rows * len(self._starts()) * Cost(self.steps + 1, self.steps).charged
+    def bill(self, rows: int) -> Cost:
+        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
+        return Cost(self.steps + 1, self.steps).times(rows * len(self._starts()))
 
     def _starts(self) -> tuple[Start, ...]:
         return tuple(start for start in self.starts for _ in range(1 if start == "zero" else self.restarts))
@@ -115,9 +115,9 @@ class FGSM(BaseModel):
         """Call by call."""
         return self._pgd().search(score, pixels, seeds)
 
-    def charged(self, rows: int) -> int:
-        """Upper bound of charged passes (F + 2 B) for that many rows."""
-        return self._pgd().charged(rows)
+    def bill(self, rows: int) -> Cost:
+        """Upper bound for that many rows."""
+        return self._pgd().bill(rows)
 
     def _pgd(self) -> PGD:
         step = self.ball.radius * (1.25 if self.random_start else 1.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustclip.attacks.base import Record, check_seeds, finished, leaving, pick, radii_of
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
-from robustclip.types import Attacked, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 
 MAX_QUERIES = 100_000
 _TILES = 5  # a side of the L2 start
@@ -78,9 +78,9 @@ class Square(BaseModel):
             rows, current, value = rows[stay], current[stay], value[stay]
             yield record
 
-    def charged(self, rows: int) -> int:
-        """Upper bound of charged passes (F + 2 B) for that many rows, if none leaves early and a score costs one pass a row."""
-        return rows * (2 + self.queries * (2 if self.redraw else 1))
+    def bill(self, rows: int) -> Cost:
+        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
+        return Cost(2 + self.queries * (2 if self.redraw else 1)).times(rows)
 
 
 def _side(share: float, query: int, queries: int, size: int) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.seeds import derive
-from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage
+from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll
 
 Status: TypeAlias = Literal["sound", "experimental", "broken-adaptively"]
 Purify: TypeAlias = Callable[[Pixels], Pixels]
@@ -184,11 +183,11 @@ class Chain:
 
     @property
     def passes(self) -> Cost:
-        return reduce(Cost.plus, (defense.passes for defense in self.defenses), FREE)
+        return Toll.of(self.defenses).passes
 
     @property
     def gradient_passes(self) -> Cost:
-        return reduce(Cost.plus, (defense.gradient_passes for defense in self.defenses), FREE)
+        return Toll.of(self.defenses).gradient_passes
 
     def at(self, stage: Stage) -> "Chain | None":
         links = tuple(defense for defense in self.defenses if defense.stage == stage)

@@ -1,11 +1,11 @@
 """Symptoms of a false result: each check is a number, a threshold and a sentence. A hard flag that fires forbids any claim of robustness.
 
-Checks look at a victim through scores; they know neither prompts nor pictures' meaning. `examine` runs all that fit one attacked decision, and
-`charged_passes` says before what they may cost. The active self-test is asked for by itself (`robustclip/sanity/selftest.py`).
+Checks look at a victim through scores; they know neither prompts nor pictures' meaning. `examine` runs all that fit one attacked decision, and `bill`
+says before what they may cost. The active self-test is asked for by itself (`robustclip/sanity/selftest.py`).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from robustclip.sanity.strength import (
 )
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
-from robustclip.types import Attack, Classifier, Cost, Pixels, Score, Seeds
+from robustclip.types import FREE, Attack, Classifier, Cost, Pixels, Score, Seeds
 from robustclip.wrappers import Averaged, averaged
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
     "Severity",
     "Suspect",
     "Symptom",
+    "bill",
     "black_box_weaker",
-    "charged_passes",
     "climb",
     "examine",
     "forward_static",
@@ -57,17 +57,19 @@ __all__ = [
 _TRANSFERRED = ("static", "transfer", "oblivious")  # levels of knowledge that build on another model
 
 
-def charged_passes(eot: int, *, randomized: bool = True, cross_entropy: bool = True) -> int:
-    """Upper bound of what `examine` costs beside its unbounded attack, in charged passes.
+def bill(eot: int, *, randomized: bool = True, cross_entropy: bool = True) -> Cost:
+    """Upper bound of what `examine` costs beside its unbounded attack, if a score costs one pass a row.
 
     eot            draws that the attack averages in each gradient
     randomized     the defense draws: what checks find is doubted
     cross_entropy  the attack raises it: M4 tries other losses
     """
-    looking = sum(symptom.bill(eot) for symptom in SYMPTOMS)
-    others = 2 * CLIMB * M4.averages(eot) if cross_entropy else 0
+    others = CLIMB.times(2 * M4.averages(eot) if cross_entropy else 0)
     doubted = 2 + len(FACTORS) + 2 + 2 * cross_entropy  # M6, M7; the rungs of M8 and its single step; M4
-    return looking + others + randomized * doubted * DOUBTS
+    total = others.plus(Cost(randomized * doubted * DOUBTS))
+    for symptom in SYMPTOMS:
+        total = total.plus(symptom.bill(eot))
+    return total
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,6 +80,7 @@ class Suspect:
     undefended  the same without the defense; None: there is no defense
     classifier  the defended classifier, to be asked
     gradient    how the defense says that its gradient passes; `randomized`: that it draws; `eot`: draws averaged in each gradient
+    price       of asking the classifier about one row
     """
 
     score: Score
@@ -89,6 +92,7 @@ class Suspect:
     gradient: str
     randomized: bool
     eot: int
+    price: Cost = field(default=Cost(1))
 
     @property
     def one_draw(self) -> Score:
@@ -123,7 +127,6 @@ def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attac
     pixels, seeds, ball = suspect.pixels, suspect.seeds, suspect.ball
     adaptive = successes.get("adaptive", False)
     standing = "adaptive" in successes and not adaptive
-    free = Cost()
     ladder = climb(suspect.averaged(M8), pixels, seeds, ball, (1.0, *FACTORS) if standing else (1.0,))
     present, cost = gradient_present(suspect.averaged(M1), pixels, seeds, along=float(ladder.zero_share[0]))
     yield present, cost.plus(ladder.attacked.cost)
@@ -135,22 +138,24 @@ def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attac
         yield true
     yield saturation(suspect.averaged(M4), pixels, seeds, ball, standing=standing, judge=suspect.judge)
     if "adaptive" in successes and (others := [successes[level] for level in _TRANSFERRED if level in successes]):
-        yield transfer_weaker(any(others), adaptive), free
+        yield transfer_weaker(any(others), adaptive), FREE
     yield noise_weaker(suspect.averaged(M7), pixels, seeds, ball, adaptive, suspect.judge)
     if "adaptive" in successes and "black_box" in successes:
-        yield black_box_weaker(successes["black_box"], adaptive), free
+        yield black_box_weaker(successes["black_box"], adaptive), FREE
     elif standing:
         yield square_weaker(suspect.averaged(M6), pixels, seeds, ball, suspect.judge)
-    yield rising(ladder.attacked.trace_value[:, 0], ladder.attacked.trace_margin[:, 0]), free
+    yield rising(ladder.attacked.trace_value[:, 0], ladder.attacked.trace_margin[:, 0]), FREE
     if standing:
         yield _ladder_monotone(suspect, ladder, adaptive_success=adaptive)
         yield unbounded_succeeds(unbounded, suspect.score, pixels, seeds)
-    drawn, cost = randomness(suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot)
+    drawn, rows = randomness(suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot)
     for diagnostic in drawn:
-        yield diagnostic, cost
-        cost = free
-    yield forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
-    yield rows_independent(suspect.classifier, pixels, seeds)
+        yield diagnostic, suspect.price.times(rows)
+        rows = 0
+    static, rows = forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
+    yield static, suspect.price.times(rows)
+    independent, rows = rows_independent(suspect.classifier, pixels, seeds)
+    yield independent, suspect.price.times(rows)
 
 
 def _ladder_monotone(suspect: Suspect, ladder: Ladder, *, adaptive_success: bool) -> tuple[Diagnostic, Cost]:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from robustclip.types import Cost, Pixels
+from robustclip.types import FREE, Cost, Pixels
 
 Severity: TypeAlias = Literal["hard", "soft"]
 Judge: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
@@ -40,8 +40,8 @@ class Diagnostic(BaseModel):
 class Symptom:
     """A symptom that can be looked for.
 
-    charged  most charged passes (F + 2 B) that looking takes, for one draw of the defense; 0 where another check or an attack already paid
-    draws    most draws of a randomized defense that looking averages
+    cost   most passes that looking takes, for one draw of the defense; none where another check or an attack already paid
+    draws  most draws of a randomized defense that looking averages
     """
 
     id: str
@@ -50,12 +50,12 @@ class Symptom:
     threshold: float
     sentence: str
     advice: str
-    charged: int = 0
+    cost: Cost = FREE
     draws: int = 1
 
-    def bill(self, eot: int) -> int:
-        """Most charged passes when the attack averages `eot` draws in each gradient."""
-        return self.charged * self.averages(eot)
+    def bill(self, eot: int) -> Cost:
+        """Most passes when the attack averages `eot` draws in each gradient."""
+        return self.cost.times(self.averages(eot))
 
     def averages(self, eot: int) -> int:
         """Draws that the check averages when the attack averages `eot`."""
@@ -83,7 +83,7 @@ DRAWS = 5
 MATES = 7
 DOUBTS = 16  # fresh draws of a randomized defense on which what a check found must hold
 
-CLIMB = (LADDER_STEPS + 1) + 2 * LADDER_STEPS  # charged passes of a rung of the ladder
+CLIMB = Cost(LADDER_STEPS + 1, LADDER_STEPS)  # a rung of the ladder
 _THROUGH = "Attack through a surrogate (BPDA), from the undefended model, or without gradients (Square)."
 
 M1 = Symptom(
@@ -93,7 +93,7 @@ M1 = Symptom(
     threshold=0.01,
     sentence="largest share of gradient entries that are exactly zero, beside the picture and along an attack",
     advice=_THROUGH,
-    charged=3 + CLIMB,
+    cost=Cost(1, 1).plus(CLIMB),
     draws=4,
 )
 M2 = Symptom(
@@ -103,7 +103,7 @@ M2 = Symptom(
     threshold=1e-4,
     sentence="gradient norm through the defense over the norm without it",
     advice="Attack in float32, through a surrogate (BPDA), or from the undefended model.",
-    charged=6,
+    cost=Cost(2, 2),
     draws=4,
 )
 M3 = Symptom(
@@ -113,7 +113,7 @@ M3 = Symptom(
     threshold=0.5,
     sentence="correlation of the gradient with finite differences",
     advice=_THROUGH,
-    charged=3 + 2 * DIRECTIONS,
+    cost=Cost(1 + 2 * DIRECTIONS, 1),
 )
 M4 = Symptom(
     id="M4",
@@ -122,7 +122,7 @@ M4 = Symptom(
     threshold=1 - 1e-6,
     sentence="largest probability on the clean picture, or 1 where another loss broke what cross-entropy did not",
     advice="Raise the margin, DLR, or cross-entropy at a higher temperature.",
-    charged=1,
+    cost=Cost(1),
     draws=4,
 )
 M5 = Symptom(
@@ -140,7 +140,7 @@ M6 = Symptom(
     threshold=0.5,
     sentence="1 if an attack that only asks for values succeeded where gradients failed",
     advice="Attack without gradients (Square with more queries, NES) or through a surrogate (BPDA).",
-    charged=2 + QUERIES,
+    cost=Cost(2 + QUERIES),
     draws=4,
 )
 M7 = Symptom(
@@ -150,7 +150,7 @@ M7 = Symptom(
     threshold=0.0,
     sentence=f"share of {NOISY_COPIES} noisy copies that reach the goal",
     advice="Attack without gradients (noise, Square) or through a surrogate (BPDA).",
-    charged=NOISY_COPIES,
+    cost=Cost(NOISY_COPIES),
     draws=4,
 )
 M8 = Symptom(
@@ -160,7 +160,7 @@ M8 = Symptom(
     threshold=0.0,
     sentence="attacks that failed although a smaller radius or fewer steps sufficed",
     advice="Take smaller steps and more restarts, or attack without gradients (Square).",
-    charged=len(FACTORS) * CLIMB + 4,
+    cost=CLIMB.times(len(FACTORS)).plus(Cost(2, 1)),
     draws=4,
 )
 M9 = Symptom(
@@ -170,7 +170,7 @@ M9 = Symptom(
     threshold=1e-4,
     sentence="largest change of a logit between draws, attacked without averaging",
     advice="Average gradients over draws (EOT 8 or more).",
-    charged=DRAWS,
+    cost=Cost(DRAWS),
 )
 M10 = Symptom(
     id="M10",
@@ -187,7 +187,7 @@ M11 = Symptom(
     threshold=0.0,
     sentence="operations that recorded a gradient inside the victim's own forward pass, called exact",
     advice="Declare a surrogate: unroll the inner loop, or attack past it (BPDA with the identity).",
-    charged=1,
+    cost=Cost(1),
 )
 M12 = Symptom(
     id="M12",
@@ -196,7 +196,7 @@ M12 = Symptom(
     threshold=1e-3,
     sentence="change of a logit when the picture has batch mates",
     advice="Judge each picture alone, and take the defense's batch statistics away.",
-    charged=2 + MATES,
+    cost=Cost(2 + MATES),
 )
 M13 = Symptom(
     id="M13",

@@ -1,4 +1,7 @@
-"""Does the forward pass do what it says: draw where it is randomized, go without autograd, judge each row by itself?"""
+"""Does the forward pass do what it says: draw where it is randomized, go without autograd, judge each row by itself?
+
+Each check says how many rows it asked about.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from robustclip.sanity.base import DRAWS, M9, M10, M11, M12, MATES, Diagnostic
 from robustclip.seeds import derive, row_uniform
-from robustclip.types import Classifier, Cost, Pixels, Seeds
+from robustclip.types import Classifier, Pixels, Seeds
 
 
-def randomness(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int) -> tuple[list[Diagnostic], Cost]:
+def randomness(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int) -> tuple[list[Diagnostic], int]:
     """M9: logits differ between draws and the attack averaged none. M10: declared randomized, yet the draws are identical.
 
     What M10 asks of replayed noise beside that is left to the verdict, which counts successes on fresh draws only.
@@ -21,24 +24,24 @@ def randomness(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared
     with torch.no_grad():
         logits = classifier(pixels.expand(DRAWS, -1, -1, -1), streams)
     spread = (logits - logits[:1]).abs().max().item()
-    return [M9.seen(spread, spread > M9.threshold and eot < 2), M10.seen(spread, declared and spread <= M10.threshold)], Cost(DRAWS, 0)
+    return [M9.seen(spread, spread > M9.threshold and eot < 2), M10.seen(spread, declared and spread <= M10.threshold)], DRAWS
 
 
-def forward_static(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool) -> tuple[Diagnostic, Cost]:
+def forward_static(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool) -> tuple[Diagnostic, int]:
     """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed, and no other way tried."""
     with torch.no_grad(), _Recorder() as recorder:
         classifier(pixels, seeds)
-    return M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold), Cost(len(pixels), 0)
+    return M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold), len(pixels)
 
 
-def rows_independent(classifier: Classifier, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
+def rows_independent(classifier: Classifier, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, int]:
     """M12: the logits of a row alone and among seven noisy neighbours."""
     neighbours = row_uniform(torch.cat([derive(seeds, f"mate-{index}") for index in range(MATES)]), tuple(pixels.shape[1:]), like=pixels)
     with torch.no_grad():
         alone = classifier(pixels, seeds)
         among = classifier(torch.cat([pixels, neighbours]), torch.cat([seeds, derive(seeds.repeat(MATES), "mates")]))[:1]
     change = (alone - among).abs().max().item()
-    return M12.seen(change, change > M12.threshold), Cost(MATES + 2, 0)
+    return M12.seen(change, change > M12.threshold), MATES + 2
 
 
 class _Recorder(TorchFunctionMode):

@@ -21,7 +21,7 @@ from robustclip.sanity.base import S1, Diagnostic
 from robustclip.scores import label_score
 from robustclip.seeds import derive, row_normal
 from robustclip.threat import BallSpec, Linf
-from robustclip.types import Cost, Embed, Guard, Logits, Pixels, Seeds, Share
+from robustclip.types import NO_TOLL, Cost, Embed, Guard, Logits, Pixels, Seeds, Share, Toll, price
 from robustclip.wrappers import averaged
 
 PROBLEMS = 3
@@ -52,10 +52,10 @@ class SelfTest(BaseModel):
         return S1.seen(self.found / self.valid, self.found < self.valid) if self.valid else None
 
 
-def charged_passes(eot: int, *, problems: int = PROBLEMS) -> int:
-    """Upper bound of what a self-test costs, in charged passes, when a gradient averages `eot` draws."""
-    attack = PGD(ball=Linf(radius=0), steps=STEPS).charged(1)
-    return problems * (INNER + FRESH + (attack + 2) * eot)
+def bill(eot: int, *, problems: int = PROBLEMS) -> Cost:
+    """Upper bound of what a self-test costs when a gradient averages `eot` draws, if a feature costs one pass."""
+    attack = PGD(ball=Linf(radius=0), steps=STEPS).bill(1)
+    return attack.plus(Cost(2)).times(eot).plus(Cost(INNER + FRESH)).times(problems)
 
 
 def self_test(
@@ -66,20 +66,21 @@ def self_test(
     *,
     eot: int = 1,
     problems: int = PROBLEMS,
+    toll: Toll = NO_TOLL,
     guard: Guard = lambda score: score,
     share: Share = lambda classifier: classifier,
 ) -> tuple[SelfTest, Cost]:
     """Pose problems in the ball around one picture [1, 3, S, S], and attack each by margin PGD-20 from the picture and from a random point.
 
     `embed` gives features [B, E] through the defense (`Defended.features`), differentiable as the victim is attacked. `eot` draws of a randomized
-    defense are averaged in each gradient, and where a point is judged. `guard` and `share` as in `robustclip.probe`.
+    defense are averaged in each gradient, and where a point is judged; `toll` is what it takes. `guard` and `share` as in `robustclip.probe`.
     """
     found = valid = easy = void = 0
     random_rate = 0.0
     cost = Cost()
     for index in range(problems):
         streams = derive(seeds, f"problem-{index}")
-        problem, paid = _pose(embed, pixels, streams, ball, eot, share)
+        problem, paid = _pose(embed, pixels, streams, ball, eot, toll, share)
         cost = cost.plus(paid)
         if problem is None:
             void += 1
@@ -99,10 +100,19 @@ class _Readout:
     """The classifier of a problem: how far features lie from `center` [E] along `weights` [E], against a threshold."""
 
     embed: Embed
+    toll: Toll
     weights: Tensor
     center: Tensor  # subtracted first: the features of a small ball differ in their last digits only
     threshold: float
     labels: tuple[str, ...] = ("inner", "boundary")
+
+    @property
+    def passes(self) -> Cost:
+        return self.toll.passes
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return self.toll.gradient_passes
 
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         level = (self.embed(pixels, seeds).float() - self.center) @ self.weights - self.threshold
@@ -114,7 +124,7 @@ class _Problem(NamedTuple):
     random_rate: float
 
 
-def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, share: Share) -> tuple[_Problem | None, Cost]:
+def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, share: Share) -> tuple[_Problem | None, Cost]:
     """Draw the points, fit the readout, put its threshold midway between the surface point and the nearest inner one; None if it lies inside."""
     streams = torch.cat([derive(seeds, f"point-{index}") for index in range(INNER + FRESH)])
     within = ball.model_copy(update={"radius": _INNER_SHARE * ball.radius}).sample(pixels.expand(INNER + FRESH, -1, -1, -1), streams)
@@ -122,7 +132,7 @@ def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, 
     draws = torch.cat([derive(seeds, f"surface-{index}") for index in range(eot)])
     with torch.no_grad():
         features = share(Embedding(embed))(torch.cat([within, surface]), torch.cat([streams, draws])).double()
-    cost = Cost(len(features), 0)
+    cost = Cost(len(features)).through(toll)
     inner, fresh, boundary = features.split([INNER, FRESH, eot])
     center = inner.mean(dim=0)
     away = boundary.mean(dim=0) - center
@@ -136,7 +146,7 @@ def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, 
     nearest, reached = (deviations @ weights).max().item(), (away @ weights).item()
     if not reached > nearest:
         return None, cost
-    readout = _Readout(embed, weights.float(), center.float(), (nearest + reached) / 2)
+    readout = _Readout(embed, toll, weights.float(), center.float(), (nearest + reached) / 2)
     rate = ((fresh - center) @ weights > readout.threshold).double().mean().item()
     return _Problem(readout, rate), cost
 
@@ -150,7 +160,7 @@ def _attack(readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot
     draws = torch.cat([derive(seeds, f"judged-{index}") for index in range(eot)])
     with torch.no_grad():
         logits = share(readout)(attacked.pixels.expand(eot, -1, -1, -1), draws).mean(dim=0)
-    return bool(logits[1] > logits[0]), attacked.cost.plus(Cost(eot, 0))
+    return bool(logits[1] > logits[0]), attacked.cost.plus(price(readout, eot))
 
 
 def _surface(ball: BallSpec, pixels: Pixels, seeds: Seeds) -> Pixels:

@@ -76,7 +76,7 @@ def test_what_is_reported_is_what_the_pixels_show(attack: AnyAttack, name: AnySc
     assert attacked.trace_value.shape == attacked.trace_margin.shape
     assert attacked.trace_value.shape[1] == attacked.first_success.shape[0] == 8
     assert torch.equal(attacked.first_success >= 0, (attacked.trace_margin > 0).any(dim=0))
-    assert attacked.cost.charged <= attack.charged(8)
+    assert attacked.cost.charged <= attack.bill(8).charged
 
 
 @every_attack

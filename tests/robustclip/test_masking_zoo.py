@@ -113,7 +113,7 @@ def fired(subject: Case, loss: AnyScoreName = "margin", *, eot: int = 1, ball: B
     successes = {"adaptive": subject.falls(naive(subject, loss, eot=eot, ball=ball)), "static": subject.falls(static)}
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",))
     found = list(examine(suspect, successes, unbounded=unbounded))
-    bill = sanity.charged_passes(eot, randomized=subject.randomized, cross_entropy=loss == "cross_entropy") + unbounded.charged(eot)
+    bill = sanity.bill(eot, randomized=subject.randomized, cross_entropy=loss == "cross_entropy").plus(unbounded.bill(eot)).charged
     assert sum(cost.charged for _, cost in found) <= bill
     return {flag.id: flag.severity for flag, _ in found if flag.fired}
 
@@ -228,7 +228,7 @@ def test_the_self_test_finds_what_exists_in_an_honest_victim(tiny: Clip, defense
     eot = 4 if subject.randomized else 1
     outcome, cost = self_test(subject.defended.features, subject.pixels, SEEDS, ball, eot=eot, problems=2)
     assert (outcome.found, outcome.valid, outcome.easy, outcome.void) == (2, 2, 0, 0)
-    assert cost.charged <= selftest.charged_passes(eot, problems=2)
+    assert cost.charged <= selftest.bill(eot, problems=2).charged
     assert torch.equal(torch.random.get_rng_state(), state)
     flag = outcome.diagnostic()
     assert flag is not None

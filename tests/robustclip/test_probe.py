@@ -1,13 +1,15 @@
 """The probe: what it attacks is what is served, what it reports is judged again, and equal questions get equal answers."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from probing import LABELS, SPARED, options, picture, served_label, victim
+from torch import Tensor
 
 from robustclip.attacks.pgd import FGSM, PGD
 from robustclip.clip import Clip
+from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, NoDecisionToAttack
 from robustclip.images import load_pixels
 from robustclip.probe import probe
@@ -126,6 +128,17 @@ def test_the_bill_is_announced_before_and_never_exceeded(tiny: Clip, defense: st
     assert report.charged <= charged_passes(subject, asked) <= report.charged + 60 * eot + 150  # an upper bound, not a guess
 
 
+@pytest.mark.parametrize("backward", ["identity", "unrolled"])
+def test_what_a_defense_spends_itself_is_on_the_bill(tiny: Clip, backward: str) -> None:
+    attack = PGD(ball=Linf(radius=SPARED), steps=1, starts=("zero",))
+    asked = options(attacks=(attack,), eot=2, fresh_draws=4, self_test=True, certify={"n": 20, "n0": 10, "sigma": 0.1})
+    chain = parse_defenses([{"kind": "counterattack", "backward": backward}])
+    plain, subject = victim(tiny, "resize_pad"), replace(victim(tiny), defense=chain)
+    spent, without = probe(subject, picture(tiny), asked), probe(plain, picture(tiny), asked)
+    assert spent.charged > 2 * without.charged
+    assert spent.charged <= charged_passes(subject, asked) <= 2 * spent.charged
+
+
 class Turn:
     """A lock that knows whether it is held."""
 
@@ -156,11 +169,17 @@ class Asked:
             return self.classifier(pixels, seeds)
 
 
-@pytest.mark.parametrize("defense", ["none", "bit_depth:4", "jpeg:75,resize_pad"])
+@pytest.mark.parametrize("defense", ["none", "bit_depth:4", "jpeg:75,resize_pad", "counterattack,clipure_cosine"])
 @pytest.mark.parametrize("radius", [SPARED, 16 / 255])
-def test_no_pass_through_the_tower_goes_past_guard_and_share(tiny: Clip, defense: str, radius: float) -> None:
-    turn, passes = Turn(), list[tuple[bool, int]]()
-    watching = tiny.model.visual.conv1.register_forward_hook(lambda module, inputs, output: passes.append((turn.held, len(output))))
+def test_no_pass_through_the_tower_goes_past_guard_and_share_or_is_left_off_the_bill(tiny: Clip, defense: str, radius: float) -> None:
+    turn, passes, back = Turn(), list[tuple[bool, int]](), list[tuple[bool, int]]()
+
+    def watch(module: object, inputs: object, output: Tensor) -> None:
+        passes.append((turn.held, len(output)))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: back.append((turn.held, len(gradient))))
+
+    watching = tiny.model.visual.conv1.register_forward_hook(watch)
     try:
         asked = options(radius=radius, eot=2, fresh_draws=2)
         report = probe(
@@ -168,8 +187,8 @@ def test_no_pass_through_the_tower_goes_past_guard_and_share(tiny: Clip, defense
         )
     finally:
         watching.remove()
-    assert all(held for held, _ in passes)
-    assert sum(rows for _, rows in passes) == report.forward
+    assert all(held for held, _ in passes + back)
+    assert (sum(rows for _, rows in passes), sum(rows for _, rows in back)) == (report.forward, report.backward)
 
 
 @pytest.mark.parametrize(("change", "field"), [({"true_label": "cow"}, "true_label"), ({"target_label": "cow"}, "target_label")])

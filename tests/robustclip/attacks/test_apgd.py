@@ -46,7 +46,7 @@ def test_apgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_bel
 def test_a_run_costs_a_pass_each_way_a_step_and_one_look_at_the_end() -> None:
     attacked = APGD(ball=NEAR, steps=6, restarts=2, stop="never")(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS)
     assert attacked.cost == Cost(forward=2 * 7 * 16, backward=2 * 6 * 16)
-    assert attacked.cost.charged == APGD(ball=NEAR, steps=6, restarts=2).charged(16)
+    assert attacked.cost == APGD(ball=NEAR, steps=6, restarts=2).bill(16)
 
 
 def test_teams_leave_together() -> None:

@@ -49,7 +49,7 @@ def test_any_number_of_labels_breaks_just_above_the_exact_radius_and_not_below(l
     attacked = attack(score, pixels, SEEDS[:3], radius=exact * torch.tensor([1.02, 1.02, 0.99]))
     assert torch.equal(toy(attacked.pixels, SEEDS).argmax(dim=1) != targets, torch.tensor([True, True, False]))
     assert torch.equal(attacked.margin > 0, torch.tensor([True, True, False]))
-    assert attacked.cost.charged <= attack.charged(3, labels=labels)
+    assert attacked.cost.charged <= attack.bill(3, labels=labels).charged
 
 
 def test_the_losses_fit_the_number_of_labels() -> None:
@@ -73,7 +73,7 @@ def test_the_bill_is_that_of_every_call() -> None:
 
 
 def test_presets_cost_what_they_say() -> None:
-    bounds = [Ensemble(ball=NEAR, preset=preset).charged(1) for preset in ("quick", "standard", "thorough")]
+    bounds = [Ensemble(ball=NEAR, preset=preset).bill(1).charged for preset in ("quick", "standard", "thorough")]
     assert bounds == sorted(bounds)
     assert [round(bound, -2) for bound in bounds] == [200, 3100, 13000]
 

@@ -41,7 +41,7 @@ def test_the_broken_end_is_never_below_the_exact_radius_and_at_most_two_per_cent
     assert toy(witness.pixels[None], SEEDS).argmax() != targets[0]
     assert witness.distance == found.broken
     assert isinstance(events[-1], Done)
-    assert events[-1].cost.charged <= minimal.charged(labels=labels)
+    assert events[-1].cost.charged <= minimal.bill(labels=labels).charged
 
 
 def test_a_bracket_only_tightens_from_above_and_events_come_in_order() -> None:

@@ -125,7 +125,7 @@ def test_broken_rows_leave_for_good_and_cost_nothing_more() -> None:
     assert early.cost.forward == int((~gone).sum())
     full = PGD(ball=Linf(radius=3 / 255), restarts=2, stop="never")(SCORE, PIXELS, SEEDS)
     assert full.cost == Cost(forward=3 * 11 * 16, backward=3 * 10 * 16)
-    assert full.cost.charged == PGD(ball=NEAR, restarts=2).charged(16)
+    assert full.cost == PGD(ball=NEAR, restarts=2).bill(16)
     assert (full.margin >= early.margin).all()
     assert torch.equal(full.first_success, early.first_success)
 

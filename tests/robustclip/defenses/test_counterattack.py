@@ -10,12 +10,14 @@ from robustclip.clip import Clip
 from robustclip.defenses.base import clip_of
 from robustclip.defenses.counterattack import Counterattack, drift
 from robustclip.errors import InvalidInput
+from robustclip.measure import Batch, Jury, measure
 from robustclip.prompts import Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.towers import encode_image
-from robustclip.wrappers import averaged
+from robustclip.types import FREE, Cost
+from robustclip.wrappers import averaged, bypassed
 
 PIXELS, _ = gratings(6, seed=91)
 SEEDS = draw_seeds(91, 6)
@@ -126,3 +128,18 @@ def test_an_encoder_without_a_clip_is_refused() -> None:
     with pytest.raises(InvalidInput, match="foreign") as refused:
         clip_of(Foreign())
     assert refused.value.field == "encoder"
+
+
+def test_who_scores_and_who_measures_it_pays_for_its_climb(tiny: Clip) -> None:
+    encoder = TorchImageEncoder(tiny)
+    for backward, climbed in (("identity", Cost(4, 3)), ("unrolled", Cost(7, 12))):
+        defense = Counterattack.model_validate({"backward": backward}).bind(encoder)
+        defended = Defended(zero_shot(tiny, Prompts(), ("cat", "dog")), defense)
+        score = label_score("margin", defended, torch.zeros(2, dtype=torch.int64))
+        assert score(PIXELS[:2], SEEDS[:2], grad=False).cost == Cost(4, 2).times(2)
+        assert score(PIXELS[:2], SEEDS[:2], grad=True).cost == climbed.times(2)
+        past = bypassed(label_score("margin", defended.classifier, torch.zeros(2, dtype=torch.int64)), defense)
+        assert past(PIXELS[:2], SEEDS[:2], grad=True).cost == Cost(4, 3).times(2)
+        batch = Batch(PIXELS[:2], torch.zeros(2, dtype=torch.int64), SEEDS[:2])
+        assert measure(defended, [batch], jury=Jury(3)).cost == Cost(4, 2).times(2 * 3)
+    assert Counterattack(steps=0).passes == Counterattack(steps=0, backward="unrolled").gradient_passes == FREE
