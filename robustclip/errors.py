@@ -118,6 +118,12 @@ class DataRefused(RobustClipError):
     code = "data-refused"
 
 
+class PurifierRefused(RobustClipError):
+    """Weights of a purifying network that are not here, or are not what they are named for."""
+
+    code = "purifier-refused"
+
+
 class GateFailed(RobustClipError):
     """A version that stored witnesses fool anew."""
 

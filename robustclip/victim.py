@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.clip import Clip
-from robustclip.defenses import AnyDefense
+from robustclip.defenses import AnyDefense, network_digests
 from robustclip.prompts import Prompts
 from robustclip.report import DefensePart, VictimPart
 from robustclip.types import ImageEncoder
@@ -43,7 +43,8 @@ def describe_victim(victim: Victim) -> VictimPart:
         )
         for spec in victim.defense
     )
-    whole = (victim.clip.fingerprint, victim.prompts.digest(), victim.labels, [part.model_dump_json() for part in parts], victim.serving.backend)
+    told = [part.model_dump_json() for part in parts]
+    whole = (victim.clip.fingerprint, victim.prompts.digest(), victim.labels, told, victim.serving.backend, *network_digests(victim.defense))
     return VictimPart(
         digest=hashlib.sha256(repr(whole).encode()).hexdigest(),
         arch=victim.clip.arch,

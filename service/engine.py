@@ -24,6 +24,7 @@ from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
 from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
+from robustclip.purifiers import is_file
 from robustclip.replay import Replay, replay
 from robustclip.seeds import draw_seeds
 from robustclip.smoothing import smoothing_of, vote_seeds
@@ -155,6 +156,11 @@ class Engine:
         chain = parse_defenses(asked, field=pointer)
         if len(chain) > self.settings.limits.defenses:
             raise InvalidInput(f"expected at most {self.settings.limits.defenses} defenses, found {len(chain)}.", field=pointer)
+        for index, spec in enumerate(chain):
+            if spec not in self.default_chain and any(is_file(network.weights) for network in spec.networks):
+                raise InvalidInput(
+                    "a file is for the operator to name.", field=f"{pointer}/{index}", help='Name shipped weights, or ask for "default".'
+                )
         return chain
 
     async def blocking(self, function: Callable[..., T], *arguments: object) -> T:

@@ -63,6 +63,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "report-refused": Kind(500, "A probe report is refused"),
     "probe-unavailable": Kind(501, "This defense can't be probed that way"),
     "feature-not-installed": Kind(501, "A dependency is missing"),
+    "purifier-refused": Kind(501, "A purifier has no weights that can be used"),
     "queue-full": Kind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
     "starting": Kind(503, "The service is starting", "Ask /startupz what it is doing."),
     "deadline-exceeded": Kind(504, "The answer would come too late", "Ask for less, or give deadline_ms more time."),

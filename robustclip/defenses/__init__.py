@@ -1,7 +1,8 @@
 """The table of defenses. A new one is a file beside this and a name in `AnyDefense`: it then composes, is served, and is probed adaptively."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias, cast, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -9,18 +10,32 @@ from robustclip.defenses.base import Chain, Identity, check_order
 from robustclip.defenses.bit_depth import BitDepth
 from robustclip.defenses.clipure_cosine import ClipureCosine
 from robustclip.defenses.counterattack import Counterattack
+from robustclip.defenses.diffusion import Diffusion
 from robustclip.defenses.jpeg import Jpeg
 from robustclip.defenses.low_pass import LowPass
 from robustclip.defenses.median import Median
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.defenses.smoothing import Smoothing
+from robustclip.defenses.super_resolution import SuperResolution
 from robustclip.defenses.total_variation import TotalVariation
 from robustclip.defenses.wavelet import Wavelet
-from robustclip.errors import InvalidInput, invalid_input
+from robustclip.errors import FeatureNotInstalled, InvalidInput, PurifierRefused, invalid_input
+from robustclip.purifiers import digest_of
 from robustclip.types import Defense, ImageEncoder
 
 AnyDefense: TypeAlias = Annotated[
-    ResizePad | Jpeg | BitDepth | Median | TotalVariation | Wavelet | LowPass | Counterattack | ClipureCosine | Smoothing,
+    ResizePad
+    | Jpeg
+    | BitDepth
+    | Median
+    | TotalVariation
+    | Wavelet
+    | LowPass
+    | SuperResolution
+    | Diffusion
+    | Counterattack
+    | ClipureCosine
+    | Smoothing,
     Field(discriminator="kind"),
 ]
 
@@ -34,11 +49,11 @@ _STRENGTHS = {defense.model_fields["kind"].default: defense.strength for defense
 
 
 def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tuple[AnyDefense, ...]:
-    """A chain from "jpeg:75,bit_depth:4,resize_pad", or from a list of such words, mappings with `kind`, or defenses.
+    """A chain from "jpeg:75,bit_depth:4,resize_pad", or from a list of such words, mappings with `kind`, or defenses, which may be written as JSON.
 
     Empty and "none" mean no defense. Raises InvalidInput with the path to what is wrong (`defense/0/quality`).
     """
-    links = data.split(",") if isinstance(data, str) else data
+    links = _from_text(data, field) if isinstance(data, str) else data
     if not isinstance(links, list | tuple):
         raise InvalidInput(f"expected a list of defenses, found {data!r:.60}.", field=field, help='Write it like "jpeg:75,bit_depth:4".')
     if [link.strip() if isinstance(link, str) else link for link in links] in ([], [""], ["none"]):
@@ -58,8 +73,33 @@ def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tup
 
 
 def bind_chain(specs: Sequence[AnyDefense], encoder: ImageEncoder) -> Defense:
-    """The defense that runs: the bound specifications in their order, or the identity for none."""
-    return Chain(tuple(spec.bind(encoder) for spec in specs)) if specs else Identity()
+    """The defense that runs: the bound specifications in their order, or the identity for none.
+
+    Raises PurifierRefused and its like for a link whose network can't be used, with the path to it.
+    """
+    bound: list[Defense] = []
+    for index, spec in enumerate(specs):
+        try:
+            bound.append(spec.bind(encoder))
+        except (PurifierRefused, FeatureNotInstalled) as error:
+            error.field = f"defense/{index}/{error.field}"
+            raise
+    return Chain(tuple(bound)) if bound else Identity()
+
+
+def network_digests(specs: Sequence[AnyDefense]) -> tuple[str, ...]:
+    """sha256 of the weights of each purifying network in a chain. Raises as `bind_chain`."""
+    return tuple(digest_of(*network) for spec in specs for network in spec.networks)
+
+
+def _from_text(text: str, field: str) -> list[Any]:
+    if not text.lstrip().startswith(("[", "{")):
+        return list(text.split(","))
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"no chain and no JSON: {error}.", field=field, help='Write it like "jpeg:75,bit_depth:4".') from error
+    return cast(list[Any], read) if isinstance(read, list) else [read]
 
 
 def _parse(link: Link, field: str) -> AnyDefense:

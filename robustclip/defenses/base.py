@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
+from robustclip.purifiers import Named
 from robustclip.seeds import derive
 from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll
 
@@ -67,6 +68,11 @@ class Declared(BaseModel):
     @property
     def gradient(self) -> str:
         return "exact"
+
+    @property
+    def networks(self) -> tuple[Named, ...]:
+        """The purifying networks that it runs: an answer depends on their weights, whose names may mean other ones tomorrow."""
+        return ()
 
     @property
     def passes(self) -> Cost:

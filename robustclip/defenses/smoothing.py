@@ -1,12 +1,17 @@
 """Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918), the noise of it: what one vote sees. The vote itself is robustclip/smoothing.py."""
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
+from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status
+from robustclip.purifiers.denoiser import Denoiser
+from robustclip.purifiers.diffusion import one_shot, time_of
 from robustclip.seeds import row_normal
-from robustclip.types import Pixels, Seeds
+from robustclip.types import Cost, ImageEncoder, Pixels, Seeds
 
 MAX_VOTES = 10_000
 
@@ -19,13 +24,15 @@ class Smoothing(PixelDefense):
 
     It stands first in its chain: the clamp and all links behind it are part of the classifier that is smoothed, which may be any function of x + e,
     so the certificate is about the picture itself. Deviation: the original trains its classifiers on noise; a CLIP has seen none and wants a denoiser
-    behind (Salman et al. 2020, arXiv 2003.01908).
+    behind. `denoise` names the weights of one (`own`, or the .json of a denoiser of ours) that takes the noise away before the clamp, in one step
+    from the time at which diffusion has as much of it (Salman et al. 2020, arXiv 2003.01908; Carlini et al. 2023, arXiv 2206.10550).
     """
 
     kind: Literal["smoothing"] = "smoothing"
     sigma: Sigma = 0.25
     votes: Annotated[int, Field(ge=1, le=MAX_VOTES)] = 100
     alpha: Alpha = 0.001
+    denoise: purifiers.Weights | None = None
 
     status: ClassVar[Status] = "sound"
     cost: ClassVar[str] = "1 image pass a vote"
@@ -35,5 +42,29 @@ class Smoothing(PixelDefense):
     def randomized(self) -> bool:
         return True
 
+    @property
+    def networks(self) -> tuple[purifiers.Named, ...]:
+        return () if self.denoise is None else (purifiers.Named("denoiser", self.denoise),)
+
+    @property
+    def passes(self) -> Cost:
+        return Cost(purifiers.PASSES["denoiser"] if self.denoise else 0)
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return Cost(0, self.passes.forward)
+
+    def bind(self, encoder: ImageEncoder) -> Self:
+        """Itself. Raises as `purifiers.denoiser` for one that can't be used, or not for so much noise."""
+        if self.denoise is not None:
+            self._denoiser(self.denoise, torch.empty(0))
+        return self
+
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
-        return (inputs + self.sigma * row_normal(seeds, tuple(inputs.shape[1:]), like=inputs)).clamp(0.0, 1.0)
+        noisy = inputs + self.sigma * row_normal(seeds, tuple(inputs.shape[1:]), like=inputs)
+        if self.denoise is not None:
+            noisy = one_shot(self._denoiser(self.denoise, inputs), noisy, self.sigma)
+        return noisy.clamp(0.0, 1.0)
+
+    def _denoiser(self, weights: str, like: Tensor) -> Denoiser:
+        return purifiers.denoiser(weights, like=like, time=time_of(self.sigma))

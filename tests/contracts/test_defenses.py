@@ -26,17 +26,21 @@ Options: TypeAlias = dict[str, str | float]
 Run: TypeAlias = Callable[[Pixels, Seeds], Tensor]
 
 DEFAULTS = [
-    *("resize_pad", "jpeg", "bit_depth", "median", "total_variation", "wavelet", "low_pass", "counterattack", "clipure_cosine"),
-    "smoothing",
+    *("resize_pad", "jpeg", "bit_depth", "median", "total_variation", "wavelet", "low_pass", "super_resolution", "diffusion", "counterattack"),
+    *("clipure_cosine", "smoothing"),
 ]
 TABLE = [
     *DEFAULTS,
     *("resize_pad:0.7", "jpeg:20", "bit_depth:1", "bit_depth:8", "median:5", "total_variation:0.2", "wavelet:0.1", "low_pass:0.1"),
-    *("counterattack:16/255", "clipure_cosine:0.5"),
+    *("super_resolution:0.1", "diffusion:0.3", "counterattack:16/255", "clipure_cosine:0.5"),
 ]
-CHAINS = [
+CHAINS: list[str | list[Options]] = [
     *TABLE,
     *("jpeg:75,bit_depth:4,resize_pad", "smoothing:0.1,bit_depth:4,jpeg", "low_pass,counterattack,clipure_cosine", "none"),
+    "super_resolution,diffusion",
+    [{"kind": "smoothing", "denoise": "tiny"}],
+    *([{"kind": "diffusion", "backward": way}] for way in ("one_shot", "identity")),
+    [{"kind": "super_resolution", "backward": "identity"}],
 ]
 WEAKEST: dict[str, tuple[Options, float]] = {  # strength 0, and the mean change that it may make
     "resize_pad": ({"low": 1.0}, 1e-5),
@@ -46,16 +50,24 @@ WEAKEST: dict[str, tuple[Options, float]] = {  # strength 0, and the mean change
     "total_variation": ({"weight": 0.0}, 1e-7),
     "wavelet": ({"sigma": 0.0}, 1e-6),
     "low_pass": ({"cutoff": 1000.0}, 1e-6),
+    "super_resolution": ({"sigma": 0.0}, 0.02),  # the network stays
+    "diffusion": ({"time": 0.0}, 0.0),
     "counterattack": ({"radius": 0.0}, 1e-7),
     "clipure_cosine": ({"share": 0.0}, 1e-6),
     "smoothing": ({"sigma": 0.001}, 1e-3),
 }
-EXACT: list[Options] = [{"kind": "median", "backward": "exact"}]  # beside the defaults that say so
+EXACT: list[Options] = [{"kind": "median", "backward": "exact"}, {"kind": "smoothing", "denoise": "tiny"}]  # beside the defaults that say so
+
+
+def parsed(chain: str | list[Options]) -> tuple[AnyDefense, ...]:
+    """The chain, its networks small and drawn from a seed."""
+    return tuple(spec.model_copy(update={"weights": "tiny"}) if "weights" in type(spec).model_fields else spec for spec in parse_defenses(chain))
+
 
 PIXELS, TARGETS = gratings(8, seed=31)
 SEEDS = draw_seeds(31, 8)
 
-every_chain = pytest.mark.parametrize("chain", CHAINS)
+every_chain = pytest.mark.parametrize("chain", CHAINS, ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +77,7 @@ def encoder(tiny: Clip) -> TorchImageEncoder:
 
 def runs(chain: str | list[Options], encoder: TorchImageEncoder) -> Run:
     """What the chain makes of pixels: pixels, or unit features if a part of it works behind the tower."""
-    defense = bind_chain(parse_defenses(chain), encoder)
+    defense = bind_chain(parsed(chain), encoder)
     if defense.at("features") is None:
         return defense
     nothing = torch.empty(0, encoder.clip.embed_dim)
@@ -78,8 +90,8 @@ def test_the_table_lists_every_defense() -> None:
 
 
 @every_chain
-def test_shape_and_range_are_kept(chain: str, encoder: TorchImageEncoder) -> None:
-    run, specs = runs(chain, encoder), parse_defenses(chain)
+def test_shape_and_range_are_kept(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+    run, specs = runs(chain, encoder), parsed(chain)
     odd = [PIXELS[:, :, :25, :25]] if all(isinstance(spec, PixelDefense) for spec in specs) else []  # a tower takes one size
     for pixels in (PIXELS, torch.zeros_like(PIXELS), torch.ones_like(PIXELS), PIXELS[:1], *odd):
         out = run(pixels, SEEDS[: len(pixels)])
@@ -94,7 +106,7 @@ def test_shape_and_range_are_kept(chain: str, encoder: TorchImageEncoder) -> Non
 
 
 @every_chain
-def test_a_row_does_not_depend_on_its_batch_mates(chain: str, encoder: TorchImageEncoder) -> None:
+def test_a_row_does_not_depend_on_its_batch_mates(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     run = runs(chain, encoder)
     whole = run(PIXELS, SEEDS)
     for rows in (torch.tensor([5]), torch.tensor([7, 2, 5, 0, 1, 6, 3, 4]), torch.tensor([1, 4])):
@@ -102,7 +114,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(chain: str, encoder: TorchImag
 
 
 @every_chain
-def test_the_gradient_is_finite_and_not_all_zero_in_any_row(chain: str, encoder: TorchImageEncoder) -> None:
+def test_the_gradient_is_finite_and_not_all_zero_in_any_row(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     pixels = PIXELS.clone().requires_grad_()
     out = runs(chain, encoder)(pixels, SEEDS)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
@@ -113,20 +125,20 @@ def test_the_gradient_is_finite_and_not_all_zero_in_any_row(chain: str, encoder:
 
 @every_chain
 @pytest.mark.parametrize("flat", [0.0, 1.0])
-def test_the_gradient_is_finite_at_black_and_white(chain: str, flat: float, encoder: TorchImageEncoder) -> None:
+def test_the_gradient_is_finite_at_black_and_white(chain: str | list[Options], flat: float, encoder: TorchImageEncoder) -> None:
     pixels = torch.full_like(PIXELS[:2], flat).requires_grad_()
     (gradient,) = torch.autograd.grad(runs(chain, encoder)(pixels, SEEDS[:2]).sum(), pixels)
     assert gradient.isfinite().all()
 
 
 @every_chain
-def test_recording_a_gradient_does_not_change_the_output(chain: str, encoder: TorchImageEncoder) -> None:
+def test_recording_a_gradient_does_not_change_the_output(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     run = runs(chain, encoder)
     assert torch.equal(run(PIXELS.clone().requires_grad_(), SEEDS), run(PIXELS, SEEDS))
 
 
 @every_chain
-def test_seeds_decide_and_nothing_else(chain: str, encoder: TorchImageEncoder) -> None:
+def test_seeds_decide_and_nothing_else(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     run = runs(chain, encoder)
     state = torch.random.get_rng_state()
     once = run(PIXELS, SEEDS)
@@ -134,13 +146,13 @@ def test_seeds_decide_and_nothing_else(chain: str, encoder: TorchImageEncoder) -
     torch.manual_seed(777)
     assert torch.equal(run(PIXELS, SEEDS), once)
     changed = ~torch.isclose(run(PIXELS, draw_seeds(32, 8)), once).flatten(1).all(dim=1)
-    randomized = any(spec.randomized for spec in parse_defenses(chain))
+    randomized = any(spec.randomized for spec in parsed(chain))
     assert changed.float().mean() >= 0.5 if randomized else not changed.any()  # two draws of a small picture may agree
 
 
 @every_chain
-def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str, encoder: TorchImageEncoder) -> None:
-    defense = bind_chain(parse_defenses(chain), encoder)
+def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+    defense = bind_chain(parsed(chain), encoder)
     for part, inputs in ((defense.at("pixels"), PIXELS), (defense.at("features"), encoder(PIXELS, None))):
         if part is None:
             continue
@@ -155,10 +167,16 @@ def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str, 
         assert torch.equal(out, part(half.float(), SEEDS).bfloat16())
 
 
-@pytest.mark.parametrize("chain", [*CHAINS, [{"kind": "counterattack", "steps": 4}], [{"kind": "counterattack", "backward": "unrolled"}]], ids=str)
+TOWER_ONLY: list[str | list[Options]] = [
+    *(chain for chain in CHAINS if not any(spec.networks for spec in parsed(chain))),  # purifying networks are billed by time
+    *([{"kind": "counterattack"} | options] for options in ({"steps": 4}, {"backward": "unrolled"})),
+]
+
+
+@pytest.mark.parametrize("chain", TOWER_ONLY, ids=str)
 def test_what_it_takes_of_the_image_tower_is_what_it_declares(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     """To the row in serving. Of a derivative of gradients hooks see only a part, so that an unrolled climb may declare more."""
-    run, defense, seen = runs(chain, encoder), bind_chain(parse_defenses(chain), encoder), [0, 0]
+    run, defense, seen = runs(chain, encoder), bind_chain(parsed(chain), encoder), [0, 0]
 
     def count(module: object, inputs: object, output: Tensor) -> None:
         def count_backward(gradient: Tensor) -> None:
@@ -184,14 +202,14 @@ def test_what_it_takes_of_the_image_tower_is_what_it_declares(chain: str | list[
 
 
 every_exact_one = pytest.mark.parametrize(
-    "chain", [[{"kind": kind}] for kind in DEFAULTS if parse_defenses(kind)[0].gradient == "exact"] + [[options] for options in EXACT], ids=str
+    "chain", [[{"kind": kind}] for kind in DEFAULTS if parsed(kind)[0].gradient == "exact"] + [[options] for options in EXACT], ids=str
 )
 
 
 @every_exact_one
 def test_a_gradient_that_is_called_exact_is_the_true_one_to_four_digits(chain: list[Options], encoder: TorchImageEncoder) -> None:
     """In float64, between the levels of a PNG, where a median has no ties; for the draw that the seeds decide where there is one."""
-    defense = bind_chain(parse_defenses(chain), encoder)
+    defense = bind_chain(parsed(chain), encoder)
     generator = torch.Generator().manual_seed(0)
     inputs = encoder(PIXELS, None).double() if defense.stage == "features" else PIXELS.double()
     inputs = (inputs + 0.002 * torch.rand(inputs.shape, generator=generator, dtype=torch.float64)).requires_grad_()
@@ -205,7 +223,7 @@ def test_a_gradient_that_is_called_exact_is_the_true_one_to_four_digits(chain: l
 
 @every_exact_one
 def test_the_probe_s_own_check_believes_a_gradient_that_is_called_exact(chain: list[Options], tiny: Clip, encoder: TorchImageEncoder) -> None:
-    victim = Defended(zero_shot(tiny, Prompts(), ("cat", "dog", "rocket")), bind_chain(parse_defenses(chain), encoder))
+    victim = Defended(zero_shot(tiny, Prompts(), ("cat", "dog", "rocket")), bind_chain(parsed(chain), encoder))
     for row in (0, 3):
         pixels, seeds = PIXELS[row : row + 1], SEEDS[row : row + 1]
         score = label_score("margin", victim, victim(pixels, seeds).argmax(dim=1))
@@ -219,9 +237,9 @@ def test_strength_zero_is_nearly_the_identity(kind: str, encoder: TorchImageEnco
     assert (out - (PIXELS if out.ndim == 4 else encoder(PIXELS, None))).abs().mean() <= allowed
 
 
-@pytest.mark.parametrize("spec", [spec for chain in TABLE for spec in parse_defenses(chain)], ids=repr)
+@pytest.mark.parametrize("spec", [spec for chain in TABLE for spec in parsed(chain)], ids=repr)
 def test_a_defense_is_data_and_declares_what_it_is(spec: AnyDefense, encoder: TorchImageEncoder) -> None:
-    assert parse_defenses([spec.model_dump(mode="json")]) == (spec,)
+    assert parsed([spec.model_dump(mode="json")]) == (spec,)
     assert spec.status in ("sound", "experimental", "broken-adaptively")
     assert spec.cost
     assert spec.strength in type(spec).model_fields
@@ -238,7 +256,7 @@ def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_on
     """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the defense is not."""
     pixels, targets = gratings(32, seed=33)
     seeds = draw_seeds(33, 32)
-    toy, defense = trained_conv(), bind_chain(parse_defenses(chain), encoder)
+    toy, defense = trained_conv(), bind_chain(parsed(chain), encoder)
     victim = Purified(toy, defense)
 
     def accuracy(inputs: torch.Tensor) -> float:

@@ -69,6 +69,15 @@ def test_what_makes_no_sense_is_refused_where_it_stands(server: Running, chain: 
     assert response.json()["errors"][0]["pointer"] == pointer
 
 
+def test_networks_are_served_and_their_files_are_the_operator_s_to_name(server: Running) -> None:
+    served = ask(server, "/classify", defense=[{"kind": "diffusion", "weights": "tiny", "steps": 2}], seed=7)
+    assert served.status_code == 200, served.text
+    for kind in ("super_resolution", "diffusion"):
+        response = ask(server, "/classify", defense=["jpeg", {"kind": kind, "weights": "/etc/passwd.json"}])
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["pointer"] == "#/defense/1"
+
+
 def test_the_command_line_probes_through_a_chain_on_both_sides_of_the_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(picture())

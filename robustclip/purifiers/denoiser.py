@@ -1,0 +1,105 @@
+"""A small noise predictor for diffusion: a fully convolutional U-Net, so that one trained on 64 pixels runs at any size.
+
+Blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B) with scale and shift from the noise level. Deviations: the picture is folded into a
+quarter of its pixels first; no attention, whose span would change with the size; the level comes as the logarithm of noise over signal, which is
+continuous and independent of any schedule.
+"""
+
+import math
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_WAVES = 16  # frequencies that tell the noise level
+_GROUP = 8  # channels normalised together
+
+
+class DenoiserShape(BaseModel):
+    """What decides the tensors, and up to which time (0 clean, 1 noise alone) the network was trained.
+
+    widths  channels at each scale, the finest first, multiples of 8; a scale has half the size of the one before
+    middle  blocks at the coarsest scale, beside the one on the way down and the one on the way up
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["denoiser"] = "denoiser"
+    widths: tuple[Annotated[int, Field(ge=_GROUP, le=1024, multiple_of=_GROUP)], ...] = Field(default=(48, 96, 192), min_length=1, max_length=6)
+    middle: int = Field(default=1, ge=0, le=16)
+    fold: int = Field(default=2, ge=1, le=8)
+    max_time: float = Field(default=0.3, gt=0, le=1)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of pictures are padded to multiples of this."""
+        return self.fold * 2 ** (len(self.widths) - 1)
+
+
+class Denoiser(nn.Module):
+    """(x [B, 3, H, W] = signal * y + noise * e, log(noise / signal) [B]) -> the predicted e, where y is a picture in [-1, 1]. Untrained it says 0."""
+
+    def __init__(self, shape: DenoiserShape) -> None:
+        super().__init__()
+        self.shape = shape
+        widths, levels = shape.widths, 4 * shape.widths[0]
+        self.level = nn.Sequential(nn.Linear(2 * _WAVES, levels), nn.SiLU(), nn.Linear(levels, levels), nn.SiLU())
+        self.entry = nn.Conv2d(3 * shape.fold**2, widths[0], 3, padding=1)
+        self.down = nn.ModuleList([_Block(width, width, levels) for width in widths])
+        self.coarser = nn.ModuleList([nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)])
+        self.middle = nn.ModuleList([_Block(widths[-1], widths[-1], levels) for _ in range(shape.middle)])
+        self.up = nn.ModuleList([_Block(2 * width, width, levels) for width in widths])
+        self.finer = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths)])
+        self.norm = nn.GroupNorm(widths[0] // _GROUP, widths[0])
+        self.exit = nn.Conv2d(widths[0], 3 * shape.fold**2, 3, padding=1)
+        for parameter in self.exit.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, noisy: Tensor, log_ratio: Tensor) -> Tensor:
+        height, width = noisy.shape[-2:]
+        multiple, fold = self.shape.multiple, self.shape.fold
+        padded = F.pad(noisy, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        level = self.level(_waves(log_ratio))
+        features = self.entry(F.pixel_unshuffle(padded, fold).contiguous(memory_format=torch.channels_last))
+        kept: list[Tensor] = []
+        for index, block in enumerate(self.down):
+            features = block(self.coarser[index - 1](features) if index else features, level)
+            kept.append(features)
+        for block in self.middle:
+            features = block(features, level)
+        for index in reversed(range(len(kept))):
+            features = self.up[index](torch.cat([features, kept[index]], dim=1), level)
+            if index:
+                features = F.interpolate(self.finer[index - 1](features), scale_factor=2, mode="nearest")
+        return F.pixel_shuffle(self.exit(F.silu(self.norm(features))), fold)[..., :height, :width]
+
+
+class _Block(nn.Module):
+    """Two convolutions with a shortcut around them; the noise level scales and shifts between them."""
+
+    def __init__(self, channels: int, width: int, levels: int) -> None:
+        super().__init__()
+        self.norm_first = nn.GroupNorm(channels // _GROUP, channels)
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.modulation = nn.Linear(levels, 2 * width)
+        self.norm_second = nn.GroupNorm(width // _GROUP, width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, level: Tensor) -> Tensor:
+        hidden = self.first(F.silu(self.norm_first(features)))
+        scale, shift = self.modulation(level)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.second(F.silu(self.norm_second(hidden) * (1 + scale) + shift))
+        return self.shortcut(features) + hidden
+
+
+def _waves(log_ratio: Tensor) -> Tensor:
+    """[B, 32] sines and cosines of the noise level, from one swing over all levels of interest to a swing for every small change."""
+    frequencies = torch.exp(torch.linspace(math.log(0.25), math.log(16.0), _WAVES, dtype=log_ratio.dtype, device=log_ratio.device))
+    angles = log_ratio[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
