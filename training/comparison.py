@@ -94,13 +94,20 @@ def over_data(rows: Sequence[Row]) -> tuple[list[Facts], list[Facts]]:
 
 def resampled_mean(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
     """The mean over parts of the mean of [S, n] each, with the percentile interval of drawing a part's S seeds and its n pictures again."""
+    means = torch.stack(redrawn_means(parts, seed=seed, draws=draws)).mean(dim=0)
+    return percentile_interval(sum(float(part.mean()) for part in parts) / len(parts), means)
+
+
+def redrawn_means(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> list[Tensor]:
+    """[draws] means of each part after drawing its seeds and pictures again; parts of equal shapes are drawn alike in two calls."""
     generator = torch.Generator().manual_seed(seed)
-    means = torch.zeros(draws)
-    for part in parts:
-        chunks = range(0, draws, _CHUNK)
-        means += torch.cat([_redrawn(part, min(_CHUNK, draws - start), generator) for start in chunks]) / len(parts)
-    low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Interval(sum(float(part.mean()) for part in parts) / len(parts), low, high)
+    return [torch.cat([_redrawn(part, min(_CHUNK, draws - start), generator) for start in range(0, draws, _CHUNK)]) for part in parts]
+
+
+def percentile_interval(value: float, drawn: Tensor) -> Interval:
+    """95 %."""
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(value, low, high)
 
 
 def _redrawn(part: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -4,10 +4,10 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
@@ -16,6 +16,7 @@ from robustclip.threat import LinfRadius
 from training.inner import Precision
 from training.levels import LEVELS, Level
 from training.objectives import OBJECTIVES, AnyObjective
+from training.selection import Selection, load_selection
 
 DEFAULT_STORE = Path("var/prompts")
 DEFAULT_RUNS = Path("runs")
@@ -36,6 +37,10 @@ def check_device(text: str) -> str:
             f"{text!r} can't be used: {str(error).splitlines()[0]}", field="--device", help="Use cpu, or cuda where there is one."
         ) from error
     return text
+
+
+def _read(value: object) -> object:
+    return load_selection(Path(value)) if isinstance(value, str) else value
 
 
 class TrainSettings(BaseModel):
@@ -62,6 +67,9 @@ class TrainSettings(BaseModel):
     runs: Path = Field(DEFAULT_RUNS, description="checkpoints and banks; safe to delete")
     max_passes: int = Field(0, ge=0, description="cap on image passes, preparing included, a backward counted as 2: lowers epochs; 0: no cap")
     fresh: bool = Field(False, description="forget the checkpoint of an equal run instead of resuming it")
+    selection: Annotated[Selection | None, BeforeValidator(_read)] = Field(
+        None, description="record of `robustclip select`: its winner's settings, of which those that were chosen stay as they are"
+    )
     note: str = Field("", description="words for the manifest")
 
     @field_validator("validate_at", mode="before")
@@ -78,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             _add(general, f"--{name.replace('_', '-')}", name, {"": field})
     general.add_argument("--resume", action="store_false", dest="fresh", default=None, help="go on from the checkpoint of an equal run (the default)")
     group = parser.add_argument_group("objective", "How prompts are learned. Options of a kind that does not know them are refused.")
-    group.add_argument("--objective.kind", required=True, choices=sorted(OBJECTIVES), metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
+    group.add_argument("--objective.kind", choices=sorted(OBJECTIVES), metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
     names = dict.fromkeys(name for model in OBJECTIVES.values() for name in model.model_fields if name != "kind")
     for name in names:
         owners = {kind: model.model_fields[name] for kind, model in OBJECTIVES.items() if name in model.model_fields}
@@ -89,6 +97,14 @@ def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
     """The settings that parsed options mean. Raises InvalidInput that names the option at fault."""
     given = {name: value for name, value in arguments.items() if value is not None}
     objective = {name.removeprefix(_OBJECTIVE): given.pop(name) for name in list(given) if name.startswith(_OBJECTIVE)}
+    if given.get("selection"):
+        given["selection"] = record = load_selection(Path(given["selection"]))
+        for name in objective:
+            if name in record.over or (name == "kind" and objective[name] != record.objective[name]):
+                raise InvalidInput("this was chosen by --selection.", field=f"--{_OBJECTIVE}{name}", help="Leave one of them out.")
+        objective = {**record.objective, **objective}
+    elif "kind" not in objective:
+        raise InvalidInput(f"expected one of {', '.join(sorted(OBJECTIVES))}.", field=f"--{_OBJECTIVE}kind", help="Or give --selection.")
     values = {**given, "objective": objective}
     try:
         return TrainSettings.model_validate(values)

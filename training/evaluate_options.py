@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.config import DEFAULT_RUNS, check_device, default_store
+from training.levels import T2_STEPS
 from training.presets import facts, preset_sources
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 
@@ -88,6 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--defense", action="append", metavar="CHAIN", help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})")
     several("--seed", "0", "all randomness of attacks and defenses")
     one("--strength", "standard", "of T3's ensemble: quick, standard or thorough")
+    one("--steps", T2_STEPS, "of T2's attack; other numbers on train:validation alone, to choose settings by (20)")
     several("--surrogate", "none", "what T0b attacks instead: efficientnet-lite0, or another backbone")
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
@@ -120,7 +122,7 @@ def read_question(arguments: argparse.Namespace) -> Question:
         "defenses": arguments.defense or [NO_DEFENSE],
         "seeds": _words(arguments.seed or ["0"]),
         "surrogates": _words(arguments.surrogate or []),
-        **{name: getattr(arguments, name) for name in ("strength", "limit", "batch", "store", "runs")},
+        **{name: getattr(arguments, name) for name in ("strength", "steps", "limit", "batch", "store", "runs")},
         "device": check_device(arguments.device),
     }
     try:

@@ -5,7 +5,7 @@ It computes; `evaluate.py` reads options and prints, `comparison.py` and `checks
 
 import itertools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ from robustclip.smoothing import smoothing_of
 from robustclip.threat import radius_text
 from robustclip.types import Progress
 from training.cells import cell_path, keep, recall
-from training.levels import WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
+from training.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
 from training.prompt_sets import AskedSet, load_prompts, of_seed
 from training.question import NO_DEFENSE, Question, Source, Threat
-from training.sampling import balanced_subset
+from training.sampling import HELD_OUT, balanced_subset
 from training.surrogates import measure_transfer
 
 SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compared on them
@@ -73,14 +73,23 @@ class Row(NamedTuple):
     correct: Tensor
 
 
-def open_subjects(question: Question) -> list[Subject]:
-    """Everything that is to be measured, opened. Raises InvalidInput and its siblings for whatever can't be, before anything is computed."""
+def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = None) -> list[Subject]:
+    """Everything that is to be measured, opened. Raises InvalidInput and its siblings for whatever can't be, before anything is computed.
+
+    `known` prompt sets are taken as they are, whatever the store holds under their names: those that are only to be learned.
+    """
     for text in question.defenses:
         parse_defenses(text, field="--defense")
     if any(threat != "clean" and eps <= 0 for threat, eps in question.conditions()):
         raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255", or ask for clean.')
     if ("T0b" in question.threats) != bool(question.surrogates):
         raise InvalidInput("T0b needs a surrogate to attack, and a surrogate serves T0b alone.", field="--surrogate", help="Name both or neither.")
+    if question.steps != T2_STEPS and ("T3" in question.threats or any(source.split != HELD_OUT for source in question.data)):
+        raise InvalidInput(
+            f"T2 has {T2_STEPS} steps wherever it is reported; other numbers are for choosing settings.",
+            field="--steps",
+            help=f"Leave it out, or measure on --split {HELD_OUT} without T3.",
+        )
     opened = [source.open() for source in question.data]
     subjects: list[Subject] = []
     for backbone, (source, data) in itertools.product(question.backbones, zip(question.data, opened, strict=True)):
@@ -88,7 +97,8 @@ def open_subjects(question: Question) -> list[Subject]:
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
         encoder = TorchImageEncoder(clip)
         for asked, defense, seed in itertools.product(question.prompt_sets, question.defenses, question.seeds):
-            found = load_prompts(of_seed(asked, source, seed), clip, data.labels, question.store)
+            name = of_seed(asked, source, seed)
+            found = known[name] if known and name in known else load_prompts(name, clip, data.labels, question.store)
             classifier = Defended(
                 zero_shot(clip, found.prompts, data.labels, encoder=encoder), bind_chain(parse_defenses(defense, field="--defense"), encoder)
             )
@@ -97,13 +107,17 @@ def open_subjects(question: Question) -> list[Subject]:
     return subjects
 
 
-def answer(question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False) -> Iterator[Row]:
-    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run."""
+def answer(
+    question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False, only_kept: bool = False
+) -> Iterator[Row]:
+    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run; `only_kept` leaves out what was not measured yet."""
     if fresh:
         for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
             for part in (threat, *(WITHIN_T3 if threat == "T3" else ())):
                 cell_of(question, subject, part, eps)[0].unlink(missing_ok=True)
     for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
+        if only_kept and not cell_of(question, subject, threat, eps)[0].exists():
+            continue
 
         def named(done: int, total: int, what: str, *, about: str = f"{subject.source.name} {subject.prompt_set} {radius_text(eps)}") -> None:
             progress(done, total, f"{what} {about}")
@@ -131,6 +145,7 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         "device": question.device,
         **({"templates": list(pictures.templates)} if threat in ("T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
+        **({"steps": question.steps} if threat == "T2" and question.steps != T2_STEPS else {}),
         **({"surrogates": list(question.surrogates)} if threat == "T0b" else {}),
     }
     return cell_path(question.runs / "evaluate", key), key
@@ -157,6 +172,7 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
             rule=subject.rule,
             progress=progress,
             strength=question.strength,
+            steps=question.steps,
             known=known,
         )
     keep(path, key, found)
@@ -191,11 +207,12 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
     }
 
 
-def _seen(subject: Subject) -> dict[str, int]:
-    """How many of the names whose pictures are measured a set was trained on; nothing about sets that learned nothing."""
+def _seen(subject: Subject) -> dict[str, int | str]:
+    """How many of the names whose pictures are measured a set was trained on, and by which record its settings were chosen."""
     learned_on, data = subject.found.learned_on, subject.pictures.data
     measured = {data.labels[target] for target in data.targets.unique().tolist()}
-    return {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
+    seen: dict[str, int | str] = {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
+    return seen if subject.found.selection is None else {**seen, "selection": subject.found.selection}
 
 
 def _command(question: Question, subject: Subject, threat: Threat, eps: float) -> str:
@@ -209,6 +226,7 @@ def _command(question: Question, subject: Subject, threat: Threat, eps: float) -
     words += [] if threat == "clean" else ["--eps", radius_text(eps)]
     words += [word for template in source.templates for word in ("--template", template)] if written else []
     words += ["--strength", question.strength] if threat == "T3" else []
+    words += ["--steps", str(question.steps)] if threat == "T2" and question.steps != T2_STEPS else []
     words += [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)] if threat == "T0b" else []
     words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
     words += ["--limit", str(question.limit), "--seed", str(subject.pictures.seed), "--batch", str(question.batch)]

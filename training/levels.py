@@ -84,13 +84,14 @@ def measure_level(
     rule: Smoothing | None = None,
     progress: Progress,
     strength: Preset = "standard",
+    steps: int = T2_STEPS,
     known: Mapping[Level, AtLevel] | None = None,
 ) -> AtLevel:
     """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones. A `rule` judges by the vote that it serves.
 
     Randomized classifiers are attacked through the mean of 20 draws and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
-    T3 then need not measure again; `strength` is that of its ensemble.
+    T3 then need not measure again; `strength` is that of its ensemble, `steps` are those of T2.
     """
     jury = jury_of(rule, randomized=randomized)
     if level == "clean":
@@ -110,7 +111,7 @@ def measure_level(
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "templates": list(pictures.templates)})
     if level == "T2":
         # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
-        attack = PGD(ball=ball, steps=T2_STEPS, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
+        attack = PGD(ball=ball, steps=steps, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
         measured = measure(
             classifier,
             _batches(clip, pictures, progress, "T2"),

@@ -16,7 +16,7 @@ from robustclip.towers import encode_image
 from robustclip.types import price
 from training.bank import feature_attack
 from training.evaluation import Subject, cell_of
-from training.levels import GRADIENT_DRAWS, T0_STEPS, T2_STEPS, WITHIN_T3, jury_of
+from training.levels import GRADIENT_DRAWS, T0_STEPS, WITHIN_T3, jury_of
 from training.question import Question, Threat
 from training.surrogates import STEPS as SURROGATE_STEPS
 from training.transfers import carried_attack
@@ -34,9 +34,12 @@ class Planned(NamedTuple):
     measured: bool
 
 
-def plan(question: Question, subjects: Sequence[Subject], *, fresh: bool = False) -> list[Planned]:
-    """The cells in the order of their measuring. Who is right untouched and who falls early is not known yet: the bill can only be lower."""
-    settled: set[str] = set()
+def plan(question: Question, subjects: Sequence[Subject], *, fresh: bool = False, settled: set[str] | None = None) -> list[Planned]:
+    """The cells in the order of their measuring. Who is right untouched and who falls early is not known yet: the bill can only be lower.
+
+    `settled` remembers what was billed already, for plans of several questions together.
+    """
+    settled = set() if settled is None else settled
     planned: list[Planned] = []
     for subject in subjects:
         for threat, eps in question.conditions():
@@ -110,7 +113,8 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     judged = price(defended, 3 * n * judging).charged  # untouched, attacked, rounded to 8 bits
     ball = Linf(radius=eps)
     if threat == "T2":
-        return judged + PGD(ball=ball, steps=T2_STEPS, starts=("random",)).bill(n * draws).through(defended).charged
+        attack = PGD(ball=ball, steps=question.steps, starts=("random",))
+        return judged + attack.bill(n * draws).through(defended).charged
     if threat == "T3":
         within = 0
         for part in WITHIN_T3:

@@ -16,6 +16,7 @@ from robustclip.threat import radius_text
 from training.data import LabelledImages
 from training.levels import AtLevel, Level
 from training.objectives import AnyMethod
+from training.selection import CARRIED, Selection
 
 
 def publish(
@@ -29,6 +30,7 @@ def publish(
     shots: int,
     seed: int,
     results: Sequence[Result] = (),
+    selection: Selection | None = None,
     note: str = "",
     activate: bool = False,
 ) -> Ref:
@@ -37,7 +39,7 @@ def publish(
     """
     values = {
         "name": name,
-        "objective": objective.model_dump(mode="json"),
+        "objective": objective.model_dump(mode="json") | ({} if selection is None else {CARRIED: selection.carried().model_dump(mode="json")}),
         "clip": ClipIdentity.of(clip),
         "templates": prompts.templates,
         "class_specific": prompts.class_specific,

@@ -13,7 +13,7 @@ from training.classes import Among, choose_classes
 from training.data import LabelledImages, with_labels
 from training.downloads import named_data
 from training.hardening.supply import imagenet_words
-from training.levels import Level
+from training.levels import T2_STEPS, Level
 from training.sampling import open_split
 
 NO_DEFENSE = "none"
@@ -48,7 +48,7 @@ class Source(BaseModel):
 
 
 class Question(BaseModel):
-    """What is to be measured. The tuples multiply; `eps` does not concern clean pictures, `surrogates` T0b alone, `strength` T3 alone."""
+    """What is to be measured. The tuples multiply; `eps` does not concern clean pictures, `surrogates` T0b alone, `strength` T3, `steps` T2."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     backbones: tuple[str, ...] = Field(min_length=1)
@@ -60,6 +60,7 @@ class Question(BaseModel):
     defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     strength: Preset = "standard"
+    steps: int = Field(T2_STEPS, ge=1, le=1000)
     surrogates: tuple[str, ...] = ()
     limit: int = Field(0, ge=0)
     batch: int = Field(64, ge=1, le=4096)
