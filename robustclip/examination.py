@@ -1,16 +1,17 @@
 """What an attacked decision is put to afterwards: the masking checks and, where nothing broke it, the self-test. The suspect is the attack."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustclip import sanity
 from robustclip.attacker import Attacker
 from robustclip.attacks.events import Meter
 from robustclip.classifier import Defended
-from robustclip.probe_options import ProbeOptions, boundless
-from robustclip.report import Knowledge
+from robustclip.probe_options import ProbeOptions, boundless, claimed_ball
+from robustclip.report import AttackRecord, Knowledge
 from robustclip.sanity import Diagnostic, Suspect
 from robustclip.sanity.selftest import SelfTest, self_test
+from robustclip.threat import BallSpec
 from robustclip.types import Pixels, Seeds, Toll, price
 
 
@@ -25,11 +26,11 @@ class Examination:
     options: ProbeOptions
     meter: Meter
 
-    def findings(self, successes: Mapping[Knowledge, bool]) -> Iterator[Diagnostic | SelfTest]:
-        """One after the other, each paid for before the next. `successes`: whether attacks of a knowledge succeeded, for those that were run."""
-        suspect = self._suspect()
-        unbounded = boundless(suspect.ball, self.pixels.shape[-1])
-        for diagnostic, cost in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded):
+    def findings(self, records: Sequence[AttackRecord]) -> Iterator[Diagnostic | SelfTest]:
+        """One after the other, each paid for before the next. `records` tell what was tried, and what came of it."""
+        suspect, successes = self._suspect(), successes_of(records)
+        unbounded, queried = boundless(suspect.ball, self.pixels.shape[-1]), queried_in(records, suspect.ball)
+        for diagnostic, cost in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried):
             self.meter.pay(cost)
             yield diagnostic
         standing = "adaptive" in successes and not successes["adaptive"]
@@ -53,9 +54,6 @@ class Examination:
             yield diagnostic
 
     def _suspect(self) -> Suspect:
-        """What was attacked, in the largest ball of those in the first attack's norm: the claim that has to hold."""
-        first = self.options.attacks[0].ball
-        balls = [attack.ball for attack in self.options.attacks if attack.ball.kind == first.kind]
         victim, defense = self.attacker.victim, self.defended.defense
         return Suspect(
             score=self.attacker.score("adaptive", self.pixels, self.seeds),
@@ -63,9 +61,24 @@ class Examination:
             classifier=self.attacker.share(self.defended),
             pixels=self.pixels,
             seeds=self.seeds,
-            ball=max(balls, key=lambda ball: ball.radius),
+            ball=claimed_ball(self.options),
             gradient=defense.gradient,
             randomized=defense.randomized,
             eot=self.attacker.draws("adaptive"),
             price=price(self.defended, 1),
         )
+
+
+def successes_of(records: Sequence[AttackRecord]) -> dict[Knowledge, bool]:
+    """Whether any attack of a knowledge succeeded, for those that were run."""
+    successes: dict[Knowledge, bool] = {}
+    for record in records:
+        successes[record.knowledge] = successes.get(record.knowledge, False) or record.success or record.success_8bit
+    return successes
+
+
+def queried_in(records: Sequence[AttackRecord], ball: BallSpec) -> bool | None:
+    """What Square came to at the end of an ensemble in that ball, after all gradients had failed; None: it was not reached."""
+    asked = ball.model_dump(mode="json")
+    stages = [stage.broken for record in records if record.params["ball"] == asked for stage in record.stages if stage.name == "square"]
+    return any(stages) if stages else None

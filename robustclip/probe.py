@@ -17,7 +17,7 @@ from robustclip.classifier import Defended, TorchImageEncoder, check_labels
 from robustclip.defenses import bind_chain
 from robustclip.digests import levels_digest
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
-from robustclip.examination import Examination
+from robustclip.examination import Examination, successes_of
 from robustclip.probe_events import (
     AttackFinished,
     Certified,
@@ -32,7 +32,7 @@ from robustclip.probe_events import (
 from robustclip.probe_options import ProbeOptions, certify_options
 from robustclip.probe_plan import Trial, charged_passes, draws_of, is_randomized, minimal_of, trials_of
 from robustclip.records import attack_record, certificate_of, just_around, minimal_radius, with_search
-from robustclip.report import AttackRecord, CertificatePart, Gap, InputPart, Knowledge, MinimalRadius, ProbeReport
+from robustclip.report import AttackRecord, CertificatePart, Gap, InputPart, MinimalRadius, ProbeReport
 from robustclip.sanity import Diagnostic
 from robustclip.sanity.selftest import SelfTest
 from robustclip.seeds import draw_seeds
@@ -169,7 +169,7 @@ class _Probe:
         self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
 
     def _examine(self) -> Iterator[ProbeEvent]:
-        for finding in self.examination.findings(self._successes()):
+        for finding in self.examination.findings(self.records):
             if isinstance(finding, SelfTest):
                 self.self_test = finding
             else:
@@ -193,7 +193,7 @@ class _Probe:
         yield AttackFinished(kind=record.kind, knowledge=record.knowledge, success=success, charged=self.meter.spent.charged)
 
     def _report(self) -> ProbeReport:
-        successes, question, spent = self._successes(), self._question(), self.meter.spent
+        successes, question, spent = successes_of(self.records), self._question(), self.meter.spent
         gap = None
         if self.victim.defense and {"static", "adaptive"} <= successes.keys():
             static, adaptive = successes["static"], successes["adaptive"]
@@ -220,13 +220,6 @@ class _Probe:
             certificate=self.certificate,
             cut=self.meter.cut,
         )
-
-    def _successes(self) -> dict[Knowledge, bool]:
-        """Whether any attack of a knowledge succeeded, for those that were run."""
-        successes: dict[Knowledge, bool] = {}
-        for record in self.records:
-            successes[record.knowledge] = successes.get(record.knowledge, False) or record.success or record.success_8bit
-        return successes
 
     def _question(self) -> InputPart:
         goal: Literal["change_label", "change_decision", "reach_target"]

@@ -82,6 +82,12 @@ def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
     return tuple(dict.fromkeys("adaptive" if mode == "static" else mode for mode in modes))
 
 
+def claimed_ball(options: ProbeOptions) -> BallSpec:
+    """The largest of the balls in the first attack's norm: what is claimed of it has to hold."""
+    first = options.attacks[0].ball
+    return max((attack.ball for attack in options.attacks if attack.ball.kind == first.kind), key=lambda ball: ball.radius)
+
+
 def boundless(ball: BallSpec, size: int) -> PGD:
     """The attack that can't fail: PGD-20 at 64/255; for L2 the length of a change of 64/255 in every value."""
     return PGD(ball=farthest(ball, size), steps=20, starts=("random",))

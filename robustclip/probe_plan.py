@@ -12,7 +12,7 @@ from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.errors import InvalidInput
-from robustclip.probe_options import Mode, ProbeOptions, boundless, farthest, modes_of
+from robustclip.probe_options import Mode, ProbeOptions, boundless, claimed_ball, farthest, modes_of
 from robustclip.report import Knowledge
 from robustclip.sanity import selftest
 from robustclip.smoothing import smoothing_of
@@ -63,7 +63,12 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     Raises InvalidInput as `trials_of`.
     """
     draws, eot = draws_of(victim, options), options.eot if is_randomized(victim) else 1
-    checks = sanity.bill(eot, randomized=is_randomized(victim), cross_entropy=options.score == "cross_entropy")
+    checks = sanity.bill(
+        eot,
+        randomized=is_randomized(victim),
+        cross_entropy=options.score == "cross_entropy",
+        queried=any(isinstance(attack, Ensemble) and attack.ball == claimed_ball(options) for attack in options.attacks),
+    )
     unbounded = boundless(options.attacks[0].ball, victim.clip.image_size).bill(eot)
     defended, past = Cost(draws).plus(checks).plus(unbounded), FREE  # passes through the defense, and past it
     if options.tests_itself:

@@ -57,18 +57,19 @@ __all__ = [
 _TRANSFERRED = ("static", "transfer", "oblivious")  # levels of knowledge that build on another model
 
 
-def bill(eot: int, *, randomized: bool = True, cross_entropy: bool = True) -> Cost:
+def bill(eot: int, *, randomized: bool = True, cross_entropy: bool = True, queried: bool = False) -> Cost:
     """Upper bound of what `examine` costs beside its unbounded attack, if a score costs one pass a row.
 
     eot            draws that the attack averages in each gradient
     randomized     the defense draws: what checks find is doubted
     cross_entropy  the attack raises it: M4 tries other losses
+    queried        the attack asked for values alone at its end: M6 needs no search of its own
     """
     others = CLIMB.times(2 * M4.averages(eot) if cross_entropy else 0)
-    doubted = 2 + len(FACTORS) + 2 + 2 * cross_entropy  # M6, M7; the rungs of M8 and its single step; M4
+    doubted = 1 + (not queried) + len(FACTORS) + 2 + 2 * cross_entropy  # M7, M6; the rungs of M8 and its single step; M4
     total = others.plus(Cost(randomized * doubted * DOUBTS))
     for symptom in SYMPTOMS:
-        total = total.plus(symptom.bill(eot))
+        total = total.plus(FREE if queried and symptom is M6 else symptom.bill(eot))
     return total
 
 
@@ -116,11 +117,12 @@ class Suspect:
         return reached, seen.cost
 
 
-def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack) -> Iterator[tuple[Diagnostic, Cost]]:
+def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack, queried: bool | None = None) -> Iterator[tuple[Diagnostic, Cost]]:
     """Check by check, with what each took: those that fit what was tried.
 
     successes  whether attacks of a level of knowledge reached the goal, for every level that was tried
     unbounded  an attack that nothing withstands
+    queried    whether a search by values alone reached the goal in this ball after all gradients had failed; None: there was none
 
     A decision that fell to an adaptive attack is not asked whether a stronger one were needed: M6, M8 and M13 are about attacks in vain.
     """
@@ -140,8 +142,12 @@ def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attac
     if "adaptive" in successes and (others := [successes[level] for level in _TRANSFERRED if level in successes]):
         yield transfer_weaker(any(others), adaptive), FREE
     yield noise_weaker(suspect.averaged(M7), pixels, seeds, ball, adaptive, suspect.judge)
-    if "adaptive" in successes and "black_box" in successes:
+    if queried:
+        yield black_box_weaker(black_box_success=True, adaptive_success=False), FREE
+    elif "adaptive" in successes and "black_box" in successes:
         yield black_box_weaker(successes["black_box"], adaptive), FREE
+    elif queried is not None:
+        yield black_box_weaker(black_box_success=False, adaptive_success=False), FREE
     elif standing:
         yield square_weaker(suspect.averaged(M6), pixels, seeds, ball, suspect.judge)
     yield rising(ladder.attacked.trace_value[:, 0], ladder.attacked.trace_margin[:, 0]), FREE

@@ -160,6 +160,24 @@ def test_an_answer_from_values_alone_outweighs_gradients_that_failed() -> None:
         assert (flag.id, flag.fired, cost.backward) == ("M6", found, 0)
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_a_search_by_values_that_an_attack_ended_with_is_not_made_again(tiny: Clip, found: bool) -> None:
+    victim = Victim(tiny, "honest")
+    score = margin(victim, tiny)
+    ball = Linf(radius=1e-6)
+    suspect = sanity.Suspect(
+        score=score, undefended=None, classifier=victim, pixels=picture(tiny), seeds=SEEDS, ball=ball, gradient="ste", randomized=False, eot=1
+    )
+    unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
+
+    def bill(**known: bool) -> int:
+        return sum(cost.charged for _, cost in sanity.examine(suspect, {"adaptive": False}, unbounded=unbounded, **known))
+
+    told = {flag.id: flag for flag, _ in sanity.examine(suspect, {"adaptive": found}, unbounded=unbounded, queried=found)}
+    assert (told["M6"].fired, told["M6"].number) == (found, float(found))
+    assert bill(queried=False) == bill() - 66
+
+
 def test_what_succeeds_on_lucky_draws_alone_raises_no_flag() -> None:
     """A coin decides, weighted to the right side: every search finds a draw that is lost, and none finds a picture that is."""
     coin = Noisy(LinearClassifier(torch.zeros(2, 3 * 8 * 8), torch.tensor([1.0, 0.0])))

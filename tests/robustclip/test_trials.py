@@ -12,9 +12,11 @@ from probing import SPARED, options, picture, victim
 from robustclip.attacks.events import Meter
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.noise import Noise
+from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.clip import Clip
 from robustclip.errors import DeadlineExceeded, InvalidInput
+from robustclip.examination import queried_in
 from robustclip.probe import events, probe
 from robustclip.probe_events import AttackProgress, BracketMoved, ProbeEvent, ProbeFinished, WitnessFound
 from robustclip.probe_options import ProbeOptions, strong_attack
@@ -55,6 +57,19 @@ def test_an_unbroken_ensemble_tells_all_it_tried_at_no_more_than_its_price(tiny:
     assert report.charged <= charged_passes(subject, asked)
     if defense != "none":
         assert [(record.kind, record.knowledge) for record in report.attacks] == [("pgd", "static"), ("ensemble", "adaptive")]
+
+
+def test_square_at_the_end_of_an_ensemble_is_what_the_check_for_values_asks(tiny: Clip) -> None:
+    report = probe(victim(tiny), picture(tiny), strong(SPARED))
+    assert queried_in(report.attacks, Linf(radius=SPARED)) is False
+    assert queried_in(report.attacks, Linf(radius=1.0)) is None
+    assert [flag.number for flag in report.diagnostics if flag.id == "M6"] == [0.0]
+    record = report.attacks[0]
+    found = record.model_copy(update={"stages": (*record.stages[:-1], record.stages[-1].model_copy(update={"broken": True}))})
+    assert queried_in([found], Linf(radius=SPARED)) is True
+    weaker = options(attacks=[strong_attack(Linf(radius=SPARED), "quick"), PGD(ball=Linf(radius=2 * SPARED), steps=1)])
+    stronger = options(attacks=[strong_attack(Linf(radius=2 * SPARED), "quick"), PGD(ball=Linf(radius=SPARED), steps=1)])
+    assert charged_passes(victim(tiny), weaker) == charged_passes(victim(tiny), stronger) + 66
 
 
 def test_a_witness_of_an_earlier_attack_is_replayed_to_the_ensemble(tiny: Clip) -> None:
