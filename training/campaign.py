@@ -18,7 +18,7 @@ from robustclip.prompts import Prompts
 from robustclip.types import Progress
 from training.config import TrainSettings
 from training.evaluation import Row, answer, open_subjects
-from training.ledger import make, recall
+from training.ledger import Made, make, recall
 from training.plan import Planned, described, duration, plan, seconds_per_pass
 from training.processes import Processes
 from training.prompt_sets import AskedSet
@@ -54,6 +54,15 @@ class Gap(NamedTuple):
     data: str
     seed: int
     why: str
+
+
+class Learned(NamedTuple):
+    """What a training left, now or before."""
+
+    label: str
+    data: str
+    seed: int
+    made: Made
 
 
 class Learning(NamedTuple):
@@ -150,7 +159,7 @@ def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
     return found
 
 
-def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False) -> Iterator[Row | Gap]:
+def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False) -> Iterator[Row | Learned | Gap]:
     """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an earlier run left, and gaps for the rest."""
     for round in rounds:
         standing: dict[str, str] = {}
@@ -165,6 +174,7 @@ def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only
                 )
                 if made is not None and made.ref is not None:
                     standing[entry.label] = made.ref
+                    yield Learned(entry.label, round.data, round.seed, made)
                     continue
                 gap = Gap(entry.label, round.data, round.seed, (made.why if made else None) or NOT_YET)
             if gap is not None:

@@ -12,7 +12,7 @@ from prompts_store.manifest import ClipIdentity
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
-from training.campaign import Entry, Gap, Opened, Round
+from training.campaign import Entry, Gap, Learned, Opened, Round
 from training.comparison import percentile_interval, redrawn_means
 from training.config import DEFAULT_RUNS, TrainSettings
 from training.evaluation import SUBSET_SEED, Row
@@ -101,7 +101,7 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
     return rounds
 
 
-def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Sequence[Row | Gap], *, command: str) -> Selection:
+def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Sequence[Row | Learned | Gap], *, command: str) -> Selection:
     """What follows from what was found. InvalidInput if every candidate failed."""
     rows = [row for row in found if isinstance(row, Row)]
     gaps = {gap.label: f"{gap.data}, seed {gap.seed}: {gap.why}" for gap in found if isinstance(gap, Gap)}

@@ -14,7 +14,7 @@ from robustclip.threat import parse_radius
 
 Facts: TypeAlias = Mapping[str, Any]
 
-SUBJECT = ("backbone", "data", "split", "classes", "among", "prompt_set", "defense", "seed")
+SUBJECT = ("backbone", "data", "split", "classes", "among", "method", "prompt_set", "defense", "seed")
 LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
 NOISE_SHARE = 0.01
 HEADLINE = "T3"

@@ -5,7 +5,7 @@ Every interval is a bootstrap over pictures and, where there are several, over s
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -29,7 +29,9 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The version that was measured, or, if seeds have their own, what was asked for."""
+        """The method of a table; else the version that was measured, or, if seeds have their own, what was asked for."""
+        if "method" in self.rows[0].facts:
+            return self.asked
         versions = {row.facts["prompt_set"] for row in self.rows}
         return versions.pop() if len(versions) == 1 else self.asked
 
@@ -43,14 +45,16 @@ class Cell(NamedTuple):
         return torch.stack([row.correct for row in self.rows]).float()
 
 
-def compare(rows: Sequence[Row]) -> list[Facts]:
+def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts]:
     """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on the same pictures, `a` named later.
+
+    `against`: only those pairs, as they were asked for, of which one is among these.
 
     McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the same.
     """
     paired: list[Facts] = []
     for second, first in itertools.combinations(_cells(rows), 2):
-        if first.condition == second.condition and first.seeds == second.seeds:
+        if first.condition == second.condition and first.seeds == second.seeds and _wanted(first, second, against):
             if len(first.rows) == 1:
                 ours, theirs = first.rows[0].correct, second.rows[0].correct
                 interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
@@ -67,6 +71,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Facts]:
     return [
         {
             **_shared(cell.rows[0].facts, _SHARED),
+            **({"method": cell.asked} if "method" in cell.rows[0].facts else {}),
             "prompt_set": cell.name,
             "seeds": list(cell.seeds),
             **_named(resampled_mean([cell.correct]), "accuracy"),
@@ -77,7 +82,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Facts]:
     ]
 
 
-def over_data(rows: Sequence[Row]) -> tuple[list[Facts], list[Facts]]:
+def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> tuple[list[Facts], list[Facts]]:
     """Means over data sets, each counted the same, and the paired differences of such means; nothing where only one was measured."""
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in _cells(rows):
@@ -86,7 +91,8 @@ def over_data(rows: Sequence[Row]) -> tuple[list[Facts], list[Facts]]:
     means = [{**_over(cells), "prompt_set": cells[0].asked, **_named(resampled_mean([cell.correct for cell in cells]), "accuracy")} for cells in wide]
     paired: list[Facts] = []
     for second, first in itertools.combinations(wide, 2):
-        if [(cell.condition, cell.seeds) for cell in first] == [(cell.condition, cell.seeds) for cell in second]:
+        alike = [(cell.condition, cell.seeds) for cell in first] == [(cell.condition, cell.seeds) for cell in second]
+        if alike and _wanted(first[0], second[0], against):
             gains = [ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)]
             paired.append({**_over(first), "a": first[0].asked, "b": second[0].asked, **_named(resampled_mean(gains), "difference"), "mcnemar": None})
     return means, paired
@@ -120,6 +126,10 @@ def _weights(count: int, draws: int, generator: torch.Generator) -> Tensor:
     """[draws, count] how often each of `count` was drawn with replacement, as shares."""
     drawn = torch.randint(count, (draws, count), generator=generator)
     return torch.zeros(draws, count).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / count))
+
+
+def _wanted(first: Cell, second: Cell, against: Collection[str]) -> bool:
+    return not against or bool({first.asked, second.asked} & {*against})
 
 
 def _cells(rows: Sequence[Row]) -> list[Cell]:

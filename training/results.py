@@ -1,7 +1,7 @@
 """The results page, made from committed JSON: `python -m training.results [--check]` (`make results`, `make results-check`).
 
-Each `training/results/*.json` is what one `robustclip evaluate --json` printed, with a `title` and what it `says` added by hand. The page holds
-nothing that is not in those files, so a number can't drift from the command that made it.
+Each `training/results/*.json` is what one `robustclip evaluate --json` printed, with a `title` and what it `says` added by hand, or what `robustclip
+suite` wrote from the declaration beside it. The page holds nothing that is not in those files, so a number can't drift from the command that made it.
 """
 
 import argparse
@@ -19,12 +19,12 @@ FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
 _INTRODUCTION = """# Results
 
-Made by `make results` from the JSON files in `results/`, which `robustclip evaluate --json` wrote; `make results-check` compares. Accuracy in per
-cent with Wilson's 95 % interval. *Paired* is the difference on the same pictures, in points, with its bootstrap interval and McNemar's exact p; it is
-bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T1` the deployed one under words that
-a person wrote, `T2` everything, `T3` everything by every means: it alone makes a headline, and a cell that a masking check contradicts is
-*inconclusive*. Several seeds show their mean, its bootstrap interval over pictures and seeds, and their standard deviation. Every row's own command
-stands in its JSON.
+Made by `make results` from the JSON files in `results/`, which `robustclip evaluate --json` or `robustclip suite` wrote; `make results-check`
+compares. Accuracy in per cent with Wilson's 95 % interval. *Paired* is the difference on the same pictures, in points, with its bootstrap interval
+and McNemar's exact p; it is bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T1` the
+deployed one under words that a person wrote, `T2` everything, `T3` everything by every means: it alone makes a headline, and a cell that a masking
+check contradicts is *inconclusive*. Several seeds show their mean, its bootstrap interval over pictures and seeds, and their standard deviation.
+Every row's own command stands in its JSON.
 """
 Facts: TypeAlias = dict[str, Any]
 
@@ -52,7 +52,7 @@ def render(found: dict[str, Facts]) -> str:
 
 def _section(name: str, content: Facts) -> str:
     results: list[Facts] = content["results"]
-    about = sorted({f"{row['backbone']}, {_data(row)}, {row['n']} pictures, seed {row['seed']}" for row in results})
+    about = _about(results)
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
     groups = list(dict.fromkeys(_group(row) for row in results))
     refused = {_key(row, "T3", row["eps"]): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
@@ -64,15 +64,29 @@ def _section(name: str, content: Facts) -> str:
         lines += [""] if len(groups) > 1 else []
     lines += _over_data(content)
     lines += _checks(content)
-    options = re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"])
-    return "\n".join([*lines, "", f"    {options} ...", ""])
+    lines += _trainings(content)
+    options = content.get("command") or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
+    return "\n".join([*lines, "", f"    {options}", ""])
+
+
+def _about(results: Sequence[Facts]) -> list[str]:
+    """What was measured on, each place with its seeds."""
+    seeds: dict[tuple[str, str, int], set[int]] = {}
+    for row in results:
+        seeds.setdefault((row["backbone"], _data(row), row["n"]), set()).add(row["seed"])
+    words = {place: f"seed{'s' if len(own) > 1 else ''} {', '.join(map(str, sorted(own)))}" for place, own in seeds.items()}
+    return sorted(f"{backbone}, {data}, {n} pictures, {words[backbone, data, n]}" for backbone, data, n in seeds)
 
 
 def _with_means(content: Facts) -> list[Facts]:
     """A row a cell: the mean where several seeds were measured, else the one row."""
     means: list[Facts] = content.get("over_seeds", [])
-    covered = {(_group(row), row["defense"], _condition(row), seed) for row in means for seed in row["seeds"]}
-    return [*means, *(row for row in content["results"] if (_group(row), row["defense"], _condition(row), row["seed"]) not in covered)]
+    covered = {(*_cell(row), seed) for row in means for seed in row["seeds"]}
+    return [*means, *(row for row in content["results"] if (*_cell(row), row["seed"]) not in covered)]
+
+
+def _cell(row: Facts) -> tuple[str, ...]:
+    return (_group(row), str(row.get("method")), row["defense"], _condition(row))
 
 
 def _accuracies(rows: Sequence[Facts], cells: dict[tuple[str, ...], Facts], refused: dict[tuple[str, ...], list[str]]) -> list[str]:
@@ -114,13 +128,33 @@ def _over_data(content: Facts) -> list[str]:
     return [*lines, *_differences(content.get("paired_over_data", []))]
 
 
+def _trainings(content: Facts) -> list[str]:
+    """What each method of a table took, and what is not there."""
+    trainings: list[Facts] = content.get("trainings", [])
+    lines: list[str] = []
+    if trainings:
+        cap = f"{content['max_passes']:,}"
+        lines = [
+            "",
+            f"Trainings, means over data sets and seeds; no method may take more than {cap} charged image passes (forward + 2 backward).",
+            "",
+        ]
+        lines += _table(["method", "trainings", "epochs", "charged passes", "text passes", "seconds"])
+        for method in dict.fromkeys(row["method"] for row in trainings):
+            own = [row for row in trainings if row["method"] == method]
+            means = [sum(row[name] for row in own) / len(own) for name in ("epochs", "charged", "text_passes", "seconds")]
+            lines.append(_line([method, str(len(own)), *(f"{mean:,.0f}" for mean in means)]))
+    gaps = [f"- not there: {row['method']}, {row['data']}, seed {row['seed']}: {row['why']}" for row in content.get("missing", ())]
+    return [*lines, *([""] if gaps else []), *gaps]
+
+
 def _checks(content: Facts) -> list[str]:
     """One sentence for all masking checks, one line for each that fired."""
     checks: list[Facts] = content.get("checks", [])
-    if not checks:
+    if not checks and not content.get("checks_made"):
         return []
     fired = [check for check in checks if check["fired"]]
-    lines = ["", f"Masking checks: {len(checks)}, {len(fired)} of them fired."]
+    lines = ["", f"Masking checks: {content.get('checks_made', len(checks))}, {len(fired)} of them fired."]
     return [*lines, *(f"- {check['id']} {check['name']}: {check['prompt_set']}, {_data(check)}: {check['sentence']}." for check in fired)]
 
 
@@ -141,7 +175,8 @@ def _condition(row: Facts) -> str:
 
 
 def _subject(row: Facts) -> str:
-    return row["prompt_set"] if row["defense"] == "none" else f"{row['prompt_set']} behind {row['defense']}"
+    name = row.get("method", row["prompt_set"])
+    return name if row["defense"] == "none" else f"{name} behind {row['defense']}"
 
 
 def _pair(row: Facts) -> str:

@@ -1,0 +1,169 @@
+"""`robustclip suite`: a declared table, filled over several sittings, and the page that is made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import write_pictures
+
+from robustclip.errors import InvalidInput
+from training.declaration import read_table
+from training.results import FOLDER, render
+from training.suite import main
+
+TABLE = """
+title = "Toys"
+says = "What came of it."
+backbone = "tiny"
+data = ["caltech-101", "flowers-102-partial"]
+shots = 3
+seeds = [0, 1]
+max_passes = 100
+against = ["handcrafted"]
+
+[methods.handcrafted]
+prompt_set = "handcrafted"
+[methods.coop]
+objective = {kind = "coop", epochs = 2, vectors = 2}
+[methods.apt]
+objective = {kind = "apt", epochs = 9, vectors = 2}
+[methods.capt]
+objective = {kind = "capt", epochs = 1}
+
+[[measures]]
+threats = ["clean"]
+[[measures]]
+threats = ["T0"]
+eps = ["2/255"]
+limit = 6
+[[measures]]
+threats = ["T0"]
+eps = ["4/255"]
+limit = 6
+seeds = [0]
+methods = ["handcrafted", "coop"]
+"""
+
+
+class Workshop:
+    """The command in a folder with pictures, a table and places of its own."""
+
+    def __init__(self, folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.pictures, self.capsys = folder, pictures, capsys
+        self.table = folder / "toys.toml"
+        self.table.write_text(TABLE)
+
+    def fill(self, *options: str) -> str:
+        places = ["--data", str(self.pictures), "--store", str(self.folder / "store"), "--runs", str(self.folder / "runs")]
+        assert main([str(self.table), *places, *options]) == 0
+        return self.capsys.readouterr().out
+
+    def content(self) -> dict[str, Any]:
+        return json.loads((self.folder / "toys.json").read_text())
+
+    def kept(self) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (self.folder / "runs").rglob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for name, size in (("caltech-101", 32), ("flowers-102-partial", 36)):  # else they were the same pictures, and their cells too
+        write_pictures(root / name, size=size, train=5, test=3)
+    return root
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> Workshop:
+    return Workshop(tmp_path, data, capsys)
+
+
+def test_the_cost_is_said_before_anything_is_done(workshop: Workshop) -> None:
+    said = workshop.fill("--dry-run")
+    assert "8 trainings, 0 of them done already; at most 468 charged passes and 12 text passes" in said  # 4 x 27 of coop, 4 x 90 of apt
+    assert "28 cells, 0 of them measured already" in said
+    assert "4 can't be trained: capt on caltech-101: --max-passes: one epoch on 9 pictures takes 144 image passes" in said
+    assert sorted(path.name for path in workshop.folder.iterdir()) == ["toys.toml"]
+
+
+def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Workshop) -> None:
+    said = workshop.fill("--seed", "0", "--only", "caltech-101")
+    assert "8 cells in" in said
+    first, content = workshop.kept(), workshop.content()
+    assert {gap["why"] for gap in content["missing"] if gap["method"] in ("coop", "apt")} == {"not learned yet"}
+    assert any(gap["method"] == "handcrafted" and "not measured yet" in gap["why"] for gap in content["missing"])
+    workshop.fill()
+    assert {**workshop.kept(), **first} == workshop.kept()  # what was done stays as it was
+    content = workshop.content()
+    assert len(content["results"]) == 2 * 2 * 3 * 2 + 2 * 2
+    assert {(gap["method"], gap["seed"]) for gap in content["missing"]} == {("capt", 0), ("capt", 1)}
+    assert {training["epochs"] for training in content["trainings"] if training["method"] == "apt"} == {1}  # the cap's doing
+    assert all(training["charged"] <= content["max_passes"] for training in content["trainings"])
+    assert {(pair["a"], pair["b"]) for pair in content["paired"]} == {("coop", "handcrafted"), ("apt", "handcrafted")}
+    by_cell: dict[tuple[str, str, int], set[int]] = {}
+    for row in content["results"]:
+        by_cell.setdefault((row["data"], row["threat"], row["seed"]), set()).add(row["n"])
+    assert all(len(counts) == 1 for counts in by_cell.values())  # the same pictures for every method
+    made_once = {row["cost"]["backward"] for row in content["results"] if row["threat"] == "T0"}
+    assert len(made_once) == 1
+    page = render({"toys": content})
+    assert "| prompt set | clean | T0 2/255 | T0 4/255 |" in page
+    assert page.count("| coop |") >= 3  # two data sets, and their means
+    assert "### Means over caltech-101, flowers-102-partial" in page
+    assert "no method may take more than 100 charged image passes" in page
+    assert "- not there: capt, caltech-101, seed 0: --max-passes" in page
+    assert "    robustclip suite" in page
+    assert "seeds 0, 1" in page
+    before = workshop.kept()
+    workshop.fill("--so-far")
+    assert (workshop.content(), workshop.kept()) == (content, before)
+
+
+def test_nothing_measured_is_no_table(workshop: Workshop) -> None:
+    with pytest.raises(InvalidInput, match="no cell of this table"):
+        workshop.fill("--so-far")
+    with pytest.raises(InvalidInput, match="It has handcrafted, coop, apt, capt"):
+        workshop.fill("--method", "luck")
+    assert not (workshop.folder / "toys.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "words"),
+    [
+        ('prompt_set = "handcrafted"', "", "methods/handcrafted", "either a prompt_set"),
+        ('{kind = "coop"', '{kind = "luck"', "methods/coop/objective", "luck"),
+        ("epochs = 2, vectors", "epochs = 0, vectors", "methods/coop/objective/epochs", "greater than or equal to 1"),
+        ('against = ["handcrafted"]', 'against = ["luck"]', "", "not among methods"),
+        ("seeds = [0]\n", "seeds = [7]\n", "", "not among seeds: 0, 1"),
+        ("max_passes = 100\n", "", "max_passes", "required"),
+        ("shots = 3", "shots = three", "", "can't be read"),
+    ],
+)
+def test_a_declaration_at_fault_is_refused_by_field(workshop: Workshop, old: str, new: str, field: str, words: str) -> None:
+    assert old in TABLE
+    workshop.table.write_text(TABLE.replace(old, new))
+    with pytest.raises(InvalidInput, match=words) as refused:
+        workshop.fill("--dry-run")
+    assert str(refused.value.field).startswith(str(workshop.table))
+    assert str(refused.value.field).endswith(field)
+
+
+def test_settings_that_a_test_file_chose_are_refused_with_the_field(workshop: Workshop) -> None:
+    workshop.table.write_text(TABLE.replace('[methods.capt]\nobjective = {kind = "capt", epochs = 1}', '[methods.capt]\nselection = "alpha.json"'))
+    judged = {"data": "caltech-101", "split": "test", "digest": "0" * 64, "n": 9}
+    record = {"format": 1, "clip": {"arch": "tiny", "pretrained": "", "fingerprint": "0" * 64}, "over": ["alpha"], "by": "T2", "keep_first": False}
+    record |= {"shots": 16, "seeds": [0], "max_passes": 0, "steps": 20, "judged_on": [judged], "chosen": {"alpha": 1}, "command": "robustclip select"}
+    record |= {"candidates": [{"settings": {"alpha": 1}, "objective": {"kind": "capt", "alpha": 1}}]}
+    (workshop.folder / "alpha.json").write_text(json.dumps(record))
+    with pytest.raises(InvalidInput, match="never on a test or validation file") as refused:
+        workshop.fill("--dry-run")
+    assert refused.value.field == f"{workshop.folder / 'alpha.json'}/judged_on/0/split"
+
+
+def test_the_tables_that_are_declared_can_be_read() -> None:
+    for path in FOLDER.glob("*.toml"):
+        table = read_table(path)
+        assert {"handcrafted", "coop", "advpt", "advpt_plus", "apt", "fap", "capt", "apd"} <= {
+            method.replace("-", "_") for method in table.objectives
+        }

@@ -1,0 +1,143 @@
+"""`robustclip suite`: fill a declared table, cell by cell, and write what `make results` makes a page of."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robustclip.errors import InvalidInput
+from robustclip.files import write_atomically
+from training.campaign import Gap, Learned, Opened, Round, forecast, perform
+from training.checks import headlines, masking_checks
+from training.comparison import compare, over_data, over_seeds
+from training.config import DEFAULT_RUNS, check_device, default_store
+from training.declaration import Table, read_table, rounds_of
+from training.evaluation import Row
+from training.memory import keep_freed_memory
+from training.presets import facts, preset_sources
+from training.processes import joined
+from training.progress import bar
+from training.results import FOLDER
+
+EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
+(T0, T1) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method and --seed name is
+worked on, but the JSON always holds all that is done of the table. What can't be trained is a gap with its reason.
+
+examples:
+  robustclip suite main --data pictures --dry-run
+  robustclip suite main --data pictures --seed 0 --only caltech-101 && make results
+  robustclip suite tables/own.toml --data pictures --so-far
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill a declared table of methods, data sets and attacks."""
+    options = _parser().parse_args(argv)
+    path: Path = options.table if options.table.suffix == ".toml" else FOLDER / f"{options.table}.toml"
+    table = read_table(path)
+    found_at = preset_sources(table.declared.preset, options.data, only=table.declared.data)
+    names = [name for name in facts().presets[table.declared.preset].data if name in table.declared.data]
+    sources = dict(zip(names, found_at, strict=True))
+    if options.device is not None:
+        check_device(options.device)
+    keep_freed_memory()
+    with joined(options.device) as processes, bar(quiet=options.json and not sys.stderr.isatty()) as progress:
+        if processes.count > 1:
+            raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
+        opened = Opened(processes)
+        rounds = rounds_of(table, sources, store=options.store, runs=options.runs, device=str(processes.device))
+        if not options.so_far:
+            wanted = _wanted(table, rounds, options)
+            print(forecast(wanted, opened).sentence(), file=sys.stderr if options.json and not options.dry_run else sys.stdout, flush=True)
+            if options.dry_run:
+                return 0
+            for _ in perform(wanted, opened, progress=progress):
+                pass
+        found = list(perform(rounds, opened, progress=progress, only_kept=True))
+    words = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
+    content = assembled(table, found, command=shlex.join(words))
+    if not content["results"]:
+        raise InvalidInput("no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin.")
+    out: Path = options.out or path.with_suffix(".json")
+    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    said = {"out": str(out), "cells": len(content["results"]), "missing": content["missing"], "checks_fired": len(content["checks"])}
+    if options.json:
+        print(json.dumps(said))
+    else:
+        lines = [f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; {len(content['missing'])} gaps"]
+        print("\n".join([*lines, *(f"  {gap['method']}, {gap['data']}, seed {gap['seed']}: {gap['why']}" for gap in content["missing"])]))
+    return 0
+
+
+def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: str) -> dict[str, Any]:
+    """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those that fired, and how many there were."""
+    rows = [row for row in found if isinstance(row, Row)]
+    results = [row.facts for row in rows]
+    checks = masking_checks(results)
+    means, paired_means = over_data(rows, against=table.declared.against)
+    return {
+        "title": table.declared.title,
+        "says": table.declared.says.strip(),
+        "command": command,
+        "max_passes": table.declared.max_passes,
+        "results": results,
+        "paired": compare(rows, against=table.declared.against),
+        "over_seeds": over_seeds(rows),
+        "over_data": means,
+        "paired_over_data": paired_means,
+        "checks": [check.as_json() for check in checks if check.found.fired],
+        "checks_made": len(checks),
+        "headlines": headlines(results, checks),
+        "trainings": [
+            {"method": learned.label, "data": learned.data, "seed": learned.seed, **learned.made.model_dump(mode="json", exclude={"why"})}
+            for learned in found
+            if isinstance(learned, Learned)
+        ],
+        "missing": [{"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why} for gap in found if isinstance(gap, Gap)],
+    }
+
+
+def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:
+    """The part of the table that is to be worked on now."""
+    methods = _among(options.method, list(table.declared.methods), "--method")
+    data, seeds = _among(options.only, list(table.declared.data), "--only"), _among(options.seed, list(map(str, table.declared.seeds)), "--seed")
+    return [
+        Round(
+            round.data,
+            round.seed,
+            tuple(entry for entry in round.entries if entry.label in methods),
+            tuple((question, tuple(label for label in labels if label in methods)) for question, labels in round.questions),
+        )
+        for round in rounds
+        if round.data in data and str(round.seed) in seeds
+    ]
+
+
+def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
+    words = [word.strip() for value in given or () for word in value.split(",") if word.strip()]
+    for word in words:
+        if word not in known:
+            raise InvalidInput(f"the table has no {word!r}.", field=option, help=f"It has {', '.join(known)}.")
+    return words or known
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robustclip suite", description=main.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", type=Path, metavar="TABLE", help="a declaration in TOML, or the name of one in training/results")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what holds the data sets of the table's preset, a folder each")
+    parser.add_argument("--only", action="append", metavar="DATA", help="some of its data sets now (default: all)")
+    parser.add_argument("--method", action="append", metavar="NAME", help="some of its methods now (default: all)")
+    parser.add_argument("--seed", action="append", metavar="N", help="some of its seeds now (default: all)")
+    parser.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="where sets are published (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, metavar="DIR", help="what is kept between sittings (default: %(default)s)")
+    parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes (default: beside the table)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured, and what that takes at most")
+    parser.add_argument("--so-far", action="store_true", help="compute nothing: write what is done already")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
