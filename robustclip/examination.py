@@ -9,7 +9,7 @@ from robustclip.attacks.events import Meter
 from robustclip.classifier import Defended
 from robustclip.probe_options import ProbeOptions, boundless, claimed_ball
 from robustclip.report import AttackRecord, Knowledge
-from robustclip.sanity import Diagnostic, Suspect
+from robustclip.sanity import Finding, Suspect
 from robustclip.sanity.selftest import SelfTest, self_test
 from robustclip.threat import BallSpec
 from robustclip.types import Pixels, Seeds, Toll, price
@@ -26,18 +26,20 @@ class Examination:
     options: ProbeOptions
     meter: Meter
 
-    def findings(self, records: Sequence[AttackRecord]) -> Iterator[Diagnostic | SelfTest]:
+    def findings(self, records: Sequence[AttackRecord]) -> Iterator[Finding]:
         """One after the other, each paid for before the next. `records` tell what was tried, and what came of it."""
         suspect, successes = self._suspect(), successes_of(records)
         unbounded, queried = boundless(suspect.ball, self.pixels.shape[-1]), queried_in(records, suspect.ball)
-        for diagnostic, cost in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried):
-            self.meter.pay(cost)
-            yield diagnostic
-        standing = "adaptive" in successes and not successes["adaptive"]
-        if standing and self.options.tests_itself and suspect.gradient != "none":
-            yield from self._self_test(suspect)
+        for finding in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried):
+            self.meter.pay(finding.cost)
+            yield finding
 
-    def _self_test(self, suspect: Suspect) -> Iterator[Diagnostic | SelfTest]:
+    def self_test(self, records: Sequence[AttackRecord]) -> SelfTest | None:
+        """What the attack makes of problems that have an answer; None where it was not asked for, or nothing is left to explain."""
+        suspect, successes = self._suspect(), successes_of(records)
+        standing = successes.get("adaptive") is False and not successes.get("black_box", False)
+        if not standing or not self.options.tests_itself or suspect.gradient == "none":
+            return None
         outcome, cost = self_test(
             self.defended.features,
             self.pixels,
@@ -49,9 +51,7 @@ class Examination:
             share=self.attacker.share,
         )
         self.meter.pay(cost)
-        yield outcome
-        if (diagnostic := outcome.diagnostic()) is not None:
-            yield diagnostic
+        return outcome
 
     def _suspect(self) -> Suspect:
         victim, defense = self.attacker.victim, self.defended.defense

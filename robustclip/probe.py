@@ -13,6 +13,7 @@ from torch import Tensor
 from robustclip.attacker import Attacker
 from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
+from robustclip.attacks.pgd import PGD
 from robustclip.classifier import Defended, TorchImageEncoder, check_labels
 from robustclip.defenses import bind_chain
 from robustclip.digests import levels_digest
@@ -20,6 +21,7 @@ from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.examination import Examination, successes_of
 from robustclip.probe_events import (
     AttackFinished,
+    BracketMoved,
     Certified,
     CleanDecided,
     DiagnosticTaken,
@@ -31,15 +33,15 @@ from robustclip.probe_events import (
 )
 from robustclip.probe_options import ProbeOptions, certify_options
 from robustclip.probe_plan import Trial, charged_passes, draws_of, is_randomized, minimal_of, trials_of
-from robustclip.records import attack_record, certificate_of, just_around, minimal_radius, with_search
+from robustclip.records import attack_record, brought_nearer, certificate_of, just_around, minimal_radius, with_search
 from robustclip.report import AttackRecord, CertificatePart, Gap, InputPart, MinimalRadius, ProbeReport
-from robustclip.sanity import Diagnostic
+from robustclip.sanity import Diagnostic, Suspicion
 from robustclip.sanity.selftest import SelfTest
 from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
 from robustclip.smoothing import smoothing_of
 from robustclip.trials import Scene
-from robustclip.types import Guard, Pixels, Share, price
+from robustclip.types import Cost, Guard, Pixels, Share, price
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
 
@@ -169,12 +171,36 @@ class _Probe:
         self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
 
     def _examine(self) -> Iterator[ProbeEvent]:
-        for finding in self.examination.findings(self.records):
-            if isinstance(finding, SelfTest):
-                self.self_test = finding
-            else:
-                self.diagnostics.append(finding)
-                yield DiagnosticTaken(diagnostic=finding)
+        for finding in self.examination.findings(tuple(self.records)):
+            yield self._noted(finding.diagnostic)
+            if finding.suspicion is not None:
+                yield from self._reconsider(finding.suspicion, finding.cost)
+        self.self_test = self.examination.self_test(self.records)
+        if self.self_test is not None and (diagnostic := self.self_test.diagnostic()) is not None:
+            yield self._noted(diagnostic)
+
+    def _noted(self, diagnostic: Diagnostic) -> DiagnosticTaken:
+        self.diagnostics.append(diagnostic)
+        return DiagnosticTaken(diagnostic=diagnostic)
+
+    def _reconsider(self, suspicion: Suspicion, cost: Cost) -> Iterator[ProbeEvent]:
+        """What a check found on its way is a candidate like any other, and may be nearer than the bracket's."""
+        attack = suspicion.attack
+        candidate = self.served.candidate(suspicion.pixels, self.pixels, attack.ball, self.aim)
+        record = attack_record(
+            attack,
+            "adaptive" if isinstance(attack, PGD) else "black_box",
+            candidate,
+            origin=self.pixels,
+            attacker=self.attacker,
+            options=self.options,
+            cost=cost,
+        )
+        update = {"eot": suspicion.draws, "score": suspicion.loss or record.score}
+        yield from self._remember(record := record.model_copy(update=update), candidate.pixels)
+        if self.minimal_radius is not None and (nearer := brought_nearer(self.minimal_radius, record)) != self.minimal_radius:
+            self.minimal_radius = nearer
+            yield BracketMoved(norm=nearer.norm, unbroken=nearer.unbroken, broken=nearer.broken)
 
     def _remember(self, record: AttackRecord, pixels: Pixels) -> Iterator[ProbeEvent]:
         self.records.append(record)

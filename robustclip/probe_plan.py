@@ -21,6 +21,7 @@ from robustclip.victim import Victim
 
 MINIMAL_PASSES = 3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
 OBLIVIOUS_STEPS = 40
+_JUDGED = 3  # draws of a candidate: as floats, as a PNG, and to be shown
 _LAST_CALL = Cost(22, 21)  # more than what a bracket can spend between two looks at its meter: its widest call, and a confirmation
 
 
@@ -63,12 +64,10 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     Raises InvalidInput as `trials_of`.
     """
     draws, eot = draws_of(victim, options), options.eot if is_randomized(victim) else 1
-    checks = sanity.bill(
-        eot,
-        randomized=is_randomized(victim),
-        cross_entropy=options.score == "cross_entropy",
-        queried=any(isinstance(attack, Ensemble) and attack.ball == claimed_ball(options) for attack in options.attacks),
-    )
+    cross_entropy = options.score == "cross_entropy"
+    queried = any(isinstance(attack, Ensemble) and attack.ball == claimed_ball(options) for attack in options.attacks)
+    checks = sanity.bill(eot, randomized=is_randomized(victim), cross_entropy=cross_entropy, queried=queried)
+    checks = checks.plus(Cost(_JUDGED * draws * sanity.suspicions(cross_entropy=cross_entropy, queried=queried)))
     unbounded = boundless(options.attacks[0].ball, victim.clip.image_size).bill(eot)
     defended, past = Cost(draws).plus(checks).plus(unbounded), FREE  # passes through the defense, and past it
     if options.tests_itself:
@@ -80,7 +79,7 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     if options.certify is not None:
         defended = defended.plus(Cost(options.certify.n0 + options.certify.n))
     if options.minimal:
-        defended = defended.plus(_LAST_CALL.times(eot)).plus(Cost(6 * draws))
+        defended = defended.plus(_LAST_CALL.times(eot)).plus(Cost(2 * _JUDGED * draws))
     return defended.through(Toll.of(victim.defense)).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
 
 
@@ -123,12 +122,12 @@ def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
 
 
 def _bill(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -> tuple[Cost, Cost]:
-    """Upper bounds of the search, and of the judging: within it, and of what it found as floats, as a PNG, and to be shown."""
+    """Upper bounds of the search, and of the judging: within it, and of what it found."""
     attack, knowledge = trial
     if isinstance(attack, Ensemble):
         names = stand_ins(victim, ("",) * sources)
         stages = attack.stages(len(victim.labels), sources=names)
         confirmed = 1 + sum(math.ceil(len(stage.variants) / attack.together) for stage in stages)
-        return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost((confirmed + 3) * draws)
+        return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost((confirmed + _JUDGED) * draws)
     rows = {"static": 1, "oblivious": 1, "transfer": sources * eot}.get(knowledge, eot)
-    return attack.bill(rows).plus(Cost(knowledge == "oblivious")), Cost(3 * draws)
+    return attack.bill(rows).plus(Cost(knowledge == "oblivious")), Cost(_JUDGED * draws)

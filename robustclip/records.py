@@ -21,6 +21,7 @@ from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
 from robustclip.trials import Bracketed, Found
 from robustclip.types import Cost, Pixels, Share, price
 from robustclip.victim import Victim
+from robustclip.witnesses import size_of
 
 
 def attack_record(
@@ -94,6 +95,26 @@ def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | No
         forward=found.cost.forward,
         backward=found.cost.backward,
     )
+
+
+def brought_nearer(found: MinimalRadius, record: AttackRecord) -> MinimalRadius:
+    """The bracket after an attack outside its search; what withstood is withdrawn where that attack broke at a smaller radius."""
+    size, norm = size_of(record, found.norm), found.norm
+    if not (record.success or record.success_8bit) or (found.broken is not None and size >= found.broken):
+        return found
+    unbroken = found.unbroken if found.unbroken < size else 0.0
+    levels = [level for level in (found.level_8bit, round(record.linf_levels) if record.success_8bit else None) if level is not None]
+    update = {
+        "unbroken": unbroken,
+        "unbroken_text": radius_text(unbroken, norm),
+        "broken": size,
+        "broken_text": radius_text(size, norm),
+        "label": record.label,
+        "level_8bit": min(levels) if levels and norm == "linf" else None,
+        "complete": size - unbroken <= found.width * (1 + 1e-3),
+        "witness_sha256": record.witness_sha256 if record.success_8bit else None,
+    }
+    return found.model_copy(update=update)
 
 
 def just_around(ball: BallSpec, radius: float, *, at_most: float) -> BallSpec:

@@ -10,9 +10,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustclip.sanity.base import CLIMB, DOUBTS, FACTORS, M1, M2, M4, M6, M7, M8, SYMPTOMS, Diagnostic, Severity, Symptom, at_its_word
+from robustclip.sanity.base import (
+    CLIMB,
+    DOUBTS,
+    FACTORS,
+    M1,
+    M2,
+    M4,
+    M6,
+    M7,
+    M8,
+    SYMPTOMS,
+    Diagnostic,
+    Finding,
+    Severity,
+    Suspicion,
+    Symptom,
+    at_its_word,
+    draws_of,
+)
 from robustclip.sanity.forwards import forward_static, randomness, rows_independent
-from robustclip.sanity.gradients import Ladder, climb, gradient_present, gradient_scale, gradient_true, rising, saturation
+from robustclip.sanity.gradients import Ladder, climb, gradient_present, gradient_scale, gradient_true, rising, rung, saturation
 from robustclip.sanity.strength import (
     black_box_weaker,
     monotone,
@@ -30,9 +48,11 @@ from robustclip.wrappers import Averaged, averaged
 __all__ = [
     "SYMPTOMS",
     "Diagnostic",
+    "Finding",
     "Ladder",
     "Severity",
     "Suspect",
+    "Suspicion",
     "Symptom",
     "bill",
     "black_box_weaker",
@@ -50,6 +70,7 @@ __all__ = [
     "saturation",
     "single_step",
     "square_weaker",
+    "suspicions",
     "transfer_weaker",
     "unbounded_succeeds",
 ]
@@ -117,8 +138,13 @@ class Suspect:
         return reached, seen.cost
 
 
-def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack, queried: bool | None = None) -> Iterator[tuple[Diagnostic, Cost]]:
-    """Check by check, with what each took: those that fit what was tried.
+def suspicions(*, cross_entropy: bool = True, queried: bool = False) -> int:
+    """How many points `examine` can hand over to be judged, at most: M7, M8, M6, M4."""
+    return 2 + (not queried) + cross_entropy
+
+
+def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack, queried: bool | None = None) -> Iterator[Finding]:
+    """Check by check, with what each took and found: those that fit what was tried.
 
     successes  whether attacks of a level of knowledge reached the goal, for every level that was tried
     unbounded  an attack that nothing withstands
@@ -131,43 +157,45 @@ def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attac
     standing = "adaptive" in successes and not adaptive
     ladder = climb(suspect.averaged(M8), pixels, seeds, ball, (1.0, *FACTORS) if standing else (1.0,))
     present, cost = gradient_present(suspect.averaged(M1), pixels, seeds, along=float(ladder.zero_share[0]))
-    yield present, cost.plus(ladder.attacked.cost)
+    yield Finding(present, cost.plus(ladder.attacked.cost))
     true = gradient_true(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
     if suspect.undefended is not None:
         scale, cost = gradient_scale(suspect.averaged(M2), suspect.undefended, pixels, seeds)
-        yield scale.model_copy(update={"severity": "hard"}) if true is not None and true[0].fired else scale, cost
+        yield Finding(scale.model_copy(update={"severity": "hard"}) if true is not None and true[0].fired else scale, cost)
     if true is not None:
-        yield true
+        yield Finding(*true)
     yield saturation(suspect.averaged(M4), pixels, seeds, ball, standing=standing, judge=suspect.judge)
     if "adaptive" in successes and (others := [successes[level] for level in _TRANSFERRED if level in successes]):
-        yield transfer_weaker(any(others), adaptive), FREE
+        yield Finding(transfer_weaker(any(others), adaptive))
     yield noise_weaker(suspect.averaged(M7), pixels, seeds, ball, adaptive, suspect.judge)
     if queried:
-        yield black_box_weaker(black_box_success=True, adaptive_success=False), FREE
+        yield Finding(black_box_weaker(black_box_success=True, adaptive_success=False))
     elif "adaptive" in successes and "black_box" in successes:
-        yield black_box_weaker(successes["black_box"], adaptive), FREE
+        yield Finding(black_box_weaker(successes["black_box"], adaptive))
     elif queried is not None:
-        yield black_box_weaker(black_box_success=False, adaptive_success=False), FREE
+        yield Finding(black_box_weaker(black_box_success=False, adaptive_success=False))
     elif standing:
         yield square_weaker(suspect.averaged(M6), pixels, seeds, ball, suspect.judge)
-    yield rising(ladder.attacked.trace_value[:, 0], ladder.attacked.trace_margin[:, 0]), FREE
+    yield Finding(rising(ladder.attacked.trace_value[:, 0], ladder.attacked.trace_margin[:, 0]))
     if standing:
         yield _ladder_monotone(suspect, ladder, adaptive_success=adaptive)
-        yield unbounded_succeeds(unbounded, suspect.score, pixels, seeds)
+        yield Finding(*unbounded_succeeds(unbounded, suspect.score, pixels, seeds))
     drawn, rows = randomness(suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot)
     for diagnostic in drawn:
-        yield diagnostic, suspect.price.times(rows)
+        yield Finding(diagnostic, suspect.price.times(rows))
         rows = 0
     static, rows = forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
-    yield static, suspect.price.times(rows)
+    yield Finding(static, suspect.price.times(rows))
     independent, rows = rows_independent(suspect.classifier, pixels, seeds)
-    yield independent, suspect.price.times(rows)
+    yield Finding(independent, suspect.price.times(rows))
 
 
-def _ladder_monotone(suspect: Suspect, ladder: Ladder, *, adaptive_success: bool) -> tuple[Diagnostic, Cost]:
+def _ladder_monotone(suspect: Suspect, ladder: Ladder, *, adaptive_success: bool) -> Finding:
     """M8 from half the radius, one step and ten of the whole, the adaptive attack itself, and wider balls."""
-    single = single_step(suspect.averaged(M8), suspect.pixels, suspect.seeds, suspect.ball)
-    found = ladder.attacked
+    score, step = suspect.averaged(M8), single_step(suspect.ball)
+    single, found = step(score, suspect.pixels, derive(suspect.seeds, "single")), ladder.attacked
     judged, cost = suspect.judge(torch.cat([found.pixels, single.pixels]), torch.cat([found.margin, single.margin]))
     same, half, *wider, stepped = judged.tolist()
-    return monotone([half, stepped, same, adaptive_success, *wider]), single.cost.plus(cost)
+    within = ((half, rung(suspect.ball), found.pixels[1:2]), (stepped, step, single.pixels), (same, rung(suspect.ball), found.pixels[:1]))
+    suspicion = next((Suspicion(pixels, attack, draws_of(score)) for reached, attack, pixels in within if reached), None)
+    return Finding(monotone([half, stepped, same, adaptive_success, *wider]), single.cost.plus(cost), suspicion)

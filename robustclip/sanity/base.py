@@ -5,12 +5,17 @@ M15 is missing: it compares accuracies over many pictures, which is an evaluatio
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from robustclip.types import FREE, Cost, Pixels
+from robustclip.attacks.noise import Noise
+from robustclip.attacks.pgd import PGD
+from robustclip.attacks.square import Square
+from robustclip.losses import LossName
+from robustclip.types import FREE, Cost, Pixels, Score
+from robustclip.wrappers import Averaged
 
 Severity: TypeAlias = Literal["hard", "soft"]
 Judge: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
@@ -19,6 +24,11 @@ Judge: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]  # (points [n
 def at_its_word(points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
     """The search's own margins decide."""
     return margins > 0, Cost()
+
+
+def draws_of(score: Score) -> int:
+    """How many draws are averaged in each answer."""
+    return score.draws if isinstance(score, Averaged) else 1
 
 
 class Diagnostic(BaseModel):
@@ -34,6 +44,26 @@ class Diagnostic(BaseModel):
     threshold: float
     sentence: str
     advice: str = ""
+
+
+class Suspicion(NamedTuple):
+    """A point [1, 3, S, S] of the ball that a check takes for one that reaches the goal: to be judged like any other attack's.
+
+    `attack` came there, with `draws` averaged in each answer, and raised `loss` if that is not what the attacked score raises.
+    """
+
+    pixels: Pixels
+    attack: PGD | Square | Noise
+    draws: int
+    loss: LossName | None = None
+
+
+class Finding(NamedTuple):
+    """What a check says, what it took, and what it found on its way."""
+
+    diagnostic: Diagnostic
+    cost: Cost = FREE
+    suspicion: Suspicion | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

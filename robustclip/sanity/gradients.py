@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.sanity.base import DIRECTIONS, LADDER_STEPS, M1, M2, M3, M4, M14, Diagnostic, Judge, at_its_word
+from robustclip.losses import LossName
+from robustclip.sanity.base import DIRECTIONS, LADDER_STEPS, M1, M2, M3, M4, M14, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
 from robustclip.scores import decision, restated
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
@@ -29,9 +30,13 @@ def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, factors: t
     rows = torch.zeros(len(factors), dtype=torch.int64, device=pixels.device)
     watched = _Watched(score.select(rows), torch.arange(len(factors), device=pixels.device), torch.zeros(len(factors), device=pixels.device))
     streams = torch.cat([derive(seeds, f"rung-{index}") for index in range(len(factors))])
-    attack = PGD(ball=ball, steps=LADDER_STEPS, starts=("random",), stop="never")
-    attacked = attack(watched, pixels[rows], streams, radius=ball.radius * torch.tensor(factors))
+    attacked = rung(ball)(watched, pixels[rows], streams, radius=ball.radius * torch.tensor(factors))
     return Ladder(attacked, watched.shares)
+
+
+def rung(ball: BallSpec) -> PGD:
+    """The attack of the ladder."""
+    return PGD(ball=ball, steps=LADDER_STEPS, starts=("random",), stop="never")
 
 
 def gradient_present(score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0) -> tuple[Diagnostic, Cost]:
@@ -68,7 +73,7 @@ def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnosti
     return M3.seen(correlation, correlation < M3.threshold), evaluation.cost.plus(ahead.cost).plus(behind.cost)
 
 
-def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, standing: bool, judge: Judge = at_its_word) -> tuple[Diagnostic, Cost]:
+def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, standing: bool, judge: Judge = at_its_word) -> Finding:
     """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what cross-entropy left, other losses are tried.
 
     Hard, other than in ROBUSTNESS 3, where one of them succeeds: then the decision is broken, and the attack that failed was of no use.
@@ -76,13 +81,14 @@ def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, st
     seen = score(pixels, seeds, grad=False)
     surest, cost = 0.0 if seen.logits is None else seen.logits.double().softmax(dim=1).max().item(), seen.cost
     if standing and seen.logits is not None and decision(score).loss == "cross_entropy":
-        for other in (restated(score, "margin"), restated(score, "cross_entropy", temperature=10.0)):
-            attacked = climb(other, pixels, derive(seeds, "saturation"), ball).attacked
+        tries: tuple[tuple[LossName, float], ...] = (("margin", 1.0), ("cross_entropy", 10.0))
+        for loss, temperature in tries:
+            attacked = climb(restated(score, loss, temperature=temperature), pixels, derive(seeds, "saturation"), ball).attacked
             reached, paid = judge(attacked.pixels, attacked.margin)
             cost = cost.plus(attacked.cost).plus(paid)
             if bool(reached.any()):
-                return M4.seen(1.0, fired=True, severity="hard"), cost
-    return M4.seen(surest, surest > M4.threshold), cost
+                return Finding(M4.seen(1.0, fired=True, severity="hard"), cost, Suspicion(attacked.pixels, rung(ball), draws_of(score), loss))
+    return Finding(M4.seen(surest, surest > M4.threshold), cost)
 
 
 def rising(value: Tensor, margin: Tensor) -> Diagnostic:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
+from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
-from robustclip.sanity.base import M5, M6, M7, M8, M13, NOISY_COPIES, QUERIES, Diagnostic, Judge, at_its_word
+from robustclip.sanity.base import M5, M6, M7, M8, M13, NOISY_COPIES, QUERIES, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
-from robustclip.types import Attack, Attacked, Cost, Pixels, Score, Seeds
+from robustclip.types import Attack, Cost, Pixels, Score, Seeds
 
 
 def transfer_weaker(transfer_success: bool, adaptive_success: bool) -> Diagnostic:
@@ -24,16 +25,17 @@ def black_box_weaker(black_box_success: bool, adaptive_success: bool) -> Diagnos
     return M6.seen(float(fired), fired)
 
 
-def square_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word) -> tuple[Diagnostic, Cost]:
+def square_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word) -> Finding:
     """M6 where no black-box attack was tried and gradients failed: Square, 64 queries."""
-    attacked = Square(ball=ball, queries=QUERIES)(score, pixels, derive(seeds, "square"))
+    attack = Square(ball=ball, queries=QUERIES)
+    attacked = attack(score, pixels, derive(seeds, "square"))
     reached, cost = judge(attacked.pixels, attacked.margin)
-    return black_box_weaker(bool(reached.any()), adaptive_success=False), attacked.cost.plus(cost)
+    found = bool(reached.any())
+    suspicion = Suspicion(attacked.pixels, attack, draws_of(score)) if found else None
+    return Finding(black_box_weaker(found, adaptive_success=False), attacked.cost.plus(cost), suspicion)
 
 
-def noise_weaker(
-    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, adaptive_success: bool, judge: Judge = at_its_word
-) -> tuple[Diagnostic, Cost]:
+def noise_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, adaptive_success: bool, judge: Judge = at_its_word) -> Finding:
     """M7: random noise of the same radius must not succeed where gradients fail."""
     streams = torch.cat([derive(seeds, f"noise-{index}") for index in range(NOISY_COPIES)])
     rows = torch.zeros(NOISY_COPIES, dtype=torch.int64, device=pixels.device)
@@ -41,10 +43,12 @@ def noise_weaker(
     seen = score.select(rows)(noisy, streams, grad=False)
     share = (seen.margin > 0).float().mean().item()
     if adaptive_success or share <= M7.threshold:
-        return M7.seen(share, fired=False), seen.cost
+        return Finding(M7.seen(share, fired=False), seen.cost)
     best = seen.margin.argmax().reshape(1)
     reached, cost = judge(noisy[best], seen.margin[best])
-    return M7.seen(share, bool(reached.any())), seen.cost.plus(cost)
+    found = bool(reached.any())
+    suspicion = Suspicion(noisy[best], Noise(ball=ball, draws=NOISY_COPIES), draws_of(score)) if found else None
+    return Finding(M7.seen(share, found), seen.cost.plus(cost), suspicion)
 
 
 def monotone(reached: Sequence[bool]) -> Diagnostic:
@@ -53,9 +57,9 @@ def monotone(reached: Sequence[bool]) -> Diagnostic:
     return M8.seen(float(lost), lost > M8.threshold)
 
 
-def single_step(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec) -> Attacked:
+def single_step(ball: BallSpec) -> PGD:
     """One step of the whole radius from the picture."""
-    return PGD(ball=ball, steps=1, step=ball.radius or None, starts=("zero",), stop="never")(score, pixels, derive(seeds, "single"))
+    return PGD(ball=ball, steps=1, step=ball.radius or None, starts=("zero",), stop="never")
 
 
 def unbounded_succeeds(attack: Attack, score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:

@@ -114,8 +114,8 @@ def fired(subject: Case, loss: AnyScoreName = "margin", *, eot: int = 1, ball: B
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",))
     found = list(examine(suspect, successes, unbounded=unbounded))
     bill = sanity.bill(eot, randomized=subject.randomized, cross_entropy=loss == "cross_entropy").plus(unbounded.bill(eot)).charged
-    assert sum(cost.charged for _, cost in found) <= bill
-    return {flag.id: flag.severity for flag, _ in found if flag.fired}
+    assert sum(finding.cost.charged for finding in found) <= bill
+    return {finding.diagnostic.id: finding.diagnostic.severity for finding in found if finding.diagnostic.fired}
 
 
 def past(subject: Case) -> Pixels:

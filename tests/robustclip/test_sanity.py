@@ -9,7 +9,7 @@ from robustclip.attacks.pgd import PGD
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
-from robustclip.scores import LabelScore, label_score
+from robustclip.scores import AnyScoreName, LabelScore, label_score
 from robustclip.seeds import draw_seeds, row_normal
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Classifier, Logits, Pixels, Seeds
@@ -102,9 +102,10 @@ def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip, ball: 
     victim = Victim(tiny, "honest")
     wrong = (victim(picture(tiny), SEEDS).argmax(dim=1) + 1) % len(LABELS)  # already misclassified: every draw reaches the goal
     score = label_score("margin", victim, wrong)
-    assert sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=False)[0].fired
-    assert not sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=True)[0].fired
-    still = sanity.noise_weaker(margin(victim, tiny), picture(tiny), SEEDS, ball.model_copy(update={"radius": 0.0}), adaptive_success=False)[0]
+    assert sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=False).diagnostic.fired
+    assert not sanity.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=True).diagnostic.fired
+    nowhere = ball.model_copy(update={"radius": 0.0})
+    still = sanity.noise_weaker(margin(victim, tiny), picture(tiny), SEEDS, nowhere, adaptive_success=False).diagnostic
     assert (still.fired, still.number) == (False, 0.0)
     assert sanity.transfer_weaker(transfer_success=True, adaptive_success=False).fired
 
@@ -156,8 +157,9 @@ def test_an_answer_from_values_alone_outweighs_gradients_that_failed() -> None:
     bright = LinearClassifier(weights, torch.tensor([0.5 + 0.2 / 255, 0.0]))  # label 1 from a mean of a little more than 0.5 on
     score = label_score("margin", bright, torch.tensor([0]))
     for radius, found in ((4 / 255, True), (0.1 / 255, False)):
-        flag, cost = sanity.square_weaker(score, torch.full((1, 3, 8, 8), 0.5), SEEDS, Linf(radius=radius))
-        assert (flag.id, flag.fired, cost.backward) == ("M6", found, 0)
+        finding = sanity.square_weaker(score, torch.full((1, 3, 8, 8), 0.5), SEEDS, Linf(radius=radius))
+        assert (finding.diagnostic.id, finding.diagnostic.fired, finding.cost.backward) == ("M6", found, 0)
+        assert (finding.suspicion is not None) == found
 
 
 @pytest.mark.parametrize("found", [False, True])
@@ -171,9 +173,10 @@ def test_a_search_by_values_that_an_attack_ended_with_is_not_made_again(tiny: Cl
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
 
     def bill(**known: bool) -> int:
-        return sum(cost.charged for _, cost in sanity.examine(suspect, {"adaptive": False}, unbounded=unbounded, **known))
+        return sum(finding.cost.charged for finding in sanity.examine(suspect, {"adaptive": False}, unbounded=unbounded, **known))
 
-    told = {flag.id: flag for flag, _ in sanity.examine(suspect, {"adaptive": found}, unbounded=unbounded, queried=found)}
+    findings = sanity.examine(suspect, {"adaptive": found}, unbounded=unbounded, queried=found)
+    told = {finding.diagnostic.id: finding.diagnostic for finding in findings}
     assert (told["M6"].fired, told["M6"].number) == (found, float(found))
     assert bill(queried=False) == bill() - 66
 
@@ -195,11 +198,11 @@ def test_what_succeeds_on_lucky_draws_alone_raises_no_flag() -> None:
         eot=1,
     )
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
-    believed = sanity.square_weaker(score, pixels, SEEDS, suspect.ball)[0]
+    believed = sanity.square_weaker(score, pixels, SEEDS, suspect.ball).diagnostic
     assert believed.fired, "a search that is taken at its word has found something"
-    found = {flag.id: flag for flag, _ in sanity.examine(suspect, {"adaptive": False}, unbounded=unbounded)}
-    assert not any(found[id].fired for id in ("M6", "M7", "M8"))
-    assert found["M9"].fired
+    found = {finding.diagnostic.id: finding for finding in sanity.examine(suspect, {"adaptive": False}, unbounded=unbounded)}
+    assert not any(found[id].diagnostic.fired or found[id].suspicion for id in ("M6", "M7", "M8"))
+    assert found["M9"].diagnostic.fired
 
 
 def test_a_forward_pass_that_records_gradients_is_dynamic_only_if_it_claims_to_be_exact(tiny: Clip) -> None:
@@ -215,6 +218,34 @@ def test_a_forward_pass_that_records_gradients_is_dynamic_only_if_it_claims_to_b
 def test_a_probability_of_one_is_saturated(tiny: Clip) -> None:
     sure = LinearClassifier(torch.zeros(2, 3 * 32 * 32), torch.tensor([40.0, 0.0]))
     score = label_score("cross_entropy", sure, torch.tensor([0]))
-    flag, cost = sanity.saturation(score, picture(tiny), SEEDS, Linf(radius=1 / 255), standing=False)
+    flag, cost, _ = sanity.saturation(score, picture(tiny), SEEDS, Linf(radius=1 / 255), standing=False)
     assert (flag.id, flag.fired, flag.severity, cost.charged) == ("M4", True, "soft", 1)
-    assert not sanity.saturation(margin(Victim(tiny, "honest"), tiny), picture(tiny), SEEDS, Linf(radius=1 / 255), standing=True)[0].fired
+    assert not sanity.saturation(margin(Victim(tiny, "honest"), tiny), picture(tiny), SEEDS, Linf(radius=1 / 255), standing=True).diagnostic.fired
+
+
+@pytest.mark.parametrize(("loss", "ids"), [("margin", {"M6", "M7", "M8"}), ("cross_entropy", {"M4", "M6", "M7", "M8"})])
+def test_a_check_hands_over_what_it_found_in_the_ball_and_how(loss: AnyScoreName, ids: set[str]) -> None:
+    """A bright picture changes sides at a hair's breadth: whatever is tried breaks it, but for an attack that was made to fail."""
+    weights = torch.stack([torch.zeros(3 * 8 * 8), torch.full((3 * 8 * 8,), 1 / (3 * 8 * 8))])
+    bright = LinearClassifier(weights, torch.tensor([0.5 + 1e-6, 0.0]))
+    pixels, ball = torch.full((1, 3, 8, 8), 0.5), Linf(radius=4 / 255)
+    suspect = sanity.Suspect(
+        score=label_score(loss, bright, torch.tensor([0])),
+        undefended=None,
+        classifier=bright,
+        pixels=pixels,
+        seeds=SEEDS,
+        ball=ball,
+        gradient="exact",
+        randomized=False,
+        eot=1,
+    )
+    findings = list(sanity.examine(suspect, {"adaptive": False}, unbounded=PGD(ball=Linf(radius=64 / 255), steps=2)))
+    handed = {finding.diagnostic.id: finding.suspicion for finding in findings if finding.suspicion is not None}
+    assert set(handed) == ids
+    assert len(handed) == sanity.suspicions(cross_entropy=loss == "cross_entropy")
+    for suspicion in handed.values():
+        assert ball.distance(suspicion.pixels, pixels) <= ball.radius + 1e-6
+        assert bright(suspicion.pixels, SEEDS).argmax() == 1
+        assert (suspicion.attack.ball, suspicion.draws) == (ball, 1)
+    assert all(finding.diagnostic.fired for finding in findings if finding.suspicion is not None)
