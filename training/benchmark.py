@@ -1,0 +1,237 @@
+"""What the engineering of training saves, each against what it replaces, in one run: `robustclip bench training`.
+
+capt   a step of CAPT against the straightforward loop: the text tower runs again in every step of the attack, and every label's sequence is computed
+       whole, at the length that the longest needs, nothing padded. Both look at clean and attacked pictures behind one text pass, both have the
+       frozen CLIP's logits at hand. The loop is timed in float32 and in the precision of our attack.
+advpt  an epoch of AdvPT's tuning on a bank that is there against the same epoch of adversarial training of the image tower (TeCoA, AdamW) by PGD-10
+       and PGD-2, and the making of that bank beside them.
+
+Steps are taken in turns, so that other work on the machine slows all alike; times are medians of steps, an epoch is its steps times that. Pictures
+are noise: what they show costs nothing. Nothing is asserted: machines differ.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.classifier import text_weights
+from robustclip.clip import Clip, load_clip
+from robustclip.prompts import Prompts
+from robustclip.seeds import draw_seeds
+from robustclip.threat import radius_text
+from robustclip.towers import encode_image
+from robustclip.types import Cost, Pixels
+from training.bank import shift_embeddings
+from training.classes import read_classes
+from training.contexts import Parameters
+from training.hardening.attack import Strength
+from training.hardening.tower import ImageTower
+from training.inner import climb, drawn_start
+from training.losses import Reference, family
+from training.objectives.advpt import AdvPT
+from training.objectives.base import Batch, Examples, Task
+from training.objectives.capt import CAPT, FROZEN
+from training.processes import at_least_one
+from training.progress import bar
+
+EPS = 1 / 255
+LABELS = Path(__file__).with_name("class_names") / "Caltech101.txt"
+Step = Callable[[], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time training's shortcuts against what they replace."""
+    parser = argparse.ArgumentParser(prog="robustclip bench training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="mini", help="an embedded CLIP, or an architecture (default: %(default)s)")
+    parser.add_argument("--only", choices=("capt", "advpt"), help="one of the two (default: both)")
+    parser.add_argument("--labels", type=at_least_one, default=100, help="of Caltech-101's names (default: %(default)s)")
+    parser.add_argument("--batch", type=at_least_one, default=32, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--runs", type=at_least_one, default=5, help="steps of capt, each way (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least_one, default=200, help="steps of tuning and of adversarial training (default: %(default)s)")
+    parser.add_argument("--pictures", type=at_least_one, default=1616, help="of an epoch, extrapolated: 16 shots of 101 (default: %(default)s)")
+    parser.add_argument("--epochs", type=at_least_one, default=100, help="that share one bank (default: %(default)s)")
+    options = parser.parse_args(argv)
+    clip = load_clip(options.backbone)
+    labels = tuple(name.replace("_", " ") for name in read_classes(LABELS))[: options.labels]
+    facts = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    asked = {"backbone": options.backbone, "labels": len(labels), "batch": options.batch}
+    results: dict[str, object] = {}
+    if options.only != "advpt":
+        results["capt_step"] = capt_step(clip, labels, batch=options.batch, runs=options.runs)
+    if options.only != "capt":
+        results["advpt_epoch"] = advpt_epoch(clip, labels, batch=options.batch, steps=options.steps, pictures=options.pictures, epochs=options.epochs)
+    print(json.dumps({**facts, **asked, "results": results}, indent=2))
+    return 0
+
+
+def capt_step(clip: Clip, labels: tuple[str, ...], *, batch: int, runs: int) -> dict[str, object]:
+    """Seconds of one step, forward and backward, ours and the loop's; ratios above 1 are in our favour."""
+    objective = CAPT.model_validate({"eps": EPS})
+    task, parameters, given = capt_task(clip, labels, objective, batch=batch)
+
+    def backward(loss: Callable[[], Tensor]) -> Step:
+        def step() -> None:
+            torch.autograd.grad(loss(), list(parameters.values()))
+
+        return step
+
+    def ours() -> Tensor:
+        return torch.stack(list(objective.loss(task, parameters, given).losses.values())).sum()
+
+    seconds = timed(
+        {
+            "ours": backward(ours),
+            "loop_float32": backward(lambda: straightforward(objective, task, parameters, given, half=False)),
+            "loop_bf16_attack": backward(lambda: straightforward(objective, task, parameters, given, half=True)),
+        },
+        runs,
+    )
+    ratios = {f"{name}_over_ours": round(seconds[name] / seconds["ours"], 2) for name in ("loop_float32", "loop_bf16_attack")}
+    return {"runs": runs, "seconds": {name: round(value, 4) for name, value in seconds.items()}, **ratios}
+
+
+def capt_task(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: int) -> tuple[Task, Parameters, Batch]:
+    """A step of CAPT on noise, prompts as they start."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(batch, 3, clip.image_size, clip.image_size, generator=generator)
+    targets = torch.randint(len(labels), (batch,), generator=generator)
+    frozen = torch.randn(batch, len(labels), generator=generator)
+    examples = Examples(targets, lambda rows: pixels[rows], Cost(), 0.0, constants={FROZEN: frozen}, divided=True)
+    parameters = objective.new_parameters(clip, labels, 0)
+    for tensor in parameters.values():
+        tensor.requires_grad_()
+    rows = torch.arange(batch)
+    return Task(clip, labels, examples, {}), parameters, Batch(pixels, targets, draw_seeds(0, batch), rows, 1.0)
+
+
+def straightforward(objective: CAPT, task: Task, parameters: Parameters, batch: Batch, *, half: bool) -> Tensor:
+    """[] the loss of a step as the formula reads, label by label and step by step: what `CAPT.loss` computes."""
+    clip, labels, targets = task.clip, task.labels, batch.targets
+    prompts = objective.fold(clip, parameters)
+    text = None if prompts.text is None else prompts.text.expand(len(labels), *prompts.text.shape)
+    own = Prompts(text, prompts.visual, prompts.templates, class_specific=True)
+
+    def weights() -> Tensor:
+        return text_weights(clip, own, labels, chunk=len(labels))
+
+    def logits(pixels: Pixels, texts: Tensor) -> Tensor:
+        return clip.logit_scale * F.normalize(encode_image(clip, pixels, prompts.visual), dim=-1) @ texts.T
+
+    def attack_loss(pixels: Pixels) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = logits(pixels, weights())
+        return F.cross_entropy(found.float(), targets, reduction="none")
+
+    texts = weights()
+    clean = logits(batch.inputs, texts)
+    start = drawn_start(batch.inputs, batch.seeds, objective.eps)
+    pixels, _ = climb(attack_loss, batch.inputs, start, eps=objective.eps, step=objective.step_length(), steps=objective.steps)
+    attacked = logits(pixels, texts)
+    frozen = task.examples.constants[FROZEN]
+    alpha = objective.balance(task, batch, clean, frozen)
+    references = [Reference(clean.detach(), 1 - alpha), Reference(frozen, alpha)]
+    return torch.stack(list(family(targets, clean=clean, attacked=attacked, references=references, a=1.0, c=objective.consistency).values())).sum()
+
+
+def advpt_epoch(clip: Clip, labels: tuple[str, ...], *, batch: int, steps: int, pictures: int, epochs: int) -> dict[str, object]:
+    """Seconds of an epoch each way and of the bank; ratios without the bank, and with its cost spread over `epochs`."""
+    ways = {"tuning": tuning_step(clip, labels, batch=batch)}
+    ways |= {f"pgd_{number}": adversarial_step(clip, labels, batch=batch, attack_steps=number) for number in (10, 2)}
+    with bar(quiet=not sys.stderr.isatty()) as progress:
+        seconds = timed(ways, steps, on_run=lambda done: progress(done, steps, "steps of tuning and of adversarial training"))
+    bank = timed({"bank": bank_step(clip, batch=batch)}, max(2, math.ceil(steps / 50)))["bank"]
+    count = math.ceil(pictures / batch)
+    whole = {name: value * count for name, value in seconds.items()}
+    shared = whole["tuning"] + bank * count / epochs
+    ratios = {name: {"epoch": round(whole[name] / whole["tuning"], 1), f"bank_over_{epochs}_epochs": round(whole[name] / shared, 1)} for name in ways}
+    return {
+        "steps": steps,
+        "pictures": pictures,
+        "eps": radius_text(EPS),
+        "epoch_seconds": {name: round(value, 2) for name, value in whole.items()},
+        "bank_seconds": round(bank * count, 2),
+        "ratios": {name: own for name, own in ratios.items() if name != "tuning"},
+    }
+
+
+def tuning_step(clip: Clip, labels: tuple[str, ...], *, batch: int) -> Step:
+    """One step of AdvPT on stored embeddings: text tower, forward and backward, and SGD."""
+    objective = AdvPT.model_validate({"eps": EPS, "batch": batch})
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(batch, 1, clip.embed_dim, generator=generator)
+    targets = torch.randint(len(labels), (batch,), generator=generator)
+    task = Task(clip, labels, Examples(targets, lambda rows: bank[rows], Cost(), 0.0), {})
+    parameters = objective.new_parameters(clip, labels, 0)
+    for tensor in parameters.values():
+        tensor.requires_grad_()
+    optimizer = torch.optim.SGD(parameters.values(), lr=objective.learning_rate, momentum=0.9, weight_decay=5e-4)
+    given = Batch(bank, targets, draw_seeds(0, batch), torch.arange(batch), 1.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.stack(list(objective.loss(task, parameters, given).losses.values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def adversarial_step(clip: Clip, labels: tuple[str, ...], *, batch: int, attack_steps: int) -> Step:
+    """One step of TeCoA as `robustclip harden` takes it, in bfloat16: attack the tower as it is, learn from the attacked pictures."""
+    tower = ImageTower(clip, bf16=True).frozen_copy()
+    target = tower.frozen_view()
+    tower.visual.requires_grad_(True)
+    optimizer = torch.optim.AdamW(tower.visual.parameters(), lr=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(batch, 3, clip.image_size, clip.image_size, generator=generator)
+    targets = torch.randint(len(labels), (batch,), generator=generator)
+    with torch.no_grad():
+        weights = text_weights(clip, Prompts(), labels)
+
+    def loss(of: ImageTower, seen: Pixels) -> Tensor:
+        return F.cross_entropy(clip.logit_scale.detach() * F.normalize(of(seen), dim=-1) @ weights.T, targets, reduction="none")
+
+    def step() -> None:
+        noise = 2 * torch.rand(pixels.shape, generator=generator) - 1
+        attacked = Strength.of(EPS, attack_steps).attack(lambda seen: loss(target, seen), pixels, noise)
+        optimizer.zero_grad()
+        loss(tower, attacked).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def bank_step(clip: Clip, *, batch: int) -> Step:
+    """A batch of AdvPT's bank: attacked by PGD-10, and embedded."""
+    attack = AdvPT.model_validate({"eps": EPS}).attack()
+    pixels = torch.rand(batch, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    seeds = draw_seeds(0, batch)
+
+    def step() -> None:
+        attacked = shift_embeddings(clip, pixels, attack, seeds)
+        with torch.no_grad():
+            encode_image(clip, attacked.pixels)
+
+    return step
+
+
+def timed(ways: Mapping[str, Step], runs: int, *, on_run: Callable[[int], None] = lambda done: None) -> dict[str, float]:
+    """The median seconds of each way, taken in turns; a first turn warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(runs + 1):
+        for name, step in ways.items():
+            began = time.perf_counter()
+            step()
+            if run:
+                seconds[name].append(time.perf_counter() - began)
+        on_run(run)
+    return {name: statistics.median(own) for name, own in seconds.items()}
