@@ -19,6 +19,7 @@ from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import MAX_VOTES, Alpha, Sigma, Smoothing
 from robustclip.digests import tensor_digest
 from robustclip.errors import InvalidInput
+from robustclip.purifiers import Weights
 from robustclip.seeds import derive, draw_seeds
 from robustclip.smoothing import VOTES_A_PASS, count_votes, draw, lower_bound
 from robustclip.threat import BallSpec
@@ -41,9 +42,10 @@ class NoiseOptions(BaseModel):
 
 
 class CertifyOptions(NoiseOptions):
-    """The same with what decides all draws."""
+    """The same with what decides all draws, and the weights of a denoiser that takes the noise away, if one does (`Smoothing.denoise`)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    denoise: Weights | None = None
 
 
 class Certificate(BaseModel):
@@ -77,12 +79,15 @@ class NoisyFeatures(NamedTuple):
     counting: Features
 
 
-def noisy_classifier(classifier: ZeroShotClassifier, sigma: float, denoiser: Sequence[AnyDefense] = ()) -> Defended:
-    """One vote: noise, then the chain that is served behind it. Raises InvalidInput for a denoiser that adds smoothing noise itself."""
+def noisy_classifier(classifier: ZeroShotClassifier, sigma: float, denoiser: Sequence[AnyDefense] = (), *, denoise: str | None = None) -> Defended:
+    """One vote: noise, taken away by the network of weights `denoise` if they are named, then the chain that is served behind it.
+
+    Raises InvalidInput for a chain that adds smoothing noise itself, PurifierRefused for weights that can't be used.
+    """
     for index, spec in enumerate(denoiser):
         if isinstance(spec, Smoothing):
             raise InvalidInput("the noise is added already.", field=f"defense/{index}", help="Name only what stands behind it.")
-    return Defended(classifier, bind_chain((Smoothing(sigma=sigma), *denoiser), classifier.encoder))
+    return Defended(classifier, bind_chain((Smoothing(sigma=sigma, denoise=denoise), *denoiser), classifier.encoder))
 
 
 def certify(vote: Classifier, pixels: Tensor, options: CertifyOptions, *, on_rows: OnRows = lambda rows: None) -> Certificate:

@@ -19,14 +19,18 @@ from torch import Tensor
 from robustclip.certify import CertifyOptions, NoisyFeatures
 from robustclip.classifier import ZeroShotClassifier
 from robustclip.clip import Clip
-from robustclip.defenses import AnyDefense
+from robustclip.defenses import AnyDefense, network_digests
 from robustclip.digests import canonical_json, json_digest, tensor_digest
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically, write_once
+from robustclip.purifiers import digest_of
 
 
 class NoiseKey(BaseModel):
-    """Everything that noisy embeddings depend on. Text prompts and labels do not; visual prompts do."""
+    """Everything that noisy embeddings depend on. Text prompts and labels do not; visual prompts do, and the weights of purifying networks.
+
+    `denoise` and `networks` are digests: of what takes the noise away in one shot, and of what works in the chain behind it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +44,8 @@ class NoiseKey(BaseModel):
     encoder: str
     visual: str | None
     denoiser: tuple[dict[str, Any], ...]
+    denoise: str | None = None
+    networks: tuple[str, ...] = ()
     width: int
 
     @classmethod
@@ -56,6 +62,8 @@ class NoiseKey(BaseModel):
             encoder=classifier.encoder.backend,
             visual=None if classifier.visual is None else tensor_digest(classifier.visual),
             denoiser=tuple(spec.model_dump(mode="json") for spec in denoiser),
+            denoise=None if options.denoise is None else digest_of("denoiser", options.denoise),
+            networks=network_digests(denoiser),
             width=clip.embed_dim,
         )
 

@@ -71,7 +71,8 @@ def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | N
         return None
     rule = smoothing_of(victim.defense)
     own = {} if rule is None or "sigma" in options.certify.model_fields_set else {"sigma": rule.sigma}
-    return CertifyOptions.model_validate(options.certify.model_dump() | own | {"seed": options.seed})
+    denoise = None if rule is None else rule.denoise
+    return CertifyOptions.model_validate(options.certify.model_dump() | own | {"seed": options.seed, "denoise": denoise})
 
 
 def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:

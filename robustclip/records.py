@@ -68,9 +68,9 @@ def certificate_of(victim: Victim, pixels: Tensor, options: CertifyOptions, *, s
     """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid for."""
     rule = smoothing_of(victim.defense)
     denoiser = victim.defense if rule is None else victim.defense[1:]
-    vote = noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser)
+    vote = noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser, denoise=options.denoise)
     found = certify(share(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
-    return CertificatePart(**found.model_dump(), served=rule is not None and rule.sigma == options.sigma)
+    return CertificatePart(**found.model_dump(), served=rule is not None and (rule.sigma, rule.denoise) == (options.sigma, options.denoise))
 
 
 def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]) -> MinimalRadius:

@@ -28,6 +28,7 @@ exit status: 0 every statement has a radius, 1 the votes of some prove nothing, 
 examples:
   robustclip certify photo.jpg --labels cat,dog,bird
   robustclip certify photo.jpg --labels cat,dog,bird --also cat,dog --sigma 0.12 --defense bit_depth:4 --n 10000
+  robustclip certify photo.jpg --labels cat,dog,bird --denoise
   robustclip certify photo.jpg --labels cat,dog            # from the noise that was kept, so exploratory
   robustclip certify photo.jpg --labels cat,dog --confirm  # from noise that nobody has seen
 """
@@ -49,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ask_for_decision(parser)
     parser.add_argument("--also", action="append", default=[], metavar="A,B,C", help="another list of labels, from the same noise; all share alpha")
     parser.add_argument("--sigma", type=float, metavar="S", help="size of the noise in pixel units of [0, 1] (default: 0.25)")
+    parser.add_argument(
+        "--denoise",
+        nargs="?",
+        const="own",
+        metavar="WEIGHTS",
+        help="take the noise away before each vote, by the denoiser that ships, or the .json of another that `robustclip train-purifiers` wrote",
+    )
     parser.add_argument("--n", type=int, default=1000, metavar="N", help="votes that are counted; 10000 and more give larger radii (default: 1000)")
     parser.add_argument("--n0", type=int, default=100, metavar="N", help="votes before those, which choose the label (default: 100)")
     parser.add_argument("--alpha", type=float, default=0.001, metavar="P", help="the chance that what is stated is wrong (default: 0.001)")
@@ -71,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {"labels": classifier.labels, **certificate.model_dump()}
                 for classifier, certificate in zip(smoothed.classifiers, certificates, strict=True)
             ]
-            rule = [{"kind": "smoothing", "sigma": smoothed.options.sigma}, *(spec.model_dump(mode="json") for spec in smoothed.denoiser)]
+            noise = smoothed.options.model_dump(include={"sigma", "denoise"}, exclude_none=True)
+            rule = [{"kind": "smoothing", **noise}, *(spec.model_dump(mode="json") for spec in smoothed.denoiser)]
             print(json.dumps({"image": str(path), "prompt_set": prompt_set, "defense": rule, "certificates": found}))
         else:
             print("\n".join(f"{path}  {certificate_words(certificate)}  ({prompt_set})" for certificate in certificates))
@@ -91,7 +100,10 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
     rule = smoothing_of(chain)
     if rule is not None and arguments.sigma is not None:
         raise InvalidInput("found beside smoothing in --defense.", field="--sigma", help="Name the size of the noise once.")
+    if rule is not None and arguments.denoise is not None:
+        raise InvalidInput("found beside smoothing in --defense.", field="--denoise", help='Write {"kind": "smoothing", "denoise": "own"} there.')
     asked = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed")}
+    asked["denoise"] = arguments.denoise if rule is None else rule.denoise
     sigma = arguments.sigma if rule is None else rule.sigma
     try:
         options = CertifyOptions.model_validate(asked | ({} if sigma is None else {"sigma": sigma}))
@@ -132,7 +144,7 @@ def _made(smoothed: _Smoothed, pixels: "Tensor", portion: int) -> "NoisyFeatures
     from robustclip.certify import noisy_classifier, noisy_features
 
     options = smoothed.options
-    vote = noisy_classifier(smoothed.classifiers[0], options.sigma, smoothed.denoiser)
+    vote = noisy_classifier(smoothed.classifiers[0], options.sigma, smoothed.denoiser, denoise=options.denoise)
     with _bar(options.n0 + options.n) as advance:
         return noisy_features(vote, pixels, options, portion=portion, on_rows=advance)
 

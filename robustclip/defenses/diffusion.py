@@ -59,14 +59,14 @@ class Diffusion(PixelDefense):
         return Cost(again, again)
 
     def bind(self, encoder: ImageEncoder) -> Self:
-        """Itself. Raises as `purifiers.denoiser` where its weights can't be used."""
-        purifiers.denoiser(self.weights, like=torch.empty(0), time=self.time)
+        """Itself. Raises as `purifiers.open_denoiser` where its weights can't be used."""
+        purifiers.open_denoiser(self.weights, like=torch.empty(0), time=self.time)
         return self
 
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
         if self.time == 0:
             return inputs
-        network = purifiers.denoiser(self.weights, like=inputs, time=self.time)
+        network = purifiers.open_denoiser(self.weights, like=inputs, time=self.time)
         noise = row_normal(seeds, tuple(inputs.shape[1:]), like=inputs).to(inputs.dtype)
 
         def back(pixels: Pixels, steps: int) -> Pixels:

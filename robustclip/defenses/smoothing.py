@@ -55,7 +55,7 @@ class Smoothing(PixelDefense):
         return Cost(0, self.passes.forward)
 
     def bind(self, encoder: ImageEncoder) -> Self:
-        """Itself. Raises as `purifiers.denoiser` for one that can't be used, or not for so much noise."""
+        """Itself. Raises as `purifiers.open_denoiser` for one that can't be used, or not for so much noise."""
         if self.denoise is not None:
             self._denoiser(self.denoise, torch.empty(0))
         return self
@@ -67,4 +67,4 @@ class Smoothing(PixelDefense):
         return noisy.clamp(0.0, 1.0)
 
     def _denoiser(self, weights: str, like: Tensor) -> Denoiser:
-        return purifiers.denoiser(weights, like=like, time=time_of(self.sigma))
+        return purifiers.open_denoiser(weights, like=like, time=time_of(self.sigma))

@@ -54,7 +54,7 @@ class SuperResolution(PixelDefense):
 
     def bind(self, encoder: ImageEncoder) -> Self:
         """Itself. Raises as `purifiers.load_purifier` where its weights can't be used."""
-        purifiers.super_resolver(self.weights, like=torch.empty(0))
+        purifiers.open_super_resolver(self.weights, like=torch.empty(0))
         return self
 
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
@@ -63,7 +63,7 @@ class SuperResolution(PixelDefense):
         return self._purified(seeds, inputs)
 
     def _purified(self, seeds: Seeds, inputs: Pixels) -> Pixels:
-        network = purifiers.super_resolver(self.weights, like=inputs)
+        network = purifiers.open_super_resolver(self.weights, like=inputs)
         height, width = inputs.shape[-2:]
 
         def enlarged_and_back(pixels: Pixels) -> Tensor:

@@ -65,12 +65,12 @@ def is_file(weights: str) -> bool:
     return weights.endswith((".json", ".safetensors"))
 
 
-def super_resolver(weights: str, *, like: Tensor) -> Callable[[Pixels], Tensor]:
+def open_super_resolver(weights: str, *, like: Tensor) -> Callable[[Pixels], Tensor]:
     """The network that enlarges, on the device and in the type of `like`. Raises as `load_purifier`."""
     return _loaded("super_resolver", weights, str(like.device), like.dtype)
 
 
-def denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
+def open_denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
     """The network that predicts noise, on the device and in the type of `like`, for noise up to `time`.
 
     Raises as `load_purifier`, and for a time that it was not trained for.

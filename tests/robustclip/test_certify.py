@@ -133,20 +133,37 @@ def test_no_attack_through_the_smoothed_rule_succeeds_inside_a_certified_radius_
     assert any(answer not in (label, None) for answer, label in zip(answers(8), labels, strict=True))
 
 
+@pytest.mark.parametrize("denoise", [None, "tiny"])
 @pytest.mark.parametrize("denoiser", ["none", "bit_depth:4,resize_pad"])
-def test_features_that_were_kept_give_the_same_votes_as_asking_the_classifier(tiny: Clip, denoiser: str) -> None:
+def test_features_that_were_kept_give_the_same_votes_as_asking_the_classifier(tiny: Clip, denoiser: str, denoise: str | None) -> None:
     links = parse_defenses(denoiser)
     options = CertifyOptions(sigma=1.0, n0=20, n=90)
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
     lists = [("cat", "dog"), ("wolf", "cat", "teapot"), ("a", "b", "c", "d", "e")]
     classifiers = [zero_shot(tiny, prompts, labels) for labels in lists for prompts in (Prompts(), Prompts(templates=("{} at night.",)))]
-    kept = noisy_features(noisy_classifier(classifiers[0], options.sigma, links), picture, options)
+    kept = noisy_features(noisy_classifier(classifiers[0], options.sigma, links, denoise=denoise), picture, options)
     split = 0
     for classifier in classifiers:
-        direct = certify(noisy_classifier(classifier, options.sigma, links), picture, options)
+        direct = certify(noisy_classifier(classifier, options.sigma, links, denoise=denoise), picture, options)
         assert certify_features(classifier, kept, picture.numel(), options) == direct
         split += 0 < direct.hits < options.n
     assert split  # else all votes are alike and the comparison says nothing
+
+
+def test_a_denoiser_that_knows_the_noise_makes_every_vote_that_of_the_picture(tiny: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    class Oracle:
+        def __call__(self, noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+            signal = (1 / (1 + (2 * levels).exp())).sqrt()[:, None, None, None]  # levels are log(noise / signal)
+            return (noisy / signal - (2 * picture - 1)) / levels.exp()[:, None, None, None]
+
+    monkeypatch.setattr("robustclip.purifiers.open_denoiser", lambda weights, *, like, time: Oracle())
+    classifier = zero_shot(tiny, Prompts(), ("cat", "dog", "car"))
+    options = CertifyOptions(sigma=1.0, n0=8, n=60, denoise="tiny")
+    found = certify(noisy_classifier(classifier, 1.0, denoise="tiny"), picture, options)
+    assert found.hits == 60
+    assert found.label == classifier.labels[int(classifier(picture[None], draw_seeds(0, 1)).argmax())]
 
 
 def test_statements_asked_for_at_once_share_alpha(tiny: Clip) -> None:

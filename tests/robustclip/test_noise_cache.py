@@ -66,6 +66,8 @@ def test_text_prompts_share_noise_and_whatever_reaches_the_tower_does_not(tiny: 
         NoiseKey.of(tiny, classifier, PICTURE + 1e-6, OPTIONS),
         NoiseKey.of(tiny, classifier, PICTURE, OPTIONS, parse_defenses("jpeg:75")),
         NoiseKey.of(tiny, classifier, PICTURE, OPTIONS, parse_defenses("jpeg:50")),
+        NoiseKey.of(tiny, classifier, PICTURE, OPTIONS, parse_defenses([{"kind": "diffusion", "weights": "tiny"}])),
+        NoiseKey.of(tiny, classifier, PICTURE, OPTIONS.model_copy(update={"denoise": "tiny"})),
         *(NoiseKey.of(tiny, classifier, PICTURE, OPTIONS.model_copy(update=each)) for each in ({"sigma": 0.9}, {"n0": 9}, {"n": 41}, {"seed": 1})),
     ]
     assert len({each.folder for each in [key, *others]}) == 1 + len(others)

@@ -71,9 +71,21 @@ def test_words_claim_no_more_than_was_certified(picture: Path, cache: Path, caps
     assert "prove no majority" in capsys.readouterr().out
 
 
+def test_the_noise_can_be_taken_away_before_each_vote(picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = told(capsys, str(picture), "--sigma", "0.3", "--denoise", "tiny")
+    _, plain = told(capsys, str(picture), "--sigma", "0.3")
+    assert found["defense"] == [{"kind": "smoothing", "sigma": 0.3, "denoise": "tiny"}]
+    assert plain["defense"] == [{"kind": "smoothing", "sigma": 0.3}]
+    assert len(list(cache.glob("*/*.safetensors"))) == 2
+    _, again = told(capsys, str(picture), "--defense", '[{"kind": "smoothing", "sigma": 0.3, "denoise": "tiny"}]')
+    assert again == found
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
+        (["--denoise", "theirs"], "--denoise"),
+        (["--defense", "smoothing:0.1", "--denoise"], "--denoise"),
         (["--sigma", "0"], "--sigma"),
         (["--sigma", "nan"], "--sigma"),
         (["--n", "0"], "--n"),

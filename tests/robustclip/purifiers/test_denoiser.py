@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustclip.purifiers import denoiser
+from robustclip.purifiers import open_denoiser
 from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
 
 NOISY = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def test_noise_of_any_size_has_a_prediction_of_that_size(widths: tuple[int, ...]
 
 
 def test_each_row_hears_its_own_level() -> None:
-    network = denoiser("tiny", like=NOISY, time=0.1)
+    network = open_denoiser("tiny", like=NOISY, time=0.1)
     together = network(NOISY, LEVELS)
     for row in range(3):
         assert torch.allclose(network(NOISY[row : row + 1], LEVELS[row : row + 1]), together[row : row + 1], atol=1e-6)

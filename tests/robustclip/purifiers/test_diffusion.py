@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustclip.purifiers import denoiser
+from robustclip.purifiers import open_denoiser
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import diffused, log_ratio, one_shot, parts, restored, sigma_of, time_of
 
@@ -51,7 +51,7 @@ def test_one_shot_takes_away_noise_in_pixel_units() -> None:
 
 def test_the_gradient_through_checkpoints_is_the_plain_one_and_that_of_differences() -> None:
     pixels, noise = PIXELS.double().requires_grad_(), NOISE.double()
-    network = denoiser("tiny", like=pixels, time=0.2)
+    network = open_denoiser("tiny", like=pixels, time=0.2)
     weights = torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     def value(inputs: Tensor) -> Tensor:

@@ -73,6 +73,6 @@ def test_files_that_are_no_purifier_are_refused_with_the_reason(written: Path, t
 
 
 def test_more_noise_than_it_was_trained_for_is_refused(written: Path) -> None:
-    assert purifiers.denoiser(str(written), like=LIKE, time=0.3)
+    assert purifiers.open_denoiser(str(written), like=LIKE, time=0.3)
     with pytest.raises(PurifierRefused, match=r"trained up to time 0.3, noise of 0.6\d* in pixel units, but time 0.31"):
-        purifiers.denoiser(str(written), like=LIKE, time=0.31)
+        purifiers.open_denoiser(str(written), like=LIKE, time=0.31)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustclip.purifiers import super_resolver
+from robustclip.purifiers import open_super_resolver
 from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape, enlarged, shrunk
 
 PIXELS = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -17,7 +17,7 @@ def test_untrained_it_is_bicubic_enlargement() -> None:
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 9), (1, 2), (96, 96)])
 def test_any_picture_comes_back_at_twice_its_size(height: int, width: int) -> None:
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
-    assert super_resolver("tiny", like=pixels)(pixels).shape == (1, 3, 2 * height, 2 * width)
+    assert open_super_resolver("tiny", like=pixels)(pixels).shape == (1, 3, 2 * height, 2 * width)
 
 
 def test_a_flat_picture_keeps_its_place_when_enlarged_and_shrunk() -> None:
