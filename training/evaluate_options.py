@@ -90,6 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     several("--seed", "0", "all randomness of attacks and defenses")
     one("--strength", "standard", "of T3's ensemble: quick, standard or thorough")
     one("--steps", T2_STEPS, "of T2's attack; other numbers on train:validation alone, to choose settings by (20)")
+    one("--restarts", 1, "random starts of T2's attack, a picture falls to any of them")
     several("--surrogate", "none", "what T0b attacks instead: efficientnet-lite0, or another backbone")
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
@@ -122,7 +123,7 @@ def read_question(arguments: argparse.Namespace) -> Question:
         "defenses": arguments.defense or [NO_DEFENSE],
         "seeds": _words(arguments.seed or ["0"]),
         "surrogates": _words(arguments.surrogate or []),
-        **{name: getattr(arguments, name) for name in ("strength", "steps", "limit", "batch", "store", "runs")},
+        **{name: getattr(arguments, name) for name in ("strength", "steps", "restarts", "limit", "batch", "store", "runs")},
         "device": check_device(arguments.device),
     }
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip, load_clip
-from robustclip.defenses import bind_chain, parse_defenses
+from robustclip.defenses import bind_chain, network_digests, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
 from robustclip.measure import accuracy
@@ -137,6 +137,7 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         "indices": pictures.indices.tolist(),
         "prompts": subject.prompts.digest(),
         "defense": subject.defense,
+        **({"networks": networks} if (networks := network_digests(parse_defenses(subject.defense))) else {}),
         **({} if subject.rule is None else {"judged_by": "votes"}),
         "threat": threat,
         "eps": eps,
@@ -146,6 +147,7 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         **({"templates": list(pictures.templates)} if threat in ("T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
         **({"steps": question.steps} if threat == "T2" and question.steps != T2_STEPS else {}),
+        **({"restarts": question.restarts} if threat in ("T2", "T3") and question.restarts != 1 else {}),
         **({"surrogates": list(question.surrogates)} if threat == "T0b" else {}),
     }
     return cell_path(question.runs / "evaluate", key), key
@@ -173,6 +175,7 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
             progress=progress,
             strength=question.strength,
             steps=question.steps,
+            restarts=question.restarts,
             known=known,
         )
     keep(path, key, found)
@@ -227,6 +230,7 @@ def _command(question: Question, subject: Subject, threat: Threat, eps: float) -
     words += [word for template in source.templates for word in ("--template", template)] if written else []
     words += ["--strength", question.strength] if threat == "T3" else []
     words += ["--steps", str(question.steps)] if threat == "T2" and question.steps != T2_STEPS else []
+    words += ["--restarts", str(question.restarts)] if threat in ("T2", "T3") and question.restarts != 1 else []
     words += [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)] if threat == "T0b" else []
     words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
     words += ["--limit", str(question.limit), "--seed", str(subject.pictures.seed), "--batch", str(question.batch)]

@@ -85,13 +85,14 @@ def measure_level(
     progress: Progress,
     strength: Preset = "standard",
     steps: int = T2_STEPS,
+    restarts: int = 1,
     known: Mapping[Level, AtLevel] | None = None,
 ) -> AtLevel:
     """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones. A `rule` judges by the vote that it serves.
 
     Randomized classifiers are attacked through the mean of 20 draws and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
-    T3 then need not measure again; `strength` is that of its ensemble, `steps` are those of T2.
+    T3 then need not measure again; `strength` is that of its ensemble, `steps` and `restarts` are those of T2.
     """
     jury = jury_of(rule, randomized=randomized)
     if level == "clean":
@@ -111,7 +112,7 @@ def measure_level(
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "templates": list(pictures.templates)})
     if level == "T2":
         # Under a randomized defense the first success is a lucky average: such a row goes on to its worst point.
-        attack = PGD(ball=ball, steps=steps, step=eps / 4, starts=("random",), stop="never" if randomized else "broken")
+        attack = PGD(ball=ball, steps=steps, step=eps / 4, starts=("random",), restarts=restarts, stop="never" if randomized else "broken")
         measured = measure(
             classifier,
             _batches(clip, pictures, progress, "T2"),
@@ -122,7 +123,7 @@ def measure_level(
         )
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
     again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, rule=rule, progress=progress)
-    parts: dict[Level, AtLevel] = {part: known[part] if known and part in known else again(part) for part in WITHIN_T3}
+    parts: dict[Level, AtLevel] = {part: known[part] if known and part in known else again(part, restarts=restarts) for part in WITHIN_T3}
     return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, jury, progress)
 
 

@@ -113,7 +113,7 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     judged = price(defended, 3 * n * judging).charged  # untouched, attacked, rounded to 8 bits
     ball = Linf(radius=eps)
     if threat == "T2":
-        attack = PGD(ball=ball, steps=question.steps, starts=("random",))
+        attack = PGD(ball=ball, steps=question.steps, starts=("random",), restarts=question.restarts)
         return judged + attack.bill(n * draws).through(defended).charged
     if threat == "T3":
         within = 0

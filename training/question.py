@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustclip.attacks.ensemble import Preset
+from robustclip.attacks.pgd import MAX_STARTS
 from robustclip.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.threat import LinfRadius
 from training.classes import Among, choose_classes
@@ -48,7 +49,10 @@ class Source(BaseModel):
 
 
 class Question(BaseModel):
-    """What is to be measured. The tuples multiply; `eps` does not concern clean pictures, `surrogates` T0b alone, `strength` T3, `steps` T2."""
+    """What is to be measured. The tuples multiply; `eps` does not concern clean pictures.
+
+    `surrogates` are T0b's, `strength` is T3's, `steps` and `restarts` are T2's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     backbones: tuple[str, ...] = Field(min_length=1)
@@ -61,6 +65,7 @@ class Question(BaseModel):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     strength: Preset = "standard"
     steps: int = Field(T2_STEPS, ge=1, le=1000)
+    restarts: int = Field(1, ge=1, le=MAX_STARTS)
     surrogates: tuple[str, ...] = ()
     limit: int = Field(0, ge=0)
     batch: int = Field(64, ge=1, le=4096)

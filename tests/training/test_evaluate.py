@@ -156,6 +156,8 @@ def test_a_wider_question_pays_only_for_what_is_new(bench: Bench) -> None:
     ]  # fmt: skip
     assert [cell["charged"] for cell in plan["plan"]] == [0, 0, 3, 3 * 3 + 3 * 301]
     assert cells() == before
+    thrice = bench.evaluate(*options, "--restarts", "3", "--dry-run")
+    assert [(cell["charged"], cell["measured"]) for cell in thrice["plan"]] == [(0, True), (3 * 3 + 3 * 903, False)]
     both = bench.evaluate(*options, "--seed", "0,1")
     assert both["results"][:2] == first
     assert {**before, **cells()} == cells()
@@ -322,6 +324,7 @@ def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) ->
         (["--limit", "-3"], InvalidInput, "--limit"),
         (["--seed", "x"], InvalidInput, "--seed"),
         (["--strength", "brutal"], InvalidInput, "--strength"),
+        (["--restarts", "0"], InvalidInput, "--restarts"),
         (["--template", "a photo"], InvalidInput, "--template"),
         (["--prompt-set", "nothing-here"], UnknownPromptSet, "Known: handcrafted"),
         (["--prompt-set", "../../etc"], InvalidInput, "prompt_set"),

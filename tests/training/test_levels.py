@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,15 +39,15 @@ def at(
     chain: tuple[AnyDefense, ...] | None = None,
     template: str = "a photo of a {}.",
     visual: Tensor | None = None,
+    restarts: int = 1,
     known: dict[Level, AtLevel] | None = None,
 ) -> AtLevel:
     encoder = TorchImageEncoder(clip)
     links = parse_defenses(defense) if chain is None else chain
     bound, rule = bind_chain(links, encoder), smoothing_of(links)
     classifier = Defended(zero_shot(clip, Prompts(visual=visual, templates=(template,)), pictures.data.labels, encoder=encoder), bound)
-    return measure_level(
-        level, eps, clip, classifier, pictures, randomized=bound.randomized, rule=rule, progress=silent, strength="quick", known=known
-    )
+    ask = partial(measure_level, randomized=bound.randomized, rule=rule, progress=silent, strength="quick", restarts=restarts, known=known)
+    return ask(level, eps, clip, classifier, pictures)
 
 
 def parts(pictures: Pictures) -> dict[Path, int]:
@@ -86,6 +87,12 @@ def test_t2_is_cross_entropy_over_a_hundred_steps_of_a_quarter_radius(tiny: Clip
     assert attack is not None
     assert (attack["steps"], attack["starts"], attack["keep"], attack["score"], attack["draws"]) == (100, ["random"], "best", "cross_entropy", 1)
     assert attack["step"] == pytest.approx(EPS / 4)
+
+
+def test_each_restart_of_t2_costs_and_a_picture_falls_to_any(tiny: Clip, pictures: Pictures) -> None:
+    once, thrice = (at("T2", tiny, pictures, eps=1e-7, restarts=restarts).measured for restarts in (1, 3))
+    assert thrice.cost.backward == 3 * once.cost.backward
+    assert at("T2", tiny, pictures, restarts=3).measured.correct.sum() <= at("T2", tiny, pictures).measured.correct.sum()
 
 
 def test_t2_bills_every_step_of_every_picture_that_stands_and_none_of_one_that_fell(tiny: Clip, pictures: Pictures) -> None:
