@@ -50,6 +50,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "image-too-many-pixels": Kind(422, "The image has too many pixels"),
     "url-disabled": Kind(422, "Images are not fetched from addresses", "Send the bytes."),
     "prompt-set-invalid": Kind(422, "The prompt set is refused"),
+    "purifier-refused": Kind(422, "A purifier has no weights that can be used"),
     "no-decision-to-attack": Kind(422, "One label is no decision", "Name the alternatives."),
     "probe-too-expensive": Kind(
         422, "The probe costs too much", "Ask for fewer steps, restarts, draws or attacks, or for a job (Prefer: respond-async)."
@@ -63,7 +64,6 @@ PROBLEMS: Mapping[str, Kind] = {
     "report-refused": Kind(500, "A probe report is refused"),
     "probe-unavailable": Kind(501, "This defense can't be probed that way"),
     "feature-not-installed": Kind(501, "A dependency is missing"),
-    "purifier-refused": Kind(501, "A purifier has no weights that can be used"),
     "queue-full": Kind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
     "starting": Kind(503, "The service is starting", "Ask /startupz what it is doing."),
     "deadline-exceeded": Kind(504, "The answer would come too late", "Ask for less, or give deadline_ms more time."),

@@ -22,7 +22,7 @@ from robustclip.errors import PurifierRefused
 from robustclip.files import replacing, write_atomically
 from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
 from robustclip.purifiers.diffusion import sigma_of
-from robustclip.purifiers.mounted import load_mounted, refuse_infinite
+from robustclip.purifiers.mounted import first_line, load_mounted, refuse_infinite
 from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape
 from robustclip.types import Pixels
 
@@ -147,7 +147,7 @@ def _read(kind: Kind, path: Path) -> nn.Module:
         state = {name: tensor.float() for name, tensor in load_file(path.with_suffix(".safetensors")).items()}
         network.load_state_dict(state)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
-        reason = f"{path} can't be read as a {kind}: {str(error).splitlines()[0]:.200}"
+        reason = f"{path} can't be read as a {kind}: {first_line(error)}"
         raise PurifierRefused(reason, field="weights", help="Give a JSON with its safetensors beside it.") from error
     refuse_infinite(state, path)
     return network

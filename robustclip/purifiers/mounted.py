@@ -44,7 +44,7 @@ def load_mounted(path: Path) -> Mounted:
             found = cast(Any, ModelLoader().load_from_state_dict(state))
     except (OSError, SafetensorError, UnsupportedModelError, RuntimeError) as error:
         raise PurifierRefused(
-            f"{path} is no network that spandrel knows: {str(error).splitlines()[0]:.200}", field="weights", help="Give another .safetensors file."
+            f"{path} is no network that spandrel knows: {first_line(error)}", field="weights", help="Give another .safetensors file."
         ) from error
     facts = (found.purpose, found.scale > 1, found.input_channels, found.output_channels)
     if facts != ("SR", True, 3, 3):
@@ -54,6 +54,11 @@ def load_mounted(path: Path) -> Mounted:
             field="weights",
         )
     return Mounted(found)
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong in a few words: some errors of libraries go on for pages, some say nothing but their name."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def refuse_infinite(state: dict[str, Tensor], path: Path) -> None:

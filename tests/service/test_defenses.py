@@ -10,6 +10,7 @@ import pytest
 import torch
 from serving import LABELS, Running, picture
 
+from robustclip import purifiers
 from robustclip.classifier import Defended, zero_shot
 from robustclip.clip import Clip
 from robustclip.defenses import DEFENSES, bind_chain, parse_defenses
@@ -76,6 +77,17 @@ def test_networks_are_served_and_their_files_are_the_operator_s_to_name(server: 
         response = ask(server, "/classify", defense=["jpeg", {"kind": kind, "weights": "/etc/passwd.json"}])
         assert response.status_code == 422
         assert response.json()["errors"][0]["pointer"] == "#/defense/1"
+
+
+def test_networks_without_weights_are_refused_to_who_asks_for_them(server: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(purifiers, "__file__", str(tmp_path / "__init__.py"))
+    purifiers._loaded.cache_clear()  # other tests may have asked for those that ship
+    for path, field in (("/classify", {"defense": "jpeg,diffusion"}), ("/probe", {"defenses": ["jpeg,super_resolution"], "steps": 1})):
+        response = ask(server, path, **field)
+        assert response.status_code == 422, response.text
+        assert response.json()["code"] == "purifier-refused"
+        assert response.json()["errors"][0]["pointer"] == "#/defense/1/weights"
+    assert ask(server, "/classify").status_code == 200
 
 
 def test_the_command_line_probes_through_a_chain_on_both_sides_of_the_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

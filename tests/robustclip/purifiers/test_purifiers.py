@@ -48,7 +48,7 @@ def test_the_shipped_networks_together_fit_twenty_megabytes() -> None:
 
 def test_weights_that_do_not_ship_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(purifiers, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(PurifierRefused, match=r"weights: no weights of a super-resolver ship .* robustclip train-purifiers"):
+    with pytest.raises(PurifierRefused, match=r"weights: no weights of a super-resolver ship .* `robustclip train-purifiers`"):
         purifiers.load_purifier("super_resolver", "own")
 
 
