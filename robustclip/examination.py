@@ -9,7 +9,7 @@ from robustclip.attacks.events import Meter
 from robustclip.classifier import Defended
 from robustclip.probe_options import ProbeOptions, boundless, claimed_ball
 from robustclip.report import AttackRecord, Knowledge
-from robustclip.sanity import Finding, Suspect
+from robustclip.sanity import Climb, Finding, Suspect
 from robustclip.sanity.selftest import SelfTest, self_test
 from robustclip.threat import BallSpec
 from robustclip.types import Pixels, Seeds, Toll, price
@@ -26,11 +26,11 @@ class Examination:
     options: ProbeOptions
     meter: Meter
 
-    def findings(self, records: Sequence[AttackRecord]) -> Iterator[Finding]:
-        """One after the other, each paid for before the next. `records` tell what was tried, and what came of it."""
+    def findings(self, records: Sequence[AttackRecord], climb: Climb | None) -> Iterator[Finding]:
+        """One after the other, each paid for before the next: what `records` make worth asking. `climb`: how the attack in the claimed ball went."""
         suspect, successes = self._suspect(), successes_of(records)
         unbounded, queried = boundless(suspect.ball, self.pixels.shape[-1]), queried_in(records, suspect.ball)
-        for finding in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried):
+        for finding in sanity.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried, climb=climb):
             self.meter.pay(finding.cost)
             yield finding
 

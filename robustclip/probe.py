@@ -31,11 +31,11 @@ from robustclip.probe_events import (
     VerdictReached,
     WitnessFound,
 )
-from robustclip.probe_options import ProbeOptions, certify_options
+from robustclip.probe_options import ProbeOptions, certify_options, claimed_ball
 from robustclip.probe_plan import Trial, charged_passes, draws_of, is_randomized, minimal_of, trials_of
 from robustclip.records import attack_record, brought_nearer, certificate_of, just_around, minimal_radius, with_search
 from robustclip.report import AttackRecord, CertificatePart, Gap, InputPart, MinimalRadius, ProbeReport
-from robustclip.sanity import Diagnostic, Suspicion
+from robustclip.sanity import Climb, Diagnostic, Suspicion
 from robustclip.sanity.selftest import SelfTest
 from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
@@ -98,7 +98,7 @@ class _Probe:
         rule, draws = smoothing_of(victim.defense), draws_of(victim, options)
         self.served = Served(share(serving), is_randomized(victim), draws, self.seeds, meter, rule, price(serving, 1))
         named = {field: self._index(label, field) for field in ("true_label", "target_label") if (label := getattr(options, field)) is not None}
-        clean = self.served.opinion(pixels, "clean")
+        clean = self.served.opinion(self.served.logits(pixels, "clean"))
         self.aim = Aim(named.get("true_label", int(clean.argmax())), named.get("target_label"))
         if self.aim.goal == self.aim.truth:
             raise InvalidInput(f"{options.target_label!r} is already the label to leave.", field="target_label", help="Choose another label.")
@@ -108,6 +108,7 @@ class _Probe:
         self.examination = Examination(self.attacker, defended, pixels, self.seeds, options, meter)
         self.records: list[AttackRecord] = []
         self.witnesses: list[Pixels] = []
+        self.climb: Climb | None = None
         self.minimal_radius: MinimalRadius | None = None
         self.certificate: CertificatePart | None = None
         self.share = share
@@ -139,6 +140,8 @@ class _Probe:
     def _attack(self, trial: Trial) -> Iterator[ProbeEvent]:
         found = yield from self.scene.run(trial, witnesses=self.witnesses)
         if found is not None:
+            if trial.attack.ball == claimed_ball(self.options):
+                self.climb = found.climb or self.climb
             candidate = self.served.candidate(found.pixels, self.pixels, trial.attack.ball, self.aim)
             record = attack_record(
                 trial.attack,
@@ -171,7 +174,7 @@ class _Probe:
         self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
 
     def _examine(self) -> Iterator[ProbeEvent]:
-        for finding in self.examination.findings(tuple(self.records)):
+        for finding in self.examination.findings(tuple(self.records), self.climb):
             yield self._noted(finding.diagnostic)
             if finding.suspicion is not None:
                 yield from self._reconsider(finding.suspicion, finding.cost)

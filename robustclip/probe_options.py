@@ -90,8 +90,8 @@ def claimed_ball(options: ProbeOptions) -> BallSpec:
 
 
 def boundless(ball: BallSpec, size: int) -> PGD:
-    """The attack that can't fail: PGD-20 at 64/255; for L2 the length of a change of 64/255 in every value."""
-    return PGD(ball=farthest(ball, size), steps=20, starts=("random",))
+    """The attack that can't fail: PGD-10 at 64/255; for L2 the length of a change of 64/255 in every value."""
+    return PGD(ball=farthest(ball, size), steps=10, starts=("random",))
 
 
 def farthest(ball: BallSpec, size: int) -> BallSpec:

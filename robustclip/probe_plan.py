@@ -21,7 +21,7 @@ from robustclip.victim import Victim
 
 MINIMAL_PASSES = 3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
 OBLIVIOUS_STEPS = 40
-_JUDGED = 3  # draws of a candidate: as floats, as a PNG, and to be shown
+_JUDGED = 2  # times the draws: a candidate as floats, and as a PNG
 _LAST_CALL = Cost(22, 21)  # more than what a bracket can spend between two looks at its meter: its widest call, and a confirmation
 
 
@@ -66,13 +66,21 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     draws, eot = draws_of(victim, options), options.eot if is_randomized(victim) else 1
     cross_entropy = options.score == "cross_entropy"
     queried = any(isinstance(attack, Ensemble) and attack.ball == claimed_ball(options) for attack in options.attacks)
-    checks = sanity.bill(eot, randomized=is_randomized(victim), cross_entropy=cross_entropy, queried=queried)
-    checks = checks.plus(Cost(_JUDGED * draws * sanity.suspicions(cross_entropy=cross_entropy, queried=queried)))
+    trials = trials_of(victim, options, sources=sources)
+    climbed = any(trial.knowledge == "adaptive" and sanity.climbs(trial.attack, claimed_ball(options)) for trial in trials)
+    checks = sanity.bill(
+        eot,
+        randomized=is_randomized(victim),
+        defended=bool(victim.defense),
+        cross_entropy=cross_entropy,
+        queried=queried,
+        climbed=climbed,
+    ).plus(Cost(_JUDGED * draws * sanity.suspicions(cross_entropy=cross_entropy, queried=queried)))
     unbounded = boundless(options.attacks[0].ball, victim.clip.image_size).bill(eot)
     defended, past = Cost(draws).plus(checks).plus(unbounded), FREE  # passes through the defense, and past it
     if options.tests_itself:
         defended = defended.plus(selftest.bill(eot))
-    for trial in trials_of(victim, options, sources=sources):
+    for trial in trials:
         searched, judged = _bill(trial, victim, eot=eot, draws=draws, sources=sources)
         knowing = trial.knowledge not in ("static", "oblivious")
         defended, past = defended.plus(judged).plus(searched if knowing else FREE), past.plus(FREE if knowing else searched)

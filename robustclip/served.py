@@ -80,9 +80,8 @@ class Served:
         self.meter.pay(self.price.times(self.draws))
         return torch.cat(answers)
 
-    def opinion(self, pixels: Pixels, stream: str) -> Tensor:
-        """[C] mean logits of the draws; under a vote, the labels' shares."""
-        logits = self.logits(pixels, stream)
+    def opinion(self, logits: Tensor) -> Tensor:
+        """[C] the mean of the draws' logits [draws, C]; under a vote, the labels' shares."""
         return logits.mean(dim=0) if self.rule is None else count_votes(logits) / len(logits)
 
     def decision(self, opinion: Tensor, truth: int) -> Decision:
@@ -95,7 +94,9 @@ class Served:
 
     def judged(self, pixels: Pixels, aim: Aim) -> Judged:
         """Whether one picture reaches the aim, on draws that no search has seen. A vote reaches it by an answer, not by abstaining."""
-        logits = self.logits(pixels, "fresh")
+        return self._judged(self.logits(pixels, "fresh"), aim)
+
+    def _judged(self, logits: Tensor, aim: Aim) -> Judged:
         targets = torch.full((len(logits),), aim.truth if aim.goal is None else aim.goal, device=logits.device)
         margin = untargeted_margin(logits, targets)
         reached = margin > 0 if aim.goal is None else margin < 0
@@ -114,10 +115,10 @@ class Served:
     def candidate(self, pixels: Pixels, origin: Pixels, ball: BallSpec, aim: Aim) -> Candidate:
         """Judge an attack's best point twice, as it is and from its PNG."""
         png, rounded = _rounded(pixels, origin, ball)
-        success, rate = self.judged(pixels, aim)
-        success_8bit, rate_8bit = self.judged(rounded, aim)
-        shown = pixels if success and not success_8bit else rounded
-        decision = self.decision(self.opinion(shown, "judged"), aim.truth)
+        said, said_8bit = self.logits(pixels, "fresh"), self.logits(rounded, "fresh")
+        (success, rate), (success_8bit, rate_8bit) = self._judged(said, aim), self._judged(said_8bit, aim)
+        shown, heard = (pixels, said) if success and not success_8bit else (rounded, said_8bit)
+        decision = self.decision(self.opinion(heard), aim.truth)
         return Candidate(shown, png, success, success_8bit, rate_8bit if success_8bit else rate if success else _worse(rate, rate_8bit), decision)
 
     def _ballot(self, counts: Tensor, rule: Smoothing) -> Ballot:

@@ -13,18 +13,23 @@ from robustclip.attacks.minimal import Minimal
 from robustclip.probe_events import AttackProgress, BracketMoved
 from robustclip.probe_plan import MINIMAL_PASSES, Trial
 from robustclip.report import Knowledge, StagePart
+from robustclip.sanity import Climb, Climbing, climbs
 from robustclip.served import Aim, Served
 from robustclip.threat import BallSpec
 from robustclip.types import Attacked, Cost, Pixels, Seeds
 
 
 class Found(NamedTuple):
-    """The best point [1, 3, S, S] of an attack and how it got there; `cost` includes what was judged on the way."""
+    """The best point [1, 3, S, S] of an attack and how it got there; `cost` includes what was judged on the way.
+
+    `climb` is what its gradients looked like, where that says something about the decision.
+    """
 
     pixels: Pixels
     attacked: Attacked
     cost: Cost
     stages: tuple[StagePart, ...] = ()
+    climb: Climb | None = None
 
 
 class Bracketed(NamedTuple):
@@ -94,12 +99,15 @@ class Scene:
             meter.pay(Cost(1, 0))  # the embedding to move away from
         assert not isinstance(attack, Ensemble)
         record: Record | None = None
-        for record in meter.metered(attack.search(score, self.pixels, self.seeds)):
+        climbing = Climbing(score)
+        for record in meter.metered(attack.search(climbing.score, self.pixels, self.seeds)):
             if record.cost.forward:
                 yield _progress(attack.kind, knowledge, record.margin.max().item(), meter)
         if record is None or not record.cost.forward:
             return None
-        return Found(record.pixels, record.attacked(), _since(before, meter))
+        attacked = record.attacked()
+        climb = climbing.of(attack, attacked) if knowledge == "adaptive" and climbs(attack, attack.ball) else None
+        return Found(record.pixels, attacked, _since(before, meter), climb=climb)
 
     def _cascade(self, trial: Trial, attack: Ensemble, witnesses: Sequence[Pixels]) -> Generator[AttackProgress, None, Found | None]:
         meter = self.served.meter

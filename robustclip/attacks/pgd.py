@@ -92,6 +92,12 @@ class PGD(BaseModel):
                 rows, current = rows[stay], current[stay]
                 yield record
 
+    def seen_from(self, start: Start) -> range:
+        """The points of the trace that the first such start leads to; empty where there is none."""
+        starts = self._starts()
+        first = starts.index(start) * (self.steps + 1) if start in starts else 0
+        return range(first, first + (self.steps + 1) * (start in starts))
+
     def bill(self, rows: int) -> Cost:
         """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
         return Cost(self.steps + 1, self.steps).times(rows * len(self._starts()))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustclip.attacks.pgd import PGD
 from robustclip.sanity.base import (
     CLIMB,
     DOUBTS,
-    FACTORS,
     M1,
     M2,
     M4,
@@ -30,9 +30,21 @@ from robustclip.sanity.base import (
     draws_of,
 )
 from robustclip.sanity.forwards import forward_static, randomness, rows_independent
-from robustclip.sanity.gradients import Ladder, climb, gradient_present, gradient_scale, gradient_true, rising, rung, saturation
+from robustclip.sanity.gradients import (
+    Climb,
+    Climbing,
+    climb_of,
+    climbs,
+    gradient_along,
+    gradient_present,
+    gradient_scale,
+    gradient_true,
+    rising,
+    saturation,
+)
 from robustclip.sanity.strength import (
     black_box_weaker,
+    half_way,
     monotone,
     noise_weaker,
     single_step,
@@ -42,23 +54,25 @@ from robustclip.sanity.strength import (
 )
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
-from robustclip.types import FREE, Attack, Classifier, Cost, Pixels, Score, Seeds
+from robustclip.types import FREE, Attack, Attacked, Classifier, Cost, Pixels, Score, Seeds
 from robustclip.wrappers import Averaged, averaged
 
 __all__ = [
     "SYMPTOMS",
+    "Climb",
+    "Climbing",
     "Diagnostic",
     "Finding",
-    "Ladder",
     "Severity",
     "Suspect",
     "Suspicion",
     "Symptom",
     "bill",
     "black_box_weaker",
-    "climb",
+    "climbs",
     "examine",
     "forward_static",
+    "gradient_along",
     "gradient_present",
     "gradient_scale",
     "gradient_true",
@@ -78,19 +92,24 @@ __all__ = [
 _TRANSFERRED = ("static", "transfer", "oblivious")  # levels of knowledge that build on another model
 
 
-def bill(eot: int, *, randomized: bool = True, cross_entropy: bool = True, queried: bool = False) -> Cost:
+def bill(
+    eot: int, *, randomized: bool = True, defended: bool = True, cross_entropy: bool = True, queried: bool = False, climbed: bool = False
+) -> Cost:
     """Upper bound of what `examine` costs beside its unbounded attack, if a score costs one pass a row.
 
     eot            draws that the attack averages in each gradient
     randomized     the defense draws: what checks find is doubted
+    defended       there is a defense: M2 compares gradients with and without
     cross_entropy  the attack raises it: M4 tries other losses
     queried        the attack asked for values alone at its end: M6 needs no search of its own
+    climbed        the attack was watched: M1 and M14 need none
     """
     others = CLIMB.times(2 * M4.averages(eot) if cross_entropy else 0)
-    doubted = 1 + (not queried) + len(FACTORS) + 2 + 2 * cross_entropy  # M7, M6; the rungs of M8 and its single step; M4
+    doubted = 1 + (not queried) + 2 + (not climbed) + 2 * cross_entropy  # M7, M6; what M8 tries; M4
     total = others.plus(Cost(randomized * doubted * DOUBTS))
+    settled = {M1: climbed, M2: not defended, M6: queried}
     for symptom in SYMPTOMS:
-        total = total.plus(FREE if queried and symptom is M6 else symptom.bill(eot))
+        total = total.plus(FREE if settled.get(symptom) else symptom.bill(eot))
     return total
 
 
@@ -143,21 +162,30 @@ def suspicions(*, cross_entropy: bool = True, queried: bool = False) -> int:
     return 2 + (not queried) + cross_entropy
 
 
-def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack, queried: bool | None = None) -> Iterator[Finding]:
+def examine(
+    suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack, queried: bool | None = None, climb: Climb | None = None
+) -> Iterator[Finding]:
     """Check by check, with what each took and found: those that fit what was tried.
 
     successes  whether attacks of a level of knowledge reached the goal, for every level that was tried
     unbounded  an attack that nothing withstands
     queried    whether a search by values alone reached the goal in this ball after all gradients had failed; None: there was none
+    climb      what was seen of an attack of which `climbs` is true; None: there was none, and a short one is made
 
     A decision that fell to an adaptive attack is not asked whether a stronger one were needed: M6, M8 and M13 are about attacks in vain.
     """
     pixels, seeds, ball = suspect.pixels, suspect.seeds, suspect.ball
     adaptive = successes.get("adaptive", False)
     standing = "adaptive" in successes and not adaptive
-    ladder = climb(suspect.averaged(M8), pixels, seeds, ball, (1.0, *FACTORS) if standing else (1.0,))
-    present, cost = gradient_present(suspect.averaged(M1), pixels, seeds, along=float(ladder.zero_share[0]))
-    yield Finding(present, cost.plus(ladder.attacked.cost))
+    attacked: Attacked | None = None
+    if climb is None:
+        watched = Climbing(suspect.averaged(M1))
+        attacked = climb_of(ball)(watched.score, pixels, derive(seeds, "climb"))
+        climb = watched.of(climb_of(ball), attacked)
+        present, cost = gradient_present(suspect.averaged(M1), pixels, seeds, along=climb.zero_share)
+        yield Finding(present, cost.plus(attacked.cost))
+    else:
+        yield Finding(gradient_along(climb.zero_share))
     true = gradient_true(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
     if suspect.undefended is not None:
         scale, cost = gradient_scale(suspect.averaged(M2), suspect.undefended, pixels, seeds)
@@ -176,26 +204,33 @@ def examine(suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attac
         yield Finding(black_box_weaker(black_box_success=False, adaptive_success=False))
     elif standing:
         yield square_weaker(suspect.averaged(M6), pixels, seeds, ball, suspect.judge)
-    yield Finding(rising(ladder.attacked.trace_value[:, 0], ladder.attacked.trace_margin[:, 0]))
+    yield Finding(rising(climb.value, climb.margin))
     if standing:
-        yield _ladder_monotone(suspect, ladder, adaptive_success=adaptive)
+        yield _by_size(suspect, attacked)
         yield Finding(*unbounded_succeeds(unbounded, suspect.score, pixels, seeds))
     drawn, rows = randomness(suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot)
     for diagnostic in drawn:
         yield Finding(diagnostic, suspect.price.times(rows))
         rows = 0
-    static, rows = forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
+    static, rows, alone = forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
     yield Finding(static, suspect.price.times(rows))
-    independent, rows = rows_independent(suspect.classifier, pixels, seeds)
+    independent, rows = rows_independent(suspect.classifier, pixels, seeds, alone=alone)
     yield Finding(independent, suspect.price.times(rows))
 
 
-def _ladder_monotone(suspect: Suspect, ladder: Ladder, *, adaptive_success: bool) -> Finding:
-    """M8 from half the radius, one step and ten of the whole, the adaptive attack itself, and wider balls."""
-    score, step = suspect.averaged(M8), single_step(suspect.ball)
-    single, found = step(score, suspect.pixels, derive(suspect.seeds, "single")), ladder.attacked
-    judged, cost = suspect.judge(torch.cat([found.pixels, single.pixels]), torch.cat([found.margin, single.margin]))
-    same, half, *wider, stepped = judged.tolist()
-    within = ((half, rung(suspect.ball), found.pixels[1:2]), (stepped, step, single.pixels), (same, rung(suspect.ball), found.pixels[:1]))
-    suspicion = next((Suspicion(pixels, attack, draws_of(score)) for reached, attack, pixels in within if reached), None)
-    return Finding(monotone([half, stepped, same, adaptive_success, *wider]), single.cost.plus(cost), suspicion)
+def _by_size(suspect: Suspect, climbed: Attacked | None) -> Finding:
+    """M8: half the radius in five steps, one step and (if they were made) ten of the whole, before an adaptive attack that failed.
+
+    A wider ball is not tried: whatever it came to, the failure in between says the same.
+    """
+    score, ball = suspect.averaged(M8), suspect.ball
+    tried: list[tuple[PGD, Attacked]] = [
+        (attack, attack(score, suspect.pixels, derive(suspect.seeds, stream)))
+        for stream, attack in (("half", half_way(ball)), ("single", single_step(ball)))
+    ]
+    cost = tried[0][1].cost.plus(tried[1][1].cost)
+    tried += [] if climbed is None else [(climb_of(ball), climbed)]
+    reached, doubted = suspect.judge(torch.cat([found.pixels for _, found in tried]), torch.cat([found.margin for _, found in tried]))
+    hits = [(attack.model_copy(update={"ball": ball}), found.pixels) for (attack, found), hit in zip(tried, reached.tolist(), strict=True) if hit]
+    suspicion = Suspicion(hits[0][1], hits[0][0], draws_of(score)) if hits else None
+    return Finding(monotone([*reached.tolist(), False]), cost.plus(doubted), suspicion)

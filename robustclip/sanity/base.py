@@ -104,8 +104,8 @@ class Symptom:
         )
 
 
-LADDER_STEPS = 10
-FACTORS = (0.5, 2.0)  # times the radius: where else the ladder of M8 stands
+CLIMB_STEPS = 10  # fewer of the attack's own say too little about its gradients
+HALF_STEPS = 5  # to half the radius
 DIRECTIONS = 16
 NOISY_COPIES = 8
 QUERIES = 64
@@ -113,7 +113,7 @@ DRAWS = 5
 MATES = 7
 DOUBTS = 16  # fresh draws of a randomized defense on which what a check found must hold
 
-CLIMB = Cost(LADDER_STEPS + 1, LADDER_STEPS)  # a rung of the ladder
+CLIMB = Cost(CLIMB_STEPS + 1, CLIMB_STEPS)
 _THROUGH = "Attack through a surrogate (BPDA), from the undefended model, or without gradients (Square)."
 
 M1 = Symptom(
@@ -190,7 +190,7 @@ M8 = Symptom(
     threshold=0.0,
     sentence="attacks that failed although a smaller radius or fewer steps sufficed",
     advice="Take smaller steps and more restarts, or attack without gradients (Square).",
-    cost=CLIMB.times(len(FACTORS)).plus(Cost(2, 1)),
+    cost=Cost(HALF_STEPS + 1, HALF_STEPS).plus(Cost(2, 1)),
     draws=4,
 )
 M9 = Symptom(
@@ -226,7 +226,7 @@ M12 = Symptom(
     threshold=1e-3,
     sentence="change of a logit when the picture has batch mates",
     advice="Judge each picture alone, and take the defense's batch statistics away.",
-    cost=Cost(2 + MATES),
+    cost=Cost(1 + MATES),
 )
 M13 = Symptom(
     id="M13",

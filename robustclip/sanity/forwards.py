@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from robustclip.sanity.base import DRAWS, M9, M10, M11, M12, MATES, Diagnostic
 from robustclip.seeds import derive, row_uniform
-from robustclip.types import Classifier, Pixels, Seeds
+from robustclip.types import Classifier, Logits, Pixels, Seeds
 
 
 def randomness(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int) -> tuple[list[Diagnostic], int]:
@@ -27,21 +27,23 @@ def randomness(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared
     return [M9.seen(spread, spread > M9.threshold and eot < 2), M10.seen(spread, declared and spread <= M10.threshold)], DRAWS
 
 
-def forward_static(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool) -> tuple[Diagnostic, int]:
-    """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed, and no other way tried."""
+def forward_static(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool) -> tuple[Diagnostic, int, Logits]:
+    """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed, and no other way tried.
+
+    With the logits of that pass.
+    """
     with torch.no_grad(), _Recorder() as recorder:
-        classifier(pixels, seeds)
-    return M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold), len(pixels)
+        logits = classifier(pixels, seeds)
+    return M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold), len(pixels), logits
 
 
-def rows_independent(classifier: Classifier, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, int]:
-    """M12: the logits of a row alone and among seven noisy neighbours."""
+def rows_independent(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, alone: Logits) -> tuple[Diagnostic, int]:
+    """M12: the logits of a row `alone` [1, C] and among seven noisy neighbours."""
     neighbours = row_uniform(torch.cat([derive(seeds, f"mate-{index}") for index in range(MATES)]), tuple(pixels.shape[1:]), like=pixels)
     with torch.no_grad():
-        alone = classifier(pixels, seeds)
         among = classifier(torch.cat([pixels, neighbours]), torch.cat([seeds, derive(seeds.repeat(MATES), "mates")]))[:1]
     change = (alone - among).abs().max().item()
-    return M12.seen(change, change > M12.threshold), MATES + 2
+    return M12.seen(change, change > M12.threshold), MATES + 1
 
 
 class _Recorder(TorchFunctionMode):

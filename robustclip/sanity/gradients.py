@@ -1,14 +1,14 @@
 """Is the gradient there, of the right size, true, and of a loss that is not saturated?"""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
 from robustclip.losses import LossName
-from robustclip.sanity.base import DIRECTIONS, LADDER_STEPS, M1, M2, M3, M4, M14, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
+from robustclip.sanity.base import CLIMB_STEPS, DIRECTIONS, M1, M2, M3, M4, M14, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
 from robustclip.scores import decision, restated
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
@@ -18,33 +18,49 @@ _STEP = 0.25 / 255
 _BESIDE = Linf(radius=1 / 255)
 
 
-class Ladder(NamedTuple):
-    """What PGD from a random point found at several radii, a rung each, and the largest share of zero entries [R] in any of its gradients."""
+class Climb(NamedTuple):
+    """What an attack on one picture saw from a random start: value and margin [T], and the largest share of zero entries in any of its gradients."""
 
-    attacked: Attacked
-    zero_share: Tensor
-
-
-def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, factors: tuple[float, ...] = (1.0,)) -> Ladder:
-    """PGD-10 on one picture [1, 3, S, S] at `factors` times the ball's radius, all in one batch."""
-    rows = torch.zeros(len(factors), dtype=torch.int64, device=pixels.device)
-    watched = _Watched(score.select(rows), torch.arange(len(factors), device=pixels.device), torch.zeros(len(factors), device=pixels.device))
-    streams = torch.cat([derive(seeds, f"rung-{index}") for index in range(len(factors))])
-    attacked = rung(ball)(watched, pixels[rows], streams, radius=ball.radius * torch.tensor(factors))
-    return Ladder(attacked, watched.shares)
+    value: Tensor
+    margin: Tensor
+    zero_share: float
 
 
-def rung(ball: BallSpec) -> PGD:
-    """The attack of the ladder."""
-    return PGD(ball=ball, steps=LADDER_STEPS, starts=("random",), stop="never")
+class Climbing:
+    """Watches an attack on one picture climb `score`. `of` says from where it may be believed: the picture itself may be a stationary point."""
+
+    def __init__(self, score: Score) -> None:
+        self.score = Watched(score)
+
+    def of(self, attack: PGD, attacked: Attacked) -> Climb:
+        """What was seen from the first random start."""
+        seen = attack.seen_from("random")
+        points = slice(seen.start, seen.stop)
+        return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], max(self.score.shares[points], default=0.0))
+
+
+def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
+    """Whether an attack tells by itself what gradients in that ball are worth: PGD to its end from a random point, in ten steps or more."""
+    if not isinstance(attack, PGD) or attack.ball != ball or attack.stop != "never":
+        return False
+    return attack.steps >= CLIMB_STEPS and bool(attack.seen_from("random"))
+
+
+def climb_of(ball: BallSpec) -> PGD:
+    """The least attack of which `climbs` is true."""
+    return PGD(ball=ball, steps=CLIMB_STEPS, starts=("random",), stop="never")
 
 
 def gradient_present(score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0) -> tuple[Diagnostic, Cost]:
     """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the largest share that an attack met."""
     near = _BESIDE.sample(pixels, derive(seeds, "gradient"))
     evaluation = score(near, seeds, grad=True)
-    share = max(along, _zero_share(evaluation, near).max().item())
-    return M1.seen(share, share > M1.threshold), evaluation.cost
+    return gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
+
+
+def gradient_along(zero_share: float) -> Diagnostic:
+    """M1 by the largest share that an attack met, which began beside the picture."""
+    return M1.seen(zero_share, zero_share > M1.threshold)
 
 
 def gradient_scale(defended: Score, undefended: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
@@ -81,13 +97,14 @@ def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, st
     seen = score(pixels, seeds, grad=False)
     surest, cost = 0.0 if seen.logits is None else seen.logits.double().softmax(dim=1).max().item(), seen.cost
     if standing and seen.logits is not None and decision(score).loss == "cross_entropy":
+        attack = climb_of(ball)
         tries: tuple[tuple[LossName, float], ...] = (("margin", 1.0), ("cross_entropy", 10.0))
         for loss, temperature in tries:
-            attacked = climb(restated(score, loss, temperature=temperature), pixels, derive(seeds, "saturation"), ball).attacked
+            attacked = attack(restated(score, loss, temperature=temperature), pixels, derive(seeds, "saturation"))
             reached, paid = judge(attacked.pixels, attacked.margin)
             cost = cost.plus(attacked.cost).plus(paid)
             if bool(reached.any()):
-                return Finding(M4.seen(1.0, fired=True, severity="hard"), cost, Suspicion(attacked.pixels, rung(ball), draws_of(score), loss))
+                return Finding(M4.seen(1.0, fired=True, severity="hard"), cost, Suspicion(attacked.pixels, attack, draws_of(score), loss))
     return Finding(M4.seen(surest, surest > M4.threshold), cost)
 
 
@@ -103,21 +120,19 @@ def rising(value: Tensor, margin: Tensor) -> Diagnostic:
 
 
 @dataclass(frozen=True, eq=False)
-class _Watched:
-    """A score whose gradients are looked at: `shares` [R] keeps the largest share of zero entries that each of the `rows` ever had."""
+class Watched:
+    """A score whose gradients are looked at: `shares` has the largest share of zero entries in a row of each call, 0 where no gradient was asked."""
 
     score: Score
-    rows: Tensor
-    shares: Tensor
+    shares: list[float] = field(default_factory=list[float])
 
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
         evaluation = self.score(pixels, seeds, grad=grad)
-        if grad:
-            self.shares[self.rows] = torch.maximum(self.shares[self.rows], _zero_share(evaluation, pixels))
+        self.shares.append(_zero_share(evaluation, pixels).max().item() if grad else 0.0)
         return evaluation
 
-    def select(self, rows: Tensor) -> "_Watched":
-        return replace(self, score=self.score.select(rows), rows=self.rows[rows])
+    def select(self, rows: Tensor) -> "Watched":
+        return replace(self, score=self.score.select(rows))
 
 
 def _zero_share(evaluation: Evaluation, pixels: Pixels) -> Tensor:

@@ -7,7 +7,22 @@ import torch
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
-from robustclip.sanity.base import M5, M6, M7, M8, M13, NOISY_COPIES, QUERIES, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
+from robustclip.sanity.base import (
+    HALF_STEPS,
+    M5,
+    M6,
+    M7,
+    M8,
+    M13,
+    NOISY_COPIES,
+    QUERIES,
+    Diagnostic,
+    Finding,
+    Judge,
+    Suspicion,
+    at_its_word,
+    draws_of,
+)
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Attack, Cost, Pixels, Score, Seeds
@@ -55,6 +70,11 @@ def monotone(reached: Sequence[bool]) -> Diagnostic:
     """M8 over attacks in rising order of radius or of steps, each by itself: none may fail after a weaker one succeeded."""
     lost = sum(any(reached[:index]) and not success for index, success in enumerate(reached))
     return M8.seen(float(lost), lost > M8.threshold)
+
+
+def half_way(ball: BallSpec) -> PGD:
+    """Five steps from a random point to half the radius."""
+    return PGD(ball=ball.model_copy(update={"radius": ball.radius / 2}), steps=HALF_STEPS, starts=("random",), stop="never")
 
 
 def single_step(ball: BallSpec) -> PGD:

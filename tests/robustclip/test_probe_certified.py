@@ -137,7 +137,7 @@ def judged(distance: float, aim: Aim) -> tuple[bool, bool]:
     pixels[0, 0, 0, 0] += distance
     rule = Smoothing(sigma=0.05, votes=200)
     served = Served(Purified(toy, rule), True, rule.votes, draw_seeds(3, 1), Meter(), rule)
-    return served.judged(pixels, aim).reached, served.decision(served.opinion(pixels, "clean"), aim.truth).abstained
+    return served.judged(pixels, aim).reached, served.decision(served.opinion(served.logits(pixels, "clean")), aim.truth).abstained
 
 
 def test_a_vote_is_judged_by_its_answer_and_abstaining_is_none() -> None:

@@ -1,13 +1,15 @@
 """What a probe's options come to, and their price, before any work."""
 
 import pytest
-from probing import options, victim
+from probing import SPARED, options, picture, victim
 
 from robustclip.attacks.ensemble import Ensemble
 from robustclip.attacks.pgd import PGD
 from robustclip.clip import Clip
-from robustclip.probe_options import strong_attack
+from robustclip.probe import probe
+from robustclip.probe_options import ProbeOptions, default_attack, strong_attack
 from robustclip.probe_plan import charged_passes, minimal_of, stand_ins, trials_of, wants_sources
+from robustclip.sanity import suspicions
 from robustclip.threat import L2, Linf
 
 BALL = Linf(radius=4 / 255)
@@ -23,6 +25,17 @@ def test_an_ensemble_has_a_static_companion_that_goes_to_the_end(tiny: Clip) -> 
     for ensemble in (standard, quick):
         assert isinstance(ensemble, Ensemble)
         assert (ensemble.together, ensemble.widen, ensemble.randomized) == (9, 8, True)
+
+
+def test_the_default_probe_takes_at_most_three_hundred_passes_where_nothing_breaks_and_nothing_is_found(tiny: Clip) -> None:
+    subject = victim(tiny)
+    nothing_found = charged_passes(subject, ProbeOptions()) - 2 * suspicions(cross_entropy=False)
+    assert nothing_found <= 300
+    report = probe(subject, picture(tiny), ProbeOptions(attacks=(default_attack().model_copy(update={"ball": Linf(radius=SPARED)}),)))
+    assert report.verdict.value == "not-broken-within-budget"
+    assert report.charged <= nothing_found
+    asked = {flag.id for flag in report.diagnostics}
+    assert asked == {"M1", "M3", "M4", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14"}, "all that fit a decision without a defense"
 
 
 def test_without_a_defense_a_static_attack_is_an_adaptive_one(tiny: Clip) -> None:

@@ -6,6 +6,7 @@ from toys import LinearClassifier, Noisy
 
 from robustclip import sanity
 from robustclip.attacks.pgd import PGD
+from robustclip.attacks.square import Square
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
@@ -60,7 +61,7 @@ def test_an_honest_victim_raises_no_flag(tiny: Clip) -> None:
     assert not sanity.gradient_scale(score, score, pixels, SEEDS)[0].fired
     assert not sanity.gradient_true(score, pixels, SEEDS)[0].fired
     assert not any(flag.fired for flag in sanity.randomness(victim, pixels, SEEDS, declared=False, eot=1)[0])
-    assert not sanity.rows_independent(victim, pixels, SEEDS)[0].fired
+    assert not sanity.rows_independent(victim, pixels, SEEDS, alone=victim(pixels, SEEDS))[0].fired
     assert not sanity.unbounded_succeeds(PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",)), score, pixels, SEEDS)[0].fired
 
 
@@ -75,6 +76,42 @@ def test_a_hard_quantiser_has_no_gradient(tiny: Clip) -> None:
 def test_an_attack_without_a_gradient_fails_even_unbounded(tiny: Clip) -> None:
     attack = PGD(ball=Linf(radius=64 / 255), steps=3, starts=("zero",))
     assert sanity.unbounded_succeeds(attack, margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)[0].fired
+
+
+@pytest.mark.parametrize(
+    ("attack", "tells"),
+    [
+        (PGD(ball=Linf(radius=4 / 255), steps=10, stop="never"), True),
+        (PGD(ball=Linf(radius=4 / 255), steps=9, stop="never"), False),
+        (PGD(ball=Linf(radius=4 / 255), steps=10), False),
+        (PGD(ball=Linf(radius=2 / 255), steps=10, stop="never"), False),
+        (PGD(ball=Linf(radius=4 / 255), steps=10, stop="never", starts=("zero",)), False),
+        (Square(ball=Linf(radius=4 / 255)), False),
+    ],
+)
+def test_an_attack_tells_of_its_gradients_where_it_goes_on_from_a_random_point(attack: object, tells: bool) -> None:
+    assert sanity.climbs(attack, Linf(radius=4 / 255)) == tells
+
+
+def test_what_is_seen_of_a_climb_leaves_out_the_picture_itself_which_may_be_stationary(tiny: Clip) -> None:
+    clean = picture(tiny)
+
+    class Hollow(Victim):
+        """No gradient at the picture, the true one elsewhere."""
+
+        def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+            return super().__call__(pixels.detach() if torch.equal(pixels, clean) else pixels, seeds)
+
+    attack = PGD(ball=Linf(radius=4 / 255), steps=10, stop="never", starts=("zero", "random", "zero"))
+    watched = sanity.Climbing(margin(Hollow(tiny, "honest"), tiny))
+    attacked = attack(watched.score, clean, SEEDS)
+    seen = watched.of(attack, attacked)
+    assert max(watched.score.shares) == 1.0
+    assert not sanity.gradient_along(seen.zero_share).fired
+    assert (len(seen.value), len(seen.margin)) == (11, 11)
+    assert torch.equal(seen.value, attacked.trace_value[11:22, 0])
+    hidden = sanity.Climbing(margin(Victim(tiny, "quantised"), tiny))
+    assert sanity.gradient_along(hidden.of(attack, attack(hidden.score, clean, SEEDS)).zero_share).fired
 
 
 def test_a_detached_purifier_has_the_wrong_gradient(tiny: Clip) -> None:
@@ -94,7 +131,8 @@ def test_noise_must_be_averaged_and_must_be_fresh(tiny: Clip) -> None:
 
 
 def test_batch_mates_that_move_a_row_are_found(tiny: Clip) -> None:
-    assert sanity.rows_independent(Victim(tiny, "batch-mean"), picture(tiny), SEEDS)[0].fired
+    victim = Victim(tiny, "batch-mean")
+    assert sanity.rows_independent(victim, picture(tiny), SEEDS, alone=victim(picture(tiny), SEEDS))[0].fired
 
 
 @pytest.mark.parametrize("ball", [Linf(radius=1 / 255), L2(radius=0.1)])
@@ -124,6 +162,9 @@ def test_every_symptom_has_a_name_of_its_own_advice_and_a_price_that_grows_with_
         assert part == "advice" or len(set(words)) == len(words)
     bills = [sanity.bill(1, randomized=False), sanity.bill(1), sanity.bill(4), sanity.bill(64)]
     assert bills[0].charged < bills[1].charged < bills[2].charged == bills[3].charged
+    whole = sanity.bill(1, randomized=False).charged
+    for known in ({"climbed": True}, {"queried": True}, {"defended": False}, {"cross_entropy": False}):
+        assert sanity.bill(1, randomized=False, **known).charged < whole
 
 
 @pytest.mark.parametrize(
@@ -209,10 +250,11 @@ def test_a_forward_pass_that_records_gradients_is_dynamic_only_if_it_claims_to_b
     honest, dynamic = Victim(tiny, "honest"), Victim(tiny, "dynamic")
     for victim, exact, fired in ((honest, True, False), (dynamic, True, True), (dynamic, False, False)):
         with torch.enable_grad():
-            flag, cost = sanity.forward_static(victim, picture(tiny), SEEDS, exact=exact)
+            flag, rows, logits = sanity.forward_static(victim, picture(tiny), SEEDS, exact=exact)
         assert flag.fired == fired
         assert (flag.number > 0) == (victim is dynamic)
-        assert cost == 1
+        assert rows == 1
+        assert torch.equal(logits, victim(picture(tiny), SEEDS))
 
 
 def test_a_probability_of_one_is_saturated(tiny: Clip) -> None:

@@ -126,6 +126,9 @@ def test_broken_rows_leave_for_good_and_cost_nothing_more() -> None:
     full = PGD(ball=Linf(radius=3 / 255), restarts=2, stop="never")(SCORE, PIXELS, SEEDS)
     assert full.cost == Cost(forward=3 * 11 * 16, backward=3 * 10 * 16)
     assert full.cost == PGD(ball=NEAR, restarts=2).bill(16)
+    several = PGD(ball=NEAR, steps=4, starts=("zero", "random"), restarts=2)
+    assert [several.seen_from(start) for start in ("zero", "random")] == [range(5), range(5, 10)]
+    assert not several.seen_from("one_sided")
     assert (full.margin >= early.margin).all()
     assert torch.equal(full.first_success, early.first_success)
 
