@@ -12,6 +12,7 @@ What comes from the other is constant in each loss, so that one optimizer step o
 teacher as it was before that step, which saves a text pass and an image pass a batch.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, Self
 
@@ -26,8 +27,8 @@ from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.contexts import Parameters, Towers
 from training.losses import DivergenceName, Reference, divergence, family, misalignment
-from training.objectives.base import Batch, Examples, Step, Task, cosine_after_warm_up, label_features, share_right
-from training.objectives.pictures import BothTowers, Look, look, opponent_of, signs
+from training.objectives.base import Answers, Batch, Examples, Signs, Step, Task, cosine_after_warm_up, label_features, share_right
+from training.objectives.pictures import BothTowers, Look, answers, look, opponent_of, signs
 from training.views import random_views
 
 STUDENT, TEACHER, TEMPLATE = "student.", "teacher.", "template"
@@ -103,8 +104,9 @@ class APD(BothTowers):
         pixels = random_views(batch.inputs, derive(task.processes.own(batch.seeds), "view")) if self.crops else batch.inputs
         taught = self.teach(task, parameters, batch, pixels)
         if batch.epoch < self._teachers_own():
-            accuracy = share_right(taught.seen.logits, batch.targets)
-            return Step(taught.terms, accuracy, cost=taught.cost, notes={"teacher": float(accuracy)})
+            alone, accuracy = answers("the teacher", taught.seen.logits, batch.targets), share_right(taught.seen.logits, batch.targets)
+            apart = Signs(math.inf, alone.cross_entropy, (alone,))  # no student yet to agree with
+            return Step(taught.terms, accuracy, signs=apart, cost=taught.cost, notes={"teacher": float(accuracy)})
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
         attacked_pixels, climbed = self.perturb(task, batch, pixels, opponent_of(self, task.clip, weights, prompts))
@@ -135,11 +137,18 @@ class APD(BothTowers):
             terms | taught.terms | self.anchored(task, weights),
             None if clean is None else share_right(clean.logits, batch.targets),
             share_right(attacked.logits, batch.targets),
-            signs(wisdom, attacked.logits, batch.targets),
+            signs(wisdom, attacked.logits, batch.targets)._replace(answers=self.answered(taught, attacked, batch)),
             cost,
             1 + taught.text_passes,
             {"teacher": float(share_right(wisdom, batch.targets))},
         )
+
+    def answered(self, taught: Taught, attacked: Look, batch: Batch) -> tuple[Answers, ...]:
+        """How teacher and student answer: one of them can collapse while the other does not, in every teacher mode."""
+        given = {"the teacher": taught.seen.logits, "the student": attacked.logits}
+        if self.teacher == "online_ema" and taught.learner is not None:
+            given["the learning teacher"] = taught.learner  # its average notices late
+        return tuple(answers(who, logits, batch.targets) for who, logits in given.items())
 
     def teach(self, task: Task, parameters: Parameters, batch: Batch, pixels: Pixels) -> Taught:
         """The teacher's part of a step."""

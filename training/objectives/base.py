@@ -83,11 +83,24 @@ class Batch(NamedTuple):
     epoch: float
 
 
+class Answers(NamedTuple):
+    """How somebody answers a batch: the shares of the most frequent answer and of the most frequent target, and the cross-entropy."""
+
+    who: str
+    share: float
+    expected: float
+    cross_entropy: float
+
+
 class Signs(NamedTuple):
-    """What collapse shows in: the mean divergence of attacked from reference predictions, and a cross-entropy (METHODS L1)."""
+    """What collapse shows in: the mean divergence of attacked from reference predictions, and a cross-entropy (METHODS L1).
+
+    `answers`: of those who might come to answer one label whatever they see, although nobody agrees with them.
+    """
 
     divergence: float
     cross_entropy: float
+    answers: tuple[Answers, ...] = ()
 
 
 class Step(NamedTuple):

@@ -20,7 +20,7 @@ from training.contexts import Coupling, Parameters, Towers, fold, new_contexts
 from training.data import LabelledImages
 from training.inner import InnerScore, Opponent, Precision, climb, consistency_loss, drawn_start, keep_change, kept_start, label_loss
 from training.losses import divergence, misalignment
-from training.objectives.base import Batch, Examples, Signs, Task, Tended, Tuning, label_features, share_right
+from training.objectives.base import Answers, Batch, Examples, Signs, Task, Tended, Tuning, label_features, share_right
 from training.processes import ALONE, Processes
 
 KEPT_BYTES = 2 * 2**30  # pictures beyond this are decoded again for every batch
@@ -189,6 +189,13 @@ def signs(clean: Logits, attacked: Logits, targets: Tensor) -> Signs:
     """Collapse shows where attacked predictions don't differ from clean ones and both are no better than a guess."""
     with torch.no_grad():
         return Signs(float(divergence(clean, attacked).mean()), float(F.cross_entropy(clean, targets)))
+
+
+def answers(who: str, logits: Logits, targets: Tensor) -> Answers:
+    """How somebody answers a batch."""
+    with torch.no_grad():
+        share, expected = (float(labels.bincount().max()) / len(targets) for labels in (logits.argmax(dim=1), targets))
+        return Answers(who, share, expected, float(F.cross_entropy(logits, targets)))
 
 
 def opponent_of(objective: PictureTuning, clip: Clip, weights: Features, prompts: Prompts) -> Opponent:

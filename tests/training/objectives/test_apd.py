@@ -8,9 +8,13 @@ from tuning import bench
 
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip
+from robustclip.types import Cost
+from training.collapse import CollapseWatch, TrainingCollapsed
 from training.losses import divergence
 from training.objectives import APD
-from training.objectives.pictures import look, opponent_of
+from training.objectives.apd import Taught
+from training.objectives.base import Answers, Signs
+from training.objectives.pictures import Look, look, opponent_of
 
 PLAIN = {"crops": False, "eps": "4/255"}
 
@@ -91,3 +95,47 @@ def test_the_defaults_are_the_ones_of_the_specification() -> None:
     assert (preset.vectors, preset.depth, preset.teacher, preset.feedback, preset.temperature) == (2, 9, "online", 0, 1)
     assert (preset.mu, preset.gamma, preset.vision, preset.text, preset.consistency) == (0.5, 0, 1, 1, 1)
     assert (preset.epochs, preset.batch, preset.learning_rate, preset.steps, preset.step_length()) == (100, 32, 0.0035, 2, preset.eps)
+
+
+MODES = ("online", "online_ema", "offline", "zero_shot")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_watch_sees_teacher_and_student_in_every_teacher_mode(tiny: Clip, picture_folder: Path, tmp_path: Path, mode: str) -> None:
+    made = bench(tiny, picture_folder, tmp_path, "apd", teacher=mode, epoch=25.0, **PLAIN)
+    signs = made.step().signs
+    expected = ["the teacher", "the student", *(["the learning teacher"] if mode == "online_ema" else [])]
+    assert [found.who for found in signs.answers] == expected
+    assert all(found.expected == pytest.approx(1 / 3) for found in signs.answers)
+
+
+def test_an_offline_teacher_is_watched_while_it_learns_alone(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+    signs = bench(tiny, picture_folder, tmp_path, "apd", teacher="offline", epoch=2.0, **PLAIN).step().signs
+    assert [found.who for found in signs.answers] == ["the teacher"]
+    assert signs.divergence > 1  # nobody to agree with yet
+
+
+@pytest.mark.parametrize("who", ["the teacher", "the student"])
+@pytest.mark.parametrize("mode", MODES)
+def test_answering_one_label_is_a_collapse_although_the_other_does_not(tiny: Clip, picture_folder: Path, tmp_path: Path, who: str, mode: str) -> None:
+    made = bench(tiny, picture_folder, tmp_path, "apd", teacher=mode, epoch=25.0, **PLAIN)
+    varied, one = 5.0 * F.one_hot(made.batch.targets, 3), torch.tensor([[0.0, 0.1, 0.0]]).expand(6, 3)
+    rest = torch.zeros(0)
+    taught = Taught(Look(rest, one if who == "the teacher" else varied, Cost()), rest, None, {}, Cost(), 0)
+    attacked = Look(rest, one if who == "the student" else varied, Cost())
+    found = made.objective.answered(taught, attacked, made.batch)
+    signs = Signs(2.0, 0.1, found)  # they don't agree, and the teacher may be good
+    watch = CollapseWatch(3)
+    for _ in range(49):
+        watch.observe(signs)
+    assert watch.streak == 49
+    with pytest.raises(TrainingCollapsed, match=f"{who} answers one label for nearly all pictures: 100% of the last batch"):
+        watch.observe(signs)
+
+
+def test_batches_of_one_label_and_good_answers_are_no_collapse() -> None:
+    watch = CollapseWatch(10)
+    for share, expected, cross_entropy in ((1.0, 1.0, 9.0), (1.0, 0.3, 0.5), (0.9, 0.3, 9.0)):
+        for _ in range(60):
+            watch.observe(Signs(2.0, 9.0, (Answers("the student", share, expected, cross_entropy),)))
+    assert watch.streak == 0
