@@ -81,7 +81,7 @@ class EngineSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    charged_passes: Count = Field(default=8000, description="cost of one report at most: forward passes and twice the backward ones")
+    charged_passes: Count = Field(default=16_000, description="cost of one report at most: forward passes and twice the backward ones")
     queue: int = Field(default=8, ge=0, description="probes that may wait while one runs; beyond that 503")
     reports: Count = Field(default=16, description="prompt sets times defenses a request")
     labels: int = Field(default=256, ge=2, description="labels a probe")
