@@ -101,6 +101,21 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
     return rounds
 
 
+def judged_on(choosing: Choosing, opened: Opened) -> tuple[Judged, ...]:
+    """The held-out pictures of each data set; InvalidInput where there are none."""
+    found: list[Judged] = []
+    classes = None if choosing.classes is None else choosing.classes.name
+    for folder in choosing.data:
+        data, name = opened.pictures(folder, choosing.classes).validation, Source(folder=folder).name
+        if not len(data):
+            raise InvalidInput(
+                f"nothing is held out of {name}: a tenth of each class is no picture.", field="--data", help="Bring more pictures a class."
+            )
+        n = len(balanced_subset(data, choosing.limit, SUBSET_SEED))
+        found.append(Judged(data=name, split=data.split, classes=classes, digest=data.digest, n=n))
+    return tuple(found)
+
+
 def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Sequence[Row | Learned | Gap], *, command: str) -> Selection:
     """What follows from what was found. InvalidInput if every candidate failed."""
     rows = [row for row in found if isinstance(row, Row)]
@@ -115,11 +130,6 @@ def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Se
     winner = best(judged, choosing.by, keep_first=choosing.keep_first)
     if winner is None:
         raise InvalidInput("every candidate failed: " + "; ".join(f"{label} on {why}" for label, why in gaps.items()), field="--over")
-    pictures: list[Judged] = []
-    for folder in choosing.data:
-        data = opened.pictures(folder, choosing.classes).validation
-        classes, n = None if choosing.classes is None else choosing.classes.name, len(balanced_subset(data, choosing.limit, SUBSET_SEED))
-        pictures.append(Judged(data=Source(folder=folder).name, split=data.split, classes=classes, digest=data.digest, n=n))
     return Selection(
         clip=ClipIdentity.of(opened.clip(choosing.backbone, choosing.pretrained)),
         over=tuple(dict.fromkeys(name for candidate in tried for name in candidate.settings)),
@@ -129,7 +139,7 @@ def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Se
         seeds=choosing.seeds,
         max_passes=choosing.max_passes,
         steps=choosing.steps,
-        judged_on=tuple(pictures),
+        judged_on=judged_on(choosing, opened),
         candidates=tuple(judged),
         chosen=winner.settings,
         command=command,

@@ -17,7 +17,7 @@ from robustclip.errors import InvalidInput, invalid_input
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
 from training.campaign import Opened, forecast, perform
-from training.candidates import Choosing, candidates, record, rounds_of
+from training.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.config import check_device
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.count > 1:
             raise InvalidInput("a selection runs in one process.", help="Start it without a launcher.")
         opened = Opened(processes)
+        judged_on(choosing, opened)
         rounds = rounds_of(choosing, tried, device=str(processes.device))
         print(forecast(rounds, opened).sentence(), file=sys.stderr if as_json and not dry_run else sys.stdout, flush=True)
         if dry_run:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pictures import write_pictures
 
 from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet
 from prompts_store.store import PromptStore
@@ -124,6 +125,14 @@ def test_what_makes_no_sense_is_refused_by_option(workshop: Workshop, tried: lis
         workshop.select(tried=tried)
     assert refused.value.field == field
     assert list(workshop.folder.iterdir()) == []
+
+
+def test_pictures_too_few_to_hold_any_out_choose_nothing(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "few", train=4)
+    with pytest.raises(InvalidInput, match="nothing is held out of few") as refused:
+        main([*TRIED, "--data", str(pictures), "--backbone", "tiny", "--runs", str(tmp_path / "runs")])
+    assert refused.value.field == "--data"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_set_that_was_chosen_on_test_pictures_is_not_evaluated(workshop: Workshop, tiny: Clip) -> None:
