@@ -17,15 +17,16 @@ from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import invalid_input
 from robustclip.probe import events, probe
 from robustclip.probe_events import Certified
-from robustclip.probe_options import ProbeOptions
+from robustclip.probe_options import ProbeOptions, certify_options
 from robustclip.probe_plan import charged_passes
+from robustclip.records import certificate_of
 from robustclip.report import CertificatePart, ProbeReport
 from robustclip.seeds import draw_seeds
 from robustclip.served import Aim, Served
 from robustclip.threat import L2, Linf
 from robustclip.types import Pixels
 from robustclip.verdict import reach_verdict, worst
-from robustclip.victim import Victim
+from robustclip.victim import Victim, describe_victim
 
 RULE = Smoothing(sigma=0.05, votes=40)
 
@@ -57,6 +58,18 @@ def proven(clip: Clip) -> Pixels:
 def certified(tiny: Clip) -> tuple[Pixels, ProbeReport]:
     pixels = proven(tiny)
     return pixels, probe(voting(tiny), pixels, options())
+
+
+def test_where_copies_are_denoised_before_they_vote_that_vote_is_certified(tiny: Clip) -> None:
+    subject, pixels = voting(tiny, denoise="tiny"), picture(tiny)
+    asked = certify_options(subject, options())
+    assert asked is not None
+    assert (asked.sigma, asked.denoise) == (RULE.sigma, "tiny")
+    parts = [
+        certificate_of(subject, pixels, each, share=lambda vote: vote, meter=Meter()) for each in (asked, asked.model_copy(update={"denoise": None}))
+    ]
+    assert [part.served for part in parts] == [True, False]
+    assert describe_victim(subject).digest != describe_victim(voting(tiny)).digest
 
 
 def test_a_served_vote_is_certified_within_its_radius(tiny: Clip, certified: tuple[Pixels, ProbeReport]) -> None:
