@@ -44,6 +44,7 @@ from robustclip.trials import Scene
 from robustclip.types import Cost, Guard, Pixels, Share, price
 from robustclip.verdict import reach_verdict
 from robustclip.victim import Victim, describe_victim
+from robustclip.witnesses import size_of, within
 
 
 def probe(
@@ -120,14 +121,14 @@ class _Probe:
         yield CleanDecided(clean=self.clean)
         try:
             for trial in self.trials:
-                if not self.meter.over():
+                if not self._over():
                     yield from self._attack(trial)
-            if self.options.minimal and not self.meter.over():
+            if self.options.minimal and not self._over():
                 yield from self._bracket(minimal_of(self.victim, self.options))
-            if (asked := certify_options(self.victim, self.options)) is not None and not self.meter.over():
+            if (asked := certify_options(self.victim, self.options)) is not None and not self._over():
                 self.certificate = certificate_of(self.victim, self.pixels[0], asked, share=self.share, meter=self.meter)
                 yield Certified(certificate=self.certificate)
-            if not self.meter.over():
+            if not self._over():
                 yield from self._examine()
         except Cancelled:
             self.meter.cut = "cancelled"
@@ -136,6 +137,13 @@ class _Probe:
         report = self._report()
         yield VerdictReached(verdict=report.verdict)
         yield ProbeFinished(verdict=report.verdict.value, charged=report.charged, cut=report.cut, report=report)
+
+    def _over(self) -> bool:
+        """Whether to stop: the meter says so, or what was found is enough."""
+        limit, norm = self.options.enough, self.options.attacks[0].ball.kind
+        found = any(within(size_of(record, norm), limit) for record in self.records if record.success or record.success_8bit) if limit else False
+        wrong = limit is not None and self.options.true_label is not None and not self.clean.correct
+        return found or wrong or self.meter.over()
 
     def _attack(self, trial: Trial) -> Iterator[ProbeEvent]:
         found = yield from self.scene.run(trial, witnesses=self.witnesses)

@@ -11,7 +11,7 @@ from robustclip.attacks.pgd import PGD
 from robustclip.certify import CertifyOptions, NoiseOptions
 from robustclip.scores import AnyScoreName
 from robustclip.smoothing import smoothing_of
-from robustclip.threat import L2, BallSpec, Linf
+from robustclip.threat import L2, BallSpec, Linf, Radius
 from robustclip.victim import Victim
 
 Include: TypeAlias = Literal["curve", "heat", "adversarial"]
@@ -42,6 +42,7 @@ class ProbeOptions(BaseModel):
     target_label the label to reach; None: any other
     eot          draws of a randomized defense averaged in each gradient
     fresh_draws  draws of a randomized defense on which a candidate is judged
+    enough       a verified witness within this radius, in the first attack's norm, ends the probe: checks and further attacks are not asked
     self_test    where nothing broke the decision, give the attack problems that have an answer; `standard` and `thorough` ensembles always do
     """
 
@@ -59,6 +60,7 @@ class ProbeOptions(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     include: tuple[Include, ...] = ()
     self_test: bool = False
+    enough: Annotated[Radius, Field(gt=0)] | None = None
 
     @property
     def tests_itself(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from robustclip.errors import InvalidInput
 from service.deployed import Deployed, ask_for_decision, ask_for_pictures, labels_of, load_deployed, parser_of, read_pixels
 from service.outputs import EXIT_STATUS, add_output_flags, command_line, exit_status, outputs_of, write_outputs
-from service.probe_flags import add_attack_flags, in_words_of_flags, options_of
+from service.probe_flags import add_attack_flags, in_words_of_flags, options_of, radii_of
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.manifest import PromptSet
@@ -86,6 +86,8 @@ def probe(argv: Sequence[str] | None = None) -> int:
         print(report.model_dump_json(by_alias=True))
     else:
         _print_report(report)
+        if left_out := radii_of(arguments)[1]:
+            print(f"not tried, since it can't change the exit status: {', '.join(left_out)} (a report by --html, --sarif, --json or --out has it)")
     write_outputs(outputs, report, pixels, picture=arguments.pictures, command=command_line("probe", argv))
     return exit_status(report, outputs)
 

@@ -40,7 +40,12 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, metavar="PNG", help="write the adversarial picture, as the classifier sees it")
     group.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page that needs nothing else")
     group.add_argument("--sarif", type=Path, metavar="FILE", help="write the findings as SARIF 2.1.0, for code hosts and build servers")
-    group.add_argument("--fail-below", metavar="RADIUS", help="try this radius too; exit status 3 if a witness keeps to it, 0 if none does")
+    group.add_argument(
+        "--fail-below",
+        metavar="RADIUS",
+        help="try this radius too; exit status 3 if a witness keeps to it, 0 if none does. Unless one of --html, --sarif, --json and --out asks "
+        "for a report, nothing larger is tried, and the first such witness ends it",
+    )
 
 
 def outputs_of(arguments: argparse.Namespace) -> Outputs:

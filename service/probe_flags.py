@@ -23,6 +23,7 @@ _FLAGS = {
     "certify/sigma": "--sigma",
     "self_test": "--self-test",
     "seed": "--seed",
+    "enough": "--fail-below",
 }
 _ANY_ATTACK = re.compile(r"^attacks/\d+/")  # they differ by their radius alone
 _STEPS, _RESTARTS = 20, 1
@@ -61,7 +62,7 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
 
     from robustclip.probe_options import ProbeOptions
 
-    radii = [each.strip() for each in arguments.eps.split(",")] + [arguments.fail_below] * (arguments.fail_below is not None)
+    radii, _ = radii_of(arguments)
     for flag in ("steps", "restarts"):
         if arguments.preset is not None and getattr(arguments, flag) is not None:
             raise InvalidInput("found beside --preset.", field=f"--{flag}", help="A preset has its own steps: leave one of the two out.")
@@ -74,12 +75,13 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
     attack = pgd if arguments.preset is None else {"kind": "ensemble", "preset": arguments.preset}
     modes = ["static", "adaptive", *["oblivious"] * arguments.oblivious, *["transfer"] * (arguments.transfer_from is not None)]
     asked = {
-        "attacks": [attack | {"ball": {"kind": arguments.norm, "radius": radius}} for radius in dict.fromkeys(radii)],
+        "attacks": [attack | {"ball": {"kind": arguments.norm, "radius": radius}} for radius in radii],
         "score": arguments.score,
         "modes": modes,
         "minimal": arguments.minimal,
         "certify": None if arguments.certify is None else {"n": arguments.certify} | ({} if arguments.sigma is None else {"sigma": arguments.sigma}),
         "self_test": arguments.self_test,
+        "enough": arguments.fail_below if wants_status_alone(arguments) else None,
         "true_label": arguments.true_label,
         "target_label": arguments.target_label,
         "seed": arguments.seed,
@@ -90,6 +92,23 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
             return ProbeOptions.model_validate(asked)
         except ValidationError as error:
             raise invalid_input(error, asked) from error
+
+
+def wants_status_alone(arguments: argparse.Namespace) -> bool:
+    """Whether the question is --fail-below's alone: nobody asked for a report, which would tell more than the exit status."""
+    reports = (arguments.json, arguments.html, arguments.sarif, arguments.out)
+    return arguments.fail_below is not None and not any(reports)
+
+
+def radii_of(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The radii to try, and those of --eps that are left out because they can't change the exit status. Raises InvalidInput for what is no radius."""
+    from robustclip.threat import parse_radius
+
+    asked, policy = [each.strip() for each in arguments.eps.split(",")], arguments.fail_below
+    if not wants_status_alone(arguments):
+        return list(dict.fromkeys([*asked, *[policy] * (policy is not None)])), []
+    larger = [each for each in asked if parse_radius(each, "--eps") > parse_radius(policy, "--fail-below")]
+    return list(dict.fromkeys([policy, *(each for each in asked if each not in larger)])), larger
 
 
 @contextmanager

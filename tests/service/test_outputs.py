@@ -62,11 +62,29 @@ def test_the_exit_status_says_whether_a_witness_keeps_to_the_policy(
     assert probe([str(picture), *LABELS, *asked, "--steps", "8"]) == status
 
 
+@pytest.mark.parametrize(("policy", "status"), [("1e-6", 0), ("16/255", 3)])
+def test_where_nobody_wants_a_report_only_what_decides_the_status_is_tried(
+    picture: Path, policy: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(picture), *LABELS, "--eps", "32/255,16/255", "--steps", "8", "--fail-below", policy]
+    assert probe([*asked, "--json"]) == status
+    whole = json.loads(capsys.readouterr().out)
+    assert probe(asked) == status
+    told = capsys.readouterr().out
+    spent = re.search(r"(\d+) charged passes, seed", told)
+    assert spent is not None
+    assert int(spent[1]) < whole["charged"] / (2 if status else 1), "where nothing broke, checks still look for what the attack missed"
+    assert {record["params"]["ball"]["radius"] for record in whole["attacks"]} >= {32 / 255, 16 / 255}
+    left_out = "32/255" if policy == "16/255" else "32/255, 16/255"
+    assert f"not tried, since it can't change the exit status: {left_out} (" in told
+
+
 def test_a_clean_picture_that_is_wrong_violates_any_policy(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probe([str(picture), *LABELS, *SMALL, "--json"])
     decided = json.loads(capsys.readouterr().out)["input"]["clean"]["label"]
     truth = next(label for label in ("cat", "dog") if label != decided)
     assert probe([str(picture), *LABELS, *SMALL, "--true-label", truth, "--fail-below", "1e-9"]) == 3
+    assert "1 charged passes" in capsys.readouterr().out, "and no attack was needed"
 
 
 def test_several_radii_make_a_curve(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +104,7 @@ def test_several_radii_make_a_curve(picture: Path, tmp_path: Path, capsys: pytes
         (["--fail-below", "-1"], "--fail-below"),
         (["--fail-below", "0"], "--fail-below"),
         (["--fail-below", "2"], "--fail-below"),
+        (["--fail-below", "1/255", "--eps", "4/255,NaN"], "--eps"),
         (["--eps", "4/255,,"], "--eps"),
         (["--eps", "4/255,NaN"], "--eps"),
     ],
