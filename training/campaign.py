@@ -132,27 +132,27 @@ def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
     """Everything that is asked, opened and billed; raises for what can't be opened at all."""
     found = Forecast([], [], [])
     settled: set[str] = set()
-    for round in rounds:
+    for turn in rounds:
         known: dict[str, AskedSet] = {}
         standing: dict[str, str] = {}
-        for entry in round.entries:
+        for entry in turn.entries:
             standing[entry.label] = entry.asked
             if entry.settings is None:
                 continue
-            run, gap = _opened(opened, entry, round)
+            run, gap = _opened(opened, entry, turn)
             made = None if run is None else recall(run)
             if gap is not None or (made is not None and made.ref is None):
-                found.gaps.append(gap or Gap(entry.label, round.data, round.seed, (made.why if made else None) or NOT_YET))
+                found.gaps.append(gap or Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET))
                 del standing[entry.label]
             elif run is not None:
                 passes = _text_passes(run)
                 epochs, seconds = len(run.objective.schedule()), 0.0 if made else opened.seconds(run, passes)
-                found.learnings.append(Learning(entry.label, round.data, round.seed, epochs, run.bill(), passes, seconds, made is not None))
+                found.learnings.append(Learning(entry.label, turn.data, turn.seed, epochs, run.bill(), passes, seconds, made is not None))
                 if made is None:
                     known[entry.asked] = AskedSet(entry.asked, run.starting_prompts(), run.pictures.data.labels)
                 else:
                     standing[entry.label] = made.ref or entry.asked
-        for question, labels in round.questions:
+        for question, labels in turn.questions:
             asked = _asking(question, [standing[label] for label in labels if label in standing])
             if asked is not None:
                 found.cells.extend(plan(asked, open_subjects(asked, known), settled=settled))
@@ -161,25 +161,23 @@ def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
 
 def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False) -> Iterator[Row | Learned | Gap]:
     """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an earlier run left, and gaps for the rest."""
-    for round in rounds:
+    for turn in rounds:
         standing: dict[str, str] = {}
-        for entry in round.entries:
+        for entry in turn.entries:
             if entry.settings is None:
                 standing[entry.label] = entry.asked
                 continue
-            run, gap = _opened(opened, entry, round)
+            run, gap = _opened(opened, entry, turn)
             if run is not None:
-                made = (
-                    recall(run) if only_kept else make(run, opened.processes, progress=_named(progress, f"{round.data} {entry.label} {round.seed}"))
-                )
+                made = recall(run) if only_kept else make(run, opened.processes, progress=_named(progress, f"{turn.data} {entry.label} {turn.seed}"))
                 if made is not None and made.ref is not None:
                     standing[entry.label] = made.ref
-                    yield Learned(entry.label, round.data, round.seed, made)
+                    yield Learned(entry.label, turn.data, turn.seed, made)
                     continue
-                gap = Gap(entry.label, round.data, round.seed, (made.why if made else None) or NOT_YET)
+                gap = Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET)
             if gap is not None:
                 yield gap
-        for question, labels in round.questions:
+        for question, labels in turn.questions:
             present = [label for label in labels if label in standing]
             asked = _asking(question, [standing[label] for label in present])
             if asked is None:
@@ -192,10 +190,10 @@ def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only
                 yield row._replace(asked=label, facts={"method": label, **row.facts})
             expected = len(subjects) * len(list(asked.conditions()))
             if answered < expected:
-                yield Gap(", ".join(present), round.data, round.seed, f"{expected - answered} of {expected} cells not measured yet")
+                yield Gap(", ".join(present), turn.data, turn.seed, f"{expected - answered} of {expected} cells not measured yet")
 
 
-def _opened(opened: Opened, entry: Entry, round: Round) -> tuple[Run | None, Gap | None]:
+def _opened(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap | None]:
     """The run of an entry, or the gap that it leaves where it can't be trained."""
     settings = entry.settings
     assert settings is not None
@@ -203,7 +201,7 @@ def _opened(opened: Opened, entry: Entry, round: Round) -> tuple[Run | None, Gap
     try:
         return open_run(settings, clip, pictures), None
     except RobustClipError as error:
-        return None, Gap(entry.label, round.data, round.seed, str(error))
+        return None, Gap(entry.label, turn.data, turn.seed, str(error))
 
 
 def _asking(question: Question, prompt_sets: Sequence[str]) -> Question | None:

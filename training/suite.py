@@ -106,13 +106,13 @@ def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) 
     data, seeds = _among(options.only, list(table.declared.data), "--only"), _among(options.seed, list(map(str, table.declared.seeds)), "--seed")
     return [
         Round(
-            round.data,
-            round.seed,
-            tuple(entry for entry in round.entries if entry.label in methods),
-            tuple((question, tuple(label for label in labels if label in methods)) for question, labels in round.questions),
+            turn.data,
+            turn.seed,
+            tuple(entry for entry in turn.entries if entry.label in methods),
+            tuple((question, tuple(label for label in labels if label in methods)) for question, labels in turn.questions),
         )
-        for round in rounds
-        if round.data in data and str(round.seed) in seeds
+        for turn in rounds
+        if turn.data in data and str(turn.seed) in seeds
     ]
 
 
