@@ -5,7 +5,7 @@ features of a photo template are computed once. BatchNorm keeps its statistics. 
 from its last checkpoint and ends with the same weights, however many processes share the work.
 
 examples:
-  robustclip harden --backbone mini --data DIR --objective distilled --eps 2/255 --samples 150000 --out runs/harden/mini-robust
+  robustclip harden --backbone mini --data DIR --cache runs/pretrain/cache --out runs/harden/mini-robust
   torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu --pretrained openai --data IMAGENET --objective fare \\
       --recipe papers --workers 16 --run runs/fare --out runs/fare/vit-b-32-fare4
 """

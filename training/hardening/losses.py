@@ -50,7 +50,7 @@ class Preset(BaseModel):
 TECOA = Preset(label=1)  # Mao et al. 2023, arXiv 2212.07016
 FARE = Preset(shift=1, inner="shift")  # Schlarmann et al. 2024, arXiv 2402.12336
 PMG_AFT = Preset(label=1, to_original=1, to_clean=1, summed_kl=True)  # Wang et al. 2024, arXiv 2401.04350; sums and no detach as its code
-DISTILLED = Preset(label=0.5, teacher=0.5, clean_label=0.15, clean_teacher=0.15, smoothing=0.05)  # ours: pretraining's loss on attacked pictures
+DISTILLED = Preset(label=0.5, teacher=0.5, smoothing=0.05)  # ours: pretraining's loss on attacked pictures
 PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTILLED}
 
 

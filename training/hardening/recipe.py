@@ -11,7 +11,6 @@ from training.hardening.losses import PRESETS, Preset
 from training.hardening.supply import BLOCK
 
 Objective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
-CLEAN_WEIGHT = 0.3
 
 
 class Recipe(BaseModel):
@@ -19,15 +18,15 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     objective: Objective = Field("distilled", description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half")
-    clean: float | None = Field(None, ge=0, description=f"distilled: weight of the loss on untouched pictures; none means {CLEAN_WEIGHT}")
-    clean_share: float = Field(0.25, gt=0, lt=1, description="distilled: share of the pictures that are not attacked, for that loss")
-    eps: LinfRadius = Field(2 / 255, gt=0, description="radius of the attack, in pixel units")
-    steps: int = Field(2, ge=1, description="its steps")
+    clean: float | None = Field(None, ge=0, description="distilled: weight of the same loss on pictures that are not attacked; none attacks all")
+    clean_share: float = Field(0.25, gt=0, lt=1, description="distilled: their share, for --clean above 0")
+    eps: LinfRadius = Field(2.5 / 255, gt=0, description="radius of the attack, in pixel units")
+    steps: int = Field(1, ge=1, description="its steps")
     step: LinfRadius | None = Field(None, gt=0, description="their length; none means 2.5 eps / steps, at most eps")
-    samples: int = Field(150_000, ge=1, description="pictures to learn from, drawn with replacement")
-    batch: int = Field(256, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
-    rate: float = Field(2e-4, gt=0, description="learning rate of AdamW; warm-up, then a cosine")
-    stem_rate: float = Field(1e-4, gt=0, description="learning rate of the first convolutions")
+    samples: int = Field(320_000, ge=1, description="pictures to learn from, drawn with replacement")
+    batch: int = Field(128, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
+    rate: float = Field(5e-4, gt=0, description="learning rate of AdamW; warm-up, then a cosine")
+    stem_rate: float = Field(1e-3, gt=0, description="learning rate of the first convolutions, where robustness is won")
     weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and tables don't decay")
     warm_up: int = Field(50, ge=1, description="steps")
     average: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are what is checked and written; 0 takes the last")
@@ -35,7 +34,7 @@ class Recipe(BaseModel):
     augment: bool = Field(True, description="crops, flips, colour and sharpness as in pretraining")
     bf16: bool = Field(True, description="towers under bfloat16 autocast; losses and pixels are float32")
     seed: int = Field(0, ge=0, lt=2**63, description="decides which pictures, how they are changed, where attacks start")
-    check_samples: int = Field(25_600, ge=1, description="pictures between two checks on the kept-back ones")
+    check_samples: int = Field(51_200, ge=1, description="pictures between two checks on the kept-back ones")
     check_pictures: int = Field(256, ge=1, description="kept-back pictures that a check attacks with PGD-20")
     limit: int = Field(0, ge=0, description="pictures a data set, for trials; 0 takes all")
 
@@ -49,8 +48,7 @@ class Recipe(BaseModel):
     def preset(self) -> Preset:
         if self.objective != "distilled":
             return PRESETS[self.objective]
-        weight = CLEAN_WEIGHT if self.clean is None else self.clean
-        own = PRESETS["distilled"]
+        weight, own = self.clean or 0.0, PRESETS["distilled"]
         return own.model_copy(update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher})
 
     @property

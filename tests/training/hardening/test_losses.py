@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.hardening.losses import DISTILLED, FARE, PMG_AFT, TECOA, Embeddings, Judge, Preset, Targets, losses
+from training.hardening.losses import FARE, PMG_AFT, TECOA, Embeddings, Judge, Preset, Targets, losses
+from training.hardening.recipe import Recipe
 
 SCALE = 30.0
 OWN = (0, 1, 2), (3, 4, 2)  # names of two data sets
@@ -74,7 +75,7 @@ def test_pmg_aft_adds_two_divergences_that_are_summed_over_the_batch() -> None:
 
 def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
     drawn = Random()
-    assert {name: term.item() for name, term in drawn.loss(DISTILLED).items()} == {
+    assert {name: term.item() for name, term in drawn.loss(Recipe(objective="distilled", clean=0.3).preset).items()} == {
         "attacked": pytest.approx(0.5 * drawn.cross_entropy(drawn.attacked, 0.05), rel=1e-4),
         "teacher": pytest.approx(0.5 * drawn.teaching(drawn.attacked), rel=1e-5),
         "clean": pytest.approx(0.15 * drawn.cross_entropy(drawn.clean, 0.05), rel=1e-4),

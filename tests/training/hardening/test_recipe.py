@@ -16,7 +16,7 @@ def test_the_clean_weight_scales_both_halves_and_zero_attacks_every_picture() ->
     preset = Recipe(clean=1.0).preset
     assert (preset.clean_label, preset.clean_teacher) == (0.5, 0.5)
     assert Recipe(clean=1.0).untouched_a_block == 4
-    assert Recipe(clean=0.0).untouched_a_block == 0
+    assert Recipe(clean=0.0).untouched_a_block == Recipe().untouched_a_block == 0
     assert Recipe(objective="tecoa").untouched_a_block == 0
 
 
@@ -29,8 +29,8 @@ def test_a_papers_recipe_is_the_papers_and_gives_way_to_what_is_asked() -> None:
 
 
 def test_a_step_of_its_own_replaces_the_usual_one() -> None:
-    assert Recipe(step=1 / 255).strength == Strength(2 / 255, 2, 1 / 255)
-    assert Recipe().strength == Strength.of(2 / 255, 2)
+    assert Recipe(step=1 / 255).strength == Strength(2.5 / 255, 1, 1 / 255)
+    assert Recipe(eps=2 / 255, steps=2).strength == Strength.of(2 / 255, 2)
 
 
 @pytest.mark.parametrize(
