@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status
+from robustclip.errors import PurifierRefused
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import one_shot, time_of
 from robustclip.seeds import row_normal
@@ -57,7 +58,11 @@ class Smoothing(PixelDefense):
     def bind(self, encoder: ImageEncoder) -> Self:
         """Itself. Raises as `purifiers.open_denoiser` for one that can't be used, or not for so much noise."""
         if self.denoise is not None:
-            self._denoiser(self.denoise, torch.empty(0))
+            try:
+                self._denoiser(self.denoise, torch.empty(0))
+            except PurifierRefused as error:
+                error.field = "denoise"
+                raise
         return self
 
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from company import run_two
 
 from robustclip.classifier import TorchImageEncoder
 from robustclip.clip import Clip
@@ -62,6 +64,18 @@ def test_both_are_measured_on_any_pictures(trained: Path, picture_folder: Path, 
     assert denoiser["no_better"]
     main(asked)
     assert "bicubic" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_weights_of_one(picture_folder: Path, tmp_path: Path) -> None:
+    shape = {"kind": "super_resolver", "width": 8, "blocks": 1}
+    asked = [*SHORT, "--samples", "64", "--batch", "32", "--only", "super_resolver", "--network", json.dumps(shape), "--data", str(picture_folder)]
+    assert main([*asked, "--run", str(tmp_path / "one"), "--out", str(tmp_path)]) == 0
+    two = [*asked, "--run", str(tmp_path / "two"), "--out", str(tmp_path)]
+    run_two("import sys; from training.purifiers import main; sys.exit(main(sys.argv[1:]))", *two)
+    found = [torch.load(tmp_path / run / "super_resolver" / "checkpoint.pt", weights_only=True)["network"] for run in ("one", "two")]
+    alone, together = (weights["exit.weight"] for weights in found)  # which start from 0
+    assert (alone - together).norm() < 0.1 * alone.norm()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """The noise of randomized smoothing as a link of a chain."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from robustclip.defenses import parse_defenses
+from robustclip.classifier import TorchImageEncoder
+from robustclip.clip import Clip
+from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.errors import InvalidInput
+from robustclip.errors import InvalidInput, PurifierRefused
 from robustclip.seeds import draw_seeds
 
 
@@ -18,6 +21,13 @@ def test_the_noise_is_gaussian_of_the_asked_size() -> None:
     assert abs(float(noise.mean())) < 4 * 0.05 / math.sqrt(count)
     assert float(noise.std()) == pytest.approx(0.05, rel=4 / math.sqrt(2 * count))
     assert float((noise.abs() < 0.05).float().mean()) == pytest.approx(math.erf(1 / math.sqrt(2)), abs=0.01)
+
+
+def test_a_denoiser_that_is_not_there_is_refused_where_it_is_named(tiny: Clip, tmp_path: Path) -> None:
+    chain = parse_defenses([{"kind": "smoothing", "denoise": str(tmp_path / "absent.json")}])
+    with pytest.raises(PurifierRefused, match="can't be read as a denoiser") as refusal:
+        bind_chain(chain, TorchImageEncoder(tiny))
+    assert refusal.value.field == "defense/0/denoise"
 
 
 @pytest.mark.parametrize("chain", ["jpeg,smoothing", "smoothing,smoothing", "smoothing:0.1,jpeg,smoothing:0.2"])
