@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput
 from robustclip.purifiers import OWN, Kind, digest_of, load_purifier, write_purifier
@@ -51,6 +52,8 @@ class Measured(BaseModel):
     weights: str
     digest: str
     parameters: int
+    pictures: int
+    pictures_digest: str
     readings: dict[str, Reading]
     no_better: list[str]
 
@@ -108,6 +111,7 @@ def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, spli
     rows = balanced_subset(pictures, limit, SUBSET_SEED)
     chunks = (pictures.pixels(chunk, clip.image_size) for chunk in rows.split(256))
     exam = exam_of(clip, chunks, pictures.labels, pictures.targets[rows])
+    looked_at = pictures.subset(rows, split).digest
     found: dict[Kind, Measured] = {}
     for kind in kinds:
         named = str(Path(weights) / f"{kind}.json") if Path(weights).is_dir() else weights
@@ -122,9 +126,14 @@ def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, spli
             progress(done, len(exam.pixels), f"measuring the {kind}")
 
         readings = examine(network, exam, on_rows=count)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
         found[kind] = Measured(
-            weights=weights, digest=digest_of(kind, named), parameters=parameters, readings=readings, no_better=shortcomings(readings)
+            weights=weights,
+            digest=digest_of(kind, named),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            pictures=len(exam.pixels),
+            pictures_digest=looked_at,
+            readings=readings,
+            no_better=shortcomings(readings),
         )
     return found
 
@@ -136,7 +145,7 @@ def _print(facts: dict[str, Any], found: dict[Kind, Measured], *, as_json: bool)
         print(json.dumps(facts | {"networks": networks}, indent=2))
         return
     for kind, each in found.items():
-        table = Table(title=f"{kind}, {each.parameters:,} parameters", title_justify="left")
+        table = Table(title=f"{kind}, {each.parameters:,} parameters, {each.pictures} pictures", title_justify="left")
         for column in ("pictures", "PSNR, dB", "named rightly, %"):
             table.add_column(column, justify="left" if column == "pictures" else "right")
         for name, reading in each.readings.items():
@@ -155,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, default=Path("runs/purifiers"), help="checkpoints and logs; an old run resumes (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="decoded pictures, such as runs/pretrain/cache (default: RUN/cache)")
     parser.add_argument("--out", type=Path, default=Path("runs/purifiers"), help="folder of the written networks (default: %(default)s)")
-    parser.add_argument("--backbone", default="mini", help="the CLIP whose accuracy is checked (default: %(default)s)")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="the CLIP whose accuracy is checked (default: %(default)s)")
     add_options(parser)
     group = parser.add_argument_group("measuring", "Instead of training.")
     group.add_argument("--measure", action="store_true", help="say what networks are worth on the pictures of --data")

@@ -59,6 +59,7 @@ def test_both_are_measured_on_any_pictures(trained: Path, picture_folder: Path, 
     assert found["backbone"]["fingerprint"] == tiny.fingerprint
     assert set(found["networks"]) == {"super_resolver", "denoiser"}
     denoiser = found["networks"]["denoiser"]
+    assert denoiser["pictures"] == 6
     assert denoiser["digest"] == digest_of("denoiser", str(trained / "denoiser.json"))
     assert set(denoiser["readings"]) == {"untouched", "noisy_0.1", "denoised_0.1", "noisy_0.25", "denoised_0.25", "purified"}
     assert denoiser["no_better"]
