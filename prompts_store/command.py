@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--store", metavar="PATH", help=f"the store's folder (default: ${_ENVIRONMENT}, else ./{DEFAULT_STORE})")
-    shared.add_argument("--backbone", default="mini", metavar="ARCH", help="the CLIP the question is asked for (default: mini)")
+    shared.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="ARCH", help="the CLIP the question is asked for (default: %(default)s)")
     shared.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip")
     shared.add_argument("--json", action="store_true", help="print one JSON object")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -2,3 +2,5 @@
 
 Imports nothing, so that `robustclip --help` is instant; import the rooms you need (`robustclip.clip`, `robustclip.classifier`, ...).
 """
+
+DEFAULT_BACKBONE = "mini-robust"  # of the service and of every command, so that what one publishes another serves

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.backbones import embedded_names, load_embedded
 from robustclip.errors import UnsupportedClip
 
@@ -71,11 +72,11 @@ class Clip:
         )
 
 
-def load_clip(arch: str = "mini", pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
+def load_clip(arch: str = DEFAULT_BACKBONE, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
     """Load and freeze a CLIP.
 
-    arch        an embedded name (`mini`, `tiny`), the JSON of a backbone that `robustclip harden` wrote, an open_clip architecture (`ViT-B-32`), or
-                `hf-hub:owner/repository`.
+    arch        an embedded name (`mini-robust`, `mini`, `tiny`), the JSON of a backbone that `robustclip harden` wrote, an open_clip architecture
+                (`ViT-B-32`), or `hf-hub:owner/repository`.
     pretrained  None for all but architectures; else an open_clip tag (`laion2b_s34b_b79k`) or the path of a .safetensors or .pt state dict.
 
     Raises UnsupportedClip with the reason and what to do: unknown name, missing or foreign file, activation that contradicts the weights, towers

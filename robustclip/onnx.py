@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.classifier import TorchImageEncoder
 from robustclip.clip import Clip, load_clip
 from robustclip.errors import EncoderRefused, FeatureNotInstalled, InvalidInput
@@ -226,7 +227,7 @@ def _require(*modules: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export the image tower for ONNX Runtime and check it against torch."""
     parser = argparse.ArgumentParser(prog="robustclip export-onnx", description="Export the image tower for ONNX Runtime and check it against torch.")
-    parser.add_argument("--backbone", default="mini", metavar="ARCH", help="the CLIP to export (default: mini)")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="ARCH", help="the CLIP to export (default: %(default)s)")
     parser.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip")
     parser.add_argument("--path", type=Path, metavar="FILE", help="where to (default: ./var/onnx/FINGERPRINT.onnx); replaced if it exists")
     parser.add_argument("--visual", action="store_true", help="export the graph for visual prompts, FILE-visual.onnx, too")

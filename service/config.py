@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 
 PREFIX = "ROBUSTCLIP_"
@@ -38,7 +39,7 @@ class _Section(BaseModel):
 
 
 class ClipSettings(_Section):
-    arch: str = Field(default="mini", description="embedded backbone, open_clip architecture, or hf-hub:owner/repository")
+    arch: str = Field(default=DEFAULT_BACKBONE, description="embedded backbone, open_clip architecture, or hf-hub:owner/repository")
     pretrained: str | None = Field(default=None, description="open_clip tag or path of a weights file; not for embedded backbones")
     device: str = Field(default="cpu", description="where torch computes: cpu, cuda, cuda:1")
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
@@ -38,7 +39,9 @@ def ask_for_decision(parser: argparse.ArgumentParser) -> None:
     """How it is decided."""
     parser.add_argument("--prompt-set", default="handcrafted", metavar="NAME[@VERSION]", help="default: handcrafted")
     parser.add_argument("--defense", default="none", metavar="CHAIN", help="such as jpeg:75,bit_depth:4,resize_pad (default: none)")
-    parser.add_argument("--backbone", default="mini", metavar="ARCH", help="an embedded CLIP or an open_clip architecture (default: mini)")
+    parser.add_argument(
+        "--backbone", default=DEFAULT_BACKBONE, metavar="ARCH", help="an embedded CLIP or an open_clip architecture (default: %(default)s)"
+    )
     parser.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip")
     parser.add_argument("--store", type=Path, metavar="PATH", help="a store of prompt sets (default: those that are shipped)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all randomness (default: 0)")

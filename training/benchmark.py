@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip, load_clip
 from robustclip.prompts import Prompts
@@ -52,7 +53,7 @@ Step = Callable[[], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Time training's shortcuts against what they replace."""
     parser = argparse.ArgumentParser(prog="robustclip bench training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="mini", help="an embedded CLIP, or an architecture (default: %(default)s)")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="an embedded CLIP, or an architecture (default: %(default)s)")
     parser.add_argument("--only", choices=("capt", "advpt"), help="one of the two (default: both)")
     parser.add_argument("--labels", type=at_least_one, default=100, help="of Caltech-101's names (default: %(default)s)")
     parser.add_argument("--batch", type=at_least_one, default=32, help="pictures a step (default: %(default)s)")

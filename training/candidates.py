@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from torch import Tensor
 
 from prompts_store.manifest import ClipIdentity
+from robustclip import DEFAULT_BACKBONE
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
@@ -31,7 +32,7 @@ class Choosing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: tuple[Path, ...] = Field(min_length=1, description="training pictures, as `robustclip train` takes them; several with commas or repeated")
     classes: Path | None = Field(None, description="some classes alone: base, new or a file of names")
-    backbone: str = Field("mini", description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
+    backbone: str = Field(DEFAULT_BACKBONE, description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
     pretrained: str | None = Field(None, description="open_clip tag or weights file of an architecture that is not embedded")
     shots: int = Field(16, ge=0, description="pictures a class; 0 takes all")
     allow_fewer_shots: bool = Field(False, description="classes with fewer pictures than shots give what they have")

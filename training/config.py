@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
+from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.inner import Precision
@@ -50,7 +51,7 @@ class TrainSettings(BaseModel):
     objective: AnyObjective
     data: Path = Field(description="folder with a `train` split: Parquet files with classes.txt, or class folders of pictures")
     name: Name = Field(description="name of the published set: small letters, digits and dashes")
-    backbone: str = Field("mini", description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
+    backbone: str = Field(DEFAULT_BACKBONE, description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
     pretrained: str | None = Field(None, description="open_clip tag or weights file of an architecture that is not embedded")
     device: str | None = Field(None, description="torch device, such as cuda; none takes a GPU where there is one, each process its own")
     precision: Precision = Field("float32", description="of the towers in the passes that prompts learn from: bf16 or float32; prompts are float32")

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.config import DEFAULT_RUNS, check_device, default_store
@@ -53,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def one(option: str, default: Any, text: str) -> None:
         parser.add_argument(option, default=default, metavar="VALUE", help=f"{text} (default: {'none' if default is None else default})")
 
-    several("--backbone", "mini", "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
+    several("--backbone", DEFAULT_BACKBONE, "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
     one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
     several(
         "--prompt-set",
@@ -114,7 +115,7 @@ def read_question(arguments: argparse.Namespace) -> Question:
     for template in arguments.template or ():
         check_template(template, field="--template")
     values = {
-        "backbones": _words(arguments.backbone or ["mini"]),
+        "backbones": _words(arguments.backbone or [DEFAULT_BACKBONE]),
         "pretrained": arguments.pretrained,
         "prompt_sets": [word for value in arguments.prompt_set or ["handcrafted"] for word in ([value] if "{" in value else _words([value]))],
         "data": _sources(arguments),

@@ -107,9 +107,7 @@ def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = Non
     return subjects
 
 
-def answer(
-    question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False, only_kept: bool = False
-) -> Iterator[Row]:
+def answer(question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False, only_kept: bool = False) -> Iterator[Row]:
     """The rows, as they are measured or, unless `fresh`, recalled from an earlier run; `only_kept` leaves out what was not measured yet."""
     if fresh:
         for subject, (threat, eps) in itertools.product(subjects, question.conditions()):

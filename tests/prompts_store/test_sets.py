@@ -1,5 +1,6 @@
 """The sets that ship: each verified, active, and fit for the backbone that ships beside them."""
 
+import pytest
 import torch
 
 from prompts_store.store import SHIPPED, PromptStore
@@ -7,10 +8,11 @@ from robustclip.classifier import text_weights
 from robustclip.clip import load_clip
 
 
-def test_every_shipped_set_is_active_and_fits_the_shipped_backbone() -> None:
-    clip, store = load_clip("mini"), PromptStore(SHIPPED, read_only=True)
+@pytest.mark.parametrize(("backbone", "learned"), [("mini", {"caltech-advpt"}), ("mini-robust", set())])
+def test_every_shipped_set_is_active_and_fits_the_backbone_that_ships(backbone: str, learned: set[str]) -> None:
+    clip, store = load_clip(backbone), PromptStore(SHIPPED, read_only=True)
     assert store.verify(clip) == []
-    assert set(store.active(clip.fingerprint)) == {"handcrafted", "handcrafted-ensemble", "caltech-advpt"}
+    assert set(store.active(clip.fingerprint)) == {"handcrafted", "handcrafted-ensemble"} | learned
     for ref in store.active(clip.fingerprint).values():
         prompt_set = store.load(ref, clip)
         with torch.no_grad():

@@ -8,17 +8,26 @@ import skimage.data
 import torch
 from torch.nn import functional as F
 
-from robustclip.backbones import embedded_names
+from robustclip.attacks.pgd import PGD
+from robustclip.backbones import embedded_names, read_config
 from robustclip.classifier import TorchImageEncoder, text_weights, zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.images import load_pixels
 from robustclip.prompts import Prompts
+from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
+from robustclip.threat import Linf
 from robustclip.towers import encode_image, encode_text
 
 BACKBONES = Path(str(files("robustclip.backbones")))
 LABELS = ("cat", "dog", "rocket", "car", "cup of coffee", "flower", "guitar", "church", "bicycle", "fish")
 PICTURES = 1000
+ATTACKED = 40
+
+
+@pytest.fixture(scope="module", params=("mini", "mini-robust"))
+def shipped(request: pytest.FixtureRequest) -> Clip:
+    return load_clip(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +36,60 @@ def mini() -> Clip:
 
 
 def test_the_embedded_names_are_what_ships() -> None:
-    assert embedded_names() == ["mini", "tiny"]
+    assert embedded_names() == ["mini", "mini-robust", "tiny"]
     assert sum(path.stat().st_size for path in BACKBONES.glob("*.safetensors")) < 60_000_000
 
 
-def test_the_card_names_the_fingerprint(mini: Clip) -> None:
-    assert mini.fingerprint in (BACKBONES / "MODEL_CARD.md").read_text()
+def test_the_card_names_the_fingerprint(shipped: Clip) -> None:
+    assert f"`{shipped.fingerprint}`" in (BACKBONES / "MODEL_CARD.md").read_text()
 
 
-def test_mini_is_encoded_as_open_clip_does(mini: Clip) -> None:
-    pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    tokens = mini.tokenize(["a photo of a cat.", "a rocket"])
+def test_the_hardened_sister_descends_from_the_mini_that_ships_and_shares_its_words(mini: Clip) -> None:
+    described = read_config("mini-robust")
+    assert described["text_of"] == described["hardened"]["parent"]["arch"] == "mini"
+    assert described["hardened"]["parent"]["fingerprint"] == mini.fingerprint
+    sister = load_clip("mini-robust")
+    assert sister.fingerprint != mini.fingerprint
+    tokens = mini.tokenize(["a photo of a cat."])
     with torch.no_grad():
-        images = mini.model.encode_image((pixels - mini.mean[:, None, None]) / mini.std[:, None, None], normalize=True)
-        assert (F.normalize(encode_image(mini, pixels), dim=-1) - images).abs().max() <= 1e-6
-        assert (F.normalize(encode_text(mini, tokens), dim=-1) - mini.model.encode_text(tokens, normalize=True)).abs().max() <= 1e-6
+        torch.testing.assert_close(encode_text(sister, tokens), encode_text(mini, tokens), rtol=0, atol=0)
+
+
+def test_what_one_serves_by_default_is_hardened() -> None:
+    assert load_clip().fingerprint == load_clip("mini-robust").fingerprint
+
+
+def test_a_backbone_is_encoded_as_open_clip_does(shipped: Clip) -> None:
+    pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    tokens = shipped.tokenize(["a photo of a cat.", "a rocket"])
+    with torch.no_grad():
+        images = shipped.model.encode_image((pixels - shipped.mean[:, None, None]) / shipped.std[:, None, None], normalize=True)
+        assert (F.normalize(encode_image(shipped, pixels), dim=-1) - images).abs().max() <= 1e-6
+        assert (F.normalize(encode_text(shipped, tokens), dim=-1) - shipped.model.encode_text(tokens, normalize=True)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(("picture", "label"), [("chelsea.png", "cat"), ("coffee.png", "cup of coffee")])
-def test_mini_recognises_photographs_larger_than_any_it_was_trained_on(mini: Clip, picture: str, label: str) -> None:
+def test_photographs_larger_than_any_that_were_trained_on_are_recognised(shipped: Clip, picture: str, label: str) -> None:
     data = (Path(str(skimage.data.__file__)).parent / picture).read_bytes()
-    logits = zero_shot(mini, Prompts(), LABELS)(load_pixels(data, mini.image_size)[None], draw_seeds(0, 1))
+    logits = zero_shot(shipped, Prompts(), LABELS)(load_pixels(data, shipped.image_size)[None], draw_seeds(0, 1))
     assert LABELS[int(logits.argmax())] == label
+
+
+@pytest.mark.data
+def test_the_hardened_sister_stands_where_mini_falls(mini: Clip, shared_data: Path) -> None:
+    from training.data import load_data
+    from training.sampling import balanced_subset
+
+    pictures = load_data(shared_data / "cifar-10", "test")
+    chosen = balanced_subset(pictures, ATTACKED, 0)
+    pixels, targets = pictures.pixels(chosen, mini.image_size), pictures.targets[chosen]
+    attack = PGD(ball=Linf(radius=2 / 255), steps=20, starts=("random",))
+    standing: dict[str, int] = {}
+    for clip in (mini, load_clip("mini-robust")):
+        attacked = attack(label_score("cross_entropy", zero_shot(clip, Prompts(), pictures.labels), targets), pixels, draw_seeds(0, ATTACKED))
+        standing[clip.arch] = int((attacked.first_success < 0).sum())
+    assert standing["mini-robust"] >= 0.4 * ATTACKED
+    assert standing["mini"] <= 0.1 * ATTACKED
 
 
 @pytest.mark.data

@@ -71,7 +71,7 @@ def test_help_lists_every_parameter_with_its_default() -> None:
     names += [f"--objective.{name}" for model in OBJECTIVES.values() for name in model.model_fields]
     assert all(name in text for name in names)
     for shown in (
-        "(default: mini)",
+        "(default: mini-robust)",
         "(default: 8/255)",
         "advpt, advpt_plus: ",
         "advpt: radius of the bank's attack",
