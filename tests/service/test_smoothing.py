@@ -81,7 +81,7 @@ def test_a_seed_is_drawn_and_told_when_none_is_given(server: Running) -> None:
     first = ask(server, CHAIN, seed=None).json()
     again = ask(server, CHAIN, seed=first["seed"]).json()
     assert again["results"][0]["smoothing"] == first["results"][0]["smoothing"]
-    assert first["defense"][0] == CHAIN[0]
+    assert first["defense"][0].items() >= CHAIN[0].items()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_probe_of_the_served_vote_certifies_it(server: Running) -> None:
 
 @pytest.mark.parametrize(
     ("certify", "pointer"),
-    [({"sigma": 0}, "#/certify/sigma"), ({"n": 0}, "#/certify/n"), ({"n": 10**9}, "#/certify/n"), ({"n": 10_000}, "#/certify/n")],
+    [({"sigma": 0}, "#/certify/sigma"), ({"n": 0}, "#/certify/n"), ({"n": 10**9}, "#/certify/n"), ({"n": 20_000}, "#/certify/n")],
 )
 def test_noise_that_can_not_be_certified_with_is_refused_by_its_place(server: Running, certify: dict[str, Any], pointer: str) -> None:
     request = orjson.dumps({"labels": LABELS, "certify": certify})
