@@ -33,7 +33,7 @@ class Corpus:
     names: Names
     sets: tuple[str, ...]
     images: Any  # uint8 [n, 3, S, S]
-    teacher: Any  # float16 [n, 1000] probabilities
+    teacher: Any  # float16 [n, 1000] probabilities; None if none was asked
     name: Tensor
     source: Tensor
     validation: Tensor
@@ -43,14 +43,25 @@ class Corpus:
         return torch.from_numpy(self.images[rows.numpy()]).float() / 255
 
 
-def build_corpus(root: Path, cache: Path, *, size: int, teacher: Callable[[], nn.Module], seed: int, limit: int = 0, progress: Progress) -> Corpus:
-    """Read the train files under `root`, decode, ask the teacher. `limit` > 0 keeps that many pictures a set (for tests and trials).
+def build_corpus(
+    root: Path,
+    cache: Path,
+    *,
+    size: int,
+    teacher: Callable[[], nn.Module] | None,
+    seed: int,
+    limit: int = 0,
+    option: str = "--run",
+    progress: Progress,
+) -> Corpus:
+    """Read the train files under `root`, decode, ask the teacher if one is given. `limit` > 0 keeps that many pictures a set (for tests and trials).
 
-    DataRefused if one of the four data sets is missing; InvalidInput if the cache was made from other pictures.
+    DataRefused if one of the four data sets is missing; InvalidInput, which names the `option` that chose the cache, if that was made from other
+    pictures.
     """
     cache.mkdir(parents=True, exist_ok=True)
     sets = {name: load_data(root / name, "train") for name in TRAINING_SETS}
-    _claim(cache / f"corpus-{size}-{limit}.json", {name: data.digest for name, data in sets.items()})
+    _claim(cache / f"corpus-{size}-{limit}.json", {name: data.digest for name, data in sets.items()}, option)
     names = gather_names({name: _trained_labels(name, data) for name, data in sets.items()})
     rows = {name: _trained_rows(name, data, limit) for name, data in sets.items()}
     count = sum(len(kept) for kept in rows.values())
@@ -64,6 +75,7 @@ def build_corpus(root: Path, cache: Path, *, size: int, teacher: Callable[[], nn
     network: list[nn.Module] = []
 
     def ask() -> Any:
+        assert teacher is not None
         network.append(teacher().to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
         for start in range(0, count, _CHUNK):
             pixels = torch.from_numpy(np.array(images[start : start + _CHUNK])).float() / 255
@@ -72,7 +84,8 @@ def build_corpus(root: Path, cache: Path, *, size: int, teacher: Callable[[], nn
                 logits = network[0](large.to(memory_format=torch.channels_last))
             yield logits.float().softmax(dim=1).half().numpy()
 
-    opinion = cached_array(cache / f"teacher-{limit}.npy", (count, 1000), np.float16, ask, progress, "asking the teacher")
+    kept = cache / f"teacher-{limit}.npy"
+    opinion = None if teacher is None else cached_array(kept, (count, 1000), np.float16, ask, progress, "asking the teacher")
     position: dict[str, int] = {text: index for index, text in reversed(list(enumerate(names.texts)))}
     name = torch.cat([torch.tensor([position[data.labels[int(t)]] for t in data.targets[rows[key]]]) for key, data in sets.items()])
     source = torch.cat([torch.full((len(rows[key]),), index) for index, key in enumerate(sets)])
@@ -128,13 +141,13 @@ def augment(pixels: Pixels, generator: torch.Generator) -> Pixels:
     return ((out - middle) * contrast + middle + brightness + tint).clamp(0, 1)
 
 
-def _claim(path: Path, digests: dict[str, str]) -> None:
+def _claim(path: Path, digests: dict[str, str], option: str) -> None:
     """Say which pictures a cache folder is about; refuse one that is about others."""
     if not path.exists():
         write_atomically(path, json.dumps(digests, indent=2).encode())
     elif changed := [name for name, digest in json.loads(path.read_text()).items() if digests.get(name) != digest]:
         raise InvalidInput(
-            f"{path.parent} was made from other pictures of {', '.join(changed)}.", field="--run", help="Use another --run, or delete that cache."
+            f"{path.parent} was made from other pictures of {', '.join(changed)}.", field=option, help=f"Use another {option}, or delete that cache."
         )
 
 

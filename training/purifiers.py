@@ -32,11 +32,11 @@ from robustclip.purifiers import OWN, Kind, digest_of, load_purifier, write_puri
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.super_resolver import SuperResolver
 from robustclip.types import Progress
+from training.hardening.supply import open_supply
 from training.memory import keep_freed_memory
 from training.processes import Processes, add_options, joined
 from training.progress import bar
 from training.purifying.exam import Reading, exam_of, examine, kept_back, shortcomings
-from training.purifying.pictures import open_pictures
 from training.purifying.recipe import DEFAULTS, Recipe, read_recipe
 from training.purifying.run import PurifyingRun
 from training.sampling import balanced_subset, open_split
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(recipe: Recipe, clip: Clip, data: Path, cache: Path, *, run: Path, out: Path, processes: Processes, progress: Progress) -> None:
     """One network, from its checkpoint in `run` if there is one, to OUT/KIND.json and .safetensors. `clip` judges the checks."""
     with processes.main_first():  # the others find its cache
-        supply = open_pictures(data, cache, size=recipe.decoded, limit=recipe.limit, progress=progress)
+        supply = open_supply(data, cache, size=recipe.decoded, limit=recipe.limit, taught=False, progress=progress)
     exam = kept_back(supply, clip, recipe.check_pictures, recipe.seed)
     running = PurifyingRun(supply, exam, recipe, folder=run / recipe.kind, processes=processes, progress=progress)
     network = running.finish()

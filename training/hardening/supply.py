@@ -83,10 +83,15 @@ def imagenet_words(labels: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(numbers[label] for label in labels) if all(label in numbers for label in labels) else labels
 
 
-def open_supply(root: Path, cache: Path, *, size: int, limit: int = 0, workers: int = 0, progress: Progress) -> Supply:
-    """Pretraining's data sets if `root` holds one of them, else the split `train` of the one data set that it is."""
+def open_supply(root: Path, cache: Path, *, size: int, limit: int = 0, workers: int = 0, taught: bool = True, progress: Progress) -> Supply:
+    """Pretraining's data sets if `root` holds one of them, else the split `train` of the one data set that it is.
+
+    Pretraining's are decoded once, into the cache that `robustclip pretrain` keeps: what it kept back is kept back again, classes that it never saw
+    stay out. `taught`: with the opinion of its teacher.
+    """
     if any((root / name).is_dir() for name in TRAINING_SETS):
-        return build_corpus(root, cache, size=size, teacher=picture_teacher, seed=CORPUS_SEED, limit=limit, progress=progress)
+        teacher = picture_teacher if taught else None
+        return build_corpus(root, cache, size=size, teacher=teacher, seed=CORPUS_SEED, limit=limit, option="--cache", progress=progress)
     data = load_data(root, TRAIN)
     return folder_supply(data.subset(balanced_subset(data, limit, CORPUS_SEED), TRAIN) if limit else data, size, workers=workers)
 

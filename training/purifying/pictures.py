@@ -1,56 +1,14 @@
-"""Pictures for purifiers: those of pretraining, no teacher asked, or any folder; and the squares that a step cuts from them."""
+"""The squares that a step of a purifier's training cuts from pictures."""
 
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.errors import InvalidInput
-from robustclip.files import write_atomically
-from robustclip.types import Pixels, Progress
-from training.captions import gather_names
-from training.corpus import HELD_OUT_EVERY, HELD_OUT_SET, TRAINING_SETS, Corpus, cached_array
-from training.data import LabelledImages, load_data
-from training.hardening.supply import BLOCK, CORPUS_SEED, Supply, open_supply
-from training.sampling import TRAIN, seeded
-
-_CHUNK = 256
-
-
-def open_pictures(root: Path, cache: Path, *, size: int, limit: int = 0, progress: Progress) -> Supply:
-    """The split `train` of pretraining's data sets, if `root` holds one of them, else of the one data set that it is.
-
-    Pictures of pretraining's are decoded once, into the very file that `robustclip pretrain` keeps in its cache, in its order; what it kept back is
-    kept back again, and classes that it never saw stay out.
-    """
-    if not any((root / name).is_dir() for name in TRAINING_SETS):
-        return open_supply(root, cache, size=size, limit=limit, progress=progress)
-    sets = {name: load_data(root / name, TRAIN) for name in TRAINING_SETS}
-    record = cache / f"corpus-{size}-{limit}.json"
-    digests = {name: data.digest for name, data in sets.items()}
-    if not record.exists():
-        write_atomically(record, json.dumps(digests, indent=2).encode())
-    elif json.loads(record.read_text()) != digests:
-        raise InvalidInput(f"{cache} was made from other pictures.", field="--cache", help="Use another folder, or delete that one.")
-    rows = {name: _trained(name, data, limit) for name, data in sets.items()}
-    count = sum(len(kept) for kept in rows.values())
-
-    def decode() -> Any:
-        for name, data in sets.items():
-            for chunk in rows[name].split(_CHUNK):
-                yield (data.pixels(chunk, size) * 255).round().to(torch.uint8).numpy()
-
-    images = cached_array(cache / f"images-{size}-{limit}.npy", (count, 3, size, size), np.uint8, decode, progress, "decoding pictures")
-    names = gather_names({name: tuple(data.labels[label] for label in _classes(name, data)) for name, data in sets.items()})
-    position = {text: index for index, text in reversed(list(enumerate(names.texts)))}
-    name = torch.tensor([position[data.labels[int(target)]] for key, data in sets.items() for target in data.targets[rows[key]]])
-    source = torch.cat([torch.full((len(kept),), index) for index, kept in enumerate(rows.values())])
-    validation = torch.rand(count, generator=torch.Generator().manual_seed(CORPUS_SEED)) < 0.02
-    return Corpus(names, tuple(sets), images, None, name, source, validation)
+from robustclip.types import Pixels
+from training.hardening.supply import BLOCK, Supply
+from training.sampling import seeded
 
 
 class Draw(NamedTuple):
@@ -85,13 +43,3 @@ def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
     mirrored = (torch.rand(len(pixels), generator=generator) < 0.5).tolist()
     cut = [picture[:, top : top + size, left : left + size] for picture, (top, left) in zip(pixels, corners, strict=True)]
     return torch.stack([picture.flip(-1) if mirror else picture for picture, mirror in zip(cut, mirrored, strict=True)])
-
-
-def _classes(name: str, data: LabelledImages) -> list[int]:
-    """Those that pretraining learned from."""
-    return [label for label in range(len(data.labels)) if name != HELD_OUT_SET or label % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
-
-
-def _trained(name: str, data: LabelledImages, limit: int) -> Tensor:
-    rows = torch.isin(data.targets, torch.tensor(_classes(name, data))).nonzero().flatten()
-    return rows if not limit else rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:limit]].sort().values

@@ -10,7 +10,8 @@ from tuning import silent
 from robustclip.errors import InvalidInput
 from training import corpus
 from training.corpus import TRAINING_SETS, Corpus
-from training.purifying.pictures import draw_blocks, open_pictures, squares
+from training.hardening.supply import open_supply
+from training.purifying.pictures import draw_blocks, squares
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_block_is_the_same_beside_any_others(drawings: Corpus) -> None:
 
 
 def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path, tmp_path: Path) -> None:
-    own = open_pictures(folders, tmp_path / "own", size=16, progress=silent)
+    own = open_supply(folders, tmp_path / "own", size=16, taught=False, progress=silent)
 
     def opinion() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000))
@@ -53,7 +54,7 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
     assert own.names.texts == theirs.names.texts
     shared = tmp_path / "theirs" / "images-16-0.npy"
     before = shared.stat().st_mtime_ns
-    again = open_pictures(folders, tmp_path / "theirs", size=16, progress=silent)
+    again = open_supply(folders, tmp_path / "theirs", size=16, taught=False, progress=silent)
     assert torch.equal(again.pixels(rows), theirs.pixels(rows))
     assert shared.stat().st_mtime_ns == before
 
@@ -61,4 +62,4 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
 def test_a_cache_of_other_pictures_is_refused(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus-16-0.json").write_text('{"cifar-10": "other"}')
     with pytest.raises(InvalidInput, match="other pictures"):
-        open_pictures(folders, tmp_path, size=16, progress=silent)
+        open_supply(folders, tmp_path, size=16, taught=False, progress=silent)
