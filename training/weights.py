@@ -1,10 +1,15 @@
-"""What pretraining and hardening do alike with the weights that learn: averages of them, and groups for the optimizer."""
+"""What pretraining, hardening and purifiers' training do alike with the weights that learn: averages, groups for the optimizer, rates, resuming."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import BaseModel
 from torch import nn
+
+from robustclip.errors import InvalidInput
 
 
 @torch.no_grad()
@@ -29,3 +34,23 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, rate: float, 
         if parameter.requires_grad:
             groups.setdefault((stem_rate if inside_stem(name) else rate, decay), []).append(parameter)
     return [cast(dict[str, Any], {"params": group, "lr": lr, "weight_decay": decay}) for (lr, decay), group in groups.items()]
+
+
+def share_of_rate(step: int, steps: int, *, warm_up: int) -> float:
+    """Of the learning rate, at a step: up to all of it over `warm_up` steps, then down a cosine to a hundredth."""
+    return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+
+
+def load_checkpoint(path: Path, changed: Callable[[dict[str, Any]], list[str]]) -> dict[str, Any] | None:
+    """What a run left, None if nothing. InvalidInput if that was made with other options, which `changed` names."""
+    if not path.exists():
+        return None
+    state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+    if others := changed(state):
+        raise InvalidInput(f"{path} was made with another {', '.join(others)}.", field="--run", help="Use another --run, or the same options.")
+    return state
+
+
+def changed_options(recipe: BaseModel, of_checkpoint: Mapping[str, Any]) -> list[str]:
+    """The fields of a recipe that a checkpoint was made with other values of."""
+    return [name for name, value in recipe.model_dump().items() if of_checkpoint.get(name) != value]

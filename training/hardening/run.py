@@ -22,10 +22,10 @@ from training.hardening.attack import Strength
 from training.hardening.check import Checker
 from training.hardening.losses import Embeddings, Judge, Targets, label_loss, losses, squared_shift
 from training.hardening.recipe import Recipe
-from training.hardening.supply import BLOCK, Draw, Supply, ahead, draw_blocks
+from training.hardening.supply import BLOCK, Draw, Supply, ahead, draw_blocks, refuse_unshareable
 from training.hardening.tower import ImageTower
 from training.processes import Processes
-from training.weights import average_into, parameter_groups
+from training.weights import average_into, changed_options, load_checkpoint, parameter_groups, share_of_rate
 
 CHECKPOINT_STEPS = 50
 STRONG_STEPS = 20
@@ -171,7 +171,7 @@ class HardeningRun:
 
     def _set_rates(self, step: int, steps: int) -> None:
         warm_up = min(self.recipe.warm_up, max(1, steps // 6))
-        factor = min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+        factor = share_of_rate(step, steps, warm_up=warm_up)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
 
@@ -222,14 +222,12 @@ class HardeningRun:
             torch.save(state, partial)
 
     def _resume(self) -> int:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        def changed(state: dict[str, Any]) -> list[str]:
+            return [*changed_options(self.recipe, state["recipe"]), *(["backbone"] if state["parent"] != self.parent else [])]
+
+        state = load_checkpoint(self.folder / "checkpoint.pt", changed)
+        if state is None:
             return 0
-        state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-        changed = [name for name, value in self.recipe.model_dump().items() if state["recipe"].get(name) != value]
-        changed += ["backbone"] if state["parent"] != self.parent else []
-        if changed:
-            raise InvalidInput(f"{path} was made with another {', '.join(changed)}.", field="--run", help="Use another --run, or the same options.")
         self.tower.visual.load_state_dict(state["visual"])
         self.average.visual.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -245,11 +243,4 @@ def refuse_impossible(supply: Supply, recipe: Recipe, *, parts: int) -> None:
             field="--objective",
             help="Use tecoa, fare or pmg-aft, or give the folder that `robustclip pretrain` reads.",
         )
-    if recipe.batch % (BLOCK * parts):
-        raise InvalidInput(
-            f"{recipe.batch} pictures can't be shared evenly by {parts} processes x parts in blocks of {BLOCK}.",
-            field="--batch",
-            help=f"Use a multiple of {BLOCK * parts}.",
-        )
-    if not bool(supply.validation.any()) or bool(supply.validation.all()):
-        raise InvalidInput("pictures to learn from and pictures to check on are both needed.", field="--data", help="Give more pictures.")
+    refuse_unshareable(supply, batch=recipe.batch, parts=parts)

@@ -12,6 +12,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from robustclip.clip import imagenet_names
+from robustclip.errors import InvalidInput
 from robustclip.types import Pixels, Progress
 from training.captions import Names, gather_names
 from training.corpus import TRAINING_SETS, augment, build_corpus
@@ -94,6 +95,18 @@ def open_supply(root: Path, cache: Path, *, size: int, limit: int = 0, workers: 
         return build_corpus(root, cache, size=size, teacher=teacher, seed=CORPUS_SEED, limit=limit, option="--cache", progress=progress)
     data = load_data(root, TRAIN)
     return folder_supply(data.subset(balanced_subset(data, limit, CORPUS_SEED), TRAIN) if limit else data, size, workers=workers)
+
+
+def refuse_unshareable(supply: Supply, *, batch: int, parts: int) -> None:
+    """InvalidInput for a batch that so many processes x parts don't share evenly in blocks, and for pictures that are all kept back or none."""
+    if batch % (BLOCK * parts):
+        raise InvalidInput(
+            f"{batch} pictures can't be shared evenly by {parts} processes x parts in blocks of {BLOCK}.",
+            field="--batch",
+            help=f"Use a multiple of {BLOCK * parts}.",
+        )
+    if not bool(supply.validation.any()) or bool(supply.validation.all()):
+        raise InvalidInput("pictures to learn from and pictures to check on are both needed.", field="--data", help="Give more pictures.")
 
 
 class Draw(NamedTuple):

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip, describe
-from robustclip.errors import InvalidInput
 from robustclip.files import replacing
 from robustclip.prompts import Prompts
 from robustclip.seeds import derive
@@ -27,7 +26,7 @@ from training.captions import MAX_FILLER, filler, worded
 from training.corpus import Corpus, augment, cached_array
 from training.pretraining.recipe import MINI, Phase, Recipe
 from training.processes import ALONE, Processes
-from training.weights import average_into, inside_stem, parameter_groups
+from training.weights import average_into, inside_stem, load_checkpoint, parameter_groups, share_of_rate
 
 CHECKPOINT_STEPS = 100  # also how often validation is measured
 
@@ -74,7 +73,7 @@ class Trainer:
         began, warm_up = time.monotonic(), max(1, min(100, steps // 6))
         for step in range(start, steps):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+                group["lr"] = rate * share_of_rate(step, steps, warm_up=warm_up)
             losses = self._losses(phase, step, batch)
             optimizer.zero_grad(set_to_none=True)
             cast(Tensor, sum(losses.values())).backward()
@@ -215,11 +214,9 @@ class Trainer:
             torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
 
     def _resume(self, phase: Phase, path: Path, optimizer: torch.optim.Optimizer) -> int:
-        if not path.exists():
+        state = load_checkpoint(path, lambda state: self.recipe.changed(state["recipe"], phase))
+        if state is None:
             return 0
-        state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-        if changed := self.recipe.changed(state["recipe"], phase):
-            raise InvalidInput(f"{path} was made with another {', '.join(changed)}.", field="--run", help="Use another --run, or the same options.")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.reading.load_state_dict(state["reading"])

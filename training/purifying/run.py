@@ -4,25 +4,25 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustclip.errors import InvalidInput, RobustClipError
+from robustclip.errors import RobustClipError
 from robustclip.files import replacing
 from robustclip.purifiers import build
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import diffused, log_ratio
 from robustclip.purifiers.super_resolver import SCALE, SuperResolver, shrunk
 from robustclip.types import Progress
-from training.hardening.supply import BLOCK, Supply
+from training.hardening.supply import BLOCK, Supply, refuse_unshareable
 from training.processes import ALONE, Processes
 from training.purifying.exam import Exam, Reading, examine
 from training.purifying.pictures import Draw, draw_blocks
 from training.purifying.recipe import Recipe
-from training.weights import average_into, parameter_groups
+from training.weights import average_into, changed_options, load_checkpoint, parameter_groups, share_of_rate
 
 CHECKPOINT_STEPS = 100
 
@@ -41,17 +41,9 @@ class PurifyingRun:
     """
 
     def __init__(self, supply: Supply, exam: Exam, recipe: Recipe, *, folder: Path, processes: Processes = ALONE, progress: Progress) -> None:
-        shares = processes.count * processes.parts
-        if recipe.batch % (BLOCK * shares):
-            raise InvalidInput(
-                f"{recipe.batch} pictures can't be shared evenly by {shares} processes x parts in blocks of {BLOCK}.",
-                field="--batch",
-                help=f"Use a multiple of {BLOCK * shares}.",
-            )
+        refuse_unshareable(supply, batch=recipe.batch, parts=processes.count * processes.parts)
         self.supply, self.exam, self.recipe, self.folder, self.processes, self.progress = supply, exam, recipe, folder, processes, progress
         self.trained = torch.nonzero(~supply.validation).squeeze(1)
-        if not len(self.trained) or not len(exam.pixels):
-            raise InvalidInput("pictures to learn from and pictures to check on are both needed.", field="--data", help="Give more pictures.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network, self.average = (build(recipe.network).to(processes.device) for _ in range(2))
@@ -67,9 +59,8 @@ class PurifyingRun:
         start = self._resume()
         began, counted = time.monotonic(), start
         for step in range(start, steps):
-            warm = min((step + 1) / recipe.warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.rate * warm
+                group["lr"] = recipe.rate * share_of_rate(step, steps, warm_up=recipe.warm_up)
             loss = self._step(step)
             average_into(self.average, self.network, decay=recipe.average, step=step)
             speed = (step + 1 - counted) * recipe.batch / (time.monotonic() - began)
@@ -132,14 +123,10 @@ class PurifyingRun:
                 torch.save(state | {"step": step, "readings": readings, "recipe": self.recipe.model_dump()}, partial)
 
     def _resume(self) -> int:
-        path = self.folder / "checkpoint.pt"
         self.processes.wait()
-        if not path.exists():
+        state = load_checkpoint(self.folder / "checkpoint.pt", lambda state: changed_options(self.recipe, state["recipe"]))
+        if state is None:
             return 0
-        state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-        changed = [name for name, value in self.recipe.model_dump().items() if state["recipe"].get(name) != value]
-        if changed:
-            raise InvalidInput(f"{path} was made with another {', '.join(changed)}.", field="--run", help="Use another --run, or the same options.")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
