@@ -1,7 +1,8 @@
 """The results page, made from committed JSON: `python -m training.results [--check]` (`make results`, `make results-check`).
 
-Each `training/results/*.json` is what one `robustclip evaluate --json` printed, with a `title` and what it `says` added by hand, or what `robustclip
-suite` wrote from the declaration beside it. The page holds nothing that is not in those files, so a number can't drift from the command that made it.
+Each `training/results/*.json` is what one `robustclip evaluate --json` or `robustclip certified --json` printed, with a `title` and what it `says`
+added by hand, or what `robustclip suite` wrote from the declaration beside it. The page holds nothing that is not in those files, so a number can't
+drift from the command that made it.
 """
 
 import argparse
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from robustclip.files import write_atomically
+from training.certified_page import certified_section
 from training.difference import decided
+from training.markdown import line, table
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -51,6 +54,8 @@ def render(found: dict[str, Facts]) -> str:
 
 
 def _section(name: str, content: Facts) -> str:
+    if content.get("kind") == "certified":
+        return certified_section(name, content)
     results: list[Facts] = content["results"]
     about = _about(results)
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
@@ -91,10 +96,10 @@ def _cell(row: Facts) -> tuple[str, ...]:
 
 def _accuracies(rows: Sequence[Facts], cells: dict[tuple[str, ...], Facts], refused: dict[tuple[str, ...], list[str]]) -> list[str]:
     conditions = list(dict.fromkeys((_condition(row), row["threat"], row["eps"]) for row in rows))
-    lines = _table(["prompt set", *(name for name, _, _ in conditions)])
+    lines = table(["prompt set", *(name for name, _, _ in conditions)])
     for subject, row in _first(rows).items():
         keys = [_key(row, threat, eps) for _, threat, eps in conditions]
-        lines.append(_line([subject, *(_accuracy(cells.get(key), refused.get(key, [])) for key in keys)]))
+        lines.append(line([subject, *(_accuracy(cells.get(key), refused.get(key, [])) for key in keys)]))
     return lines
 
 
@@ -111,9 +116,9 @@ def _differences(paired: Sequence[Facts]) -> list[str]:
         return []
     conditions = list(dict.fromkeys(_condition(row) for row in paired))
     differences = {(_pair(row), _condition(row)): row for row in paired}
-    lines = ["", *_table(["paired", *conditions])]
+    lines = ["", *table(["paired", *conditions])]
     lines += [
-        _line([pair, *(_difference(differences.get((pair, condition))) for condition in conditions)]) for pair in dict.fromkeys(map(_pair, paired))
+        line([pair, *(_difference(differences.get((pair, condition))) for condition in conditions)]) for pair in dict.fromkeys(map(_pair, paired))
     ]
     return lines
 
@@ -139,11 +144,11 @@ def _trainings(content: Facts) -> list[str]:
             f"Trainings, means over data sets and seeds; no method may take more than {cap} charged image passes (forward + 2 backward).",
             "",
         ]
-        lines += _table(["method", "trainings", "epochs", "charged passes", "text passes", "seconds"])
+        lines += table(["method", "trainings", "epochs", "charged passes", "text passes", "seconds"])
         for method in dict.fromkeys(row["method"] for row in trainings):
             own = [row for row in trainings if row["method"] == method]
             means = [sum(row[name] for row in own) / len(own) for name in ("epochs", "charged", "text_passes", "seconds")]
-            lines.append(_line([method, str(len(own)), *(f"{mean:,.0f}" for mean in means)]))
+            lines.append(line([method, str(len(own)), *(f"{mean:,.0f}" for mean in means)]))
     gaps = [f"- not there: {row['method']}, {row['data']}, seed {row['seed']}: {row['why']}" for row in content.get("missing", ())]
     return [*lines, *([""] if gaps else []), *gaps]
 
@@ -200,14 +205,6 @@ def _difference(row: Facts | None) -> str:
     test = "" if row["mcnemar"] is None else f"; p {row['mcnemar']:.2g}"
     text = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}{test})"
     return f"**{text}**" if decided(row) else text
-
-
-def _table(names: Sequence[str]) -> list[str]:
-    return [_line(names), _line(["---"] * len(names))]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
