@@ -6,22 +6,23 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from robustclip.classifier import text_weights
+from robustclip.classifier import TorchImageEncoder, text_weights
 from robustclip.clip import Clip
+from robustclip.defenses.diffusion import Diffusion
 from robustclip.prompts import Prompts
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import diffused, one_shot, restored
 from robustclip.purifiers.super_resolver import SuperResolver, enlarged, shrunk
 from robustclip.seeds import derive, draw_seeds, row_normal
-from robustclip.towers import encode_image
 from robustclip.types import Pixels
+from training.hardening.check import own_names
 from training.hardening.supply import Supply
+from training.purifying.pictures import halved
 from training.sampling import seeded
 
 SIGMAS = (0.1, 0.25)
-PURIFYING_TIME, PURIFYING_STEPS = 0.1, 5  # the defaults of the defense `diffusion`
+PURIFYING = Diffusion()
 _CHUNK = 32
 
 OnRows: TypeAlias = Callable[[int], None]
@@ -92,7 +93,7 @@ def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
     rows = supply.validation.nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
     used = torch.cat([supply.names.members[name] for name in supply.sets]).unique()
-    own = torch.stack([torch.isin(used, supply.names.members[name]) for name in supply.sets])[supply.source[rows]]
+    own = own_names(supply, rows)[:, used]
     pixels = torch.cat([_at(supply.pixels(chunk), clip.image_size) for chunk in rows.split(_CHUNK)])
     return _exam(clip, pixels, tuple(supply.names.texts[index] for index in used.tolist()), torch.searchsorted(used, supply.name[rows]), own)
 
@@ -105,9 +106,10 @@ def exam_of(clip: Clip, chunks: Iterable[Pixels], labels: tuple[str, ...], targe
 def _exam(clip: Clip, pixels: Pixels, labels: tuple[str, ...], targets: Tensor, own: Tensor) -> Exam:
     with torch.no_grad():
         weights = text_weights(clip, Prompts(), labels)
+    encoder = TorchImageEncoder(clip)
 
     def right(changed: Pixels, rows: Tensor) -> Tensor:
-        features = F.normalize(encode_image(clip, changed.to(clip.device)), dim=-1)
+        features = encoder(changed.to(clip.device), None)
         return (features @ weights.T).cpu().masked_fill(~own[rows], -torch.inf).argmax(dim=1) == targets[rows]
 
     return Exam(pixels, right)
@@ -116,7 +118,7 @@ def _exam(clip: Clip, pixels: Pixels, labels: tuple[str, ...], targets: Tensor, 
 def _enlargements(network: SuperResolver) -> Callable[[Pixels, Tensor], Versions]:
     def change(pixels: Pixels, rows: Tensor) -> Versions:
         height, width = pixels.shape[-2:]
-        half = _levels(shrunk(pixels, height // 2, width // 2))
+        half = halved(pixels)
         return {
             "bicubic": _at(enlarged(half), height),
             "network": _at(_on(network, half), height),
@@ -136,8 +138,8 @@ def _restorations(network: Denoiser, seeds: Tensor) -> Callable[[Pixels, Tensor]
             versions[f"noisy_{sigma}"] = noisy
             versions[f"denoised_{sigma}"] = one_shot(network, noisy.to(device), sigma).cpu()
         noise = row_normal(derive(seeds[rows], "purify"), tuple(pixels.shape[1:]), like=pixels)
-        start = diffused(pixels, noise, PURIFYING_TIME).to(device)
-        versions["purified"] = restored(network, start, PURIFYING_TIME, steps=PURIFYING_STEPS).cpu()
+        start = diffused(pixels, noise, PURIFYING.time).to(device)
+        versions["purified"] = restored(network, start, PURIFYING.time, steps=PURIFYING.steps).cpu()
         return versions
 
     return change
@@ -150,11 +152,6 @@ def _on(network: SuperResolver, pixels: Pixels) -> Tensor:
 def _at(pixels: Tensor, size: int) -> Tensor:
     """The same at another size; odd sizes are half a pixel off twice their half."""
     return pixels if pixels.shape[-1] == size else shrunk(pixels, size, size).clamp(0, 1)
-
-
-def _levels(pixels: Tensor) -> Pixels:
-    """What a PNG can hold."""
-    return (pixels.clamp(0, 1) * 255).round() / 255
 
 
 def _psnr(errors: Tensor) -> float:

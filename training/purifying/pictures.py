@@ -1,11 +1,11 @@
-"""The squares that a step of a purifier's training cuts from pictures."""
+"""The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is given."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from robustclip.purifiers.super_resolver import SCALE, shrunk
 from robustclip.types import Pixels
 from training.hardening.supply import BLOCK, Supply
 from training.sampling import seeded
@@ -38,8 +38,14 @@ def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
     full = pixels.shape[-1]
     side = int(torch.randint(size, full + 1, (), generator=generator))
     if side < full:
-        pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        pixels = shrunk(pixels, side, side).clamp(0, 1)
     corners = torch.randint(side - size + 1, (len(pixels), 2), generator=generator).tolist()
     mirrored = (torch.rand(len(pixels), generator=generator) < 0.5).tolist()
     cut = [picture[:, top : top + size, left : left + size] for picture, (top, left) in zip(pixels, corners, strict=True)]
     return torch.stack([picture.flip(-1) if mirror else picture for picture, mirror in zip(cut, mirrored, strict=True)])
+
+
+def halved(pixels: Pixels) -> Pixels:
+    """[B, 3, H, W] -> [B, 3, H // 2, W // 2], in the 8-bit levels that a file of them could hold."""
+    height, width = pixels.shape[-2:]
+    return (shrunk(pixels, height // SCALE, width // SCALE).clamp(0, 1) * 255).round() / 255

@@ -15,12 +15,12 @@ from robustclip.files import replacing
 from robustclip.purifiers import build
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import diffused, log_ratio
-from robustclip.purifiers.super_resolver import SCALE, SuperResolver, shrunk
+from robustclip.purifiers.super_resolver import SuperResolver
 from robustclip.types import Progress
 from training.hardening.supply import BLOCK, Supply, refuse_unshareable
 from training.processes import ALONE, Processes
 from training.purifying.exam import Exam, Reading, examine
-from training.purifying.pictures import Draw, draw_blocks
+from training.purifying.pictures import Draw, draw_blocks, halved
 from training.purifying.recipe import Recipe
 from training.weights import average_into, changed_options, load_checkpoint, parameter_groups, share_of_rate
 
@@ -99,9 +99,7 @@ class PurifyingRun:
         pixels = draw.pixels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
             if isinstance(self.network, SuperResolver):
-                side = pixels.shape[-1] // SCALE
-                small = (shrunk(pixels, side, side).clamp(0, 1) * 255).round() / 255
-                return F.l1_loss(self.network(small).float(), pixels)
+                return F.l1_loss(self.network(halved(pixels)).float(), pixels)
             time, noise = self.network.shape.max_time * draw.time.clamp_min(1e-3).to(device), draw.noise.to(device)
             return F.mse_loss(self.network(diffused(pixels, noise, time), log_ratio(time)).float(), noise)
 
