@@ -118,15 +118,25 @@ class Draw(NamedTuple):
 
 
 def draw_blocks(supply: Supply, trained: Tensor, blocks: Iterable[int], *, seed: int, step: int, augmented: bool) -> Draw:
-    """Some blocks of a step. A block depends on seed, step and its number alone."""
-    drawn: list[Draw] = []
-    for block in blocks:
-        generator = seeded(seed, f"step-{step}-{block}")
-        rows = trained[torch.randint(len(trained), (BLOCK,), generator=generator)]
+    """Some blocks of a step."""
+
+    def draw(rows: Tensor, generator: torch.Generator) -> Draw:
         pixels = supply.pixels(rows)
         pixels = augment(pixels, generator) if augmented else pixels
-        drawn.append(Draw(rows, pixels, 2 * torch.rand(pixels.shape, generator=generator) - 1))
-    return Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+        return Draw(rows, pixels, 2 * torch.rand(pixels.shape, generator=generator) - 1)
+
+    return Draw(*in_blocks(draw, trained, blocks, seed=seed, stream=f"step-{step}"))
+
+
+def in_blocks(
+    draw: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]], trained: Tensor, blocks: Iterable[int], *, seed: int, stream: str
+) -> Iterator[Tensor]:
+    """What `draw` makes of 16 random rows a block, joined part by part. A block depends on seed, stream and its number alone."""
+    drawn: list[tuple[Tensor, ...]] = []
+    for block in blocks:
+        generator = seeded(seed, f"{stream}-{block}")
+        drawn.append(draw(trained[torch.randint(len(trained), (BLOCK,), generator=generator)], generator))
+    return (torch.cat(parts) for parts in zip(*drawn, strict=True))
 
 
 def ahead(make: Callable[..., T], order: Iterable[tuple[Any, ...]]) -> Iterator[T]:

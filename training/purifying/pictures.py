@@ -1,5 +1,6 @@
 """The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is given."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -7,8 +8,7 @@ from torch import Tensor
 
 from robustclip.purifiers.super_resolver import SCALE, shrunk
 from robustclip.types import Pixels
-from training.hardening.supply import BLOCK, Supply
-from training.sampling import seeded
+from training.hardening.supply import Supply, in_blocks
 
 
 class Draw(NamedTuple):
@@ -19,15 +19,14 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def draw_blocks(supply: Supply, trained: Tensor, blocks: list[int], *, size: int, seed: int, step: int) -> Draw:
-    """Some blocks of a step. A block depends on seed, step and its number alone."""
-    drawn: list[Draw] = []
-    for block in blocks:
-        generator = seeded(seed, f"purify-{step}-{block}")
-        rows = trained[torch.randint(len(trained), (BLOCK,), generator=generator)]
+def draw_blocks(supply: Supply, trained: Tensor, blocks: Iterable[int], *, size: int, seed: int, step: int) -> Draw:
+    """Some blocks of a step."""
+
+    def draw(rows: Tensor, generator: torch.Generator) -> Draw:
         pixels = squares(supply.pixels(rows), size, generator)
-        drawn.append(Draw(pixels, torch.rand(BLOCK, generator=generator), torch.randn(pixels.shape, generator=generator)))
-    return Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+        return Draw(pixels, torch.rand(len(rows), generator=generator), torch.randn(pixels.shape, generator=generator))
+
+    return Draw(*in_blocks(draw, trained, blocks, seed=seed, stream=f"purify-{step}"))
 
 
 def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
