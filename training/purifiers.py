@@ -97,7 +97,7 @@ def train(recipe: Recipe, clip: Clip, data: Path, cache: Path, *, run: Path, out
         facts: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json", exclude={"network"}),
             "data": list(supply.sets),
-            "kept_back": {"pictures": len(exam.pixels), "backbone": clip.fingerprint, "readings": checked},
+            "kept_back": {"pictures": exam.count, "backbone": clip.fingerprint, "readings": checked},
         }
         write_purifier(network, out / recipe.kind, facts)
         print(f"wrote {out / recipe.kind}.safetensors")
@@ -107,11 +107,9 @@ def train(recipe: Recipe, clip: Clip, data: Path, cache: Path, *, run: Path, out
 
 def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, split: str, limit: int, progress: Progress) -> dict[Kind, Measured]:
     """The readings of networks on the pictures of a split, told among its labels; `limit` > 0 takes so many, classes balanced."""
-    pictures = open_split(data, split)
-    rows = balanced_subset(pictures, limit, SUBSET_SEED)
-    chunks = (pictures.pixels(chunk, clip.image_size) for chunk in rows.split(256))
-    exam = exam_of(clip, chunks, pictures.labels, pictures.targets[rows])
-    looked_at = pictures.subset(rows, split).digest
+    every = open_split(data, split)
+    pictures = every.subset(balanced_subset(every, limit, SUBSET_SEED), split)
+    exam = exam_of(clip, pictures)
     found: dict[Kind, Measured] = {}
     for kind in kinds:
         named = str(Path(weights) / f"{kind}.json") if Path(weights).is_dir() else weights
@@ -123,15 +121,15 @@ def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, spli
         def count(rows: int, kind: Kind = kind) -> None:
             nonlocal done
             done += rows
-            progress(done, len(exam.pixels), f"measuring the {kind}")
+            progress(done, exam.count, f"measuring the {kind}")
 
         readings = examine(network, exam, on_rows=count)
         found[kind] = Measured(
             weights=weights,
             digest=digest_of(kind, named),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            pictures=len(exam.pixels),
-            pictures_digest=looked_at,
+            pictures=exam.count,
+            pictures_digest=pictures.digest,
             readings=readings,
             no_better=shortcomings(readings),
         )

@@ -1,6 +1,6 @@
 """What a purifying network is worth: PSNR and CLIP's accuracy on clean pictures, each beside what costs nothing: bicubic, or leaving the noise."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -16,6 +16,7 @@ from robustclip.purifiers.diffusion import diffused, one_shot, restored
 from robustclip.purifiers.super_resolver import SuperResolver, enlarged, shrunk
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.types import Pixels
+from training.data import LabelledImages
 from training.hardening.check import own_names
 from training.hardening.supply import Supply
 from training.purifying.pictures import halved
@@ -38,9 +39,10 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Exam:
-    """n pictures, and which of some changed ones are still named rightly: `right(changed, rows)` [B] bool."""
+    """`count` pictures, asked for by rows, and which of some changed ones are still named rightly: `right(changed, rows)` [B] bool."""
 
-    pixels: Pixels
+    count: int
+    pixels: Callable[[Tensor], Pixels]
     right: Callable[[Pixels, Tensor], Tensor]
 
     def take(self, change: Callable[[Pixels, Tensor], Versions], *, on_rows: OnRows = lambda rows: None) -> dict[str, Reading]:
@@ -48,8 +50,8 @@ class Exam:
         errors: dict[str, list[Tensor]] = {}
         hits: dict[str, list[Tensor]] = {}
         with torch.no_grad():
-            for rows in torch.arange(len(self.pixels)).split(_CHUNK):
-                clean = self.pixels[rows]
+            for rows in torch.arange(self.count).split(_CHUNK):
+                clean = self.pixels(rows)
                 for name, version in {"untouched": clean, **change(clean, rows)}.items():
                     served = version.clamp(0, 1)
                     errors.setdefault(name, []).append((served - clean).square().mean(dim=(1, 2, 3)))
@@ -71,7 +73,7 @@ def examine(network: SuperResolver | Denoiser, exam: Exam, *, seed: int = 0, on_
     """
     if isinstance(network, SuperResolver):
         return exam.take(_enlargements(network), on_rows=on_rows)
-    return exam.take(_restorations(network, draw_seeds(seed, len(exam.pixels))), on_rows=on_rows)
+    return exam.take(_restorations(network, draw_seeds(seed, exam.count)), on_rows=on_rows)
 
 
 def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
@@ -89,21 +91,23 @@ def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
 
 
 def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
-    """Pictures that nothing was trained on, each to be told among the names of its own data set."""
+    """Pictures that nothing was trained on, each to be told among the names of its own data set; read once, for many looks."""
     rows = supply.validation.nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
     used = torch.cat([supply.names.members[name] for name in supply.sets]).unique()
     own = own_names(supply, rows)[:, used]
     pixels = torch.cat([_at(supply.pixels(chunk), clip.image_size) for chunk in rows.split(_CHUNK)])
-    return _exam(clip, pixels, tuple(supply.names.texts[index] for index in used.tolist()), torch.searchsorted(used, supply.name[rows]), own)
+    labels = tuple(supply.names.texts[index] for index in used.tolist())
+    return _exam(clip, lambda rows: pixels[rows], labels, torch.searchsorted(used, supply.name[rows]), own)
 
 
-def exam_of(clip: Clip, chunks: Iterable[Pixels], labels: tuple[str, ...], targets: Tensor) -> Exam:
-    """Labelled pictures, each to be told among all labels."""
-    return _exam(clip, torch.cat(list(chunks)), labels, targets, torch.ones(len(targets), len(labels), dtype=torch.bool))
+def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
+    """Labelled pictures, each to be told among all labels, and read whenever it is looked at."""
+    own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
+    return _exam(clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own)
 
 
-def _exam(clip: Clip, pixels: Pixels, labels: tuple[str, ...], targets: Tensor, own: Tensor) -> Exam:
+def _exam(clip: Clip, pixels: Callable[[Tensor], Pixels], labels: tuple[str, ...], targets: Tensor, own: Tensor) -> Exam:
     with torch.no_grad():
         weights = text_weights(clip, Prompts(), labels)
     encoder = TorchImageEncoder(clip)
@@ -112,7 +116,7 @@ def _exam(clip: Clip, pixels: Pixels, labels: tuple[str, ...], targets: Tensor, 
         features = encoder(changed.to(clip.device), None)
         return (features @ weights.T).cpu().masked_fill(~own[rows], -torch.inf).argmax(dim=1) == targets[rows]
 
-    return Exam(pixels, right)
+    return Exam(len(targets), pixels, right)
 
 
 def _enlargements(network: SuperResolver) -> Callable[[Pixels, Tensor], Versions]:
