@@ -122,14 +122,15 @@ def certify_features(
 
     `statements`: how many were asked for before any was seen; each gets that part of `options.alpha`.
     """
-
-    def count(features: Features) -> Tensor:
-        return sum((count_votes(classifier.judge(part)) for part in features.split(VOTES_A_PASS)), torch.zeros((), dtype=torch.int64))
-
-    with torch.no_grad():
-        choosing, counting = count(noisy.choosing), count(noisy.counting)
+    choosing, counting = (count_features(classifier, features) for features in noisy)
     shared = options.model_copy(update={"alpha": options.alpha / statements})
     return conclude(choosing, counting, classifier.labels, values, shared, exploratory=exploratory)
+
+
+def count_features(classifier: ZeroShotClassifier, features: Features) -> Tensor:
+    """[C] int64: how many of the noisy copies [V, E] the classifier gives each label, judged in the batches in which they would be encoded."""
+    with torch.no_grad():
+        return sum((count_votes(classifier.judge(part)) for part in features.split(VOTES_A_PASS)), torch.zeros((), dtype=torch.int64))
 
 
 def noise_seeds(pixels: Tensor, options: CertifyOptions, *, portion: int = 0) -> tuple[Seeds, Seeds]:

@@ -112,7 +112,7 @@ def portion_for(root: Path, key: NoiseKey, question: str, *, confirm: bool = Fal
 
 def cached_features(root: Path, key: NoiseKey, make: Callable[[int], NoisyFeatures], *, portion: int = 0) -> NoisyFeatures:
     """The features under a key, from their file or else made and kept. Raises DataRefused for a file that is damaged or belongs to another key."""
-    path = root / key.folder / f"noise-{portion}.safetensors"
+    path = noise_path(root, key, portion=portion)
     try:
         if not path.exists():
             made = {name: features.cpu().contiguous() for name, features in make(portion)._asdict().items()}
@@ -128,6 +128,11 @@ def cached_features(root: Path, key: NoiseKey, make: Callable[[int], NoisyFeatur
         raise _unusable(path, error) from error
     _check(tensors, key, path)
     return NoisyFeatures(**tensors)
+
+
+def noise_path(root: Path, key: NoiseKey, *, portion: int = 0) -> Path:
+    """Where the features under a key are kept."""
+    return root / key.folder / f"noise-{portion}.safetensors"
 
 
 def _asked(folder: Path) -> list[str]:

@@ -37,6 +37,16 @@ def linear(labels: int, size: int = 4) -> LinearClassifier:
     return LinearClassifier(torch.randn(labels, 3 * size * size, generator=generator), torch.zeros(labels))
 
 
+GRAY = torch.full((3, 4, 4), 0.5)
+
+
+def half_spaces(distance: float) -> LinearClassifier:
+    """Two labels, parted by a plane at that L2 distance from GRAY."""
+    normal = torch.randn(48, generator=torch.Generator().manual_seed(3))
+    normal /= normal.norm()
+    return LinearClassifier(torch.stack([normal, -normal]), torch.tensor([distance, -distance]) - torch.stack([normal, -normal]) @ GRAY.flatten())
+
+
 def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: str) -> float:
     """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in float64."""
     x = picture.flatten().double()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from scipy import special
-from toys import LinearClassifier, Purified, gratings, trained_conv
+from toys import GRAY, Purified, gratings, half_spaces, trained_conv
 
 from robustclip.attacks.pgd import PGD
 from robustclip.certify import (
@@ -33,14 +33,6 @@ from robustclip.types import Pixels
 from robustclip.wrappers import averaged
 
 SIGMA = 0.05  # the picture of the linear toy is ten of these away from the box: its clamp does nothing there
-GRAY = torch.full((3, 4, 4), 0.5)
-
-
-def half_spaces(distance: float) -> LinearClassifier:
-    """Two labels, parted by a plane at that L2 distance from GRAY."""
-    normal = torch.randn(48, generator=torch.Generator().manual_seed(3))
-    normal /= normal.norm()
-    return LinearClassifier(torch.stack([normal, -normal]), torch.tensor([distance, -distance]) - torch.stack([normal, -normal]) @ GRAY.flatten())
 
 
 def certified(distance: float, **options: float) -> Certificate:
