@@ -4,7 +4,6 @@ Weights are named: `own` are those that ship here, `tiny` is drawn from a seed a
 train-purifiers` wrote (.json), or for super-resolution any network that spandrel knows (.safetensors). No file is ever run as code.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robustclip.digests import tensor_digest
+from robustclip.digests import json_digest, tensor_digest
 from robustclip.errors import PurifierRefused
 from robustclip.files import replacing, write_atomically
 from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
@@ -102,9 +101,9 @@ def load_purifier(kind: Kind, weights: str) -> nn.Module:
 
 @lru_cache(maxsize=16)
 def digest_of(kind: Kind, weights: str) -> str:
-    """sha256 over the tensors: what an answer depends on beside the name of the weights. Raises as `load_purifier`."""
+    """sha256 over the named tensors: what an answer depends on beside the name of the weights. Raises as `load_purifier`."""
     state = _loaded(kind, weights, "cpu", torch.float32).state_dict()
-    return hashlib.sha256(repr([(name, tensor_digest(tensor)) for name, tensor in state.items()]).encode()).hexdigest()
+    return json_digest({name: tensor_digest(tensor) for name, tensor in state.items()})
 
 
 def write_purifier(network: SuperResolver | Denoiser, path: Path, facts: dict[str, Any]) -> None:
