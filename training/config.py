@@ -17,6 +17,7 @@ from robustclip.threat import LinfRadius
 from training.inner import Precision
 from training.levels import LEVELS, Level
 from training.objectives import OBJECTIVES, AnyObjective
+from training.options import words
 from training.selection import Selection, load_selection
 
 DEFAULT_STORE = Path("var/prompts")
@@ -76,7 +77,7 @@ class TrainSettings(BaseModel):
     @field_validator("validate_at", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+        return words([value]) if isinstance(value, str) else value
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from robustclip.errors import InvalidInput, invalid_input
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.config import DEFAULT_RUNS, check_device, default_store
 from training.levels import T2_STEPS
+from training.options import words
 from training.presets import facts, preset_sources
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 
@@ -163,4 +164,4 @@ def _preset_sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _words(values: Sequence[str]) -> list[str]:
     """Distinct values of an option that takes commas and may be repeated, in their order."""
-    return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))
+    return list(dict.fromkeys(words(values)))

@@ -21,6 +21,7 @@ from training.candidates import Choosing, candidates, judged_on, record, rounds_
 from training.config import check_device
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
+from training.options import words
 from training.processes import joined
 from training.progress import bar
 from training.selection import Selection, score
@@ -39,8 +40,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Choose settings of a method on held-out training pictures."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    options = vars(_parser().parse_args(words))
+    given = sys.argv[1:] if argv is None else list(argv)
+    options = vars(_parser().parse_args(given))
     out, device, as_json, dry_run = (options.pop(name) for name in ("out", "device", "json", "dry_run"))
     tried = candidates(*_tried(options))
     choosing = _choosing(options)
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dry_run:
             return 0
         found = list(perform(rounds, opened, progress=progress))
-    made = record(choosing, tried, opened, found, command=shlex.join(["robustclip", "select", *words]))
+    made = record(choosing, tried, opened, found, command=shlex.join(["robustclip", "select", *given]))
     path: Path = out or choosing.runs / "select" / f"{made.carried().digest}.json"
     write_atomically(path, (made.model_dump_json(indent=1) + "\n").encode())
     if as_json:
@@ -90,7 +91,7 @@ def _choosing(options: dict[str, Any]) -> Choosing:
     values = {name: value for name, value in options.items() if value is not None}
     for name in _SEVERAL:
         if name in values:
-            values[name] = [word.strip() for value in values[name] for word in value.split(",") if word.strip()]
+            values[name] = words(values[name])
     try:
         return Choosing.model_validate(values)
     except ValidationError as error:
@@ -131,14 +132,14 @@ def _print(made: Selection, path: Path, eps: str) -> None:
         "", "candidate", made.by, f"clean, T2 {eps} on {', '.join(dict.fromkeys(judged.data for judged in made.judged_on))}", "ahead of the first"
     )
     for candidate in made.candidates:
-        words = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
+        settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
         if candidate.why is not None:
-            table.add_row("", words, "", candidate.why, "")
+            table.add_row("", settings, "", candidate.why, "")
             continue
         numbers = ", ".join(f"{100 * number.accuracy:.1f}" for number in candidate.numbers)
         ahead = candidate.ahead
         gain = "" if ahead is None else f"{100 * ahead.value:+.1f} ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
-        table.add_row("*" if candidate.settings == made.chosen else "", words, f"{100 * score(candidate.numbers, made.by):.1f}", numbers, gain)
+        table.add_row("*" if candidate.settings == made.chosen else "", settings, f"{100 * score(candidate.numbers, made.by):.1f}", numbers, gain)
     (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
     print(f"chosen {made.chosen}; the record: {path}")
     print(f"  robustclip train --selection {shlex.quote(str(path))} --shots {made.shots} --data DIR --name NAME")

@@ -17,6 +17,7 @@ from training.config import DEFAULT_RUNS, check_device, default_store
 from training.declaration import Table, read_table, rounds_of
 from training.evaluation import Row
 from training.memory import keep_freed_memory
+from training.options import words
 from training.presets import facts, preset_sources
 from training.processes import joined
 from training.progress import bar
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _ in perform(wanted, opened, progress=progress):
                 pass
         found = list(perform(rounds, opened, progress=progress, only_kept=True))
-    words = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
-    content = assembled(table, found, command=shlex.join(words))
+    command = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
+    content = assembled(table, found, command=shlex.join(command))
     if not content["results"]:
         raise InvalidInput("no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin.")
     out: Path = options.out or path.with_suffix(".json")
@@ -117,11 +118,11 @@ def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) 
 
 
 def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
-    words = [word.strip() for value in given or () for word in value.split(",") if word.strip()]
-    for word in words:
+    asked = words(given or ())
+    for word in asked:
         if word not in known:
             raise InvalidInput(f"the table has no {word!r}.", field=option, help=f"It has {', '.join(known)}.")
-    return words or known
+    return asked or known
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,6 +29,7 @@ from training.losses import Reference, family, misalignment, reliability
 from training.objectives.base import Batch, Examples, Step, Task, Tended, label_features, share_right
 from training.objectives.pictures import picture_examples, signs
 from training.objectives.text import TextContext
+from training.options import words
 from training.processes import ALONE, Processes
 
 BANK, HAND = "bank", "hand"
@@ -59,7 +60,7 @@ class AdvPTPlus(TextContext):
     @field_validator("bank_scores", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+        return words([value]) if isinstance(value, str) else value
 
     def attack(self) -> AwareAttack:
         return AwareAttack(self.bank_scores, self._pgd())
