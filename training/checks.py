@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from robustclip.sanity import SYMPTOMS, Diagnostic, Symptom
 from robustclip.threat import parse_radius
+from training.defended import QUERIES, QUERY_DRAWS
+from training.levels import GRADIENT_DRAWS, T2_STEPS
 
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -18,7 +20,7 @@ SUBJECT = ("backbone", "data", "split", "classes", "among", "method", "prompt_se
 LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
 NOISE_SHARE = 0.01
 HEADLINE = "T3"
-_BLIND = ("T0", "T0b", "T1")
+_BLIND = {"T0": "M5", "T0b": "M5", "T1": "M5", "static": "M5", "black-box": "M6"}  # who knows less, and the check that fires if that finds more
 _M15 = Symptom(
     id="M15",
     name="stronger finds less",
@@ -71,7 +73,7 @@ def _concerns(check: Check, eps: str) -> bool:
 
 
 def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
-    at = {(facts["threat"], facts["eps"]): facts for facts in group}
+    at = {(facts["threat"], facts["eps"]): facts for facts in sorted(group, key=_effort)}  # of several the most telling, which comes last
     radii = sorted({eps for threat, eps in at if threat != "clean"}, key=parse_radius)
     clean = at.get(("clean", "0"))
     for eps in radii:
@@ -79,10 +81,10 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
         for facts in (facts for (_, radius), facts in at.items() if radius == eps):
             if clean is not None:
                 yield _order("M15", facts, clean, f"{facts['threat']} leaves more right than the untouched pictures are")
-        for blind in (at[threat, eps] for threat in _BLIND if (threat, eps) in at):
+        for identifier, blind in ((identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at):
             for aware in (facts for facts in (full, strongest) if facts is not None):
                 sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"
-                yield _order("M5", aware, blind, sentence)
+                yield _order(identifier, aware, blind, sentence)
         if full is not None and strongest is not None:
             yield _order("M15", strongest, full, "T3 leaves more standing than T2, which it contains")
         if strongest is not None:
@@ -114,6 +116,12 @@ def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Check:
     """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width."""
     excess, tolerance = stronger["accuracy"] - weaker["accuracy"], max(_half_width(stronger), _half_width(weaker))
     return _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
+
+
+def _effort(facts: Facts) -> tuple[int, ...]:
+    """Rows of the same level may differ in pictures and in what the attack took: a row names only what is not the level's own."""
+    usual = {"queries": QUERIES, "steps": T2_STEPS, "draws": QUERY_DRAWS if facts["threat"] == "black-box" else GRADIENT_DRAWS}
+    return (facts["n"], *(facts.get(name, number) for name, number in usual.items()))
 
 
 def _check(id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from robustclip.measure import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
 from training.evaluation import Row
+from training.question import UNUSUAL
 
 _CHUNK = 500
-_SHARED = ("backbone", "data", "split", "classes", "among", "defense", "threat", "eps", "n")
-_ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps")
+_ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps", *UNUSUAL)
+_SHARED = ("backbone", "data", *_ACROSS[1:], "n")
 Facts: TypeAlias = dict[str, Any]
 
 
@@ -135,7 +136,7 @@ def _wanted(first: Cell, second: Cell, against: Collection[str]) -> bool:
 def _cells(rows: Sequence[Row]) -> list[Cell]:
     grouped: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for row in rows:
-        grouped.setdefault((row.asked, (str(row.folder), *_key(row.facts, _ACROSS))), []).append(row)
+        grouped.setdefault((row.asked, (str(row.folder), *_key(row.facts, (*_ACROSS, "n")))), []).append(row)
     return [Cell(asked, condition, tuple(cell)) for (asked, condition), cell in grouped.items()]
 
 

@@ -12,7 +12,8 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.config import DEFAULT_RUNS, check_device, default_store
-from training.levels import T2_STEPS
+from training.defended import QUERIES, QUERY_DRAWS
+from training.levels import GRADIENT_DRAWS, T2_STEPS
 from training.options import words
 from training.presets import facts, preset_sources
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
@@ -26,7 +27,9 @@ threats:
   T0     the image tower without prompts is attacked by its embeddings alone: PGD-40, knows no text, labels, prompts or defense
   T0b    another network is attacked (--surrogate) and its pictures tried here
   T1     the image tower, its visual prompts and the labels are known, written words stand in for the learned text: cross-entropy, PGD-100
+  static the defense alone is unknown: T2's attack without it, judged behind it; far above T2 it is an illusion
   T2     everything is attacked: cross-entropy, PGD-100, through prompts and defense
+  black-box  nothing is known but the scores that the deployed chain answers: Square; below T2 it says that T2's gradients were no good
   T3     the worst of T0, T1, T2, and the ensemble on what these leave standing: the only headline
 
 examples:
@@ -91,8 +94,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--defense", action="append", metavar="CHAIN", help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})")
     several("--seed", "0", "all randomness of attacks and defenses")
     one("--strength", "standard", "of T3's ensemble: quick, standard or thorough")
-    one("--steps", T2_STEPS, "of T2's attack; other numbers on train:validation alone, to choose settings by (20)")
+    one("--steps", T2_STEPS, "of T2's attack; other numbers on train:validation, to choose settings by (20), and behind dear defenses")
     one("--restarts", 1, "random starts of T2's attack, a picture falls to any of them")
+    parser.add_argument(
+        "--draws",
+        metavar="VALUE",
+        help=f"of a randomized defense, behind each gradient of T2 and each query of black-box (default: {GRADIENT_DRAWS} and {QUERY_DRAWS})",
+    )
+    one("--queries", QUERIES, "of black-box, at most")
     several("--surrogate", "none", "what T0b attacks instead: efficientnet-lite0, or another backbone")
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
@@ -125,7 +134,7 @@ def read_question(arguments: argparse.Namespace) -> Question:
         "defenses": arguments.defense or [NO_DEFENSE],
         "seeds": _words(arguments.seed or ["0"]),
         "surrogates": _words(arguments.surrogate or []),
-        **{name: getattr(arguments, name) for name in ("strength", "steps", "restarts", "limit", "batch", "store", "runs")},
+        **{name: getattr(arguments, name) for name in ("strength", "steps", "restarts", "draws", "queries", "limit", "batch", "store", "runs")},
         "device": check_device(arguments.device),
     }
     try:

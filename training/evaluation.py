@@ -23,6 +23,7 @@ from robustclip.smoothing import smoothing_of
 from robustclip.threat import radius_text
 from robustclip.types import Progress
 from training.cells import cell_path, keep, recall
+from training.defended import measure_black_box, measure_static
 from training.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
 from training.prompt_sets import AskedSet, load_prompts, of_seed
 from training.question import NO_DEFENSE, Question, Source, Threat
@@ -84,12 +85,7 @@ def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = Non
         raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255", or ask for clean.')
     if ("T0b" in question.threats) != bool(question.surrogates):
         raise InvalidInput("T0b needs a surrogate to attack, and a surrogate serves T0b alone.", field="--surrogate", help="Name both or neither.")
-    if question.steps != T2_STEPS and ("T3" in question.threats or any(source.split != HELD_OUT for source in question.data)):
-        raise InvalidInput(
-            f"T2 has {T2_STEPS} steps wherever it is reported; other numbers are for choosing settings.",
-            field="--steps",
-            help=f"Leave it out, or measure on --split {HELD_OUT} without T3.",
-        )
+    _refuse_weak_attacks(question)
     opened = [source.open() for source in question.data]
     subjects: list[Subject] = []
     for backbone, (source, data) in itertools.product(question.backbones, zip(question.data, opened, strict=True)):
@@ -144,11 +140,25 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         "device": question.device,
         **({"templates": list(pictures.templates)} if threat in ("T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
-        **({"steps": question.steps} if threat == "T2" and question.steps != T2_STEPS else {}),
-        **({"restarts": question.restarts} if threat in ("T2", "T3") and question.restarts != 1 else {}),
+        **question.unusual(threat, randomized=subject.randomized),
         **({"surrogates": list(question.surrogates)} if threat == "T0b" else {}),
     }
     return cell_path(question.runs / "evaluate", key), key
+
+
+def _refuse_weak_attacks(question: Question) -> None:
+    """Fewer steps than T2's, or fewer draws, flatter a prompt set. A defense may be too dear for all of them: its rows say what they had."""
+    choosing = all(source.split == HELD_OUT for source in question.data)
+    if question.steps != T2_STEPS and ("T3" in question.threats or not (choosing or all(map(parse_defenses, question.defenses)))):
+        raise InvalidInput(
+            f"T2 has {T2_STEPS} steps where it is reported without a defense; others are for choosing settings, and for dear defenses.",
+            field="--steps",
+            help=f"Leave it out, or measure on --split {HELD_OUT}, or behind --defense alone, without T3.",
+        )
+    if question.draws is not None and "T3" in question.threats:
+        raise InvalidInput(
+            "T3 is the strongest attack, with all its draws.", field="--draws", help="Leave it out, or ask for T2 and black-box without T3."
+        )
 
 
 def _measured(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress) -> AtLevel:
@@ -157,9 +167,14 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
     if found is not None:
         return found
     clip, classifier, pictures = subject.clip, subject.classifier, subject.pictures
+    jury, randomized = jury_of(subject.rule, randomized=subject.randomized), subject.randomized
     if threat == "T0b":
-        jury = jury_of(subject.rule, randomized=subject.randomized)
         found = measure_transfer(question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress)
+    elif threat == "static":
+        found = measure_static(eps, clip, subject.prompts, classifier, pictures, jury=jury, progress=progress)
+    elif threat == "black-box":
+        queries, draws = question.queries, question.draws_at(threat)
+        found = measure_black_box(eps, clip, classifier, pictures, randomized=randomized, jury=jury, progress=progress, queries=queries, draws=draws)
     else:
         known: dict[Level, AtLevel] = {part: _measured(question, subject, part, eps, progress) for part in WITHIN_T3 if threat == "T3"}
         found = measure_level(
@@ -168,12 +183,13 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
             clip,
             classifier,
             pictures,
-            randomized=subject.randomized,
+            randomized=randomized,
             rule=subject.rule,
             progress=progress,
             strength=question.strength,
             steps=question.steps,
             restarts=question.restarts,
+            draws=question.draws_at(threat),
             known=known,
         )
     keep(path, key, found)
@@ -200,6 +216,7 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
         "accuracy_8bit": accuracy(measured.correct_8bit).value,
         **({} if measured.abstained is None else {"abstained": accuracy(measured.abstained).value}),
         "attack": found.attack,
+        **question.unusual(threat, randomized=subject.randomized),
         **({} if found.fell_to is None else {"fell_to": found.fell_to}),
         "seed": subject.pictures.seed,
         "seconds": round(measured.seconds, 3),
@@ -227,8 +244,7 @@ def _command(question: Question, subject: Subject, threat: Threat, eps: float) -
     words += [] if threat == "clean" else ["--eps", radius_text(eps)]
     words += [word for template in source.templates for word in ("--template", template)] if written else []
     words += ["--strength", question.strength] if threat == "T3" else []
-    words += ["--steps", str(question.steps)] if threat == "T2" and question.steps != T2_STEPS else []
-    words += ["--restarts", str(question.restarts)] if threat in ("T2", "T3") and question.restarts != 1 else []
+    words += [word for name, number in question.unusual(threat, randomized=subject.randomized).items() for word in (f"--{name}", str(number))]
     words += [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)] if threat == "T0b" else []
     words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
     words += ["--limit", str(question.limit), "--seed", str(subject.pictures.seed), "--batch", str(question.batch)]

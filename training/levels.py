@@ -7,6 +7,8 @@ T1     the deployed image tower is known, visual prompts included, and the label
 T2     everything is known: cross-entropy is raised through prompts and defense
 T3     as T2, and the strongest search: what T0, T1 and T2 left standing faces the ensemble
 
+Three more stand beside them: T0b (`surrogates.py`), static and black-box (`defended.py`).
+
 Deviation from the papers: a picture that is wrong untouched counts as wrong at every level, also where a blind attack happens to put it right.
 """
 
@@ -86,17 +88,18 @@ def measure_level(
     strength: Preset = "standard",
     steps: int = T2_STEPS,
     restarts: int = 1,
+    draws: int = GRADIENT_DRAWS,
     known: Mapping[Level, AtLevel] | None = None,
 ) -> AtLevel:
     """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones. A `rule` judges by the vote that it serves.
 
-    Randomized classifiers are attacked through the mean of 20 draws and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
+    Randomized classifiers are attacked through the mean of `draws` and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
-    T3 then need not measure again; `strength` is that of its ensemble, `steps` and `restarts` are those of T2.
+    T3 then need not measure again; `strength` is that of its ensemble, `steps`, `restarts` and `draws` are those of T2.
     """
     jury = jury_of(rule, randomized=randomized)
     if level == "clean":
-        return AtLevel(measure(classifier, _batches(clip, pictures, progress, "clean"), jury=jury), None)
+        return AtLevel(measure(classifier, batches(clip, pictures, progress, "clean"), jury=jury), None)
     if eps <= 0:
         raise InvalidInput(f"expected a radius above 0 for {level}, found {eps}.", field="--eps", help='Write it like "4/255", or ask for clean.')
     ball = Linf(radius=eps)
@@ -115,13 +118,13 @@ def measure_level(
         attack = PGD(ball=ball, steps=steps, step=eps / 4, starts=("random",), restarts=restarts, stop="never" if randomized else "broken")
         measured = measure(
             classifier,
-            _batches(clip, pictures, progress, "T2"),
+            batches(clip, pictures, progress, "T2"),
             attack=attack,
-            score=_score_of("cross_entropy", randomized=randomized),
+            score=score_of("cross_entropy", draws=draws if randomized else None),
             ball=ball,
             jury=jury,
         )
-        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": GRADIENT_DRAWS if randomized else 1})
+        return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": draws if randomized else 1})
     again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, rule=rule, progress=progress)
     parts: dict[Level, AtLevel] = {part: known[part] if known and part in known else again(part, restarts=restarts) for part in WITHIN_T3}
     return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, jury, progress)
@@ -144,7 +147,7 @@ def judge_made(
     what: str,
 ) -> Measured:
     """What a classifier makes of pictures that were attacked elsewhere; their making is in the bill."""
-    judged = measure(classifier, _batches(clip, pictures, progress, what, made.rows), ball=ball, jury=jury)
+    judged = measure(classifier, batches(clip, pictures, progress, what, made.rows), ball=ball, jury=jury)
     return judged._replace(cost=judged.cost.plus(made.cost), seconds=judged.seconds + made.seconds)
 
 
@@ -193,9 +196,9 @@ def _strongest(
     rest = replace(pictures, indices=pictures.indices[standing])
     found = measure(
         classifier,
-        _batches(clip, rest, progress, "T3"),
+        batches(clip, rest, progress, "T3"),
         attack=attack,
-        score=_score_of("margin", randomized=ensemble.randomized),
+        score=score_of("margin", draws=GRADIENT_DRAWS if ensemble.randomized else None),
         ball=ensemble.ball,
         jury=jury,
     )
@@ -209,14 +212,16 @@ def _strongest(
     return AtLevel(worst_of([worst, whole]), {**ensemble.model_dump(mode="json"), **about}, dict(fell_to))
 
 
-def _score_of(loss: LossName, *, randomized: bool) -> ScoreOf:
+def score_of(loss: LossName, *, draws: int | None) -> ScoreOf:
+    """A loss about the right label, or its mean over that many draws of a randomized classifier."""
+
     def through_draws(classifier: Classifier, targets: Tensor) -> Score:
-        return averaged(guarded(label_score(loss, classifier, targets), chunk_rows=GRADIENT_ROWS), GRADIENT_DRAWS)
+        return averaged(guarded(label_score(loss, classifier, targets), chunk_rows=GRADIENT_ROWS), draws or 1)
 
-    return through_draws if randomized else partial(label_score, loss)
+    return partial(label_score, loss) if draws is None else through_draws
 
 
-def _batches(clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None) -> Iterator[Batch]:
+def batches(clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None) -> Iterator[Batch]:
     """Batches on the CLIP's device; row seeds belong to a picture's place in the data, whichever subset is measured."""
     seeds = draw_seeds(pictures.seed, len(pictures.data))
     total = len(pictures.indices)

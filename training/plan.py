@@ -15,8 +15,9 @@ from robustclip.threat import Linf, radius_text
 from robustclip.towers import encode_image
 from robustclip.types import price
 from training.bank import feature_attack
+from training.defended import black_box_attack
 from training.evaluation import Subject, cell_of
-from training.levels import GRADIENT_DRAWS, T0_STEPS, WITHIN_T3, jury_of
+from training.levels import T0_STEPS, WITHIN_T3, jury_of
 from training.question import Question, Threat
 from training.surrogates import STEPS as SURROGATE_STEPS
 from training.transfers import carried_attack
@@ -106,7 +107,7 @@ def duration(seconds: float) -> str:
 def _charged(question: Question, subject: Subject, threat: Threat, eps: float, settled: set[str]) -> int:
     """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs them, and entered in `settled`."""
     n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
-    judging, draws = jury_of(subject.rule, randomized=subject.randomized).draws, GRADIENT_DRAWS if subject.randomized else 1
+    judging, draws = jury_of(subject.rule, randomized=subject.randomized).draws, question.draws_at(threat) if subject.randomized else 1
     defended = subject.classifier
     if threat == "clean":
         return price(defended, n * judging).charged
@@ -114,6 +115,9 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     ball = Linf(radius=eps)
     if threat == "T2":
         attack = PGD(ball=ball, steps=question.steps, starts=("random",), restarts=question.restarts)
+        return judged + attack.bill(n * draws).through(defended).charged
+    if threat == "black-box":
+        attack = black_box_attack(eps, queries=question.queries, randomized=subject.randomized)
         return judged + attack.bill(n * draws).through(defended).charged
     if threat == "T3":
         within = 0
@@ -128,10 +132,10 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
         "T0": feature_attack(eps, steps=T0_STEPS).bill(1).charged + 1,
         "T0b": 2 * len(question.surrogates) * (3 * SURROGATE_STEPS + 1),
         "T1": carried_attack(eps).bill(1).charged,
+        "static": carried_attack(eps).bill(1).charged,
     }[threat]
-    visual = subject.prompts.visual if threat == "T1" else None
-    tower = None if visual is None else subject.prompts.digest()
-    once = repr((subject.backbone, subject.source, threat, eps, subject.pictures.seed, tower))
+    own = threat == "static" or (threat == "T1" and subject.prompts.visual is not None)
+    once = repr((subject.backbone, subject.source, n, threat, eps, subject.pictures.seed, subject.prompts.digest() if own else None))
     if once in settled:
         return judged
     settled.add(once)

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS
+from robustclip.attacks.square import MAX_QUERIES
 from robustclip.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.threat import LinfRadius
 from training.classes import Among, choose_classes
 from training.data import LabelledImages, with_labels
+from training.defended import QUERIES, QUERY_DRAWS
 from training.downloads import named_data
 from training.hardening.supply import imagenet_words
-from training.levels import T2_STEPS, Level
+from training.levels import GRADIENT_DRAWS, T2_STEPS, Level
 from training.sampling import open_split
 
 NO_DEFENSE = "none"
@@ -22,8 +24,11 @@ DATA_TEMPLATE = "data-template"  # the prompt set that is the words of each data
 TEMPLATES_APART = "|"  # between templates whose text features are averaged
 EVERY_SEED = "%"  # in the name of a prompt set: stands for the seed
 
-Threat: TypeAlias = Level | Literal["T0b"]
-THREATS: tuple[Threat, ...] = ("clean", "T0", "T0b", *get_args(Level)[2:])
+Threat: TypeAlias = Level | Literal["T0b", "static", "black-box"]
+THREATS: tuple[Threat, ...] = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
+UNUSUAL = ("steps", "queries", "restarts", "draws")  # what a row names where an attack took other than the level's own
+MAX_DRAWS = 1000
+
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -51,7 +56,8 @@ class Source(BaseModel):
 class Question(BaseModel):
     """What is to be measured. The tuples multiply; `eps` does not concern clean pictures.
 
-    `surrogates` are T0b's, `strength` is T3's, `steps` and `restarts` are T2's.
+    `surrogates` are T0b's, `strength` is T3's, `steps` and `restarts` are T2's, `queries` black-box's; `draws` of a randomized defense are behind
+    each gradient of T2 and each query of black-box, None: as many as the level has.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +72,8 @@ class Question(BaseModel):
     strength: Preset = "standard"
     steps: int = Field(T2_STEPS, ge=1, le=1000)
     restarts: int = Field(1, ge=1, le=MAX_STARTS)
+    draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
+    queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
     surrogates: tuple[str, ...] = ()
     limit: int = Field(0, ge=0)
     batch: int = Field(64, ge=1, le=4096)
@@ -78,3 +86,21 @@ class Question(BaseModel):
         for threat in self.threats:
             for eps in (0.0,) if threat == "clean" else self.eps:
                 yield threat, eps
+
+    def draws_at(self, threat: Threat) -> int:
+        """Of a randomized defense, in each question that the attacker asks it."""
+        return self.draws if self.draws is not None and threat in ("T2", "black-box") else _own_draws(threat)
+
+    def unusual(self, threat: Threat, *, randomized: bool) -> dict[str, int]:
+        """What the attacker takes that is not the level's own, by the names of the fields: it belongs to every number that comes of it."""
+        usual = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(threat, {})
+        taken: dict[str, int] = {name: getattr(self, name) for name, number in usual.items() if getattr(self, name) != number}
+        if threat in ("T2", "T3") and self.restarts != 1:
+            taken["restarts"] = self.restarts
+        if randomized and self.draws_at(threat) != _own_draws(threat):
+            taken["draws"] = self.draws_at(threat)
+        return taken
+
+
+def _own_draws(threat: Threat) -> int:
+    return QUERY_DRAWS if threat == "black-box" else GRADIENT_DRAWS

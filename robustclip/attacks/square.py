@@ -16,7 +16,7 @@ from torch import Tensor
 from robustclip.attacks.base import Record, check_seeds, finished, leaving, pick, radii_of
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
-from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
 
 MAX_QUERIES = 100_000
 _TILES = 5  # a side of the L2 start
@@ -29,6 +29,8 @@ class Square(BaseModel):
     queries  candidates tried, after the picture itself and the start
     share    the first window's share of the picture
     redraw   for a randomized victim: ask about the incumbent again with each candidate, on the same draws (twice the price)
+    stop     `broken`: a row that reached its goal leaves, and the best point seen is the answer; `never`: every row asks all its queries, and the
+             answer is the incumbent of the end, since the best of all seen on few draws is the luckiest
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,7 @@ class Square(BaseModel):
     queries: int = Field(default=5000, ge=1, le=MAX_QUERIES)
     share: float = Field(default=0.8, gt=0, le=1)
     redraw: bool = False
+    stop: Literal["broken", "never"] = "broken"
 
     def __call__(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None) -> Attacked:
         """Attack every row by itself; a row that reached its goal leaves. `radius` [B] overrides the ball's."""
@@ -51,6 +54,7 @@ class Square(BaseModel):
         rows = torch.arange(len(pixels), device=pixels.device)
         yield record
         current, value = pixels, torch.full_like(radii, -torch.inf)
+        margin, never = value, self.stop == "never"
         linf = isinstance(self.ball, Linf)
         for query in range(queries + 2 if queries else 1):  # the picture, the start, then windows
             if not len(rows):
@@ -67,15 +71,17 @@ class Square(BaseModel):
             judge = score.select(rows)
             if self.redraw and query > 1:
                 again = judge(current, streams, grad=False)
-                value, record.cost = again.value, record.cost.plus(again.cost)
+                value, margin, record.cost = again.value, again.margin, record.cost.plus(again.cost)
             seen = judge(candidate, streams, grad=False)
-            record.add(rows, candidate, seen, query)
-            fooled = seen.margin > 0
+            fooled = (seen.margin > 0) & (not never)
+            record.add(rows, candidate, seen, query, eligible=torch.full_like(fooled, not never))
             better = (seen.value > value) | fooled | (query == 1)
             current = torch.where(better[:, None, None, None], candidate, current)
-            value = torch.where(better, seen.value, value)
+            value, margin = torch.where(better, seen.value, value), torch.where(better, seen.margin, margin)
             stay = ~leaving(fooled, None if teams is None else teams[rows])
-            rows, current, value = rows[stay], current[stay], value[stay]
+            rows, current, value, margin = rows[stay], current[stay], value[stay], margin[stay]
+            if never and query == (queries + 1 if queries else 0):
+                record.add(rows, current, Evaluation(value, margin, None), query)
             yield record
 
     def bill(self, rows: int) -> Cost:

@@ -25,6 +25,7 @@ TABLE = [
     ("apgd", {"steps": 7, "restarts": 2, "stop": "never"}),
     ("square", {"queries": 60}),
     ("square", {"queries": 9, "redraw": True}),
+    ("square", {"queries": 60, "stop": "never"}),
     ("fmn", {"steps": 20}),
     ("noise", {}),
     ("ensemble", {"preset": "quick"}),

@@ -23,6 +23,8 @@ def honest() -> list[dict[str, Any]]:
         *(row("T0", eps, right) for eps, right in (("1/255", 140), ("4/255", 100))),
         *(row("T0b", eps, right) for eps, right in (("1/255", 150), ("4/255", 130))),
         *(row("T1", eps, right) for eps, right in (("1/255", 120), ("4/255", 50))),
+        *(row("static", eps, right) for eps, right in (("1/255", 110), ("4/255", 70))),
+        *(row("black-box", eps, right) for eps, right in (("1/255", 115), ("4/255", 90))),
         *(row("T2", eps, right) for eps, right in (("1/255", 100), ("4/255", 20), ("64/255", 0))),
         *(row("T3", eps, right, fell_to=fell) for eps, right in (("1/255", 97), ("4/255", 17), ("64/255", 0))),
     ]
@@ -51,6 +53,8 @@ def test_numbers_that_fall_as_they_must_raise_nothing_and_make_headlines() -> No
         (row("T0", "4/255", 0), "M5", ["4/255"]),
         (row("T0b", "4/255", 0), "M5", ["4/255"]),
         (row("T1", "4/255", 1), "M5", ["4/255"]),
+        (row("static", "4/255", 0), "M5", ["4/255"]),
+        (row("black-box", "4/255", 0), "M6", ["4/255"]),
         (row("T3", "4/255", 40), "M15", ["4/255"]),
         (row("T2", "4/255", 120), "M8", ["1/255", "4/255", "64/255"]),
         (row("T3", "64/255", 30), "M13", ["4/255", "64/255"]),
@@ -72,6 +76,14 @@ def test_a_contradiction_is_named_and_forbids_the_headline(changed: dict[str, An
 
 def test_chance_is_no_contradiction() -> None:
     assert fired(masking_checks(with_row(row("T1", "4/255", 17)))) == []
+
+
+def test_of_several_attacks_of_a_level_the_one_on_most_pictures_with_most_draws_counts() -> None:
+    few = row("T2", "4/255", 150, draws=1, steps=20)
+    for rows in ([*honest(), few], [few, *honest()]):
+        assert fired(masking_checks(rows)) == []
+    more = row("T2", "4/255", 150, draws=99)
+    assert {check.found.id for check in fired(masking_checks([more, *honest()]))} == {"M5", "M6", "M8"}
 
 
 def test_a_subject_answers_for_itself_alone() -> None:

@@ -351,3 +351,44 @@ def test_a_smoothed_chain_is_measured_by_the_vote_that_is_served(bench: Bench) -
     assert row["cost"]["forward"] == planned["charged"] == 3 * 100
     assert "abstained" in bench.print(*options)
     assert "abstained" not in bench.evaluate("--threat", "clean", "--limit", "3")["results"][0]
+
+
+def test_levels_about_a_defense_are_rows_and_their_commands_give_them_again(bench: Bench) -> None:
+    options = ["--threat", "clean,static,T2,black-box", "--eps", "4/255", "--limit", "3", "--defense", "resize_pad"]
+    dear = ["--steps", "3", "--draws", "2", "--queries", "5"]
+    planned = bench.evaluate(*options, *dear, "--dry-run")["plan"]
+    rows = bench.evaluate(*options, *dear)["results"]
+    assert [row["threat"] for row in rows] == ["clean", "static", "T2", "black-box"]
+    unusual = [{name: row[name] for name in ("steps", "draws", "queries") if name in row} for row in rows]
+    assert unusual == [{}, {}, {"steps": 3, "draws": 2}, {"queries": 5, "draws": 2}]
+    for row, cell in zip(rows, planned, strict=True):
+        assert row["cost"]["forward"] + 2 * row["cost"]["backward"] <= cell["charged"]
+        assert main([*shlex.split(row["command"])[2:], "--runs", str(bench.folder / "other-runs")]) == 0
+        (again,) = json.loads(bench.capsys.readouterr().out)["results"]
+        assert {**again, "seconds": 0} == {**row, "seconds": 0}
+    later = bench.evaluate(*options, "--dry-run")["plan"]
+    assert [cell["measured"] for cell in later] == [True, True, False, False]
+
+
+def test_draws_do_not_concern_a_defense_that_has_none(bench: Bench) -> None:
+    options = ["--threat", "T2", "--eps", "4/255", "--limit", "2", "--defense", "bit_depth:5"]
+    (row,) = bench.evaluate(*options, "--draws", "3")["results"]
+    assert "draws" not in row
+    assert "--draws" not in row["command"]
+    assert bench.evaluate(*options, "--dry-run")["charged"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--threat", "T2", "--steps", "20", "--defense", "none", "--defense", "jpeg"], "--steps"),
+        (["--threat", "T3", "--steps", "20", "--defense", "jpeg"], "--steps"),
+        (["--threat", "T2,T3", "--draws", "4", "--defense", "resize_pad"], "--draws"),
+        (["--threat", "T2", "--draws", "0", "--defense", "resize_pad"], "--draws"),
+        (["--threat", "black-box", "--queries", "0"], "--queries"),
+    ],
+)
+def test_a_weak_attack_is_refused_where_it_would_flatter(bench: Bench, options: list[str], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        bench.print(*options)
+    assert refused.value.field == field

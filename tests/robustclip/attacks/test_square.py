@@ -99,3 +99,13 @@ def test_redrawing_compares_on_equal_draws() -> None:
     Square(ball=Linf(radius=0.1), queries=20, redraw=True)(Lucky(), grey, SEEDS[:2])
     assert len(asked) == 2 + 2 * 20
     assert all(incumbent == candidate for incumbent, candidate in zip(asked[2::2], asked[3::2], strict=True))
+
+
+def test_who_never_stops_asks_all_its_queries_and_answers_with_the_incumbent() -> None:
+    score = label_score("margin", trained_conv(), TARGETS)
+    patient, hasty = (Square(ball=Linf(radius=16 / 255), queries=30, stop=stop) for stop in ("never", "broken"))
+    attacked = patient(score, PIXELS, SEEDS)
+    assert attacked.cost == patient.bill(len(PIXELS))
+    assert torch.allclose(score(attacked.pixels, SEEDS, grad=False).margin, attacked.margin, atol=1e-4)
+    assert attacked.margin.mean() > hasty(score, PIXELS, SEEDS).margin.mean()
+    assert torch.equal(patient(score, PIXELS, SEEDS, radius=torch.zeros(16)).pixels, PIXELS)
