@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
         opened = Opened(processes)
         rounds = rounds_of(table, sources, store=options.store, runs=options.runs, device=str(processes.device))
+        wanted = [] if options.so_far else _wanted(table, rounds, options)
         if not options.so_far:
-            wanted = _wanted(table, rounds, options)
             print(forecast(wanted, opened).sentence(), file=sys.stderr if options.json and not options.dry_run else sys.stdout, flush=True)
             if options.dry_run:
                 return 0
-            for _ in perform(wanted, opened, progress=progress):
-                pass
-        found = list(perform(rounds, opened, progress=progress, only_kept=True))
+        found = list(perform(wanted, opened, progress=progress))
+        if wanted != rounds:
+            found = list(perform(rounds, opened, progress=progress, only_kept=True))
     command = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
     content = assembled(table, found, command=shlex.join(command))
     if not content["results"]:
