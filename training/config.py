@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
 from robustclip import DEFAULT_BACKBONE
-from robustclip.errors import InvalidInput, invalid_input
+from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.inner import Precision
 from training.levels import LEVELS, Level
 from training.objectives import OBJECTIVES, AnyObjective
-from training.options import words
+from training.options import option_of, read_fields, shown, words
 from training.selection import Selection, load_selection
 
 DEFAULT_STORE = Path("var/prompts")
@@ -85,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     general = parser.add_argument_group("run")
     for name, field in TrainSettings.model_fields.items():
         if name != "objective":
-            _add(general, f"--{name.replace('_', '-')}", name, {"": field})
+            _add(general, option_of(name), name, {"": field})
     general.add_argument("--resume", action="store_false", dest="fresh", default=None, help="go on from the checkpoint of an equal run (the default)")
     group = parser.add_argument_group("objective", "How prompts are learned. Options of a kind that does not know them are refused.")
     group.add_argument("--objective.kind", choices=sorted(OBJECTIVES), metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
@@ -107,14 +107,12 @@ def read_settings(arguments: Mapping[str, Any]) -> TrainSettings:
         objective = {**record.objective, **objective}
     elif "kind" not in objective:
         raise InvalidInput(f"expected one of {', '.join(sorted(OBJECTIVES))}.", field=f"--{_OBJECTIVE}kind", help="Or give --selection.")
-    values = {**given, "objective": objective}
-    try:
-        return TrainSettings.model_validate(values)
-    except ValidationError as error:
-        complaint = invalid_input(error, values)
-        path = (complaint.field or "").split("/")
-        option = ".".join(path) if path[0] == "objective" else path[0].replace("_", "-")
-        raise InvalidInput(complaint.message, field=f"--{option}", help="robustclip train --help lists all options.") from error
+    return read_fields(TrainSettings, {**given, "objective": objective}, command="train", named=_option)
+
+
+def _option(field: str) -> str:
+    first, *_ = path = field.split("/")
+    return f"--{'.'.join(path)}" if first == "objective" else option_of(first)
 
 
 def _add(group: Any, option: str, target: str, owners: Mapping[str, FieldInfo]) -> None:
@@ -141,16 +139,6 @@ def _described(owners: Mapping[str, FieldInfo]) -> str:
 
 def _defaults(owners: Mapping[str, FieldInfo]) -> str:
     """The default that most kinds share, and who has another."""
-    shown = {kind: _shown(field.get_default(call_default_factory=True, validated_data={})) for kind, field in owners.items()}
-    usual = max(shown.values(), key=list(shown.values()).count)
-    return "; ".join([usual, *(f"{kind} {default}" for kind, default in shown.items() if default != usual)])
-
-
-def _shown(default: object) -> str:
-    if default is None or default == "":
-        return "none"
-    if isinstance(default, tuple):
-        return ",".join(str(part) for part in default)
-    if isinstance(default, float) and 0 < default < 1 and (default * 255).is_integer():
-        return f"{default * 255:.0f}/255"
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    texts = {kind: shown(field.get_default(call_default_factory=True, validated_data={})) for kind, field in owners.items()}
+    usual = max(texts.values(), key=list(texts.values()).count)
+    return "; ".join([usual, *(f"{kind} {default}" for kind, default in texts.items() if default != usual)])

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from robustclip.backbones import embedded_names, read_config, write_weights
 from robustclip.clip import Clip, load_clip
 from robustclip.files import replacing, write_atomically
-from robustclip.threat import radius_text
 from training.hardening.recipe import Recipe, read_recipe
 from training.hardening.run import HardeningRun
 from training.hardening.supply import open_supply
 from training.memory import keep_freed_memory
+from training.options import add_field
 from training.processes import add_options, at_least_one, joined
 from training.progress import bar
 
@@ -95,7 +95,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("recipe", "Everything that decides the weights. A run resumes only with the same values.")
     for name, field in Recipe.model_fields.items():
-        default = "none" if field.default is None else radius_text(field.default) if name == "eps" else str(field.default).lower()
-        described = f"{field.description} (default: {default})".replace("%", "%%")
-        group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=described)
+        add_field(group, name, field)
     return parser

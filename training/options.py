@@ -1,8 +1,49 @@
-"""What the options of commands have in common."""
+"""What the options of commands have in common: lists with commas, and options made from the fields of a model, so that neither forgets the other."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from robustclip.errors import InvalidInput, invalid_input
+from robustclip.threat import radius_text
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def words(values: Iterable[str]) -> list[str]:
     """The values of an option that takes commas and may be repeated."""
     return [word.strip() for value in values for word in value.split(",") if word.strip()]
+
+
+def option_of(field: str) -> str:
+    """check_samples -> --check-samples"""
+    return f"--{field.replace('_', '-')}"
+
+
+def shown(default: object) -> str:
+    """A default as one would write it."""
+    if default is None or default == "":
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(str(part) for part in default)
+    if isinstance(default, float):
+        return radius_text(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def add_field(group: Any, name: str, field: FieldInfo, *, default: str | None = None, **how: Any) -> None:
+    """An option with a value; its help is the field's description and its default, or the one that is said here."""
+    text = f"{field.description} (default: {shown(field.default) if default is None else default})"
+    group.add_argument(option_of(name), dest=name, metavar="VALUE", help=text.replace("%", "%%"), **how)
+
+
+def read_fields(model: type[M], values: Mapping[str, Any], *, command: str, named: Callable[[str], str] = option_of) -> M:
+    """The model that options mean. Raises InvalidInput for the option at fault, which `named` tells from the path of a field."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        complaint = invalid_input(error, values)
+        option = None if complaint.field is None else named(complaint.field)
+        raise InvalidInput(complaint.message, field=option, help=f"robustclip {command} --help lists all options.") from error

@@ -27,6 +27,7 @@ from robustclip.types import Progress
 from training.captions import vocabulary
 from training.corpus import build_corpus
 from training.memory import keep_freed_memory
+from training.options import option_of
 from training.pretraining.recipe import MINI, Recipe
 from training.pretraining.run import Trainer
 from training.processes import ALONE, Processes, add_options, joined
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     for name, field in Recipe.model_fields.items():
         values: dict[str, Any] = {"choices": choices} if (choices := get_args(field.annotation)) else {"type": field.annotation}
-        parser.add_argument(f"--{name.replace('_', '-')}", **values, default=field.default, help="(default: %(default)s)")
+        parser.add_argument(option_of(name), **values, default=field.default, help="(default: %(default)s)")
     arguments = vars(parser.parse_args(argv))
     data, run, out, accumulate, cpu = (arguments.pop(name) for name in ("data", "run", "out", "accumulate", "cpu"))
     recipe = Recipe(**arguments)

@@ -34,6 +34,7 @@ from robustclip.purifiers.super_resolver import SuperResolver
 from robustclip.types import Progress
 from training.hardening.supply import open_supply
 from training.memory import keep_freed_memory
+from training.options import add_field, shown
 from training.processes import Processes, add_options, joined
 from training.progress import bar
 from training.purifying.exam import Reading, exam_of, examine, kept_back, shortcomings
@@ -171,9 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("recipe", "Everything that decides the weights. A run resumes only with the same values.")
     for name, field in Recipe.model_fields.items():
-        defaults = [DEFAULTS[kind].get(name, field.default) for kind in KINDS]
-        shown = defaults[0] if defaults[0] == defaults[1] else ", ".join(f"{kind}: {value}" for kind, value in zip(KINDS, defaults, strict=True))
-        described = f"{field.description}{'; with --measure so many in all' if name == 'limit' else ''} (default: {shown})".replace("%", "%%")
-        parse: Any = json.loads if name == "network" else str
-        group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", type=parse, help=described)
+        defaults = {kind: shown(DEFAULTS[kind].get(name, field.default)) for kind in KINDS}
+        alike = len({*defaults.values()}) == 1
+        default = defaults[KINDS[0]] if alike else ", ".join(f"{kind}: {value}" for kind, value in defaults.items())
+        add_field(group, name, field, default=default, type=json.loads if name == "network" else str)
     return parser

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from robustclip.errors import InvalidInput, invalid_input
+from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
 from training.campaign import Opened, forecast, perform
@@ -21,7 +20,7 @@ from training.candidates import Choosing, candidates, judged_on, record, rounds_
 from training.config import check_device
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
-from training.options import words
+from training.options import add_field, option_of, read_fields, words
 from training.processes import joined
 from training.progress import bar
 from training.selection import Selection, score
@@ -92,13 +91,12 @@ def _choosing(options: dict[str, Any]) -> Choosing:
     for name in _SEVERAL:
         if name in values:
             values[name] = words(values[name])
-    try:
-        return Choosing.model_validate(values)
-    except ValidationError as error:
-        complaint = invalid_input(error, values)
-        name = (complaint.field or "").split("/")[0]
-        option = _SEVERAL.get(name, f"--{name.replace('_', '-')}")
-        raise InvalidInput(complaint.message, field=option, help="robustclip select --help lists all options.") from error
+    return read_fields(Choosing, values, command="select", named=_option)
+
+
+def _option(field: str) -> str:
+    name = field.split("/")[0]
+    return _SEVERAL.get(name, option_of(name))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,14 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--over", action="append", default=[], metavar="NAME=A,B", help="try each of these; several options multiply")
     group.add_argument("--candidate", action="append", default=[], metavar="NAME=A,NAME=B", help="try these together; first are those named so")
     for name, field in Choosing.model_fields.items():
-        option, shown = _SEVERAL.get(name, f"--{name.replace('_', '-')}"), field.description or ""
         if field.annotation is bool:
-            parser.add_argument(option, dest=name, action="store_true", help=f"{shown} (default: no)")
+            parser.add_argument(option_of(name), dest=name, action="store_true", help=f"{field.description} (default: no)")
         elif name in _SEVERAL:
-            parser.add_argument(option, dest=name, action="append", required=field.is_required(), metavar="VALUE", help=f"{shown}")
+            parser.add_argument(_option(name), dest=name, action="append", required=field.is_required(), metavar="VALUE", help=field.description)
         else:
-            default = radius_text(field.default) if name == "eps" else "none" if field.default is None else field.default
-            parser.add_argument(option, dest=name, metavar="VALUE", help=f"{shown} (default: {default})".replace("%", "%%"))
+            add_field(parser, name, field)
     parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the record goes (default: RUNS/select/DIGEST.json)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured, and what that takes at most")

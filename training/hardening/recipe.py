@@ -2,13 +2,14 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from robustclip.errors import InvalidInput, invalid_input
+from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.hardening.attack import Strength
 from training.hardening.losses import PRESETS, Preset
 from training.hardening.supply import BLOCK
+from training.options import read_fields
 
 Objective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
 
@@ -88,10 +89,4 @@ def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> Recipe
     objective = given.get("objective", Recipe.model_fields["objective"].default)
     if kind == "papers" and objective not in PAPERS:
         raise InvalidInput(f"no paper has the objective {objective!r}.", field="--recipe", help=f"Use {', '.join(PAPERS)}, or --recipe cpu.")
-    values = (PAPERS[objective] if kind == "papers" else {}) | given
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        complaint = invalid_input(error, values)
-        option = None if complaint.field is None else f"--{complaint.field.replace('_', '-')}"
-        raise InvalidInput(complaint.message, field=option, help="robustclip harden --help lists all options.") from error
+    return read_fields(Recipe, (PAPERS[objective] if kind == "papers" else {}) | given, command="harden")

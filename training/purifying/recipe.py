@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from robustclip.errors import InvalidInput, invalid_input
+from robustclip.errors import InvalidInput
 from robustclip.purifiers import Kind, Shape
 from robustclip.purifiers.denoiser import DenoiserShape
 from robustclip.purifiers.super_resolver import SuperResolverShape
 from training.hardening.supply import BLOCK
+from training.options import read_fields
 
 
 class Recipe(BaseModel):
@@ -29,7 +30,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="decides first weights, pictures, squares and noise")
     check_samples: int = Field(51_200, ge=1, description="pictures between two checks on the kept-back ones")
     check_pictures: int = Field(256, ge=1, description="kept-back pictures of a check")
-    limit: int = Field(0, ge=0, description="pictures a data set, for trials; 0 takes all")
+    limit: int = Field(0, ge=0, description="pictures a data set, for trials, or with --measure in all; 0 takes all")
 
     @property
     def kind(self) -> Kind:
@@ -44,13 +45,7 @@ DEFAULTS: dict[Kind, dict[str, Any]] = {  # about ten minutes, and an hour and a
 
 def read_recipe(kind: Kind, given: dict[str, Any]) -> Recipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
-    values = DEFAULTS[kind] | given
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        complaint = invalid_input(error, values)
-        option = None if complaint.field is None else f"--{complaint.field.replace('_', '-')}"
-        raise InvalidInput(complaint.message, field=option, help="robustclip train-purifiers --help lists all options.") from error
+    recipe = read_fields(Recipe, DEFAULTS[kind] | given, command="train-purifiers")
     if recipe.kind != kind:
         raise InvalidInput(f"found the shape of a {recipe.kind} for a {kind}.", field="--network", help="Say with --only which one is meant.")
     if recipe.size > recipe.decoded:
