@@ -1,19 +1,20 @@
 """Several trainings and the cells that judge them: billed before, done one after the other, and after a kill from where it stopped.
 
 `robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are known from `ledger.py`, finished cells from
-`cells.py`; what can't be trained is a gap with its reason, and the others go on.
+`cells.py`; what can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go on.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip, load_clip
-from robustclip.errors import RobustClipError
+from robustclip.defenses import network_digests, parse_defenses
+from robustclip.errors import FeatureNotInstalled, PurifierRefused, RobustClipError
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
 from training.config import TrainSettings
@@ -92,7 +93,7 @@ class Forecast(NamedTuple):
             f"{len(self.learnings)} trainings, {len(self.learnings) - len(pending)} of them done already; at most {charged:,} charged passes and "
             f"{text:,} text passes, about {duration(sum(learning.seconds for learning in pending))}"
         )
-        lacking = [f"{len(self.gaps)} can't be trained: " + "; ".join(f"{gap.label} on {gap.data}: {gap.why}" for gap in self.gaps)]
+        lacking = [f"{len(self.gaps)} can't be had: " + "; ".join(f"{gap.label} on {gap.data}: {gap.why}" for gap in self.gaps)]
         return "\n".join([learned, described(self.cells), *(lacking if self.gaps else [])])
 
 
@@ -152,8 +153,10 @@ def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
                     known[entry.asked] = AskedSet(entry.asked, run.starting_prompts(), run.pictures.data.labels)
                 else:
                     standing[entry.label] = made.ref or entry.asked
+        lacking = _lacking_defenses(turn)
+        found.gaps.extend(lacking.values())
         for question, labels in turn.questions:
-            asked = _asking(question, [standing[label] for label in labels if label in standing])
+            asked = _asking(question, [standing[label] for label in labels if label in standing], lacking)
             if asked is not None:
                 found.cells.extend(plan(asked, open_subjects(asked, known), settled=settled))
     return found
@@ -177,9 +180,11 @@ def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only
                 gap = Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET)
             if gap is not None:
                 yield gap
+        lacking = _lacking_defenses(turn)
+        yield from lacking.values()
         for question, labels in turn.questions:
             present = [label for label in labels if label in standing]
-            asked = _asking(question, [standing[label] for label in present])
+            asked = _asking(question, [standing[label] for label in present], lacking)
             if asked is None:
                 continue
             named = {standing[label]: label for label in present}
@@ -204,8 +209,21 @@ def _opened(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap 
         return None, Gap(entry.label, turn.data, turn.seed, str(error))
 
 
-def _asking(question: Question, prompt_sets: Sequence[str]) -> Question | None:
-    return question.model_copy(update={"prompt_sets": tuple(dict.fromkeys(prompt_sets))}) if prompt_sets else None
+def _lacking_defenses(turn: Round) -> dict[str, Gap]:
+    """Chains whose purifying networks can't be used, by the chain."""
+    lacking: dict[str, Gap] = {}
+    for chain in dict.fromkeys(chain for question, _ in turn.questions for chain in question.defenses):
+        try:
+            network_digests(parse_defenses(chain))
+        except (PurifierRefused, FeatureNotInstalled) as error:
+            lacking[chain] = Gap(f"behind {chain}", turn.data, turn.seed, str(error))
+    return lacking
+
+
+def _asking(question: Question, prompt_sets: Sequence[str], lacking: Collection[str]) -> Question | None:
+    defenses = tuple(chain for chain in question.defenses if chain not in lacking)
+    asked = {"prompt_sets": tuple(dict.fromkeys(prompt_sets)), "defenses": defenses}
+    return question.model_copy(update=asked) if prompt_sets and defenses else None
 
 
 def _text_passes(run: Run) -> int:

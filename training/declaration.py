@@ -1,4 +1,4 @@
-"""A table as it is declared, in TOML: methods x data sets x seeds, what is measured of them, and the cap on training that all methods share.
+"""A table as it is declared, in TOML: methods x defenses x data sets x seeds, what is measured of them, and the cap on training that all share.
 
 `training/results/*.toml` are such files. Settings that were chosen come from records of `robustclip select`, which are checked when a table is read.
 """
@@ -13,13 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from prompts_store.manifest import NAME_PATTERN
 from robustclip.attacks.ensemble import Preset
+from robustclip.attacks.square import MAX_QUERIES
+from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.campaign import Entry, Round
 from training.config import TrainSettings
+from training.defended import QUERIES
 from training.inner import Precision
+from training.levels import T2_STEPS
 from training.objectives import AnyMethod, AnyObjective
-from training.question import Question, Seed, Source, Threat
+from training.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Source, Threat
 from training.selection import Selection, load_selection
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
@@ -45,18 +49,25 @@ class Method(_Declared):
 
 
 class Measure(_Declared):
-    """Columns: threat levels and radii; of some methods, data sets and seeds alone, or of all; on at most `limit` test pictures, 0 for all."""
+    """Columns: threat levels and radii; of some methods, defenses, data sets and seeds alone, or of all; on at most `limit` test pictures, 0 for all.
+
+    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear.
+    """
 
     threats: tuple[Threat, ...] = Field(min_length=1)
     eps: tuple[LinfRadius, ...] = Field((0.0,), min_length=1)
     methods: tuple[str, ...] | None = None
+    defenses: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
     seeds: tuple[Seed, ...] | None = None
     limit: int = Field(0, ge=0)
+    steps: int = Field(T2_STEPS, ge=1, le=MAX_STEPS)
+    draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
+    queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
 
 
 class Declaration(_Declared):
-    """The whole file. `against`: methods that the others are compared with, picture by picture; none: all with all."""
+    """The whole file. `against`: methods that the others are compared with, picture by picture; none: all with all. `defenses`: chains by names."""
 
     title: str
     says: str = ""
@@ -73,11 +84,12 @@ class Declaration(_Declared):
     batch: int = Field(64, ge=1, le=4096)
     methods: dict[Label, Method] = Field(min_length=1)
     against: tuple[str, ...] = ()
+    defenses: dict[Label, str] = Field({NO_DEFENSE: NO_DEFENSE}, min_length=1)
     measures: tuple[Measure, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        known: dict[str, tuple[Any, ...]] = {"methods": tuple(self.methods), "data": self.data, "seeds": self.seeds}
+        known: dict[str, tuple[Any, ...]] = {name: tuple(getattr(self, name)) for name in ("methods", "defenses", "data", "seeds")}
         for measure, (field, names) in itertools.product(self.measures, known.items()):
             for name in getattr(measure, field) or ():
                 if name not in names:
@@ -106,6 +118,8 @@ def read_table(path: Path) -> Table:
         raise InvalidInput(f"can't be read as a table's declaration: {error}", field=str(path), help="training/results has examples.") from error
     except ValidationError as error:
         raise invalid_input(error, values, field=str(path)) from error
+    for name, chain in declared.defenses.items():
+        parse_defenses(chain, field=f"{path}/defenses/{name}")
     objectives = {name: _objective(method, path, f"{path}/methods/{name}") for name, method in declared.methods.items()}
     return Table(name=path.stem, declared=declared, objectives=objectives)
 
@@ -133,7 +147,7 @@ def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs:
         asked |= {"seeds": [seed], "strength": declared.strength, "batch": declared.batch, "store": store, "runs": runs, "device": device}
         questions = [
             (
-                Question.model_validate({**asked, "threats": measure.threats, "eps": measure.eps, "limit": measure.limit}),
+                Question.model_validate({**asked, **_asked_of(measure, declared)}),
                 tuple(label for label in declared.methods if measure.methods is None or label in measure.methods),
             )
             for measure in declared.measures
@@ -141,6 +155,12 @@ def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs:
         ]
         rounds.append(Round(data, seed, tuple(entries), tuple(questions)))
     return rounds
+
+
+def _asked_of(measure: Measure, declared: Declaration) -> dict[str, Any]:
+    own: dict[str, Any] = {name: getattr(measure, name) for name in ("threats", "eps", "limit", "steps", "draws", "queries")}
+    names = declared.defenses if measure.defenses is None else measure.defenses
+    return own | {"defenses": [declared.defenses[name] for name in names]}
 
 
 def _objective(method: Method, path: Path, field: str) -> tuple[AnyMethod, Selection | None] | None:

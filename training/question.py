@@ -27,7 +27,7 @@ EVERY_SEED = "%"  # in the name of a prompt set: stands for the seed
 Threat: TypeAlias = Level | Literal["T0b", "static", "black-box"]
 THREATS: tuple[Threat, ...] = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
 UNUSUAL = ("steps", "queries", "restarts", "draws")  # what a row names where an attack took other than the level's own
-MAX_DRAWS = 1000
+MAX_STEPS, MAX_DRAWS = 1000, 1000
 
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -70,7 +70,7 @@ class Question(BaseModel):
     defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     strength: Preset = "standard"
-    steps: int = Field(T2_STEPS, ge=1, le=1000)
+    steps: int = Field(T2_STEPS, ge=1, le=MAX_STEPS)
     restarts: int = Field(1, ge=1, le=MAX_STARTS)
     draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
     queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)

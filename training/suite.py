@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from training.options import words
 from training.presets import facts, preset_sources
 from training.processes import joined
 from training.progress import bar
+from training.question import Question
 from training.results import FOLDER
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
-(T0, T1) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method and --seed name is
-worked on, but the JSON always holds all that is done of the table. What can't be trained is a gap with its reason.
+(T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method, --defense and
+--seed name is worked on, but the JSON always holds all that is done of the table. What can't be trained is a gap with its reason, and so is a
+defense whose network is not there.
 
 examples:
   robustclip suite main --data pictures --dry-run
   robustclip suite main --data pictures --seed 0 --only caltech-101 && make results
+  robustclip suite defenses-mini --data pictures --defense none,jpeg,median
   robustclip suite tables/own.toml --data pictures --so-far
 """
 
@@ -84,6 +87,7 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "says": table.declared.says.strip(),
         "command": command,
         "max_passes": table.declared.max_passes,
+        "defenses": table.declared.defenses,
         "results": results,
         "paired": compare(rows, against=table.declared.against),
         "over_seeds": over_seeds(rows),
@@ -104,17 +108,22 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
 def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:
     """The part of the table that is to be worked on now."""
     methods = _among(options.method, list(table.declared.methods), "--method")
+    chains = {table.declared.defenses[name] for name in _among(options.defense, list(table.declared.defenses), "--defense")}
     data, seeds = _among(options.only, list(table.declared.data), "--only"), _among(options.seed, list(map(str, table.declared.seeds)), "--seed")
     return [
         Round(
             turn.data,
             turn.seed,
             tuple(entry for entry in turn.entries if entry.label in methods),
-            tuple((question, tuple(label for label in labels if label in methods)) for question, labels in turn.questions),
+            tuple((_behind(question, chains), tuple(label for label in labels if label in methods)) for question, labels in turn.questions),
         )
         for turn in rounds
         if turn.data in data and str(turn.seed) in seeds
     ]
+
+
+def _behind(question: Question, chains: Collection[str]) -> Question:
+    return question.model_copy(update={"defenses": tuple(chain for chain in question.defenses if chain in chains)})
 
 
 def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
@@ -133,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what holds the data sets of the table's preset, a folder each")
     parser.add_argument("--only", action="append", metavar="DATA", help="some of its data sets now (default: all)")
     parser.add_argument("--method", action="append", metavar="NAME", help="some of its methods now (default: all)")
+    parser.add_argument("--defense", action="append", metavar="NAME", help="some of its defenses now, by the table's names (default: all)")
     parser.add_argument("--seed", action="append", metavar="N", help="some of its seeds now (default: all)")
     parser.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="where sets are published (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, metavar="DIR", help="what is kept between sittings (default: %(default)s)")

@@ -83,7 +83,7 @@ def test_the_cost_is_said_before_anything_is_done(workshop: Workshop) -> None:
     said = workshop.fill("--dry-run")
     assert "8 trainings, 0 of them done already; at most 468 charged passes and 12 text passes" in said  # 4 x 27 of coop, 4 x 90 of apt
     assert "28 cells, 0 of them measured already" in said
-    assert "4 can't be trained: capt on caltech-101: --max-passes: one epoch on 9 pictures takes 144 image passes" in said
+    assert "4 can't be had: capt on caltech-101: --max-passes: one epoch on 9 pictures takes 144 image passes" in said
     assert sorted(path.name for path in workshop.folder.iterdir()) == ["toys.toml"]
 
 
@@ -120,6 +120,60 @@ def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Work
     assert (workshop.content(), workshop.kept()) == (content, before)
 
 
+BEHIND = """
+title = "Toys behind glass"
+backbone = "tiny"
+data = ["caltech-101"]
+seeds = [0]
+max_passes = 100
+against = ["handcrafted"]
+
+[methods.handcrafted]
+prompt_set = "handcrafted"
+
+[defenses]
+none = "none"
+bits = "bit_depth:5"
+shaken = "resize_pad"
+absent = '[{"kind": "diffusion", "weights": "nowhere.json"}]'
+
+[[measures]]
+threats = ["clean", "static", "T2", "black-box"]
+eps = ["4/255"]
+defenses = ["none", "bits"]
+queries = 5
+limit = 4
+[[measures]]
+threats = ["T2"]
+eps = ["4/255"]
+defenses = ["shaken", "absent"]
+steps = 2
+draws = 2
+limit = 4
+"""
+
+
+def test_defenses_multiply_with_what_they_are_attacked_by_and_one_that_is_not_there_is_a_gap(workshop: Workshop) -> None:
+    workshop.table.write_text(BEHIND)
+    said = workshop.fill("--dry-run", "--defense", "shaken,absent")
+    assert "1 cells, 0 of them measured already" in said
+    assert "1 can't be had: behind [{" in said
+    assert "nowhere.json" in said
+    workshop.fill("--defense", "shaken,absent")
+    assert [(row["defense"], row["threat"], row["steps"], row["draws"]) for row in workshop.content()["results"]] == [("resize_pad", "T2", 2, 2)]
+    workshop.fill()
+    content = workshop.content()
+    levels = {"clean", "static", "T2", "black-box"}
+    assert {(row["defense"], row["threat"]) for row in content["results"]} == {
+        *((chain, threat) for chain in ("none", "bit_depth:5") for threat in levels),
+        ("resize_pad", "T2"),
+    }
+    assert {row.get("queries") for row in content["results"] if row["threat"] == "black-box"} == {5}
+    (gap,) = content["missing"]
+    assert "nowhere.json" in gap["why"]
+    assert content["defenses"]["bits"] == "bit_depth:5"
+
+
 def test_nothing_measured_is_no_table(workshop: Workshop) -> None:
     with pytest.raises(InvalidInput, match="no cell of this table"):
         workshop.fill("--so-far")
@@ -138,6 +192,8 @@ def test_nothing_measured_is_no_table(workshop: Workshop) -> None:
         ("seeds = [0]\n", "seeds = [7]\n", "", "not among seeds: 0, 1"),
         ("max_passes = 100\n", "", "max_passes", "required"),
         ("shots = 3", "shots = three", "", "can't be read"),
+        ("[methods.handcrafted]", "[defenses]\nglass = 'prayer'\n[methods.handcrafted]", "defenses/glass/0", "prayer"),
+        ("seeds = [0]\n", "defenses = ['glass']\n", "", "not among defenses: none"),
     ],
 )
 def test_a_declaration_at_fault_is_refused_by_field(workshop: Workshop, old: str, new: str, field: str, words: str) -> None:
@@ -164,6 +220,9 @@ def test_settings_that_a_test_file_chose_are_refused_with_the_field(workshop: Wo
 def test_the_tables_that_are_declared_can_be_read() -> None:
     for path in FOLDER.glob("*.toml"):
         table = read_table(path)
+        if path.stem.startswith("defenses"):
+            assert {"handcrafted", "advpt"} == set(table.objectives)
+            continue
         assert {"handcrafted", "coop", "advpt", "advpt_plus", "apt", "fap", "capt", "apd"} <= {
             method.replace("-", "_") for method in table.objectives
         }
