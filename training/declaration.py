@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from prompts_store.manifest import NAME_PATTERN
+from robustclip.attacks.cascade import Precision as SearchPrecision
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.square import MAX_QUERIES
 from robustclip.defenses import parse_defenses
@@ -81,6 +82,7 @@ class Declaration(_Declared):
     max_passes: int = Field(ge=1)
     precision: Precision = "float32"
     strength: Preset = "standard"
+    search: SearchPrecision = "float32"
     batch: int = Field(64, ge=1, le=4096)
     methods: dict[Label, Method] = Field(min_length=1)
     against: tuple[str, ...] = ()
@@ -144,7 +146,15 @@ def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs:
             except ValidationError as error:
                 raise invalid_input(error, values, field=f"{table.name}/methods/{label}") from error
         asked: dict[str, Any] = {"backbones": [declared.backbone], "pretrained": declared.pretrained, "prompt_sets": ["-"], "data": [source]}
-        asked |= {"seeds": [seed], "strength": declared.strength, "batch": declared.batch, "store": store, "runs": runs, "device": device}
+        asked |= {
+            "seeds": [seed],
+            "strength": declared.strength,
+            "search": declared.search,
+            "batch": declared.batch,
+            "store": store,
+            "runs": runs,
+            "device": device,
+        }
         questions = [
             (
                 Question.model_validate({**asked, **_asked_of(measure, declared)}),

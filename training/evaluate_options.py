@@ -102,6 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"of a randomized defense, behind each gradient of T2 and each query of black-box (default: {GRADIENT_DRAWS} and {QUERY_DRAWS})",
     )
     one("--queries", QUERIES, "of black-box, at most")
+    one("--search", "float32", "precision in which T2 and T3 search, or bfloat16: faster on recent processors; float32 judges what is found")
     several("--surrogate", "none", "what T0b attacks instead: efficientnet-lite0, or another backbone")
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
@@ -134,7 +135,10 @@ def read_question(arguments: argparse.Namespace) -> Question:
         "defenses": arguments.defense or [NO_DEFENSE],
         "seeds": _words(arguments.seed or ["0"]),
         "surrogates": _words(arguments.surrogate or []),
-        **{name: getattr(arguments, name) for name in ("strength", "steps", "restarts", "draws", "queries", "limit", "batch", "store", "runs")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("strength", "steps", "restarts", "draws", "queries", "search", "limit", "batch", "store", "runs")
+        },
         "device": check_device(arguments.device),
     }
     try:

@@ -190,6 +190,7 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
             steps=question.steps,
             restarts=question.restarts,
             draws=question.draws_at(threat),
+            search=question.search,
             known=known,
         )
     keep(path, key, found)

@@ -23,6 +23,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from robustclip.attacks.cascade import Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
 from robustclip.classifier import Defended, ZeroShotClassifier
@@ -36,7 +37,7 @@ from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Attacked, Classifier, Pixels, Progress, Score, Seeds
-from robustclip.wrappers import averaged, guarded
+from robustclip.wrappers import averaged, guarded, reduced
 from training.bank import feature_attack, shifted_pixels
 from training.cache import Rows
 from training.data import LabelledImages
@@ -89,13 +90,15 @@ def measure_level(
     steps: int = T2_STEPS,
     restarts: int = 1,
     draws: int = GRADIENT_DRAWS,
+    search: Precision = "float32",
     known: Mapping[Level, AtLevel] | None = None,
 ) -> AtLevel:
     """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones. A `rule` judges by the vote that it serves.
 
     Randomized classifiers are attacked through the mean of `draws` and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
-    T3 then need not measure again; `strength` is that of its ensemble, `steps`, `restarts` and `draws` are those of T2.
+    T3 then need not measure again; `strength` is that of its ensemble, `steps`, `restarts` and `draws` are those of T2. Both search
+    in the precision `search`; what they find is judged in float32.
     """
     jury = jury_of(rule, randomized=randomized)
     if level == "clean":
@@ -120,14 +123,17 @@ def measure_level(
             classifier,
             batches(clip, pictures, progress, "T2"),
             attack=attack,
-            score=score_of("cross_entropy", draws=draws if randomized else None),
+            score=score_of("cross_entropy", draws=draws if randomized else None, search=search),
             ball=ball,
             jury=jury,
         )
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": draws if randomized else 1})
     again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, rule=rule, progress=progress)
-    parts: dict[Level, AtLevel] = {part: known[part] if known and part in known else again(part, restarts=restarts) for part in WITHIN_T3}
-    return _strongest(parts, Ensemble(ball=ball, preset=strength, randomized=randomized), clip, classifier, pictures, jury, progress)
+    parts: dict[Level, AtLevel] = {
+        part: known[part] if known and part in known else again(part, restarts=restarts, search=search) for part in WITHIN_T3
+    }
+    ensemble = Ensemble(ball=ball, preset=strength, randomized=randomized, precision=search)
+    return _strongest(parts, ensemble, clip, classifier, pictures, jury, progress)
 
 
 def jury_of(rule: Smoothing | None, *, randomized: bool) -> Jury:
@@ -212,13 +218,15 @@ def _strongest(
     return AtLevel(worst_of([worst, whole]), {**ensemble.model_dump(mode="json"), **about}, dict(fell_to))
 
 
-def score_of(loss: LossName, *, draws: int | None) -> ScoreOf:
-    """A loss about the right label, or its mean over that many draws of a randomized classifier."""
+def score_of(loss: LossName, *, draws: int | None, search: Precision = "float32") -> ScoreOf:
+    """A loss about the right label, or its mean over that many draws of a randomized classifier; in bfloat16 as far as `reduced` goes."""
 
-    def through_draws(classifier: Classifier, targets: Tensor) -> Score:
-        return averaged(guarded(label_score(loss, classifier, targets), chunk_rows=GRADIENT_ROWS), draws or 1)
+    def score(classifier: Classifier, targets: Tensor) -> Score:
+        plain = label_score(loss, classifier, targets)
+        asked = plain if draws is None else averaged(guarded(plain, chunk_rows=GRADIENT_ROWS), draws)
+        return reduced(asked) if search == "bfloat16" else asked
 
-    return partial(label_score, loss) if draws is None else through_draws
+    return score
 
 
 def batches(clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None) -> Iterator[Batch]:

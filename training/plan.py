@@ -13,7 +13,7 @@ from robustclip.scores import EmbeddingShift
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf, radius_text
 from robustclip.towers import encode_image
-from robustclip.types import price
+from robustclip.types import Cost, price
 from training.bank import feature_attack
 from training.defended import black_box_attack
 from training.evaluation import Subject, cell_of
@@ -115,7 +115,9 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     ball = Linf(radius=eps)
     if threat == "T2":
         attack = PGD(ball=ball, steps=question.steps, starts=("random",), restarts=question.restarts)
-        return judged + attack.bill(n * draws).through(defended).charged
+        searched = attack.bill(n * draws)
+        again = Cost(searched.forward if question.search != "float32" else 0)  # near the boundary what was reduced is asked in full
+        return judged + searched.plus(again).through(defended).charged
     if threat == "black-box":
         attack = black_box_attack(eps, queries=question.queries, randomized=subject.randomized)
         return judged + attack.bill(n * draws).through(defended).charged
@@ -126,7 +128,7 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
             if path.name not in settled and not path.exists():
                 settled.add(path.name)
                 within += _charged(question, subject, part, eps, settled)
-        ensemble = Ensemble(ball=ball, preset=question.strength, randomized=subject.randomized)
+        ensemble = Ensemble(ball=ball, preset=question.strength, randomized=subject.randomized, precision=question.search)
         return judged + within + ensemble.bill(n * draws, labels=labels).through(defended).charged
     made = {
         "T0": feature_attack(eps, steps=T0_STEPS).bill(1).charged + 1,

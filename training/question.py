@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from robustclip.attacks.cascade import Precision
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS
 from robustclip.attacks.square import MAX_QUERIES
@@ -57,7 +58,8 @@ class Question(BaseModel):
     """What is to be measured. The tuples multiply; `eps` does not concern clean pictures.
 
     `surrogates` are T0b's, `strength` is T3's, `steps` and `restarts` are T2's, `queries` black-box's; `draws` of a randomized defense are behind
-    each gradient of T2 and each query of black-box, None: as many as the level has.
+    each gradient of T2 and each query of black-box, None: as many as the level has. `search` is the precision in which T2 and T3 look for what
+    float32 then judges.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +76,7 @@ class Question(BaseModel):
     restarts: int = Field(1, ge=1, le=MAX_STARTS)
     draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
     queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
+    search: Precision = "float32"
     surrogates: tuple[str, ...] = ()
     limit: int = Field(0, ge=0)
     batch: int = Field(64, ge=1, le=4096)
@@ -91,12 +94,13 @@ class Question(BaseModel):
         """Of a randomized defense, in each question that the attacker asks it."""
         return self.draws if self.draws is not None and threat in ("T2", "black-box") else _own_draws(threat)
 
-    def unusual(self, threat: Threat, *, randomized: bool) -> dict[str, int]:
+    def unusual(self, threat: Threat, *, randomized: bool) -> dict[str, int | str]:
         """What the attacker takes that is not the level's own, by the names of the fields: it belongs to every number that comes of it."""
         usual = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(threat, {})
-        taken: dict[str, int] = {name: getattr(self, name) for name, number in usual.items() if getattr(self, name) != number}
-        if threat in ("T2", "T3") and self.restarts != 1:
-            taken["restarts"] = self.restarts
+        taken: dict[str, int | str] = {name: getattr(self, name) for name, number in usual.items() if getattr(self, name) != number}
+        if threat in ("T2", "T3"):
+            taken |= {"restarts": self.restarts} if self.restarts != 1 else {}
+            taken |= {"search": self.search} if self.search != "float32" else {}
         if randomized and self.draws_at(threat) != _own_draws(threat):
             taken["draws"] = self.draws_at(threat)
         return taken

@@ -370,6 +370,18 @@ def test_levels_about_a_defense_are_rows_and_their_commands_give_them_again(benc
     assert [cell["measured"] for cell in later] == [True, True, False, False]
 
 
+def test_a_search_in_bfloat16_is_named_by_its_rows_and_within_its_bill(bench: Bench) -> None:
+    options = ["--threat", "T1,T2,T3", "--eps", "2/255", "--limit", "2", "--strength", "quick"]
+    half = [*options, "--search", "bfloat16"]
+    planned = bench.evaluate(*half, "--dry-run")["plan"]
+    rows = bench.evaluate(*half)["results"]
+    assert [row.get("search") for row in rows] == [None, "bfloat16", "bfloat16"]
+    assert rows[2]["attack"]["precision"] == "bfloat16"
+    assert sum(row["cost"]["forward"] + 2 * row["cost"]["backward"] for row in rows[:2]) <= sum(cell["charged"] for cell in planned)
+    assert "--search bfloat16" in rows[1]["command"]
+    assert [cell["measured"] for cell in bench.evaluate(*options, "--dry-run")["plan"]] == [True, False, False]
+
+
 def test_draws_do_not_concern_a_defense_that_has_none(bench: Bench) -> None:
     options = ["--threat", "T2", "--eps", "4/255", "--limit", "2", "--defense", "bit_depth:5"]
     (row,) = bench.evaluate(*options, "--draws", "3")["results"]
