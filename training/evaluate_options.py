@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from robustclip import DEFAULT_BACKBONE
-from robustclip.errors import InvalidInput, invalid_input
+from robustclip.errors import InvalidInput
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.config import DEFAULT_RUNS, check_device, default_store
 from training.defended import QUERIES, QUERY_DRAWS
 from training.levels import GRADIENT_DRAWS, T2_STEPS
-from training.options import words
+from training.options import read_fields, words
 from training.presets import facts, preset_sources
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 
@@ -141,16 +139,16 @@ def read_question(arguments: argparse.Namespace) -> Question:
         },
         "device": check_device(arguments.device),
     }
-    try:
-        question = Question.model_validate(values)
-    except ValidationError as error:
-        complaint = invalid_input(error, values)
-        path = (complaint.field or "").split("/")
-        name = path[2] if path[0] == "data" and len(path) > 2 else path[0]
-        raise InvalidInput(complaint.message, field=f"--{_OPTIONS.get(name, name)}", help="robustclip evaluate --help lists all options.") from error
+    question = read_fields(Question, values, command="evaluate", named=_option)
     if question.pretrained and len(question.backbones) > 1:
         raise InvalidInput("weights are for one backbone.", field="--pretrained", help="Name one backbone, or use embedded ones.")
     return question
+
+
+def _option(field: str) -> str:
+    path = field.split("/")
+    name = path[2] if path[0] == "data" and len(path) > 2 else path[0]
+    return f"--{_OPTIONS.get(name, name)}"
 
 
 def _sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
