@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from robustclip.backbones import embedded_names, read_config, write_weights
 from robustclip.clip import Clip, load_clip
@@ -65,7 +65,7 @@ def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: st
             description = config | ({"text_of": shared} if shared else {}) | description
             write_weights(hardened.model, partial, image_tower_only=shared is not None)
         else:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in hardened.model.state_dict().items()}, partial)
+            partial.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in hardened.model.state_dict().items()}))
     write_atomically(out.with_name(f"{out.name}.json"), (json.dumps(description, indent=2) + "\n").encode())
     return weights
 

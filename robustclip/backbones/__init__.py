@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robustclip.backbones.stem import ConvStem
@@ -72,7 +72,7 @@ def write_weights(model: nn.Module, path: Path, *, image_tower_only: bool = Fals
         scales = table.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
         packed = {_TOKENS: (table / scales).round().to(torch.int8), _TOKEN_SCALES: scales.half()}
     packed |= {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(packed, path)
+    path.write_bytes(save(packed))  # `save_file` makes files that nobody else may read, whatever the umask
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

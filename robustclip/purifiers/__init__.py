@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 import torch
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robustclip.digests import json_digest, tensor_digest
@@ -109,7 +109,7 @@ def digest_of(kind: Kind, weights: str) -> str:
 def write_purifier(network: SuperResolver | Denoiser, path: Path, facts: dict[str, Any]) -> None:
     """PATH.json with the shape and the facts, PATH.safetensors in fp16."""
     with replacing(path.with_suffix(".safetensors")) as partial:
-        save_file({name: tensor.detach().cpu().half().contiguous() for name, tensor in network.state_dict().items()}, partial)
+        partial.write_bytes(save({name: tensor.detach().cpu().half().contiguous() for name, tensor in network.state_dict().items()}))
     described = {"network": network.shape.model_dump(mode="json")} | facts
     write_atomically(path.with_suffix(".json"), (json.dumps(described, indent=2) + "\n").encode())
 

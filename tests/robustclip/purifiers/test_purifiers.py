@@ -52,6 +52,10 @@ def test_weights_that_do_not_ship_are_refused_with_what_to_do(monkeypatch: pytes
         purifiers.load_purifier("super_resolver", "own")
 
 
+def test_whoever_may_read_the_description_may_read_the_weights(written: Path) -> None:
+    assert written.with_suffix(".safetensors").stat().st_mode == written.stat().st_mode
+
+
 def test_files_that_are_no_purifier_are_refused_with_the_reason(written: Path, tmp_path: Path) -> None:
     with pytest.raises(PurifierRefused, match="is a denoiser, not a super_resolver"):
         purifiers.load_purifier("super_resolver", str(written))
