@@ -1,5 +1,6 @@
 """The embedded backbones: what ships loads, fits its card, and knows everyday pictures."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -73,6 +74,23 @@ def test_photographs_larger_than_any_that_were_trained_on_are_recognised(shipped
     data = (Path(str(skimage.data.__file__)).parent / picture).read_bytes()
     logits = zero_shot(shipped, Prompts(), LABELS)(load_pixels(data, shipped.image_size)[None], draw_seeds(0, 1))
     assert LABELS[int(logits.argmax())] == label
+
+
+def test_the_card_shows_the_answers_that_are_given(shipped: Clip) -> None:
+    card = (BACKBONES / "MODEL_CARD.md").read_text()
+    labels = tuple(re.findall(r"--labels '(.+)'", card)[0].split(","))
+    rows = re.findall(r"!\[.+\]\((examples/.+)\) \| (.+) \| (.+) \| (.+) \|", card)
+    assert {picture for picture, *_ in rows} == {f"examples/{path.name}" for path in (BACKBONES / "examples").iterdir()}
+    classify = zero_shot(shipped, Prompts(), labels)
+    for picture, truth, *answers in rows:
+        pixels = load_pixels((BACKBONES / picture).read_bytes(), shipped.image_size)
+        shares = classify(pixels[None], draw_seeds(0, 1)).softmax(dim=1)[0]
+        answer = answers[("mini", "mini-robust").index(shipped.arch)]
+        said = {label: float(share) for label, share in re.findall(r"([a-z][a-z ]*) ([\d.]+) %", answer)}
+        given = labels[int(shares.argmax())]
+        assert list(said) == list(dict.fromkeys((given, truth)))
+        assert answer.startswith("**") == (given != truth)
+        assert said == pytest.approx({label: 100 * shares[labels.index(label)].item() for label in said}, abs=0.15)
 
 
 @pytest.mark.data
