@@ -36,7 +36,7 @@ exit status: 0 nothing speaks against the certificates, 1 an attack refuted one 
 examples:
   robustclip certified --data pictures/cifar-10 --limit 200 --sigma 0.1,0.25 --denoise --dry-run
   robustclip certified --data pictures/cifar-10 --limit 200 --sigma 0.1,0.25 --denoise --attack --direct 10 --json > found.json
-  robustclip certified --data pictures/cifar-10 --limit 20 --sigma 0.1 --attack 0.99,4     # inside nothing may fall, far outside much should
+  robustclip certified --data pictures/cifar-10 --limit 20 --sigma 0.1 --attack 0.99,16    # inside nothing may fall, far outside much should
 """
 _OPTIONS = {"prompt_sets": "prompt-set", "radii": "radius", "rules": "sigma", "assault": "attack", "factors": "attack"}
 
@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(summary)
         return 0
-    if not arguments.json or sys.stderr.isatty():
-        print(summary, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    with bar(quiet=not sys.stderr.isatty()) as progress:
+    print(summary, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    with bar() as progress:  # also into a log: this may take hours
         results = [certified_facts(subject, settle(subject, progress=progress), per_picture=arguments.per_picture) for subject in subjects]
     if arguments.json:
         print(json.dumps({"kind": "certified", "results": results}))

@@ -48,8 +48,8 @@ class Assault(BaseModel):
             yield factor, Linf(radius=min(1.0, factor * certificate.radius_linf))
 
     def search(self, ball: BallSpec) -> PGD:
-        starts: tuple[Start, ...] = ("zero", *["random"] * self.restarts)
-        return PGD(ball=ball, steps=self.steps, starts=starts, stop="never")
+        drawn: list[Start] = ["random"] * self.restarts
+        return PGD(ball=ball, steps=self.steps, starts=("zero", *drawn), stop="never")
 
 
 class Attempt(BaseModel):

@@ -25,9 +25,7 @@ class Bench:
 
     def print(self, *options: str, status: int = 0) -> str:
         assert main([*self.places, *RULE, *(() if "--sigma" in options else ("--sigma", "0.1")), *options]) == status
-        captured = self.capsys.readouterr()
-        assert captured.err == ""  # no terminal, no progress
-        return captured.out
+        return self.capsys.readouterr().out
 
     def told(self, *options: str, status: int = 0) -> dict[str, Any]:
         return json.loads(self.print("--json", *options, status=status))
