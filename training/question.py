@@ -27,7 +27,6 @@ EVERY_SEED = "%"  # in the name of a prompt set: stands for the seed
 
 Threat: TypeAlias = Level | Literal["T0b", "static", "black-box"]
 THREATS: tuple[Threat, ...] = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
-UNUSUAL = ("steps", "queries", "restarts", "draws")  # what a row names where an attack took other than the level's own
 MAX_STEPS, MAX_DRAWS = 1000, 1000
 
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]

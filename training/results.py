@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 from robustclip.files import write_atomically
 from training.certified_page import certified_section
-from training.difference import decided
+from training.defense_page import defense_tables
 from training.markdown import line, table
+from training.wording import accuracy, condition, data_of, difference
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -26,8 +27,10 @@ Made by `make results` from the JSON files in `results/`, which `robustclip eval
 compares. Accuracy in per cent with Wilson's 95 % interval. *Paired* is the difference on the same pictures, in points, with its bootstrap interval
 and McNemar's exact p; it is bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T1` the
 deployed one under words that a person wrote, `T2` everything, `T3` everything by every means: it alone makes a headline, and a cell that a masking
-check contradicts is *inconclusive*. Several seeds show their mean, its bootstrap interval over pictures and seeds, and their standard deviation.
-Every row's own command stands in its JSON.
+check contradicts is *inconclusive*. `static` attacks as `T2` does, but without the defense behind which its pictures are judged; `black-box` asks the
+deployed chain for scores and uses no gradient. Where an attack took other steps, draws or queries than the level's own, that stands beside it. Of
+fewer than 64 pictures there are counts, no percentages. Several seeds show their mean, its bootstrap interval over pictures and seeds, and their
+standard deviation. Every row's own command stands in its JSON.
 """
 Facts: TypeAlias = dict[str, Any]
 
@@ -60,11 +63,13 @@ def _section(name: str, content: Facts) -> str:
     about = _about(results)
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
     groups = list(dict.fromkeys(_group(row) for row in results))
-    refused = {_key(row, "T3", row["eps"]): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
+    refused = {_headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
+    if len(content.get("defenses", ())) > 1:
+        lines, groups = [*lines, *defense_tables(content)], []
     for group in groups:
         lines += [f"### {group}", ""] if len(groups) > 1 else []
         rows = [row for row in _with_means(content) if _group(row) == group]
-        lines += _accuracies(rows, {_key(row, row["threat"], row["eps"]): row for row in rows}, refused)
+        lines += _accuracies(rows, {_key(row): row for row in rows}, refused)
         lines += _differences([row for row in content.get("paired", ()) if _group(row) == group])
         lines += [""] if len(groups) > 1 else []
     lines += _over_data(content)
@@ -78,7 +83,7 @@ def _about(results: Sequence[Facts]) -> list[str]:
     """What was measured on, each place with its seeds."""
     seeds: dict[tuple[str, str, int], set[int]] = {}
     for row in results:
-        seeds.setdefault((row["backbone"], _data(row), row["n"]), set()).add(row["seed"])
+        seeds.setdefault((row["backbone"], data_of(row), row["n"]), set()).add(row["seed"])
     words = {place: f"seed{'s' if len(own) > 1 else ''} {', '.join(map(str, sorted(own)))}" for place, own in seeds.items()}
     return sorted(f"{backbone}, {data}, {n} pictures, {words[backbone, data, n]}" for backbone, data, n in seeds)
 
@@ -91,15 +96,15 @@ def _with_means(content: Facts) -> list[Facts]:
 
 
 def _cell(row: Facts) -> tuple[str, ...]:
-    return (_group(row), str(row.get("method")), row["defense"], _condition(row))
+    return (_group(row), str(row.get("method")), row["defense"], condition(row))
 
 
 def _accuracies(rows: Sequence[Facts], cells: dict[tuple[str, ...], Facts], refused: dict[tuple[str, ...], list[str]]) -> list[str]:
-    conditions = list(dict.fromkeys((_condition(row), row["threat"], row["eps"]) for row in rows))
-    lines = table(["prompt set", *(name for name, _, _ in conditions)])
+    conditions = list(dict.fromkeys(map(condition, rows)))
+    lines = table(["prompt set", *conditions])
     for subject, row in _first(rows).items():
-        keys = [_key(row, threat, eps) for _, threat, eps in conditions]
-        lines.append(line([subject, *(_accuracy(cells.get(key), refused.get(key, [])) for key in keys)]))
+        own = [cells.get((_group(row), subject, name)) for name in conditions]
+        lines.append(line([subject, *(_accuracy(cell, refused) for cell in own)]))
     return lines
 
 
@@ -114,13 +119,11 @@ def _first(rows: Sequence[Facts]) -> dict[str, Facts]:
 def _differences(paired: Sequence[Facts]) -> list[str]:
     if not paired:
         return []
-    conditions = list(dict.fromkeys(_condition(row) for row in paired))
-    differences = {(_pair(row), _condition(row)): row for row in paired}
+    conditions = list(dict.fromkeys(map(condition, paired)))
+    differences = {(_pair(row), condition(row)): row for row in paired}
     lines = ["", *table(["paired", *conditions])]
-    lines += [
-        line([pair, *(_difference(differences.get((pair, condition))) for condition in conditions)]) for pair in dict.fromkeys(map(_pair, paired))
-    ]
-    return lines
+    pairs = dict.fromkeys(map(_pair, paired))
+    return [*lines, *(line([pair, *(difference(differences.get((pair, name))) for name in conditions)]) for pair in pairs)]
 
 
 def _over_data(content: Facts) -> list[str]:
@@ -129,7 +132,7 @@ def _over_data(content: Facts) -> list[str]:
     if not means:
         return []
     lines = ["", f"### Means over {', '.join(dict.fromkeys(name for row in means for name in row['data']))}", ""]
-    lines += _accuracies(means, {_key(row, row["threat"], row["eps"]): row for row in means}, {})
+    lines += _accuracies(means, {_key(row): row for row in means}, {})
     return [*lines, *_differences(content.get("paired_over_data", []))]
 
 
@@ -160,51 +163,41 @@ def _checks(content: Facts) -> list[str]:
         return []
     fired = [check for check in checks if check["fired"]]
     lines = ["", f"Masking checks: {content.get('checks_made', len(checks))}, {len(fired)} of them fired."]
-    return [*lines, *(f"- {check['id']} {check['name']}: {check['prompt_set']}, {_data(check)}: {check['sentence']}." for check in fired)]
+    return [
+        *lines,
+        *(f"- {check['id']} {check['name']}: {_behind(check['prompt_set'], check)}, {data_of(check)}: {check['sentence']}." for check in fired),
+    ]
 
 
 def _group(row: Facts) -> str:
-    return f"{row['backbone']}, {_data(row)}"
+    return f"{row['backbone']}, {data_of(row)}"
 
 
-def _data(row: Facts) -> str:
-    return f"{row['data']} {row['split']}" + (f" ({row['classes']} among {row['among']})" if "classes" in row else "")
-
-
-def _key(row: Facts, threat: str, eps: str) -> tuple[str, ...]:
-    return (_group(row), _subject(row), threat, eps)
-
-
-def _condition(row: Facts) -> str:
-    return row["threat"] if row["threat"] == "clean" else f"{row['threat']} {row['eps']}"
+def _key(row: Facts) -> tuple[str, ...]:
+    return (_group(row), _subject(row), condition(row))
 
 
 def _subject(row: Facts) -> str:
-    name = row.get("method", row["prompt_set"])
-    return name if row["defense"] == "none" else f"{name} behind {row['defense']}"
+    return _behind(row.get("method", row["prompt_set"]), row)
 
 
 def _pair(row: Facts) -> str:
-    names = f"{row['a'].split('@')[0]} - {row['b'].split('@')[0]}"
-    return names if row["defense"] == "none" else f"{names} behind {row['defense']}"
+    return _behind(f"{row['a'].split('@')[0]} - {row['b'].split('@')[0]}", row)
 
 
-def _accuracy(row: Facts | None, refused: Sequence[str]) -> str:
+def _behind(name: str, row: Facts) -> str:
+    return name if row["defense"] == "none" else f"{name} behind {row['defense']}"
+
+
+def _headline(row: Facts) -> tuple[str, ...]:
+    return (_group(row), _subject(row), row["eps"])
+
+
+def _accuracy(row: Facts | None, refused: dict[tuple[str, ...], list[str]]) -> str:
     if row is None:
         return ""
-    if refused:
-        return f"inconclusive ({', '.join(refused)})"
-    deviation = f"; sd {100 * row['deviation']:.1f}" if "deviation" in row else ""
-    silent = f"; abstained {100 * row['abstained']:.1f}" if "abstained" in row else ""
-    return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation}{silent})"
-
-
-def _difference(row: Facts | None) -> str:
-    if row is None:
-        return ""
-    test = "" if row["mcnemar"] is None else f"; p {row['mcnemar']:.2g}"
-    text = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}{test})"
-    return f"**{text}**" if decided(row) else text
+    checks = refused.get(_headline(row), []) if row["threat"] == "T3" else []
+    return f"inconclusive ({', '.join(checks)})" if checks else accuracy(row)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from training.comparison import compare, over_data, over_seeds
 from training.config import DEFAULT_RUNS, check_device, default_store
 from training.declaration import Table, read_table, rounds_of
 from training.evaluation import Row
+from training.illusions import illusions
 from training.memory import keep_freed_memory
 from training.options import words
 from training.presets import facts, preset_sources
@@ -90,6 +91,7 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "defenses": table.declared.defenses,
         "results": results,
         "paired": compare(rows, against=table.declared.against),
+        "illusions": illusions(rows),
         "over_seeds": over_seeds(rows),
         "over_data": means,
         "paired_over_data": paired_means,

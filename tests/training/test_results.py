@@ -8,7 +8,7 @@ import pytest
 
 from training.results import FOLDER, PAGE, main, render
 
-SHARED = {"backbone": "tiny", "data": "toys", "split": "test", "n": 10, "defense": "none"}
+SHARED = {"backbone": "tiny", "data": "toys", "split": "test", "n": 100, "defense": "none"}
 
 
 def row(prompt_set: str, threat: str, eps: str, accuracy: float, defense: str = "none") -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_every_number_stands_in_the_column_of_its_condition() -> None:
     assert "| prompt set | clean | T0 1/255 |" in page
     assert "| plain@11 | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |" in page
     assert "| learned@22 | 70.0 (60.0 to 80.0) | 70.0 (60.0 to 80.0) |" in page
-    assert "tiny, toys test, 10 pictures, seed 0 (`results/toys.json`)." in page
+    assert "tiny, toys test, 100 pictures, seed 0 (`results/toys.json`)." in page
     assert "Learning helps." in page
     assert "    robustclip evaluate --backbone tiny --data toys --seed 0 --json ..." in page
 
@@ -80,6 +80,36 @@ def test_a_cell_that_a_check_contradicts_is_inconclusive() -> None:
     assert "| plain@11 | 10.0 (0.0 to 20.0) | inconclusive (M5) |" in page
     assert "Masking checks: 2, 1 of them fired." in page
     assert "- M5 transfer beats adaptive: plain@11, toys test: T3 finds less." in page
+
+
+def test_what_a_check_says_of_a_defense_names_it() -> None:
+    check = {**SHARED, "prompt_set": "plain@11", "defense": "jpeg:75", "id": "M6", "name": "black box", "sentence": "so it is", "fired": True}
+    assert "- M6 black box: plain@11 behind jpeg:75, toys test: so it is." in render({"toys": content(checks=[check])})
+
+
+def test_few_pictures_are_counted_and_have_no_percentage() -> None:
+    rows = [{**row("plain@11", "T2", "1/255", 0.5), "n": 8, "abstained": 0.125}, {**row("learned@22", "T2", "1/255", 0.75), "n": 8}]
+    page = render({"toys": {"title": "Toys", "says": "", "results": rows, "paired": [{**pair(0.1, 0.2), "n": 8, "difference": 0.25}]}})
+    assert "| plain@11 | 4/8; abstained 1 |" in page
+    assert "| learned@22 | 6/8 |" in page
+    assert "| learned - plain | +2 of 8, p 0.2 |" in page
+    mean = {**rows[1], "seeds": [0, 1], "accuracy": 0.8125, "deviation": 0.1}
+    page = render({"toys": {"title": "Toys", "says": "", "results": [rows[1], {**rows[1], "seed": 1}], "over_seeds": [mean]}})
+    assert "| learned@22 | 13/16 |" in page
+
+
+def test_what_an_attack_took_beside_the_usual_is_in_the_head_of_its_column() -> None:
+    rows = [row("plain@11", "T2", "1/255", 0.5), {**row("plain@11", "T2", "1/255", 0.75), "steps": 20, "draws": 1, "search": "bfloat16"}]
+    page = render({"toys": {"title": "Toys", "says": "", "results": rows}})
+    assert "| prompt set | T2 1/255 | T2 1/255, 20 steps, 1 draw, searched in bfloat16 |" in page
+    assert "| plain@11 | 50.0 (40.0 to 60.0) | 75.0 (65.0 to 85.0) |" in page
+
+
+def test_a_refused_headline_is_found_whatever_the_attack_took() -> None:
+    rows = [{**row("plain@11", "T3", "1/255", 0.6), "restarts": 3}, row("plain@11", "T2", "1/255", 0.5)]
+    headline = {**SHARED, "prompt_set": "plain@11", "eps": "1/255", "refused": ["M5"]}
+    page = render({"toys": {"title": "Toys", "says": "", "results": rows, "headlines": [headline]}})
+    assert "| plain@11 | inconclusive (M5) | 50.0 (40.0 to 60.0) |" in page
 
 
 def test_a_page_that_was_edited_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

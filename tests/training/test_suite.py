@@ -172,6 +172,12 @@ def test_defenses_multiply_with_what_they_are_attacked_by_and_one_that_is_not_th
     (gap,) = content["missing"]
     assert "nowhere.json" in gap["why"]
     assert content["defenses"]["bits"] == "bit_depth:5"
+    (told,) = content["illusions"]  # shaken has no static row
+    assert (told["defense"], told["worst"]["of"], told["gain"] is None) == ("bit_depth:5", ["T2", "black-box"], False)
+    page = render({"toys": content})
+    assert "| bits | 4 |" in page
+    assert "2 steps, 2 draws |" in page
+    assert "- not there: behind [{" in page
 
 
 def test_nothing_measured_is_no_table(workshop: Workshop) -> None:

@@ -1,0 +1,127 @@
+"""Tables of defenses for the results page: a line a defense, a column a threat level, and in words which of them only look strong."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from training.difference import decided
+from training.markdown import line, table
+from training.wording import UNUSUAL, accuracy, data_of, difference, effort
+
+Facts: TypeAlias = dict[str, Any]
+Key = TypeVar("Key")
+
+
+def defense_tables(content: Facts) -> list[str]:
+    """The lines of all tables: of each prompt set, of what the prompt sets differ in, and of how many draws a gradient needs."""
+    names = {chain: name for name, chain in content["defenses"].items()}
+    results: list[Facts] = content["results"]
+    converging = _converging(results)
+    rows = [row for row in results if row not in converging]
+    lines: list[str] = []
+    for heading, group in _by(rows, _heading).items():
+        seen = [seen for seen in content.get("illusions", ()) if _heading(seen) == heading]
+        lines += [f"### {heading}", "", *_levels(group, seen, names), "", *_sentences(seen, names), ""]
+    for heading, group in _by(content.get("paired", ()), _pair).items():
+        lines += [f"### {heading}", "", *_paired(group, names), ""]
+    return [*lines, *_draws(converging, names)]
+
+
+def _levels(rows: Sequence[Facts], seen: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
+    columns = {name: _shared(group) for name, group in _by(rows, _column).items()}
+    told = {_line_of(facts): facts for facts in seen}
+    heads = [", ".join(filter(None, [name, effort(shared)])) for name, shared in columns.items()]
+    lines = table(["defense", "pictures", *heads, "static - worst", "only looks strong", "worst - worst without a defense"])
+    for row_of, group in _by(rows, _line_of).items():
+        cells = {_column(row): "; ".join(filter(None, [accuracy(row), effort(row, without=columns[_column(row)])])) for row in group}
+        facts = told.get(row_of)
+        verdict = ["", "", ""] if facts is None else _verdict(facts)
+        lines.append(line([_name(row_of[0], names), str(row_of[1]), *(cells.get(column, "") for column in columns), *verdict]))
+    return lines
+
+
+def _sentences(seen: Sequence[Facts], names: Mapping[str, str]) -> Iterator[str]:
+    """Which defenses only look strong, and which hold anything, by what the numbers decide."""
+    if not seen:
+        return
+    strong = [_name(facts["defense"], names) for facts in seen if facts["only_looks_strong"]]
+    yield f"**Only look strong**: {', '.join(strong)}." if strong else "None of them is shown to look stronger than it is."
+    compared = [facts for facts in seen if facts["gain"] is not None]
+    for sign, words in ((1, "Hold more than no defense does"), (-1, "Hold less than no defense does")):
+        shown = [_name(facts["defense"], names) for facts in compared if decided(facts["gain"]) and sign * facts["gain"]["difference"] > 0]
+        if compared:
+            yield f"{words}, each under its worst attack: {', '.join(shown) or 'none is shown to'}."
+
+
+def _paired(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
+    columns = list(dict.fromkeys(map(_column, rows)))
+    lines = table(["defense", "pictures", *columns])
+    for own, group in _by(rows, _line_of).items():
+        cells = {_column(row): difference(row) for row in group}
+        lines.append(line([_name(own[0], names), str(own[1]), *(cells.get(column, "") for column in columns)]))
+    return lines
+
+
+def _draws(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
+    """The same pictures, attacked by the mean of few draws and of many."""
+    if not rows:
+        return []
+    columns = sorted(set(map(_draws_of, rows)))
+    lines = ["### How many draws a gradient needs", "", *table(["left standing", *(f"{count} draw{'s' if count > 1 else ''}" for count in columns)])]
+    for about, group in _by(rows, _without_draws).items():
+        cells = {_draws_of(row): accuracy(row) for row in group}
+        lines.append(line([f"{_name(group[0]['defense'], names)}, {', '.join(map(str, about[1:]))}", *(cells.get(count, "") for count in columns)]))
+    return [*lines, ""]
+
+
+def _converging(rows: Sequence[Facts]) -> list[Facts]:
+    """Rows that differ from another in nothing but their draws."""
+    drawn = _by([row for row in rows if row["attack"] and "draws" in row["attack"]], _without_draws).values()
+    return [row for group in drawn if len(set(map(_draws_of, group))) > 1 for row in group]
+
+
+def _by(rows: Iterable[Facts], key: Callable[[Facts], Key]) -> dict[Key, list[Facts]]:
+    """Rows that have a key in common, in the order in which it first appears."""
+    groups: dict[Key, list[Facts]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _heading(row: Facts) -> str:
+    return f"{row.get('method', row['prompt_set'])}, {data_of(row)}, seed {row['seed']}"
+
+
+def _pair(row: Facts) -> str:
+    return f"{row['a'].split('@')[0]} - {row['b'].split('@')[0]}, {data_of(row)}"
+
+
+def _shared(rows: Sequence[Facts]) -> Facts:
+    """What all attacks of a column took alike, other than the level's own."""
+    return {name: rows[0][name] for name in UNUSUAL if all(row.get(name) == rows[0].get(name) for row in rows) and name in rows[0]}
+
+
+def _line_of(row: Facts) -> tuple[str, int]:
+    return row["defense"], row["n"]
+
+
+def _column(row: Facts) -> str:
+    return row["threat"] if row["threat"] == "clean" else f"{row['threat']} {row['eps']}"
+
+
+def _without_draws(row: Facts) -> tuple[str, ...]:
+    """What a row is about, its first word the chain."""
+    taken = effort(row, without=("draws",))
+    return (row["defense"], _heading(row), *filter(None, [_column(row), taken]), f"{row['n']} pictures")
+
+
+def _draws_of(row: Facts) -> int:
+    return row["attack"]["draws"]
+
+
+def _verdict(facts: Facts) -> list[str]:
+    gain = facts["gain"]
+    return [difference(facts), "yes" if facts["only_looks_strong"] else "", "" if gain is None else difference({**gain, "n": facts["n"]})]
+
+
+def _name(chain: str, names: Mapping[str, str]) -> str:
+    return names.get(chain, chain)
