@@ -49,7 +49,9 @@ def embedded_words(clip: Clip, words: str, vectors: int) -> Tensor:
         return clip.model.token_embedding(tokens[1 : length + 1].to(clip.device)).float()
 
 
-def new_contexts(clip: Clip, *, vectors: int, depth: int, words: str, coupling: Coupling, towers: Towers, seed: int) -> Parameters:
+def new_contexts(
+    clip: Clip, *, vectors: int, depth: int, words: str, coupling: Coupling, towers: Towers, seed: int, copies: int | None = None
+) -> Parameters:
     """Parameters of N vectors in each of the first `depth` layers of both towers (fewer where a tower has fewer layers), or of one tower.
 
     Text starts at the words' embeddings in its first layer, everything else at N(0, 0.02^2). Learned are, by coupling:
@@ -59,18 +61,26 @@ def new_contexts(clip: Clip, *, vectors: int, depth: int, words: str, coupling: 
     text_to_image  `text`, and a linear map a layer (MaPLe, Khattak et al. 2023, arXiv 2210.03117)
     hybrid         `text` of the first layer, `visual` of the deeper ones, maps from each to the other tower (FAP's code)
 
-    Maps start as torch's linear layers do, but without offset: the coupled vectors are then as small as the others. Raises InvalidInput for an image
-    tower that takes no visual prompts.
+    Maps start as torch's linear layers do, but without offset: the coupled vectors are then as small as the others. `copies`: so many text contexts,
+    equal at first, one for each label (CoOp's class-specific contexts, Zhou et al. 2022). Raises InvalidInput for an image tower that takes no visual
+    prompts, and for copies of text that follows the image tower's vectors, or of none.
     """
     if towers != "text" and (clip.visual_width is None or clip.visual_layers is None):
         raise InvalidInput(f"the image tower of {clip.arch} takes no visual prompts.", field="--objective.kind", help="Learn text alone: advpt, apt.")
+    if copies is not None and (coupling != "none" or towers == "image"):
+        raise InvalidInput(
+            "a context for each label can't follow vectors that all share.",
+            field="--objective.class_specific",
+            help="Use --objective.coupling none, and vectors in the text tower.",
+        )
     image_width, image_layers = clip.visual_width or 0, clip.visual_layers or 0
     common = min(depth, clip.text_layers, image_layers) if coupling != "none" else depth
     text_depth, image_depth = min(common, clip.text_layers), min(common, image_layers)
     parameters: Parameters = {}
     if coupling in ("none", "text_to_image") and towers != "image":
         deeper = noise((text_depth - 1, vectors, clip.text_width), seed, "text")
-        parameters["text"] = torch.cat([_first(clip, words, vectors, seed).cpu()[None], deeper])
+        shared = torch.cat([_first(clip, words, vectors, seed).cpu()[None], deeper])
+        parameters["text"] = shared if copies is None else shared.expand(copies, -1, -1, -1).clone()
     if coupling in ("none", "image_to_text") and towers != "text":
         parameters["visual"] = noise((image_depth, vectors, image_width), seed, "visual")
     if coupling == "hybrid":
@@ -85,8 +95,8 @@ def new_contexts(clip: Clip, *, vectors: int, depth: int, words: str, coupling: 
     return {name: tensor.to(clip.device) for name, tensor in parameters.items() if tensor.numel()}
 
 
-def fold(clip: Clip, parameters: Mapping[str, Tensor], *, vectors: int, words: str) -> Prompts:
-    """The plain prompts that parameters of `new_contexts` mean, differentiable in them."""
+def fold(clip: Clip, parameters: Mapping[str, Tensor], *, vectors: int, words: str, class_specific: bool = False) -> Prompts:
+    """The plain prompts that parameters of `new_contexts` mean, differentiable in them; `class_specific`: it made copies."""
     text, visual = parameters.get("text"), parameters.get("visual")
     if "text_to_image.weight" in parameters and text is not None:
         first = _mapped(parameters, "text_to_image", text)
@@ -98,7 +108,7 @@ def fold(clip: Clip, parameters: Mapping[str, Tensor], *, vectors: int, words: s
         text = _mapped(parameters, "image_to_text", visual)
         if words:
             text = torch.cat([text[:1] + embedded_words(clip, words, vectors), text[1:]])
-    return Prompts(text, visual, (HANDCRAFTED_TEMPLATE if text is None else split_words(words, vectors)[1],))
+    return Prompts(text, visual, (HANDCRAFTED_TEMPLATE if text is None else split_words(words, vectors)[1],), class_specific)
 
 
 def _first(clip: Clip, words: str, vectors: int, seed: int) -> Tensor:

@@ -53,6 +53,27 @@ def test_learning_starts_at_the_handcrafted_prompt(tiny: Clip) -> None:
     torch.testing.assert_close(text_weights(tiny, replace(prompts, visual=None), LABELS), text_weights(tiny, Prompts(), LABELS), atol=1e-5, rtol=1e-5)
 
 
+def test_a_context_for_each_label_starts_where_the_shared_one_does(tiny: Clip) -> None:
+    options = {"vectors": 2, "words": WORDS}
+    shared = new_contexts(tiny, **options, depth=2, coupling="none", towers="both", seed=0)
+    own = new_contexts(tiny, **options, depth=2, coupling="none", towers="both", seed=0, copies=len(LABELS))
+    prompts = fold(tiny, own, **options, class_specific=True)
+    check_prompts(tiny, prompts)
+    torch.testing.assert_close(own["visual"], shared["visual"])
+    torch.testing.assert_close(text_weights(tiny, prompts, LABELS), text_weights(tiny, fold(tiny, shared, **options), LABELS))
+    with torch.no_grad():
+        own["text"][1] = torch.randn(own["text"][1].shape, generator=torch.Generator().manual_seed(0))
+    moved = text_weights(tiny, fold(tiny, own, **options, class_specific=True), LABELS)
+    assert (moved - text_weights(tiny, prompts, LABELS)).abs().amax(dim=1).gt(1e-4).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("coupling", "towers"), [("image_to_text", "both"), ("hybrid", "both"), ("none", "image")])
+def test_a_context_for_each_label_follows_nobody(tiny: Clip, coupling: Coupling, towers: Towers) -> None:
+    with pytest.raises(InvalidInput, match="a context for each label can't follow vectors that all share") as caught:
+        new_contexts(tiny, vectors=2, depth=2, words=WORDS, coupling=coupling, towers=towers, seed=0, copies=3)
+    assert caught.value.field == "--objective.class_specific"
+
+
 def test_text_follows_images_layer_by_layer(tiny: Clip) -> None:
     parameters, prompts = start(tiny, "image_to_text")
     words = tiny.model.token_embedding(tiny.tokenize(["a photo"])[0, 1:3])

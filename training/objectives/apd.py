@@ -81,7 +81,7 @@ class APD(BothTowers):
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         """Student and teacher start equal."""
-        start = self.contexts(clip, seed, towers=self.towers)
+        start = self.contexts(clip, labels, seed, towers=self.towers)
         roles = (STUDENT,) if self.teacher == "zero_shot" else (STUDENT, TEACHER)
         return {role + name: tensor.clone() for role in roles for name, tensor in start.items()}
 

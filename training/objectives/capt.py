@@ -54,7 +54,7 @@ class CAPT(BothTowers):
     frozen_template: str = Field(HANDCRAFTED_TEMPLATE, description="the frozen CLIP's template, one {} for the label")
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
-        return self.contexts(clip, seed, coupling=self.coupling)
+        return self.contexts(clip, labels, seed, coupling=self.coupling)
 
     def prepare(
         self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE

@@ -36,7 +36,7 @@ class FAP(BothTowers):
     detach_reference: bool = Field(False, description="stop the gradient through clean predictions and weights in the divergence")
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
-        return self.contexts(clip, seed, coupling=self.coupling)
+        return self.contexts(clip, labels, seed, coupling=self.coupling)
 
     def score(self) -> InnerScore:
         return self.inner

@@ -155,14 +155,16 @@ class BothTowers(PictureTuning):
     vectors: int = Field(2, ge=1, le=70, description="learned vectors a layer and tower")
     depth: int = Field(9, ge=1, le=64, description="layers with vectors of their own; capped at what a tower has")
     words: str = Field("a photo of a", description="start from these words' embeddings; further words than vectors stay in the template")
+    class_specific: bool = Field(False, description="one text context a label, without coupling; such a set serves its training labels only")
     consistency: float = Field(1.0, ge=0, description="weight of the divergence of attacked predictions from their reference")
 
     def fold(self, clip: Clip, parameters: Mapping[str, Tensor]) -> Prompts:
-        return fold(clip, parameters, vectors=self.vectors, words=self.words)
+        return fold(clip, parameters, vectors=self.vectors, words=self.words, class_specific=self.class_specific)
 
-    def contexts(self, clip: Clip, seed: int, *, coupling: Coupling = "none", towers: Towers = "both") -> Parameters:
+    def contexts(self, clip: Clip, labels: tuple[str, ...], seed: int, *, coupling: Coupling = "none", towers: Towers = "both") -> Parameters:
         options = {"vectors": self.vectors, "depth": self.depth}
-        return new_contexts(clip, **options, words=self.words, coupling=coupling, towers=towers, seed=seed)
+        copies = len(labels) if self.class_specific else None
+        return new_contexts(clip, **options, words=self.words, coupling=coupling, towers=towers, seed=seed, copies=copies)
 
     def weakened(self) -> Self | None:
         return self.model_copy(update={"consistency": self.consistency / 2}) if self.consistency else None

@@ -38,6 +38,21 @@ def test_a_look_is_the_image_tower_and_the_scaled_cosine(tiny: Clip) -> None:
     assert look(task, pixels, weights, None, count=2).cost.backward == 0
 
 
+@pytest.mark.parametrize(("kind", "options"), [("fap", {"coupling": "none"}), ("capt", {"coupling": "none"}), ("apd", {})])
+def test_a_context_for_each_label_is_learned_from_all_pictures(
+    tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str, options: dict[str, str]
+) -> None:
+    made = bench(tiny, picture_folder, tmp_path, kind, class_specific=True, **options)
+    prompts = made.objective.fold(tiny, made.parameters)
+    assert prompts.class_specific
+    assert prompts.text is not None
+    assert len(prompts.text) == len(made.task.labels)
+    torch.stack(list(made.step().losses.values())).sum().backward()
+    text = next(tensor for name, tensor in made.parameters.items() if name.endswith("text"))
+    assert text.grad is not None
+    assert bool(text.grad.flatten(1).any(dim=1).all())
+
+
 @pytest.mark.parametrize("kind", ON_PICTURES)
 def test_the_training_attack_stays_in_its_ball_and_in_the_box(tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str) -> None:
     made = bench(tiny, picture_folder, tmp_path, kind, eps="4/255", warm_start=True, **({"crops": False} if kind == "apd" else {}))
