@@ -1,7 +1,8 @@
 """What a gradient costs in forwards: forward and backward to the pixels against the forward alone, at the same precision and as many rows.
 
-`python tests/benchmarks/bench_passes.py` prints one JSON object: each backbone (a seeded ViT-B-32 and those that ship), float32 and bfloat16, 8 and 32 rows; once
-with memory handled as the C library does by default and once as every command of `training` asks it to (`training/memory.py`), each in a process of its own.
+`python tests/benchmarks/bench_passes.py` prints one JSON object: each backbone (a seeded ViT-B-32 and those that ship), float32 and bfloat16, 8 and
+32 rows; once with memory handled as the C library does by default and once as every command of `training` asks it to (`training/memory.py`), each in
+a process of its own.
 The bound that the project set itself is 3.
 """
 
@@ -18,8 +19,8 @@ import torch
 
 from robustclip.backbones import embedded_names
 from robustclip.clip import Clip, describe, load_clip
-from training.memory import keep_freed_memory
 from robustclip.towers import encode_image
+from training.memory import keep_freed_memory
 
 ROWS = (8, 32)
 RUNS = 7
