@@ -9,6 +9,7 @@ from training.wording import UNUSUAL, accuracy, data_of, difference, effort
 
 Facts: TypeAlias = dict[str, Any]
 Key = TypeVar("Key")
+_ORDER = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
 
 
 def defense_tables(content: Facts) -> list[str]:
@@ -27,11 +28,11 @@ def defense_tables(content: Facts) -> list[str]:
 
 
 def _levels(rows: Sequence[Facts], seen: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
-    columns = {name: _shared(group) for name, group in _by(rows, _column).items()}
+    columns = {name: _shared(group) for name, group in _by(_ordered(rows), _column).items()}
     told = {_line_of(facts): facts for facts in seen}
     heads = [", ".join(filter(None, [name, effort(shared)])) for name, shared in columns.items()]
     lines = table(["defense", "pictures", *heads, "static - worst", "only looks strong", "worst - worst without a defense"])
-    for row_of, group in _by(rows, _line_of).items():
+    for row_of, group in sorted(_by(rows, _line_of).items(), key=lambda found: _place(*found[0], names)):
         cells = {_column(row): "; ".join(filter(None, [accuracy(row), effort(row, without=columns[_column(row)])])) for row in group}
         facts = told.get(row_of)
         verdict = ["", "", ""] if facts is None else _verdict(facts)
@@ -53,9 +54,9 @@ def _sentences(seen: Sequence[Facts], names: Mapping[str, str]) -> Iterator[str]
 
 
 def _paired(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
-    columns = list(dict.fromkeys(map(_column, rows)))
+    columns = list(dict.fromkeys(map(_column, _ordered(rows))))
     lines = table(["defense", "pictures", *columns])
-    for own, group in _by(rows, _line_of).items():
+    for own, group in sorted(_by(rows, _line_of).items(), key=lambda found: _place(*found[0], names)):
         cells = {_column(row): difference(row) for row in group}
         lines.append(line([_name(own[0], names), str(own[1]), *(cells.get(column, "") for column in columns)]))
     return lines
@@ -85,6 +86,15 @@ def _by(rows: Iterable[Facts], key: Callable[[Facts], Key]) -> dict[Key, list[Fa
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
+
+
+def _ordered(rows: Iterable[Facts]) -> list[Facts]:
+    return sorted(rows, key=lambda row: _ORDER.index(row["threat"]))
+
+
+def _place(chain: str, pictures: int, names: Mapping[str, str]) -> tuple[int, int]:
+    """Where a line stands: as declared, the one on more pictures first."""
+    return [*names].index(chain), -pictures
 
 
 def _heading(row: Facts) -> str:

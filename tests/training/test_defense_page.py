@@ -26,7 +26,7 @@ def illusion(defense: str, difference: float, gain: float | None, *, n: int = 10
 
 def content(**changes: Any) -> dict[str, Any]:
     rows = [
-        *(row(defense, threat, share) for defense in ("none", "jpeg:75") for threat, share in (("clean", 0.8), ("static", 0.6), ("T2", 0.2))),
+        *(row(defense, threat, share) for defense in ("none", "jpeg:75") for threat, share in (("T2", 0.2), ("static", 0.6), ("clean", 0.8))),
         *(row("resize_pad:0.9", threat, share, n=64) for threat, share in (("clean", 0.8), ("static", 0.6))),
         row("resize_pad:0.9", "T2", 0.4, n=64, taken=4, draws=4, steps=20),
         *(row("diffusion:0.1", "T2", share, n=8, taken=draws, steps=20, draws=draws) for draws, share in ((1, 0.75), (4, 0.5))),
