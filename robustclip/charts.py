@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, for pages that need nothing else. A page that holds one holds `STYLE`, too.
+"""Line charts as inline SVG, for pages that need nothing else, or as files. A page that holds one inline holds `STYLE`, too.
 
 Curves differ in colour and in their dashes, and a sentence says where each begins and ends: nobody has to see colours, or to see.
 """
@@ -27,6 +27,7 @@ STYLE = """
 .colour-3 { --curve: #d7aefb } .colour-4 { --curve: #fdc069 } .colour-5 { --curve: #6fd3dc } }
 """
 
+_LIGHT = STYLE.partition("@media")[0]
 _COLOURS, _DASHES = 6, 3
 _MARKED = 12  # a curve of so few points shows where they are
 
@@ -43,23 +44,54 @@ def chart(title: str, curves: Sequence[Curve], *, across: str, percent: bool = F
 
     `across` names the horizontal axis.
     """
+    drawn = _drawn(title, curves, across=across, percent=percent)
+    if drawn is None:
+        return ""
+    legend = "".join(f'<li><span class="swatch {look}"></span>{escape(name)}</li>' for name, look in drawn.looks)
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'{drawn.inside}</svg><ul class="legend">{legend}</ul></figure>'
+    )
+
+
+def chart_file(title: str, curves: Sequence[Curve], *, across: str) -> str:
+    """The same as an SVG file, its legend below the axes, on white: whoever shows a file may not tell it what colours surround it."""
+    drawn = _drawn(title, curves, across=across, percent=False)
+    if drawn is None:
+        return ""
+    legend = "".join(
+        f'<text class="point {look}" x="{LEFT}" y="{HEIGHT + 16 * number + 12}">{escape(name)}</text>'
+        for number, (name, look) in enumerate(drawn.looks)
+    )
+    high = HEIGHT + 16 * len(drawn.looks) + 8
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {high}" width="{WIDTH}" height="{high}" '
+        'style="color: #222; background: #fff; fill: currentColor; font: 13px system-ui, sans-serif">'
+        f"<style>{_LIGHT}</style>{drawn.inside}{legend}</svg>\n"
+    )
+
+
+class _Drawn(NamedTuple):
+    """Axes and curves with their words; names and looks of the curves."""
+
+    inside: str
+    looks: list[tuple[str, str]]
+
+
+def _drawn(title: str, curves: Sequence[Curve], *, across: str, percent: bool) -> _Drawn | None:
     measured = [(curve.name, [(x, y) for x, y in curve.points if y is not None and math.isfinite(y)]) for curve in curves]
     measured = [(name, points) for name, points in measured if points]
     if not measured:
-        return ""
+        return None
     values = [y for _, points in measured for _, y in points]
     low, high = (0.0, 1.0) if percent else (min(0.0, *values), max(0.0, *values))
     places = [x for curve in curves for x, _ in curve.points]
     frame = _Frame(low, high if high > low else low + 1, min(places), max(places), percent)
     looks = [f"colour-{number % _COLOURS} dash-{number % _DASHES}" for number in range(len(measured))]
     drawn = "".join(_line(points, look, frame) for (_, points), look in zip(measured, looks, strict=True))
-    legend = "".join(f'<li><span class="swatch {look}"></span>{escape(name)}</li>' for (name, _), look in zip(measured, looks, strict=True))
     told = " ".join(_told(name, points, frame, across) for name, points in measured)
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
-        f"<title>{escape(title)}</title><desc>{escape(told)}</desc>{_axes(frame, across)}{drawn}</svg>"
-        f'<ul class="legend">{legend}</ul></figure>'
-    )
+    inside = f"<title>{escape(title)}</title><desc>{escape(told)}</desc>{_axes(frame, across)}{drawn}"
+    return _Drawn(inside, [(name, look) for (name, _), look in zip(measured, looks, strict=True)])
 
 
 class _Frame(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from robustclip.charts import Curve, chart_file
 from training.difference import decided
 from training.markdown import line, table
 from training.wording import UNUSUAL, accuracy, data_of, difference, effort
@@ -12,8 +13,8 @@ Key = TypeVar("Key")
 _ORDER = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
 
 
-def defense_tables(content: Facts) -> list[str]:
-    """The lines of all tables: of each prompt set, of what the prompt sets differ in, and of how many draws a gradient needs."""
+def defense_tables(content: Facts, *, chart: str) -> list[str]:
+    """The lines of all tables: of each prompt set, of what the prompt sets differ in, and of how many draws a gradient needs, with its `chart`."""
     names = {chain: name for name, chain in content["defenses"].items()}
     results: list[Facts] = content["results"]
     converging = _converging(results)
@@ -24,7 +25,20 @@ def defense_tables(content: Facts) -> list[str]:
         lines += [f"### {heading}", "", *_levels(group, seen, names), "", *_sentences(seen, names), ""]
     for heading, group in _by(content.get("paired", ()), _pair).items():
         lines += [f"### {heading}", "", *_paired(group, names), ""]
-    return [*lines, *_draws(converging, names)]
+    return [*lines, *([*_draws(converging, names), f"![Pictures left standing over draws]({chart})", ""] if converging else [])]
+
+
+def draws_chart(content: Facts) -> str:
+    """How many pictures are left standing, over the draws behind a gradient, as an SVG file; nothing where no draws were varied."""
+    names = {chain: name for name, chain in content["defenses"].items()}
+    curves = [
+        Curve(
+            f"{_name(group[0]['defense'], names)}, {_subject(group[0])}, {group[0]['n']} pictures",
+            sorted((_draws_of(row), round(row["accuracy"] * row["n"])) for row in group),
+        )
+        for group in _by(_converging(content["results"]), _without_draws).values()
+    ]
+    return chart_file("Pictures left standing", curves, across="draws behind a gradient") if curves else ""
 
 
 def _levels(rows: Sequence[Facts], seen: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
@@ -45,12 +59,12 @@ def _sentences(seen: Sequence[Facts], names: Mapping[str, str]) -> Iterator[str]
     if not seen:
         return
     strong = [_name(facts["defense"], names) for facts in seen if facts["only_looks_strong"]]
-    yield f"**Only look strong**: {', '.join(strong)}." if strong else "None of them is shown to look stronger than it is."
+    yield f"- **Only look strong**: {', '.join(strong)}." if strong else "- None of them is shown to look stronger than it is."
     compared = [facts for facts in seen if facts["gain"] is not None]
     for sign, words in ((1, "Hold more than no defense does"), (-1, "Hold less than no defense does")):
         shown = [_name(facts["defense"], names) for facts in compared if decided(facts["gain"]) and sign * facts["gain"]["difference"] > 0]
         if compared:
-            yield f"{words}, each under its worst attack: {', '.join(shown) or 'none is shown to'}."
+            yield f"- {words}, each under its worst attack: {', '.join(shown) or 'none is shown to'}."
 
 
 def _paired(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
@@ -64,13 +78,11 @@ def _paired(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
 
 def _draws(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
     """The same pictures, attacked by the mean of few draws and of many."""
-    if not rows:
-        return []
     columns = sorted(set(map(_draws_of, rows)))
     lines = ["### How many draws a gradient needs", "", *table(["left standing", *(f"{count} draw{'s' if count > 1 else ''}" for count in columns)])]
     for about, group in _by(rows, _without_draws).items():
         cells = {_draws_of(row): accuracy(row) for row in group}
-        lines.append(line([f"{_name(group[0]['defense'], names)}, {', '.join(map(str, about[1:]))}", *(cells.get(count, "") for count in columns)]))
+        lines.append(line([f"{_name(group[0]['defense'], names)}, {', '.join(about[1:])}", *(cells.get(count, "") for count in columns)]))
     return [*lines, ""]
 
 
@@ -98,7 +110,11 @@ def _place(chain: str, pictures: int, names: Mapping[str, str]) -> tuple[int, in
 
 
 def _heading(row: Facts) -> str:
-    return f"{row.get('method', row['prompt_set'])}, {data_of(row)}, seed {row['seed']}"
+    return f"{_subject(row)}, {data_of(row)}, seed {row['seed']}"
+
+
+def _subject(row: Facts) -> str:
+    return row.get("method", row["prompt_set"])
 
 
 def _pair(row: Facts) -> str:

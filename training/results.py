@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from robustclip.files import write_atomically
 from training.certified_page import certified_section
-from training.defense_page import defense_tables
+from training.defense_page import defense_tables, draws_chart
 from training.markdown import line, table
 from training.wording import accuracy, condition, data_of, difference
 
@@ -42,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="the page (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not what the files make")
     arguments = parser.parse_args(argv)
-    made = render({path.stem: json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*.json"))})
-    if not arguments.check:
-        write_atomically(arguments.page, made.encode())
-    elif not arguments.page.is_file() or arguments.page.read_text() != made:
-        print(f"{arguments.page.name} is not what {arguments.folder.name}/*.json make: run `make results`.", file=sys.stderr)
-        return 1
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*.json"))}
+    charts = {arguments.folder / _chart(name): draws_chart(content) for name, content in found.items() if _of_defenses(content)}
+    for path, made in {arguments.page: render(found), **{path: chart for path, chart in charts.items() if chart}}.items():
+        if not arguments.check:
+            write_atomically(path, made.encode())
+        elif not path.is_file() or path.read_text() != made:
+            print(f"{path.name} is not what {arguments.folder.name}/*.json make: run `make results`.", file=sys.stderr)
+            return 1
     return 0
 
 
@@ -64,8 +66,8 @@ def _section(name: str, content: Facts) -> str:
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
     groups = list(dict.fromkeys(_group(row) for row in results))
     refused = {_headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
-    if len(content.get("defenses", ())) > 1:
-        lines, groups = [*lines, *defense_tables(content)], []
+    if _of_defenses(content):
+        lines, groups = [*lines, *defense_tables(content, chart=f"results/{_chart(name)}")], []
     for group in groups:
         lines += [f"### {group}", ""] if len(groups) > 1 else []
         rows = [row for row in _with_means(content) if _group(row) == group]
@@ -77,6 +79,14 @@ def _section(name: str, content: Facts) -> str:
     lines += _trainings(content)
     options = content.get("command") or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
     return "\n".join([*lines, "", f"    {options}", ""])
+
+
+def _of_defenses(content: Facts) -> bool:
+    return len(content.get("defenses", ())) > 1
+
+
+def _chart(name: str) -> str:
+    return f"{name}-draws.svg"
 
 
 def _about(results: Sequence[Facts]) -> list[str]:

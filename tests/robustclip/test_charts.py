@@ -2,7 +2,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from robustclip.charts import BOTTOM, LEFT, RIGHT, STYLE, TOP, Curve, chart
+from robustclip.charts import BOTTOM, LEFT, RIGHT, STYLE, TOP, Curve, chart, chart_file
 
 NAN = float("nan")
 
@@ -53,3 +53,15 @@ def test_shares_fill_the_axis_from_0_to_100_percent() -> None:
     figure = chart("Accuracy", [Curve("a", along(0.25, 0.5))], across="epoch", percent=True)
     assert ">100%<" in figure
     assert ">0%<" in figure
+
+
+def test_a_file_holds_the_same_curves_their_names_and_its_own_look() -> None:
+    curves = [Curve("few & <b>", along(6.0, 4.0)), Curve("many", along(3.0))]
+    drawn = ElementTree.fromstring(chart_file("Left", curves, across="draws"))
+    space = "{http://www.w3.org/2000/svg}"
+    assert drawn.tag == f"{space}svg"
+    inline = ElementTree.fromstring(chart("Left", curves, across="draws"))
+    assert [line.attrib for line in drawn.iter(f"{space}polyline")] == [line.attrib for line in inline.iter("polyline")]
+    assert {"few & <b>", "many", "draws"} <= {text.text for text in drawn.iter(f"{space}text")}
+    assert ".curve" in (drawn.findtext(f"{space}style") or "")
+    assert chart_file("Left", [Curve("none", along(None))], across="draws") == ""

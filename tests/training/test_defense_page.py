@@ -1,8 +1,11 @@
 """The section of a table of defenses."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from training.results import render
+from training.defense_page import draws_chart
+from training.results import main, render
 
 SUBJECT = {"backbone": "tiny", "data": "toys", "split": "test", "method": "plain", "prompt_set": "plain@1", "seed": 0}
 
@@ -51,7 +54,7 @@ def test_a_defense_is_a_line_with_what_it_seems_and_what_it_holds() -> None:
 
 def test_which_defenses_only_look_strong_is_a_sentence() -> None:
     page = render({"glass": content()})
-    assert "**Only look strong**: jpeg." in page
+    assert "- **Only look strong**: jpeg." in page
     assert "Hold more than no defense does, each under its worst attack: rescale." in page
     assert "Hold less than no defense does, each under its worst attack: jpeg." in page
     honest = render({"glass": content(illusions=[illusion("jpeg:75", 0.0, 0.0)])})
@@ -64,6 +67,19 @@ def test_how_many_draws_a_gradient_needs_is_counted_on_few_pictures() -> None:
     assert "| left standing | 1 draw | 4 draws | 20 draws |" in page
     assert "| diffusion, plain, toys test, seed 0, T2 2/255, 20 steps, searched in bfloat16, 8 pictures | 6/8 | 4/8 | 3/8 |" in page
     assert "| diffusion | 8 |" not in page
+    assert "(results/glass-draws.svg)" in page
+    drawn = draws_chart(content())
+    assert "diffusion, plain, 8 pictures: 6 at 1, 3 at 20 (draws behind a gradient)." in drawn
+    assert draws_chart({**content(), "results": content()["results"][:6]}) == ""
+
+
+def test_the_chart_is_written_and_compared_with_the_page(tmp_path: Path) -> None:
+    (tmp_path / "glass.json").write_text(json.dumps(content()))
+    places = ["--folder", str(tmp_path), "--page", str(tmp_path / "RESULTS.md")]
+    assert main(places) == 0
+    assert main([*places, "--check"]) == 0
+    (tmp_path / "glass-draws.svg").write_text("<svg/>")
+    assert main([*places, "--check"]) == 1
 
 
 def test_prompt_sets_are_compared_behind_each_defense() -> None:
