@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from robustclip.charts import STYLE, Curve, chart
 from robustclip.threat import LEVELS, parse_radius
 from training.difference import decided
+from training.wording import attacked
 
 Facts: TypeAlias = Mapping[str, Any]
 _PAGE_STYLE = """
@@ -76,7 +77,9 @@ def _row(facts: Facts) -> list[str]:
     share = f"{facts['accuracy']:.1%} ({facts['low']:.1%} to {facts['high']:.1%}{silent})"
     return [
         _data(facts),
-        *(str(facts[name]) for name in ("prompt_set", "defense", "threat", "eps", "seed")),
+        *(str(facts[name]) for name in ("prompt_set", "defense")),
+        attacked(facts),
+        *(str(facts[name]) for name in ("eps", "seed")),
         share,
         str(facts["n"]),
         facts["command"],

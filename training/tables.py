@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.difference import decided
+from training.wording import attacked
 
 Facts: TypeAlias = Mapping[str, Any]
 _WIDE = 170
@@ -126,7 +127,7 @@ def _name(facts: Facts, head: str) -> str:
     if head == "data":
         value = _several(value) if isinstance(value, list) else value
         return f"{value} ({facts['classes']})" if "classes" in facts else value
-    return str(value)
+    return attacked(facts) if head == "threat" else str(value)
 
 
 def _several(values: Sequence[object]) -> str:

@@ -19,8 +19,12 @@ def data_of(row: Facts) -> str:
 
 def condition(row: Facts) -> str:
     """The column that a row stands in: threat level and radius, and what the attack took where that is not the level's own."""
-    named = row["threat"] if row["threat"] == "clean" else f"{row['threat']} {row['eps']}"
-    return ", ".join(filter(None, [named, effort(row)]))
+    return attacked(row, " " + row["eps"] if row["threat"] != "clean" else "")
+
+
+def attacked(row: Facts, radius: str = "") -> str:
+    """The threat level, and what the attack took where that is not the level's own."""
+    return ", ".join(filter(None, [row["threat"] + radius, effort(row)]))
 
 
 def effort(row: Facts, *, without: Collection[str] = ()) -> str:

@@ -366,6 +366,9 @@ def test_levels_about_a_defense_are_rows_and_their_commands_give_them_again(benc
         assert main([*shlex.split(row["command"])[2:], "--runs", str(bench.folder / "other-runs")]) == 0
         (again,) = json.loads(bench.capsys.readouterr().out)["results"]
         assert {**again, "seconds": 0} == {**row, "seconds": 0}
+    page = bench.folder / "out.html"
+    assert "T2, 3 steps, 2 draws" in bench.print(*options, *dear, "--html", str(page))
+    assert "black-box, 5 queries, 2 draws" in page.read_text()
     later = bench.evaluate(*options, "--dry-run")["plan"]
     assert [cell["measured"] for cell in later] == [True, True, False, False]
 
