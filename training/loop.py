@@ -63,7 +63,8 @@ def fit(
     for tensor in parameters.values():
         tensor.requires_grad_()
     rates = objective.schedule()
-    optimizer = torch.optim.SGD(parameters.values(), lr=rates[0], momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    groups = [{"params": [tensor], "share": objective.share_of_rate(name)} for name, tensor in parameters.items()]
+    optimizer = torch.optim.SGD(groups, lr=rates[0], momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     tensors = _named("prompts", parameters) | _named("average", average) | _named("memory", task.memory)
 
     def keep(progressed: Progressed) -> None:
@@ -114,7 +115,7 @@ class _Run:
         examples, objective = self.task.examples, self.objective
         stream = f"epoch-{epoch}" + (f"-restart-{self.restarts}" if self.restarts else "")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[epoch]
+            group["lr"] = self.rates[epoch] * group["share"]
         seeds = derive(draw_seeds(self.seed, len(examples)), stream)
         met = _Met()
         if epoch:

@@ -58,6 +58,15 @@ def test_tuning_is_the_methods_specification(tiny: Clip, tmp_path: Path) -> None
     torch.testing.assert_close(found, vectors, atol=1e-5, rtol=1e-3)
 
 
+def test_a_parameter_has_its_share_of_the_rate(tiny: Clip, tmp_path: Path) -> None:
+    class Still(AdvPT):
+        def share_of_rate(self, parameter: str) -> float:
+            return 0.0 if parameter == "text" else 1.0
+
+    objective = Still(vectors=4, epochs=2, batch=8)
+    torch.testing.assert_close(learn(tiny, tmp_path / "run.safetensors", objective).prompts.text, objective.new_parameters(tiny, LABELS, 3)["text"])
+
+
 def test_a_finished_run_is_only_read(tiny: Clip, tmp_path: Path) -> None:
     objective = AdvPT(vectors=4, epochs=2, batch=8)
     first, again = (learn(tiny, tmp_path / "run.safetensors", objective) for _ in range(2))

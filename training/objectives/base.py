@@ -142,6 +142,10 @@ class Objective(Protocol):
         """The learning rate of every epoch."""
         ...
 
+    def share_of_rate(self, parameter: str) -> float:
+        """What the learning rate is multiplied by for a parameter of `new_parameters`, by its name."""
+        ...
+
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         """Where learning starts: plain float32 tensors, drawn from the seed."""
         ...
@@ -194,6 +198,9 @@ class Tuning(BaseModel):
 
     def schedule(self) -> list[float]:
         return [cosine_after_warm_up(self.learning_rate, epoch, self.epochs) for epoch in range(self.epochs)]
+
+    def share_of_rate(self, parameter: str) -> float:
+        return 1.0
 
     def fold(self, clip: Clip, parameters: Mapping[str, Tensor]) -> Prompts:
         return Prompts(parameters.get("text"), parameters.get("visual"))

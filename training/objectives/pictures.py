@@ -156,7 +156,11 @@ class BothTowers(PictureTuning):
     depth: int = Field(9, ge=1, le=64, description="layers with vectors of their own; capped at what a tower has")
     words: str = Field("a photo of a", description="start from these words' embeddings; further words than vectors stay in the template")
     class_specific: bool = Field(False, description="one text context a label, without coupling; such a set serves its training labels only")
+    image_rate: float = Field(1.0, gt=0, le=100, description="learning rate of the image tower's vectors, times that of all else")
     consistency: float = Field(1.0, ge=0, description="weight of the divergence of attacked predictions from their reference")
+
+    def share_of_rate(self, parameter: str) -> float:
+        return self.image_rate if parameter.endswith("visual") else 1.0
 
     def fold(self, clip: Clip, parameters: Mapping[str, Tensor]) -> Prompts:
         return fold(clip, parameters, vectors=self.vectors, words=self.words, class_specific=self.class_specific)

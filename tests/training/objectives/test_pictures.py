@@ -38,6 +38,14 @@ def test_a_look_is_the_image_tower_and_the_scaled_cosine(tiny: Clip) -> None:
     assert look(task, pixels, weights, None, count=2).cost.backward == 0
 
 
+@pytest.mark.parametrize("kind", ["fap", "capt", "apd"])
+def test_vectors_of_the_image_tower_have_a_rate_of_their_own(tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str) -> None:
+    made = bench(tiny, picture_folder, tmp_path, kind, image_rate=0.1)
+    shares = {name.split(".")[-1] if name.endswith(("visual", "text")) else "maps": made.objective.share_of_rate(name) for name in made.parameters}
+    assert shares["visual"] == 0.1
+    assert all(share == 1.0 for name, share in shares.items() if name != "visual")
+
+
 @pytest.mark.parametrize(("kind", "options"), [("fap", {"coupling": "none"}), ("capt", {"coupling": "none"}), ("apd", {})])
 def test_a_context_for_each_label_is_learned_from_all_pictures(
     tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str, options: dict[str, str]
