@@ -38,7 +38,6 @@ def mini() -> Clip:
 
 def test_the_embedded_names_are_what_ships() -> None:
     assert embedded_names() == ["mini", "mini-robust", "tiny"]
-    assert sum(path.stat().st_size for path in BACKBONES.glob("*.safetensors")) < 60_000_000
 
 
 def test_the_card_names_the_fingerprint(shipped: Clip) -> None:
