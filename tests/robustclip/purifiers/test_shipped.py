@@ -49,6 +49,6 @@ def test_the_card_names_the_digest(kind: purifiers.Kind) -> None:
 
 
 def test_all_that_is_embedded_weighs_what_it_may() -> None:
-    weights = [path for path in PURIFIERS.parent.rglob("*.safetensors")]
+    weights = list(PURIFIERS.parent.rglob("*.safetensors"))
     assert len(weights) == len(KINDS) + len(embedded_names()) - 1  # `tiny` is drawn from a seed
     assert sum(path.stat().st_size for path in weights) < 60_000_000
