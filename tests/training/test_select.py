@@ -102,7 +102,7 @@ def test_a_candidate_that_cannot_be_trained_is_ruled_out_and_says_why(workshop: 
     path = workshop.folder / "record.json"
     words = ["--candidate", "words=a photomicrograph of,vectors=3", "--candidate", "vectors=2", "--shots", "4", "--steps", "2"]
     said = workshop.select("--out", str(path), tried=["--objective", "coop", "--with", "epochs=1", *words])
-    assert "can't be trained" in said
+    assert "can't be had" in said
     made = load_selection(path)
     assert made.chosen == {"words": "", "vectors": 2}
     assert "tokens, but there are 3 vectors" in str(made.candidates[0].why)
