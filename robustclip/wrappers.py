@@ -25,9 +25,7 @@ class Averaged:
     draws: int
 
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
-        rows = torch.arange(len(pixels), device=pixels.device).repeat(self.draws)  # draw by draw
-        fresh = torch.cat([derive(seeds, f"eot-{draw}") for draw in range(self.draws)])
-        every = self.score.select(rows)(pixels[rows], fresh, grad=grad)
+        every = drawn(self.score, pixels, seeds, draws=self.draws, grad=grad)
 
         def mean(quantity: Tensor) -> Tensor:
             return quantity.unflatten(0, (self.draws, len(pixels))).mean(dim=0)
@@ -44,6 +42,13 @@ def averaged(score: Score, draws: int) -> Averaged:
     if draws < 1:
         raise InvalidInput(f"expected at least 1 draw, found {draws}.", field="draws")
     return Averaged(score, draws)
+
+
+def drawn(score: Score, pixels: Pixels, seeds: Seeds, *, draws: int, grad: bool) -> Evaluation:
+    """[draws * B] the score of every row again and again, draw by draw, each with fresh seeds, as rows of one batch."""
+    rows = torch.arange(len(pixels), device=pixels.device).repeat(draws)
+    fresh = torch.cat([derive(seeds, f"eot-{draw}") for draw in range(draws)])
+    return score.select(rows)(pixels[rows], fresh, grad=grad)
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from robustclip.seeds import derive, draw_seeds
 from robustclip.smoothing import count_votes, draw, elect, lower_bound
 from robustclip.threat import L2, BallSpec, Linf, Norm
 from robustclip.types import Classifier, Cost, Evaluation, Pixels, Score, Seeds, price
+from robustclip.wrappers import drawn
 
 _FIRST_LOOK = 100  # a label that kept its majority mostly shows it in so many votes; that it lost it is only ever said after all
 
@@ -94,9 +95,7 @@ class MeanVote:
     draws: int
 
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
-        rows = torch.arange(len(pixels), device=pixels.device).repeat(self.draws)  # draw by draw
-        fresh = torch.cat([derive(seeds, f"eot-{draw}") for draw in range(self.draws)])
-        every = self.score.select(rows)(pixels[rows], fresh, grad=grad)
+        every = drawn(self.score, pixels, seeds, draws=self.draws, grad=grad)
         margins = every.margin.unflatten(0, (self.draws, len(pixels)))
         size = margins.square().mean(dim=0).sqrt().clamp_min(1e-12)
         soft = torch.sigmoid(margins / size)

@@ -1,9 +1,7 @@
 """Threat levels about a defense: one that does not know it, one that only asks it."""
 
-from pathlib import Path
-
-import pytest
 import torch
+from tuning import silent
 
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip
@@ -11,21 +9,10 @@ from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.measure import Jury
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
-from training.data import load_data
 from training.defended import measure_black_box, measure_static
 from training.levels import AtLevel, Pictures, jury_of, measure_level
 
 EPS = 4 / 255
-
-
-def silent(done: int, total: int, what: str) -> None:
-    pass
-
-
-@pytest.fixture
-def pictures(picture_folder: Path, tmp_path: Path) -> Pictures:
-    data = load_data(picture_folder, "test")
-    return Pictures(data, torch.arange(len(data)), 0, tmp_path / "cache", batch=7)
 
 
 def behind(defense: str, clip: Clip, pictures: Pictures, prompts: Prompts) -> tuple[Defended, bool, Jury]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from tuning import silent
 
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip
@@ -17,16 +18,6 @@ from training.data import load_data
 from training.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level, worst_of
 
 EPS = 4 / 255
-
-
-def silent(done: int, total: int, what: str) -> None:
-    pass
-
-
-@pytest.fixture
-def pictures(picture_folder: Path, tmp_path: Path) -> Pictures:
-    data = load_data(picture_folder, "test")
-    return Pictures(data, torch.arange(len(data)), 0, tmp_path / "cache", batch=7)
 
 
 def at(
