@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.certify import CertifyOptions
-from robustclip.errors import InvalidInput, invalid_input
 from robustclip.types import Cost
 from training.certification import Billed, billed, settle
 from training.certified_facts import certified_facts, holds
@@ -21,7 +19,7 @@ from training.certified_page import counted, rule_words
 from training.certified_subjects import CertifiedQuestion, open_smoothed
 from training.config import DEFAULT_RUNS, check_device, default_store
 from training.memory import keep_freed_memory
-from training.options import words
+from training.options import option_of, read_fields, words
 from training.plan import duration, seconds_per_pass
 from training.progress import bar
 from training.question import NO_DEFENSE
@@ -80,12 +78,12 @@ def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
         **{name: getattr(arguments, name) for name in ("backbone", "pretrained", "defense", "direct", "limit", "store", "runs")},
         "device": check_device(arguments.device),
     }
-    try:
-        return CertifiedQuestion.model_validate(values)
-    except ValidationError as error:
-        complaint = invalid_input(error, values)
-        name = [part for part in (complaint.field or "").split("/") if not part.isdigit()][-1]
-        raise InvalidInput(complaint.message, field=f"--{_OPTIONS.get(name, name)}", help="robustclip certified --help lists all options.") from error
+    return read_fields(CertifiedQuestion, values, command="certified", named=_option)
+
+
+def _option(field: str) -> str:
+    name = [part for part in field.split("/") if not part.isdigit()][-1]
+    return option_of(_OPTIONS.get(name, name))
 
 
 def _parser() -> argparse.ArgumentParser:
