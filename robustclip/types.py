@@ -107,6 +107,11 @@ class Evaluation(NamedTuple):
     cost: Cost = Cost()
     logits: Logits | None = None
 
+    def rows(self, index: Tensor) -> "Evaluation":
+        """Those rows alone, at no cost: the call was paid once, for all of them."""
+        grad, logits = (None if part is None else part[index] for part in (self.grad, self.logits))
+        return Evaluation(self.value[index], self.margin[index], grad, logits=logits)
+
 
 class Score(Protocol):
     """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an index (targets follow their pixels)."""

@@ -44,7 +44,8 @@ class Record:
         self.trace_margin[when, rows] = seen.margin
         rank = seen.margin if rank is None else rank
         reached, reached_before = seen.margin > 0, self.margin[rows] > 0
-        first = reached & (self.first_success[rows] < 0)
+        first_before = self.first_success[rows]
+        first = reached & ((first_before < 0) | (first_before > when))  # points of several starts come side by side
         self.first_success[rows[first]] = when
         higher = torch.where(reached & reached_before, rank > self.rank[rows], seen.value > self.value[rows])
         better = (reached & ~reached_before) | ((reached == reached_before) & higher)

@@ -23,7 +23,7 @@ MAX_STARTS = 100
 
 
 class PGD(BaseModel):
-    """Climb the score by gradient steps, back into the ball after each, from every start in turn.
+    """Climb the score by gradient steps, back into the ball after each, from every start: side by side where no row leaves, else in turn.
 
     step      length of a step in pixel units; None: 2.5 radius / steps
     starts    `zero` is the picture itself, `random` anywhere in the ball, `one_sided` the brighter part of it (as AdvPT's code)
@@ -69,27 +69,31 @@ class PGD(BaseModel):
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)
         lengths = 2.5 * radii / self.steps if self.step is None else torch.full_like(radii, self.step)
-        starts, steps = (self._starts(), self.steps) if bool(radii.any()) else (("zero",), 0)
+        starts: tuple[Start, ...] = self._starts() if bool(radii.any()) else ("zero",)
+        steps = self.steps if bool(radii.any()) else 0
         record = Record.of(pixels, points=len(starts) * (steps + 1))
         rows = torch.arange(len(pixels), device=pixels.device)  # those still in the batch
         yield record
-        for index, start in enumerate(starts):
-            current = pixels[rows] if begin is None else begin[rows]
-            if start != "zero":
-                noise = derive(pick(seeds, rows), f"start-{index}")
-                current = self.ball.sample(pixels[rows], noise, one_sided=start == "one_sided", radius=radii[rows])
+        for wave in self._waves(len(starts)):
+            copies = rows.repeat(len(wave))  # the rows once for each start of the wave
+            current = torch.cat([self._begun(starts[index], index, pixels, seeds, radii, rows, begin) for index in wave])
             for step in range(steps + 1):
                 if not len(rows):
                     return
                 final = step == steps
-                seen = score.select(rows)(current, derive(pick(seeds, rows), f"step-{index}-{step}"), grad=not final)
+                streams = torch.cat([derive(pick(seeds, rows), f"step-{index}-{step}") for index in wave])
+                seen = score.select(copies)(current, streams, grad=not final)
                 fooled = (seen.margin > 0) & (self.stop == "broken")
-                record.add(rows, current, seen, index * (steps + 1) + step, eligible=fooled | (self.keep == "best" or final))
+                eligible = fooled | (self.keep == "best" or final)
+                for index, part in zip(wave, torch.arange(len(copies), device=copies.device).split(len(rows)), strict=True):
+                    record.add(rows, current[part], seen.rows(part), index * (steps + 1) + step, eligible=eligible[part])
+                record.cost = record.cost.plus(seen.cost)
                 if not final:
-                    climbed = self.ball.ascend(current, gradient_of(seen), lengths[rows])
-                    current = self.ball.project(climbed, pixels[rows], radius=radii[rows])
-                stay = ~leaving(fooled, None if teams is None else teams[rows])
-                rows, current = rows[stay], current[stay]
+                    climbed = self.ball.ascend(current, gradient_of(seen), lengths[copies])
+                    current = self.ball.project(climbed, pixels[copies], radius=radii[copies])
+                if self.stop == "broken":  # a wave is one start, `copies` are the rows
+                    stay = ~leaving(fooled, None if teams is None else teams[rows])
+                    rows, copies, current = rows[stay], copies[stay], current[stay]
                 yield record
 
     def seen_from(self, start: Start) -> range:
@@ -101,6 +105,17 @@ class PGD(BaseModel):
     def bill(self, rows: int) -> Cost:
         """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
         return Cost(self.steps + 1, self.steps).times(rows * len(self._starts()))
+
+    def _waves(self, starts: int) -> list[range]:
+        """Starts that climb side by side: all of them where every row takes every step, else one by one, so that a row that fell needs no other."""
+        return [range(starts)] if self.stop == "never" else [range(index, index + 1) for index in range(starts)]
+
+    def _begun(self, start: Start, index: int, pixels: Pixels, seeds: Seeds, radii: Tensor, rows: Tensor, begin: Pixels | None) -> Pixels:
+        """Where the rows begin their climb from a start."""
+        if start == "zero":
+            return pixels[rows] if begin is None else begin[rows]
+        noise = derive(pick(seeds, rows), f"start-{index}")
+        return self.ball.sample(pixels[rows], noise, one_sided=start == "one_sided", radius=radii[rows])
 
     def _starts(self) -> tuple[Start, ...]:
         return tuple(start for start in self.starts for _ in range(1 if start == "zero" else self.restarts))

@@ -35,8 +35,9 @@ class Climbing:
     def of(self, attack: PGD, attacked: Attacked) -> Climb:
         """What was seen from the first random start."""
         seen = attack.seen_from("random")
-        points = slice(seen.start, seen.stop)
-        return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], max(self.score.shares[points], default=0.0))
+        points, start = slice(seen.start, seen.stop), seen.start // len(seen)  # the starts climb side by side, a row each
+        zero_share = max((share for shares in self.score.shares for share in shares[start : start + 1].tolist()), default=0.0)
+        return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], zero_share)
 
 
 def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
@@ -121,14 +122,14 @@ def rising(value: Tensor, margin: Tensor) -> Diagnostic:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A score whose gradients are looked at: `shares` has the largest share of zero entries in a row of each call, 0 where no gradient was asked."""
+    """A score whose gradients are looked at: `shares` has the share of zero entries in each row of each call, 0 where no gradient was asked."""
 
     score: Score
-    shares: list[float] = field(default_factory=list[float])
+    shares: list[Tensor] = field(default_factory=list[Tensor])
 
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
         evaluation = self.score(pixels, seeds, grad=grad)
-        self.shares.append(_zero_share(evaluation, pixels).max().item() if grad else 0.0)
+        self.shares.append(_zero_share(evaluation, pixels) if grad else torch.zeros_like(evaluation.value))
         return evaluation
 
     def select(self, rows: Tensor) -> "Watched":

@@ -12,13 +12,27 @@ from robustclip.losses import untargeted_margin
 from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.threat import L2, Linf
-from robustclip.types import Cost, Evaluation, Logits, Pixels, Seeds
+from robustclip.types import Cost, Evaluation, Logits, Pixels, Score, Seeds
 from robustclip.wrappers import averaged, guarded
 
 PIXELS, TARGETS = gratings(16, seed=9)
 SEEDS = draw_seeds(9, 16)
 SCORE = label_score("margin", trained_conv(), TARGETS)
 NEAR = Linf(radius=2 / 255)
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """A score whose goal is never reached."""
+
+    score: Score
+
+    def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
+        seen = self.score(pixels, seeds, grad=grad)
+        return seen._replace(margin=-torch.ones_like(seen.margin))
+
+    def select(self, rows: Tensor) -> "Unreachable":
+        return Unreachable(self.score.select(rows))
 
 
 @pytest.mark.parametrize("labels", [2, 3, 4, 9, 10])
@@ -131,6 +145,30 @@ def test_broken_rows_leave_for_good_and_cost_nothing_more() -> None:
     assert not several.seen_from("one_sided")
     assert (full.margin >= early.margin).all()
     assert torch.equal(full.first_success, early.first_success)
+
+
+def test_starts_that_no_row_leaves_early_are_one_batch() -> None:
+    """What each start sees is what it sees alone; only the number of calls differs."""
+    rows: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted:
+        score: Score
+
+        def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
+            rows.append(len(pixels))
+            return self.score(pixels, seeds, grad=grad)
+
+        def select(self, rows: Tensor) -> "Counted":
+            return Counted(self.score.select(rows))
+
+    attack = PGD(ball=NEAR, steps=4, restarts=2, stop="never")
+    together = attack(Counted(SCORE), PIXELS, SEEDS)
+    assert rows == [3 * 16] * 5
+    assert together.cost == attack.bill(16)
+    alone = PGD(ball=NEAR, steps=4, restarts=2)(Unreachable(SCORE), PIXELS, SEEDS)  # nobody leaves, start after start
+    assert torch.allclose(together.trace_value, alone.trace_value, atol=1e-5)
+    assert alone.cost == together.cost
 
 
 def test_no_rows_are_no_work() -> None:
