@@ -9,7 +9,7 @@ from robustclip.clip import Clip
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost
 from training.contexts import Parameters
-from training.data import load_data
+from training.data.folders import load_data
 from training.objectives import OBJECTIVES
 from training.objectives.base import Batch, Examples, Task
 

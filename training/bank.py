@@ -21,7 +21,7 @@ from robustclip.threat import Linf
 from robustclip.towers import encode_image
 from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
 from training.cache import Rows, cached_rows
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.processes import ALONE, Processes
 
 BankStart: TypeAlias = Literal["one_sided", "symmetric"]

@@ -33,8 +33,8 @@ from robustclip.threat import radius_text
 from robustclip.towers import encode_image
 from robustclip.types import Cost, Pixels
 from training.bank import shift_embeddings
-from training.classes import read_classes
 from training.contexts import Parameters
+from training.data.classes import read_classes
 from training.hardening.attack import Strength
 from training.hardening.tower import ImageTower
 from training.inner import climb, drawn_start
@@ -46,7 +46,7 @@ from training.processes import at_least_one
 from training.progress import bar
 
 EPS = 1 / 255
-LABELS = Path(__file__).with_name("class_names") / "Caltech101.txt"
+LABELS = Path(__file__).parent / "data" / "class_names" / "Caltech101.txt"
 Step = Callable[[], None]
 
 

@@ -16,11 +16,12 @@ from robustclip.errors import InvalidInput, PurifierRefused
 from robustclip.noise_cache import NoiseKey
 from robustclip.threat import L2Radius
 from training.certified_attack import Assault
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
+from training.data.sampling import balanced_subset
+from training.data.sources import Source
 from training.evaluation import SUBSET_SEED
 from training.prompt_sets import AskedSet, load_prompts, of_seed
-from training.question import NO_DEFENSE, Source
-from training.sampling import balanced_subset
+from training.question import NO_DEFENSE
 
 
 class CertifiedQuestion(BaseModel):

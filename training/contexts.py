@@ -12,7 +12,7 @@ from torch import Tensor
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from training.sampling import seeded
+from training.data.sampling import seeded
 
 Coupling: TypeAlias = Literal["none", "image_to_text", "text_to_image", "hybrid"]
 Towers: TypeAlias = Literal["both", "text", "image"]

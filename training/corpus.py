@@ -18,7 +18,7 @@ from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.types import Pixels, Progress
 from training.captions import Names, gather_names
-from training.data import LabelledImages, load_data
+from training.data.folders import LabelledImages, load_data
 from training.teachers import TEACHER_SIZE
 
 TRAINING_SETS = ("tiny-imagenet-200", "cifar-10", "caltech-101", "clothing-small")

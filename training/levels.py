@@ -40,7 +40,7 @@ from robustclip.types import Attacked, Classifier, Pixels, Progress, Score, Seed
 from robustclip.wrappers import averaged, guarded, reduced
 from training.bank import feature_attack, shifted_pixels
 from training.cache import Rows
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.transfers import carried_attack, pixels_against
 
 Level: TypeAlias = Literal["clean", "T0", "T1", "T2", "T3"]

@@ -7,7 +7,8 @@ from prompts_store.store import SHIPPED, PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, UnknownPromptSet
 from robustclip.prompts import Prompts
-from training.question import DATA_TEMPLATE, EVERY_SEED, TEMPLATES_APART, Source
+from training.data.sources import Source
+from training.question import DATA_TEMPLATE, EVERY_SEED, TEMPLATES_APART
 from training.selection import check_carried
 
 

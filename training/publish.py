@@ -13,7 +13,7 @@ from robustclip.errors import invalid_input
 from robustclip.measure import accuracy
 from robustclip.prompts import Prompts
 from robustclip.threat import radius_text
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.levels import AtLevel, Level
 from training.objectives import AnyMethod
 from training.selection import CARRIED, Selection

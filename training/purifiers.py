@@ -32,6 +32,7 @@ from robustclip.purifiers import OWN, Kind, digest_of, load_purifier, write_puri
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.super_resolver import SuperResolver
 from robustclip.types import Progress
+from training.data.sampling import balanced_subset, open_split
 from training.hardening.supply import open_supply
 from training.memory import keep_freed_memory
 from training.options import add_field, shown
@@ -40,7 +41,6 @@ from training.progress import bar
 from training.purifying.exam import Reading, exam_of, examine, kept_back, shortcomings
 from training.purifying.recipe import DEFAULTS, Recipe, read_recipe
 from training.purifying.run import PurifyingRun
-from training.sampling import balanced_subset, open_split
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SUBSET_SEED = 0

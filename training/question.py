@@ -10,15 +10,10 @@ from robustclip.attacks.cascade import Precision
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS
 from robustclip.attacks.square import MAX_QUERIES
-from robustclip.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.threat import LinfRadius
-from training.classes import Among, choose_classes
-from training.data import LabelledImages, with_labels
+from training.data.sources import Source
 from training.defended import QUERIES, QUERY_DRAWS
-from training.downloads import named_data
-from training.hardening.supply import imagenet_words
 from training.levels import GRADIENT_DRAWS, T2_STEPS, Level
-from training.sampling import open_split
 
 NO_DEFENSE = "none"
 DATA_TEMPLATE = "data-template"  # the prompt set that is the words of each data set
@@ -30,27 +25,6 @@ THREATS: tuple[Threat, ...] = ("clean", "T0", "T0b", "T1", "static", "T2", "blac
 MAX_STEPS, MAX_DRAWS = 1000, 1000
 
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Source(BaseModel):
-    """Pictures to measure on: a split of a folder, all classes of it or some, and the words a person would write around its labels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    folder: Path
-    split: str = "test"
-    classes: Path | None = None
-    among: Among = "all"
-    templates: tuple[str, ...] = Field(default=(HANDCRAFTED_TEMPLATE,), min_length=1)
-
-    def open(self) -> LabelledImages:
-        """The split, only the asked classes of it; ImageNet's names for its WordNet numbers."""
-        data = with_labels(opened := open_split(self.folder, self.split), imagenet_words(opened.labels))
-        return data if self.classes is None else choose_classes(data, self.classes, self.among)
-
-    @property
-    def name(self) -> str:
-        named = named_data(self.folder)
-        return self.folder.resolve().name if named is None else named.name
 
 
 class Question(BaseModel):

@@ -18,9 +18,11 @@ from robustclip.files import write_atomically
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
 from training.budget import within
-from training.classes import choose_classes
 from training.config import TrainSettings
-from training.data import LabelledImages
+from training.data.classes import choose_classes
+from training.data.folders import LabelledImages
+from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
+from training.data.sources import Source
 from training.inner import Precision
 from training.levels import Pictures, measure_level
 from training.loop import Fitted, fit
@@ -28,9 +30,7 @@ from training.objectives import AnyMethod
 from training.objectives.base import Examples
 from training.processes import Processes
 from training.publish import as_result, publish
-from training.question import Source
 from training.report import Account, training_page
-from training.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 
 VALIDATION_SEED = 0
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from prompts_store.manifest import ClipIdentity
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
-from training.sampling import HELD_OUT
+from training.data.sampling import HELD_OUT
 
 By: TypeAlias = Literal["T2", "harmonic"]
 CARRIED = "selection"  # the name under which a manifest's `objective` holds what is carried

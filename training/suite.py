@@ -14,12 +14,12 @@ from training.campaign import Gap, Learned, Opened, Round, forecast, perform
 from training.checks import headlines, masking_checks
 from training.comparison import compare, over_data, over_seeds
 from training.config import DEFAULT_RUNS, check_device, default_store
+from training.data.presets import facts, preset_sources
 from training.declaration import Table, read_table, rounds_of
 from training.evaluation import Row
 from training.illusions import illusions
 from training.memory import keep_freed_memory
 from training.options import words
-from training.presets import facts, preset_sources
 from training.processes import joined
 from training.progress import bar
 from training.question import Question

@@ -24,7 +24,7 @@ from robustclip.towers import encode_image
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds
 from training.bank import CHUNK, feature_attack
 from training.cache import Rows, cached_rows
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.levels import AtLevel, Pictures, judge_made, worst_of
 from training.teachers import TEACHER_SIZE, picture_teacher
 

@@ -17,7 +17,7 @@ from robustclip.threat import Linf
 from robustclip.types import Cost, Progress
 from training.bank import CHUNK, cache_key
 from training.cache import Rows, cached_rows
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 
 STEPS = 100
 

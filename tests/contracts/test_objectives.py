@@ -11,7 +11,7 @@ from tuning import Bench, bench, silent
 from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.towers import check_prompts
-from training.data import load_data
+from training.data.folders import load_data
 from training.loop import fit
 from training.objectives import OBJECTIVES
 from training.publish import publish

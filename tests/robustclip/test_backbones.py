@@ -94,8 +94,8 @@ def test_the_card_shows_the_answers_that_are_given(shipped: Clip) -> None:
 
 @pytest.mark.data
 def test_the_hardened_sister_stands_where_mini_falls(mini: Clip, shared_data: Path) -> None:
-    from training.data import load_data
-    from training.sampling import balanced_subset
+    from training.data.folders import load_data
+    from training.data.sampling import balanced_subset
 
     pictures = load_data(shared_data / "cifar-10", "test")
     chosen = balanced_subset(pictures, ATTACKED, 0)
@@ -112,8 +112,8 @@ def test_the_hardened_sister_stands_where_mini_falls(mini: Clip, shared_data: Pa
 @pytest.mark.data
 @pytest.mark.slow
 def test_words_before_the_name_cost_at_most_three_points(mini: Clip, shared_data: Path) -> None:
-    from training.data import load_data
-    from training.sampling import balanced_subset
+    from training.data.folders import load_data
+    from training.data.sampling import balanced_subset
 
     pictures = load_data(shared_data / "tiny-imagenet-200", "val")
     chosen = balanced_subset(pictures, PICTURES, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pictures import write_pictures
 
-from training.data import load_data
+from training.data.folders import load_data
 from training.levels import Pictures
 
 

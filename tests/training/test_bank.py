@@ -10,7 +10,7 @@ from robustclip.towers import encode_image
 from robustclip.types import Cost
 from training.bank import embedding_bank, feature_attack, shifted_pixels
 from training.cache import Rows
-from training.data import LabelledImages, load_data
+from training.data.folders import LabelledImages, load_data
 
 EPS = 8 / 255
 

@@ -10,10 +10,10 @@ from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import DataRefused, InvalidInput, UnsupportedClip
 from training.command import main
-from training.data import LabelledImages
-from training.question import Source
+from training.data.folders import LabelledImages
+from training.data.sampling import HELD_OUT, few_shot
+from training.data.sources import Source
 from training.run import open_training
-from training.sampling import HELD_OUT, few_shot
 
 OBJECTIVE = ["--objective.kind", "advpt", "--objective.vectors", "4", "--objective.epochs", "3", "--objective.batch", "8", "--objective.eps", "4/255"]
 

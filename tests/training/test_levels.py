@@ -14,7 +14,7 @@ from robustclip.measure import Measured
 from robustclip.prompts import Prompts
 from robustclip.smoothing import smoothing_of
 from robustclip.types import Cost
-from training.data import load_data
+from training.data.folders import load_data
 from training.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level, worst_of
 
 EPS = 4 / 255

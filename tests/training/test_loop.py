@@ -13,10 +13,10 @@ from robustclip.errors import DataRefused
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
 from training.collapse import CollapseWatch, TrainingCollapsed, TrainingDiverged
+from training.data.sampling import seeded
 from training.loop import Fitted, fit
 from training.objectives import AdvPT
 from training.objectives.base import Batch, Examples, Objective, Signs, Step, Task, Tuning
-from training.sampling import seeded
 
 LABELS = ("cat", "fire salamander", "a rather long name of a thing")
 

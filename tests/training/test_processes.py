@@ -15,7 +15,7 @@ from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput
 from robustclip.types import Progress
 from training.checkpoint import Epoch
-from training.data import load_data
+from training.data.folders import load_data
 from training.inner import Precision
 from training.loop import fit
 from training.objectives import OBJECTIVES

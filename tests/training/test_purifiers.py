@@ -13,7 +13,7 @@ from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import DataRefused, InvalidInput
 from robustclip.purifiers import digest_of
 from robustclip.seeds import draw_seeds
-from training.data import load_data
+from training.data.folders import load_data
 from training.purifiers import main
 
 SHORT = [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tuning import silent
 
 from robustclip.clip import Clip
-from training.data import load_data
+from training.data.folders import load_data
 from training.loop import Fitted, fit
 from training.objectives import OBJECTIVES
 
@@ -34,7 +34,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from robustclip.clip import load_clip
-from training.data import load_data
+from training.data.folders import load_data
 from training.loop import fit
 from training.objectives import OBJECTIVES
 

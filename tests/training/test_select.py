@@ -13,7 +13,7 @@ from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from training import command, evaluate
-from training.sampling import HELD_OUT
+from training.data.sampling import HELD_OUT
 from training.select import main
 from training.selection import load_selection
 

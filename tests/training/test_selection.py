@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from robustclip.errors import InvalidInput
-from training.sampling import HELD_OUT
+from training.data.sampling import HELD_OUT
 from training.selection import Selection, check_carried, load_selection
 
 

@@ -9,7 +9,7 @@ from robustclip.prompts import Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from training.data import load_data
+from training.data.folders import load_data
 from training.levels import Pictures
 from training.surrogates import Diverse, climb, measure_transfer
 

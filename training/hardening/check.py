@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.types import Pixels
+from training.data.sampling import seeded
 from training.hardening.attack import Strength
 from training.hardening.losses import Judge, Targets, among, label_loss
 from training.hardening.supply import Supply
-from training.sampling import seeded
 
 CLEAN_PICTURES = 2048
 _CHUNK = 256

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
-from robustclip.clip import imagenet_names
 from robustclip.errors import InvalidInput
 from robustclip.types import Pixels, Progress
 from training.captions import Names, gather_names
 from training.corpus import TRAINING_SETS, augment, build_corpus
-from training.data import LabelledImages, load_data
-from training.sampling import TRAIN, balanced_subset, carve_validation, seeded
+from training.data.classes import imagenet_words
+from training.data.folders import LabelledImages, load_data
+from training.data.sampling import TRAIN, balanced_subset, carve_validation, seeded
 from training.teachers import picture_teacher
 
 T = TypeVar("T")
@@ -75,13 +74,6 @@ def folder_supply(data: LabelledImages, size: int, *, workers: int = 0) -> Folde
     validation = torch.zeros(len(data), dtype=torch.bool)
     validation[carve_validation(data)[1]] = True
     return Folder(data, size, names, (key,), names.members[key][data.targets], torch.zeros_like(data.targets), validation, workers)
-
-
-def imagenet_words(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """ImageNet's names for its WordNet numbers; labels that are anything else as they are."""
-    info = ImageNetInfo()
-    numbers = {info.index_to_label_name(index): name for index, name in enumerate(imagenet_names())}
-    return tuple(numbers[label] for label in labels) if all(label in numbers for label in labels) else labels
 
 
 def open_supply(root: Path, cache: Path, *, size: int, limit: int = 0, workers: int = 0, taught: bool = True, progress: Progress) -> Supply:

@@ -19,7 +19,7 @@ from robustclip.clip import Clip
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Progress
 from training.bank import BankStart, bank_cost, embedding_bank, feature_attack
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.objectives.base import Examples
 from training.objectives.text import TextTuning, bank_examples
 from training.processes import ALONE, Processes

@@ -24,7 +24,7 @@ from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
 from training.bank import AwareAttack, BankScore, BankStart, aware_bank, feature_attack
 from training.contexts import Parameters
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.losses import Reference, family, misalignment, reliability
 from training.objectives.base import Batch, Examples, Step, Task, Tended, label_features, share_right
 from training.objectives.pictures import picture_examples, signs

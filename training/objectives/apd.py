@@ -26,10 +26,10 @@ from robustclip.prompts import Prompts
 from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.contexts import Parameters, Towers
+from training.data.views import random_views
 from training.losses import DivergenceName, Reference, divergence, family, misalignment
 from training.objectives.base import Answers, Batch, Examples, Signs, Step, Task, cosine_after_warm_up, label_features, share_right
 from training.objectives.pictures import BothTowers, Look, answers, look, opponent_of, signs
-from training.views import random_views
 
 STUDENT, TEACHER, TEMPLATE = "student.", "teacher.", "template"
 KEPT_SHARE = 0.99  # of the averaged teacher, a step

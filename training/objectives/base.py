@@ -21,7 +21,7 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.types import Cost, Features, Pixels, Progress, Seeds
 from training.contexts import Parameters
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.inner import Precision
 from training.processes import ALONE, Processes
 

@@ -22,7 +22,7 @@ from robustclip.clip import Clip, load_clip
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.types import Cost, Logits, Progress
 from training.contexts import Coupling, Parameters
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 from training.inner import InnerScore
 from training.losses import DivergenceName, Reference, family, target_probability
 from training.objectives.base import Batch, Examples, Step, Task, label_features, share_right

@@ -16,11 +16,11 @@ from robustclip.purifiers.diffusion import diffused, one_shot, restored
 from robustclip.purifiers.super_resolver import SuperResolver, enlarged, shrunk
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.types import Pixels
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
+from training.data.sampling import seeded
 from training.hardening.check import own_names
 from training.hardening.supply import Supply
 from training.purifying.pictures import halved
-from training.sampling import seeded
 
 SIGMAS = (0.1, 0.25)
 PURIFYING = Diffusion()

@@ -8,8 +8,8 @@ from pictures import write_pictures
 
 from robustclip.errors import DataRefused
 from training.corpus import Corpus
-from training.data import load_data
-from training.hardening.supply import BLOCK, ahead, draw_blocks, folder_supply, imagenet_words, open_supply
+from training.data.folders import load_data
+from training.hardening.supply import BLOCK, ahead, draw_blocks, folder_supply, open_supply
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -57,11 +57,6 @@ def test_a_limit_leaves_that_many_pictures(picture_folder: Path, tmp_path: Path)
     supply = open_supply(picture_folder, tmp_path, size=32, limit=9, progress=silent)
     assert len(supply.name) == 9
     assert len(supply.name.unique()) == 3
-
-
-def test_wordnet_numbers_become_names_and_nothing_else_does() -> None:
-    assert imagenet_words(("n01443537", "n01440764")) == ("goldfish", "tench")
-    assert imagenet_words(("n01443537", "cat")) == ("n01443537", "cat")
 
 
 def test_what_is_made_ahead_comes_in_order_and_complete() -> None:

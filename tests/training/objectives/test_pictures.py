@@ -11,7 +11,7 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.towers import encode_image
-from training.data import load_data
+from training.data.folders import load_data
 from training.objectives import APT, FAP
 from training.objectives.pictures import HAND, look, picture_examples
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from robustclip.clip import imagenet_templates
 from robustclip.errors import DataRefused, InvalidInput
-from training.data import ALL
-from training.downloads import PREFIX, SPLITS, Named, download
-from training.question import Source
+from training.data.downloads import PREFIX, SPLITS, Named, download
+from training.data.folders import ALL
+from training.data.sources import Source
 
 _FACTS = Path(__file__).with_name("presets.json")
 Written: TypeAlias = tuple[str, ...] | Literal["imagenet", "cifar"]

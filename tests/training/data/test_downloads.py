@@ -8,8 +8,8 @@ from pictures import write_pictures
 from PIL import Image
 
 from robustclip.errors import DataRefused
-from training.data import load_data
-from training.downloads import PREFIX, SPLITS, Named, download, named_data
+from training.data.downloads import PREFIX, SPLITS, Named, download, named_data
+from training.data.folders import load_data
 
 FOLDERS = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
 

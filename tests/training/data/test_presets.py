@@ -5,9 +5,9 @@ from pictures import write_pictures
 
 from robustclip.errors import DataRefused, InvalidInput
 from robustclip.prompts import check_template
-from training.downloads import SPLITS
-from training.presets import facts, preset_sources, templates
-from training.question import Source
+from training.data.downloads import SPLITS
+from training.data.presets import facts, preset_sources, templates
+from training.data.sources import Source
 
 
 def test_a_preset_is_its_folders_with_their_splits_and_words(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import torch
 
 from robustclip.seeds import draw_seeds
 from robustclip.types import Pixels
-from training.views import random_views
+from training.data.views import random_views
 
 
 def pixels() -> Pixels:

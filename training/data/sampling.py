@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused
 from robustclip.seeds import derive, draw_seeds
-from training.data import LabelledImages, load_data
+from training.data.folders import LabelledImages, load_data
 
 TRAIN = "train"
 HELD_OUT = "train:validation"  # the split name under which `evaluate` finds what `train` never trains on

@@ -96,7 +96,7 @@ def load_data(folder: Path, split: str) -> LabelledImages:
 
     Labels that read the same are merged. Raises DataRefused with what was found and what to do.
     """
-    from training.downloads import download, named_data  # stands on this file
+    from training.data.downloads import download, named_data  # stands on this file
 
     named = named_data(folder)
     if named is not None:

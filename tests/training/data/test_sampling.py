@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from robustclip.errors import DataRefused
-from training.data import LabelledImages, load_data
-from training.sampling import HELD_OUT, balanced_subset, carve_validation, few_shot, open_split
+from training.data.folders import LabelledImages, load_data
+from training.data.sampling import HELD_OUT, balanced_subset, carve_validation, few_shot, open_split
 
 
 def uneven(counts: list[int]) -> LabelledImages:

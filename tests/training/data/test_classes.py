@@ -7,8 +7,8 @@ import pytest
 
 from robustclip.errors import DataRefused
 from training.captions import HELD_OUT_SYNONYMS
-from training.classes import choose_classes, read_classes
-from training.data import LabelledImages, load_data
+from training.data.classes import choose_classes, imagenet_words, read_classes
+from training.data.folders import LabelledImages, load_data
 
 
 @pytest.fixture
@@ -73,3 +73,8 @@ def test_the_lists_that_ship_agree_with_pretraining() -> None:
     assert read_classes(lists / "tiny-synonyms.txt") == HELD_OUT_SYNONYMS
     assert {*HELD_OUT_SYNONYMS} <= {*trained}
     assert {*read_classes(lists / "tiny-synonyms-as-trained.txt")} == {*HELD_OUT_SYNONYMS}
+
+
+def test_wordnet_numbers_become_names_and_nothing_else_does() -> None:
+    assert imagenet_words(("n01443537", "n01440764")) == ("goldfish", "tench")
+    assert imagenet_words(("n01443537", "cat")) == ("n01443537", "cat")

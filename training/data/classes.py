@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+from timm.data.imagenet_info import ImageNetInfo
 
+from robustclip.clip import imagenet_names
 from robustclip.errors import DataRefused
-from training.data import LabelledImages
+from training.data.folders import LabelledImages
 
 Among: TypeAlias = Literal["all", "these"]
 BASE, NEW = "base", "new"
@@ -67,3 +69,10 @@ def read_classes(path: Path) -> dict[str, str]:
     if not names:
         raise DataRefused(f"{path.name} names no class.", field="--classes", help="Write one class name a line.")
     return names
+
+
+def imagenet_words(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """ImageNet's names for its WordNet numbers; labels that are anything else as they are."""
+    info = ImageNetInfo()
+    numbers = {info.index_to_label_name(index): name for index, name in enumerate(imagenet_names())}
+    return tuple(numbers[label] for label in labels) if all(label in numbers for label in labels) else labels
