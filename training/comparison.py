@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustclip.measure import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
 from training.evaluation import Row
-from training.wording import UNUSUAL
+from training.pages.wording import UNUSUAL
 
 _CHUNK = 500
 _ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps", *UNUSUAL)

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 from robustclip.charts import STYLE, Curve, chart
 from robustclip.threat import LEVELS, parse_radius
-from training.difference import decided
-from training.wording import attacked
+from training.pages.difference import decided
+from training.pages.wording import attacked
 
 Facts: TypeAlias = Mapping[str, Any]
 _PAGE_STYLE = """

@@ -20,10 +20,10 @@ from training.evaluation import Row
 from training.illusions import illusions
 from training.memory import keep_freed_memory
 from training.options import words
+from training.pages.results import FOLDER
 from training.processes import joined
 from training.progress import bar
 from training.question import Question
-from training.results import FOLDER
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
 (T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method, --defense and

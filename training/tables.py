@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from training.difference import decided
-from training.wording import attacked
+from training.pages.difference import decided
+from training.pages.wording import attacked
 
 Facts: TypeAlias = Mapping[str, Any]
 _WIDE = 170

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from robustclip.measure import mcnemar, paired_difference
 from training.comparison import compare, over_data, over_seeds, resampled_mean
-from training.difference import decided
 from training.evaluation import Row
+from training.pages.difference import decided
 
 
 def row(asked: str, correct: Tensor, *, seed: int = 0, data: str = "cats", version: str = "@1") -> Row:

@@ -9,7 +9,7 @@ from pictures import write_pictures
 
 from robustclip.errors import InvalidInput
 from training.declaration import read_table
-from training.results import FOLDER, render
+from training.pages.results import FOLDER, render
 from training.suite import main
 
 TABLE = """

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.results import FOLDER, PAGE, main, render
+from training.pages.results import FOLDER, PAGE, main, render
 
 SHARED = {"backbone": "tiny", "data": "toys", "split": "test", "n": 100, "defense": "none"}
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.defense_page import draws_chart
-from training.results import main, render
+from training.pages.defense import draws_chart
+from training.pages.results import main, render
 
 SUBJECT = {"backbone": "tiny", "data": "toys", "split": "test", "method": "plain", "prompt_set": "plain@1", "seed": 0}
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from training.markdown import line, table
+from training.pages.markdown import line, table
 
 Facts: TypeAlias = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
-from training.difference import decided
+from training.pages.difference import decided
 
 Facts: TypeAlias = Mapping[str, Any]
 

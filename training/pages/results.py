@@ -1,4 +1,4 @@
-"""The results page, made from committed JSON: `python -m training.results [--check]` (`make results`, `make results-check`).
+"""The results page, made from committed JSON: `python -m training.pages.results [--check]` (`make results`, `make results-check`).
 
 Each `training/results/*.json` is what one `robustclip evaluate --json` or `robustclip certified --json` printed, with a `title` and what it `says`
 added by hand, or what `robustclip suite` wrote from the declaration beside it. The page holds nothing that is not in those files, so a number can't
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from robustclip.files import write_atomically
-from training.certified_page import certified_section
-from training.defense_page import defense_tables, draws_chart
-from training.markdown import line, table
-from training.wording import accuracy, condition, data_of, difference
+from training.pages.certified import certified_section
+from training.pages.defense import defense_tables, draws_chart
+from training.pages.markdown import line, table
+from training.pages.wording import accuracy, condition, data_of, difference
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -37,7 +37,7 @@ Facts: TypeAlias = dict[str, Any]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the results page, or compare it with what the JSON files say."""
-    parser = argparse.ArgumentParser(prog="python -m training.results", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.pages.results", description=main.__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the JSON files (default: %(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not what the files make")

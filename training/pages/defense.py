@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from robustclip.charts import Curve, chart_file
-from training.difference import decided
-from training.markdown import line, table
-from training.wording import UNUSUAL, accuracy, data_of, difference, effort
+from training.pages.difference import decided
+from training.pages.markdown import line, table
+from training.pages.wording import UNUSUAL, accuracy, data_of, difference, effort
 
 Facts: TypeAlias = dict[str, Any]
 Key = TypeVar("Key")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.results import render
+from training.pages.results import render
 
 
 def part(count: int, n: int = 200) -> dict[str, Any]:
