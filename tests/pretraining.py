@@ -9,8 +9,8 @@ from tuning import silent
 from robustclip.backbones import build
 from robustclip.clip import describe
 from robustclip.types import Progress
-from training.captions import gather_names
-from training.corpus import Corpus
+from training.pretraining.captions import gather_names
+from training.pretraining.corpus import Corpus
 from training.pretraining.recipe import MINI, Recipe
 from training.pretraining.run import Trainer
 from training.processes import ALONE, Processes

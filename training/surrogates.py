@@ -26,7 +26,7 @@ from training.bank import CHUNK, feature_attack
 from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
 from training.levels import AtLevel, Pictures, judge_made, worst_of
-from training.teachers import TEACHER_SIZE, picture_teacher
+from training.pretraining.teachers import TEACHER_SIZE, picture_teacher
 
 EFFICIENTNET = "efficientnet-lite0"
 STEPS, MOMENTUM = 40, 0.9

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from robustclip.errors import InvalidInput
 from robustclip.types import Pixels, Progress
-from training.captions import Names, gather_names
-from training.corpus import TRAINING_SETS, augment, build_corpus
 from training.data.classes import imagenet_words
 from training.data.folders import LabelledImages, load_data
 from training.data.sampling import TRAIN, balanced_subset, carve_validation, seeded
-from training.teachers import picture_teacher
+from training.pretraining.captions import Names, gather_names
+from training.pretraining.corpus import TRAINING_SETS, augment, build_corpus
+from training.pretraining.teachers import picture_teacher
 
 T = TypeVar("T")
 BLOCK = 16  # pictures that share a generator: who computes a block, and beside which others, changes nothing
@@ -25,7 +25,7 @@ CORPUS_SEED = 0  # pretraining's default: what it kept back is kept back again
 
 
 class Supply(Protocol):
-    """n labelled pictures; `training.corpus.Corpus` is one. `teacher` [n, 1000] or None."""
+    """n labelled pictures; `training.pretraining.corpus.Corpus` is one. `teacher` [n, 1000] or None."""
 
     @property
     def names(self) -> Names: ...

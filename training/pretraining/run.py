@@ -22,8 +22,8 @@ from robustclip.prompts import Prompts
 from robustclip.seeds import derive
 from robustclip.towers import encode_image, encode_patches, encode_text
 from robustclip.types import Progress
-from training.captions import MAX_FILLER, filler, worded
-from training.corpus import Corpus, augment, cached_array
+from training.pretraining.captions import MAX_FILLER, filler, worded
+from training.pretraining.corpus import Corpus, augment, cached_array
 from training.pretraining.recipe import MINI, Phase, Recipe
 from training.processes import ALONE, Processes
 from training.weights import average_into, inside_stem, load_checkpoint, parameter_groups, share_of_rate

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from robustclip.errors import DataRefused
-from training.captions import HELD_OUT_SYNONYMS
 from training.data.classes import choose_classes, imagenet_words, read_classes
 from training.data.folders import LabelledImages, load_data
+from training.pretraining.captions import HELD_OUT_SYNONYMS
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.captions import Names
-from training.corpus import Corpus
+from training.pretraining.captions import Names
+from training.pretraining.corpus import Corpus
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import torch
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
-from training.corpus import Corpus
 from training.hardening.attack import Strength
 from training.hardening.check import Checker
 from training.hardening.losses import Judge
 from training.hardening.tower import ImageTower
+from training.pretraining.corpus import Corpus
 
 
 def test_clean_accuracy_is_among_the_names_of_the_own_data_set(tiny: Clip, toys: Corpus) -> None:

@@ -10,9 +10,9 @@ import torch
 from robustclip.clip import Clip, fingerprint_of
 from robustclip.errors import InvalidInput
 from robustclip.types import Progress
-from training.corpus import Corpus
 from training.hardening.recipe import Recipe
 from training.hardening.run import HardeningDiverged, HardeningRun
+from training.pretraining.corpus import Corpus
 from training.processes import Processes
 
 RECIPE = Recipe(samples=128, batch=32, check_samples=64, check_pictures=4, rate=1e-4, bf16=False)  # four steps, checked after two and four

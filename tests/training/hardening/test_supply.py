@@ -7,9 +7,9 @@ import torch
 from pictures import write_pictures
 
 from robustclip.errors import DataRefused
-from training.corpus import Corpus
 from training.data.folders import load_data
 from training.hardening.supply import BLOCK, ahead, draw_blocks, folder_supply, open_supply
+from training.pretraining.corpus import Corpus
 
 
 def silent(done: int, total: int, what: str) -> None:

@@ -11,8 +11,8 @@ from tuning import silent
 from robustclip.clip import Clip
 from robustclip.purifiers import Kind
 from robustclip.types import Progress
-from training.captions import Names
-from training.corpus import Corpus
+from training.pretraining.captions import Names
+from training.pretraining.corpus import Corpus
 from training.processes import ALONE, Processes
 from training.purifying.exam import kept_back
 from training.purifying.recipe import Recipe, read_recipe

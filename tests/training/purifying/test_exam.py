@@ -7,7 +7,7 @@ from robustclip.clip import Clip
 from robustclip.purifiers import build
 from robustclip.purifiers.denoiser import DenoiserShape
 from robustclip.purifiers.super_resolver import SuperResolverShape
-from training.corpus import Corpus
+from training.pretraining.corpus import Corpus
 from training.purifying.exam import Reading, examine, kept_back, shortcomings
 
 

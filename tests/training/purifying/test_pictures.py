@@ -9,8 +9,8 @@ from tuning import silent
 
 from robustclip.errors import InvalidInput
 from training import corpus
-from training.corpus import TRAINING_SETS, Corpus
 from training.hardening.supply import open_supply
+from training.pretraining.corpus import TRAINING_SETS, Corpus
 from training.purifying.pictures import draw_blocks, squares
 
 

@@ -24,15 +24,15 @@ from robustclip.backbones.stem import ConvStem
 from robustclip.clip import Clip, describe
 from robustclip.files import replacing, write_atomically
 from robustclip.types import Progress
-from training.captions import vocabulary
-from training.corpus import build_corpus
 from training.memory import keep_freed_memory
 from training.options import option_of
+from training.pretraining.captions import vocabulary
+from training.pretraining.corpus import build_corpus
 from training.pretraining.recipe import MINI, Recipe
 from training.pretraining.run import Trainer
+from training.pretraining.teachers import imagenet_weights, picture_teacher, sentence_teacher
 from training.processes import ALONE, Processes, add_options, joined
 from training.progress import bar
-from training.teachers import imagenet_weights, picture_teacher, sentence_teacher
 
 
 def main(argv: list[str] | None = None) -> int:

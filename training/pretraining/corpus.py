@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.types import Pixels, Progress
-from training.captions import Names, gather_names
 from training.data.folders import LabelledImages, load_data
-from training.teachers import TEACHER_SIZE
+from training.pretraining.captions import Names, gather_names
+from training.pretraining.teachers import TEACHER_SIZE
 
 TRAINING_SETS = ("tiny-imagenet-200", "cifar-10", "caltech-101", "clothing-small")
 HELD_OUT_SET, HELD_OUT_EVERY = "tiny-imagenet-200", 10  # pictures of every tenth Tiny class are never trained on

@@ -13,8 +13,8 @@ from tuning import silent
 from robustclip.backbones import read_weights, write_weights
 from robustclip.clip import Clip
 from robustclip.errors import DataRefused, InvalidInput
-from training.captions import HELD_OUT_SYNONYMS, TEMPLATES, Names, filler, gather_names, synonyms, vocabulary, worded
-from training.corpus import TRAINING_SETS, Corpus, augment, build_corpus, cached_array
+from training.pretraining.captions import HELD_OUT_SYNONYMS, TEMPLATES, Names, filler, gather_names, synonyms, vocabulary, worded
+from training.pretraining.corpus import TRAINING_SETS, Corpus, augment, build_corpus, cached_array
 
 
 def test_names_that_data_sets_share_with_imagenet_are_one_name() -> None:
