@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput, UnsupportedClip
-from training.harden import main
+from training.hardening.command import main
 
 SHORT = ["--backbone", "tiny", "--objective", "tecoa", "--samples", "64", "--batch", "32", "--bf16", "false", "--check-pictures", "3", "--cpu"]
 
@@ -71,7 +71,7 @@ def test_a_json_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_get_the_weights_of_one(hardened: Path, tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    run_two("import sys; from training.harden import main; sys.exit(main(sys.argv[1:]))", *options(picture_folder, tmp_path))
+    run_two("import sys; from training.hardening.command import main; sys.exit(main(sys.argv[1:]))", *options(picture_folder, tmp_path))
     one, two = (torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["visual"] for folder in (hardened, tmp_path))
     start = tiny.model.visual.state_dict()
     apart, moved = (torch.stack([(one[name] - other[name]).norm() for name in one]).norm() for other in (two, start))
