@@ -1,1 +1,1 @@
-"""Training of the purifying networks: the recipes, the pictures, the exam, the run."""
+"""Training of the purifying networks: the recipes, the pictures, the exam, the run; the command."""

@@ -14,7 +14,7 @@ from robustclip.errors import DataRefused, InvalidInput
 from robustclip.purifiers import digest_of
 from robustclip.seeds import draw_seeds
 from training.data.folders import load_data
-from training.purifiers import main
+from training.purifying.command import main
 
 SHORT = [
     *("--backbone", "tiny", "--samples", "32", "--batch", "16", "--size", "16", "--decoded", "32", "--check-pictures", "3"),
@@ -73,7 +73,7 @@ def test_two_processes_get_the_weights_of_one(picture_folder: Path, tmp_path: Pa
     asked = [*SHORT, "--samples", "64", "--batch", "32", "--only", "super_resolver", "--network", json.dumps(shape), "--data", str(picture_folder)]
     assert main([*asked, "--run", str(tmp_path / "one"), "--out", str(tmp_path)]) == 0
     two = [*asked, "--run", str(tmp_path / "two"), "--out", str(tmp_path)]
-    run_two("import sys; from training.purifiers import main; sys.exit(main(sys.argv[1:]))", *two)
+    run_two("import sys; from training.purifying.command import main; sys.exit(main(sys.argv[1:]))", *two)
     found = [torch.load(tmp_path / run / "super_resolver" / "checkpoint.pt", weights_only=True)["network"] for run in ("one", "two")]
     alone, together = (weights["exit.weight"] for weights in found)  # which start from 0
     assert (alone - together).norm() < 0.1 * alone.norm()
