@@ -19,8 +19,8 @@ from training.pages.defense import defense_tables, draws_chart
 from training.pages.markdown import line, table
 from training.pages.wording import accuracy, condition, data_of, difference
 
-FOLDER = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent / "RESULTS.md"
+FOLDER = Path(__file__).parents[1] / "results"
+PAGE = Path(__file__).parents[1] / "RESULTS.md"
 _INTRODUCTION = """# Results
 
 Made by `make results` from the JSON files in `results/`, which `robustclip evaluate --json` or `robustclip suite` wrote; `make results-check`
