@@ -32,7 +32,6 @@ from robustclip.seeds import draw_seeds
 from robustclip.threat import radius_text
 from robustclip.towers import encode_image
 from robustclip.types import Cost, Pixels
-from training.bank import shift_embeddings
 from training.contexts import Parameters
 from training.data.classes import read_classes
 from training.hardening.attack import Strength
@@ -44,6 +43,7 @@ from training.objectives.base import Batch, Examples, Task
 from training.objectives.capt import CAPT, FROZEN
 from training.processes import at_least_one
 from training.progress import bar
+from training.threats.bank import shift_embeddings
 
 EPS = 1 / 255
 LABELS = Path(__file__).parent / "data" / "class_names" / "Caltech101.txt"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from robustclip.sanity import SYMPTOMS, Diagnostic, Symptom
 from robustclip.threat import parse_radius
-from training.defended import QUERIES, QUERY_DRAWS
-from training.levels import GRADIENT_DRAWS, T2_STEPS
+from training.threats.defended import QUERIES, QUERY_DRAWS
+from training.threats.levels import GRADIENT_DRAWS, T2_STEPS
 
 Facts: TypeAlias = Mapping[str, Any]
 

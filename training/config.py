@@ -15,10 +15,10 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.inner import Precision
-from training.levels import LEVELS, Level
 from training.objectives import OBJECTIVES, AnyObjective
 from training.options import option_of, read_fields, shown, words
 from training.selection import Selection, load_selection
+from training.threats.levels import LEVELS, Level
 
 DEFAULT_STORE = Path("var/prompts")
 DEFAULT_RUNS = Path("runs")

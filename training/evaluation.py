@@ -25,11 +25,11 @@ from robustclip.types import Progress
 from training.cells import cell_path, keep, recall
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.defended import measure_black_box, measure_static
-from training.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
 from training.prompt_sets import AskedSet, load_prompts, of_seed
 from training.question import NO_DEFENSE, Question, Threat
-from training.surrogates import measure_transfer
+from training.threats.defended import measure_black_box, measure_static
+from training.threats.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
+from training.threats.surrogates import measure_transfer
 
 SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compared on them
 

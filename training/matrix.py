@@ -11,9 +11,9 @@ from robustclip.measure import accuracy
 from robustclip.threat import Linf, radius_text
 from robustclip.types import Progress
 from training.evaluation import Subject
-from training.levels import judge_made
 from training.question import NO_DEFENSE, Question
-from training.transfers import carried_attack, pixels_against
+from training.threats.levels import judge_made
+from training.threats.transfers import carried_attack, pixels_against
 
 
 def transfer_matrix(question: Question, subjects: Sequence[Subject], *, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -14,13 +14,13 @@ from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf, radius_text
 from robustclip.towers import encode_image
 from robustclip.types import Cost, price
-from training.bank import feature_attack
-from training.defended import black_box_attack
 from training.evaluation import Subject, cell_of
-from training.levels import T0_STEPS, WITHIN_T3, jury_of
 from training.question import Question, Threat
-from training.surrogates import STEPS as SURROGATE_STEPS
-from training.transfers import carried_attack
+from training.threats.bank import feature_attack
+from training.threats.defended import black_box_attack
+from training.threats.levels import T0_STEPS, WITHIN_T3, jury_of
+from training.threats.surrogates import STEPS as SURROGATE_STEPS
+from training.threats.transfers import carried_attack
 
 _ROWS = 8  # of the trial that tells how long a pass takes
 

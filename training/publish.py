@@ -14,9 +14,9 @@ from robustclip.measure import accuracy
 from robustclip.prompts import Prompts
 from robustclip.threat import radius_text
 from training.data.folders import LabelledImages
-from training.levels import AtLevel, Level
 from training.objectives import AnyMethod
 from training.selection import CARRIED, Selection
+from training.threats.levels import AtLevel, Level
 
 
 def publish(

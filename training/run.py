@@ -24,13 +24,13 @@ from training.data.folders import LabelledImages
 from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 from training.data.sources import Source
 from training.inner import Precision
-from training.levels import Pictures, measure_level
 from training.loop import Fitted, fit
 from training.objectives import AnyMethod
 from training.objectives.base import Examples
 from training.processes import Processes
 from training.publish import as_result, publish
 from training.report import Account, training_page
+from training.threats.levels import Pictures, measure_level
 
 VALIDATION_SEED = 0
 

@@ -18,11 +18,11 @@ from robustclip.attacks.pgd import PGD
 from robustclip.clip import Clip
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Progress
-from training.bank import BankStart, bank_cost, embedding_bank, feature_attack
 from training.data.folders import LabelledImages
 from training.objectives.base import Examples
 from training.objectives.text import TextTuning, bank_examples
 from training.processes import ALONE, Processes
+from training.threats.bank import BankStart, bank_cost, embedding_bank, feature_attack
 
 
 class AdvPT(TextTuning):

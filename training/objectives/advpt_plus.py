@@ -22,7 +22,6 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
-from training.bank import AwareAttack, BankScore, BankStart, aware_bank, feature_attack
 from training.contexts import Parameters
 from training.data.folders import LabelledImages
 from training.losses import Reference, family, misalignment, reliability
@@ -31,6 +30,7 @@ from training.objectives.pictures import picture_examples, signs
 from training.objectives.text import TextContext
 from training.options import words
 from training.processes import ALONE, Processes
+from training.threats.bank import AwareAttack, BankScore, BankStart, aware_bank, feature_attack
 
 BANK, HAND = "bank", "hand"
 CHUNK = 64

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from robustclip.clip import Clip
 from robustclip.types import Cost, Progress
-from training.bank import bank_cost, embedding_bank, feature_attack
 from training.data.folders import LabelledImages
 from training.objectives.base import Examples
 from training.objectives.text import TextTuning, bank_examples
 from training.processes import ALONE, Processes
+from training.threats.bank import bank_cost, embedding_bank, feature_attack
 
 
 class CoOp(TextTuning):

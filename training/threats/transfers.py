@@ -15,9 +15,9 @@ from robustclip.scores import label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Cost, Progress
-from training.bank import CHUNK, cache_key
 from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
+from training.threats.bank import CHUNK, cache_key
 
 STEPS = 100
 

@@ -10,8 +10,8 @@ from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from training.data.folders import load_data
-from training.levels import Pictures
-from training.surrogates import Diverse, climb, measure_transfer
+from training.threats.levels import Pictures
+from training.threats.surrogates import Diverse, climb, measure_transfer
 
 BALL = Linf(radius=16 / 255)
 

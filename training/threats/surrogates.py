@@ -22,11 +22,11 @@ from robustclip.seeds import derive, draw_seeds, row_uniform
 from robustclip.threat import Linf
 from robustclip.towers import encode_image
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds
-from training.bank import CHUNK, feature_attack
 from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
-from training.levels import AtLevel, Pictures, judge_made, worst_of
 from training.pretraining.teachers import TEACHER_SIZE, picture_teacher
+from training.threats.bank import CHUNK, feature_attack
+from training.threats.levels import AtLevel, Pictures, judge_made, worst_of
 
 EFFICIENTNET = "efficientnet-lite0"
 STEPS, MOMENTUM = 40, 0.9

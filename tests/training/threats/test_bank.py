@@ -8,9 +8,9 @@ from robustclip.clip import Clip
 from robustclip.seeds import derive, draw_seeds, row_uniform
 from robustclip.towers import encode_image
 from robustclip.types import Cost
-from training.bank import embedding_bank, feature_attack, shifted_pixels
 from training.cache import Rows
 from training.data.folders import LabelledImages, load_data
+from training.threats.bank import embedding_bank, feature_attack, shifted_pixels
 
 EPS = 8 / 255
 

@@ -15,7 +15,7 @@ from robustclip.prompts import Prompts
 from robustclip.smoothing import smoothing_of
 from robustclip.types import Cost
 from training.data.folders import load_data
-from training.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level, worst_of
+from training.threats.levels import WITHIN_T3, AtLevel, Level, Pictures, measure_level, worst_of
 
 EPS = 4 / 255
 

@@ -9,8 +9,8 @@ from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.measure import Jury
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
-from training.defended import measure_black_box, measure_static
-from training.levels import AtLevel, Pictures, jury_of, measure_level
+from training.threats.defended import measure_black_box, measure_static
+from training.threats.levels import AtLevel, Pictures, jury_of, measure_level
 
 EPS = 4 / 255
 

@@ -38,10 +38,10 @@ from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Attacked, Classifier, Pixels, Progress, Score, Seeds
 from robustclip.wrappers import averaged, guarded, reduced
-from training.bank import feature_attack, shifted_pixels
 from training.cache import Rows
 from training.data.folders import LabelledImages
-from training.transfers import carried_attack, pixels_against
+from training.threats.bank import feature_attack, shifted_pixels
+from training.threats.transfers import carried_attack, pixels_against
 
 Level: TypeAlias = Literal["clean", "T0", "T1", "T2", "T3"]
 LEVELS: tuple[Level, ...] = get_args(Level)
