@@ -8,10 +8,10 @@ import torch
 from robustclip.clip import Clip
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost
-from training.contexts import Parameters
 from training.data.folders import load_data
 from training.objectives import OBJECTIVES
 from training.objectives.base import Batch, Examples, Task
+from training.objectives.contexts import Parameters
 
 
 def silent(done: int, total: int, what: str) -> None:

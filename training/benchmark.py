@@ -32,7 +32,6 @@ from robustclip.seeds import draw_seeds
 from robustclip.threat import radius_text
 from robustclip.towers import encode_image
 from robustclip.types import Cost, Pixels
-from training.contexts import Parameters
 from training.data.classes import read_classes
 from training.hardening.attack import Strength
 from training.hardening.tower import ImageTower
@@ -41,6 +40,7 @@ from training.losses import Reference, family
 from training.objectives.advpt import AdvPT
 from training.objectives.base import Batch, Examples, Task
 from training.objectives.capt import CAPT, FROZEN
+from training.objectives.contexts import Parameters
 from training.processes import at_least_one
 from training.progress import bar
 from training.threats.bank import shift_embeddings

@@ -22,10 +22,10 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
-from training.contexts import Parameters
 from training.data.folders import LabelledImages
 from training.losses import Reference, family, misalignment, reliability
 from training.objectives.base import Batch, Examples, Step, Task, Tended, label_features, share_right
+from training.objectives.contexts import Parameters
 from training.objectives.pictures import picture_examples, signs
 from training.objectives.text import TextContext
 from training.options import words

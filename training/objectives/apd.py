@@ -25,10 +25,10 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
-from training.contexts import Parameters, Towers
 from training.data.views import random_views
 from training.losses import DivergenceName, Reference, divergence, family, misalignment
 from training.objectives.base import Answers, Batch, Examples, Signs, Step, Task, cosine_after_warm_up, label_features, share_right
+from training.objectives.contexts import Parameters, Towers
 from training.objectives.pictures import BothTowers, Look, answers, look, opponent_of, signs
 
 STUDENT, TEACHER, TEMPLATE = "student.", "teacher.", "template"

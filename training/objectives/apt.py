@@ -17,10 +17,10 @@ from robustclip.classifier import text_weights
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
-from training.contexts import Parameters
 from training.inner import Opponent
 from training.losses import family
 from training.objectives.base import Batch, Step, Task, label_features, share_right
+from training.objectives.contexts import Parameters
 from training.objectives.pictures import PictureTuning, look
 from training.objectives.text import TextContext
 

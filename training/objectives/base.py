@@ -20,9 +20,9 @@ from robustclip.classifier import text_weights
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.types import Cost, Features, Pixels, Progress, Seeds
-from training.contexts import Parameters
 from training.data.folders import LabelledImages
 from training.inner import Precision
+from training.objectives.contexts import Parameters
 from training.processes import ALONE, Processes
 
 WARM_UP_RATE = 1e-5

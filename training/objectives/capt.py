@@ -21,11 +21,11 @@ from robustclip.classifier import zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.types import Cost, Logits, Progress
-from training.contexts import Coupling, Parameters
 from training.data.folders import LabelledImages
 from training.inner import InnerScore
 from training.losses import DivergenceName, Reference, family, target_probability
 from training.objectives.base import Batch, Examples, Step, Task, label_features, share_right
+from training.objectives.contexts import Coupling, Parameters
 from training.objectives.pictures import BothTowers, look, opponent_of, signs
 from training.processes import ALONE, Processes
 

@@ -14,10 +14,10 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from robustclip.clip import Clip
-from training.contexts import Coupling, Parameters
 from training.inner import InnerScore
 from training.losses import DivergenceName, Reference, family
 from training.objectives.base import Batch, Step, Task, label_features, share_right
+from training.objectives.contexts import Coupling, Parameters
 from training.objectives.pictures import BothTowers, look, opponent_of, signs
 
 

@@ -16,11 +16,11 @@ from robustclip.prompts import Prompts
 from robustclip.threat import LEVELS, Linf, LinfRadius
 from robustclip.towers import encode_image
 from robustclip.types import Cost, Features, Logits, Pixels, Progress, Seeds
-from training.contexts import Coupling, Parameters, Towers, fold, new_contexts
 from training.data.folders import LabelledImages
 from training.inner import InnerScore, Opponent, Precision, climb, consistency_loss, drawn_start, keep_change, kept_start, label_loss
 from training.losses import divergence, misalignment
 from training.objectives.base import Answers, Batch, Examples, Signs, Task, Tended, Tuning, label_features, share_right
+from training.objectives.contexts import Coupling, Parameters, Towers, fold, new_contexts
 from training.processes import ALONE, Processes
 
 KEPT_BYTES = 2 * 2**30  # pictures beyond this are decoded again for every batch

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from training.cache import Rows
-from training.contexts import Parameters, embedded_words, noise, split_words
 from training.objectives.base import Batch, Examples, Step, Task, Tuning, label_features, share_right
+from training.objectives.contexts import Parameters, embedded_words, noise, split_words
 
 
 class TextContext(Tuning):

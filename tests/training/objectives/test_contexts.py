@@ -10,7 +10,7 @@ from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from robustclip.towers import check_prompts
-from training.contexts import Coupling, Towers, fold, new_contexts, split_words
+from training.objectives.contexts import Coupling, Towers, fold, new_contexts, split_words
 
 LABELS = ("cat", "fire salamander", "a rather long name")
 COUPLINGS: tuple[Coupling, ...] = ("none", "image_to_text", "text_to_image", "hybrid")
