@@ -17,14 +17,14 @@ from robustclip.defenses import network_digests, parse_defenses
 from robustclip.errors import FeatureNotInstalled, PurifierRefused, RobustClipError
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
-from training.config import TrainSettings
 from training.evaluation import Row, answer, open_subjects
 from training.ledger import Made, make, recall
 from training.plan import Planned, described, duration, plan, seconds_per_pass
 from training.processes import Processes
 from training.prompt_sets import AskedSet
 from training.question import Question
-from training.run import Run, TrainingPictures, open_run, open_training
+from training.tuning.config import TrainSettings
+from training.tuning.run import Run, TrainingPictures, open_run, open_training
 
 NOT_YET = "not learned yet"
 

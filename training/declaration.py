@@ -19,14 +19,14 @@ from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.campaign import Entry, Round
-from training.config import TrainSettings
 from training.data.sources import Source
 from training.inner import Precision
 from training.objectives import AnyMethod, AnyObjective
 from training.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Threat
-from training.selection import Selection, load_selection
 from training.threats.defended import QUERIES
 from training.threats.levels import T2_STEPS
+from training.tuning.config import TrainSettings
+from training.tuning.selection import Selection, load_selection
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
 Label = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]

@@ -9,12 +9,12 @@ from typing import Any
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
-from training.config import DEFAULT_RUNS, check_device, default_store
 from training.data.presets import facts, preset_sources
 from training.options import read_fields, words
 from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 from training.threats.defended import QUERIES, QUERY_DRAWS
 from training.threats.levels import GRADIENT_DRAWS, T2_STEPS
+from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with commas, or the option repeated) and
 --defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a difference whose interval contains 0 is none.

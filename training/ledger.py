@@ -14,9 +14,9 @@ from robustclip.digests import json_digest
 from robustclip.errors import DataRefused, RobustClipError
 from robustclip.files import write_atomically
 from robustclip.types import Progress
-from training.collapse import TrainingFailed
 from training.processes import Processes
-from training.run import Run, train
+from training.tuning.collapse import TrainingFailed
+from training.tuning.run import Run, train
 
 _VALIDATION = ("validate_at", "validate_eps", "validate_limit")
 

@@ -9,7 +9,7 @@ from robustclip.errors import InvalidInput, UnknownPromptSet
 from robustclip.prompts import Prompts
 from training.data.sources import Source
 from training.question import DATA_TEMPLATE, EVERY_SEED, TEMPLATES_APART
-from training.selection import check_carried
+from training.tuning.selection import check_carried
 
 
 class AskedSet(NamedTuple):

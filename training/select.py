@@ -17,13 +17,13 @@ from robustclip.files import write_atomically
 from robustclip.threat import radius_text
 from training.campaign import Opened, forecast, perform
 from training.candidates import Choosing, candidates, judged_on, record, rounds_of
-from training.config import check_device
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
 from training.options import add_field, option_of, read_fields, words
 from training.processes import joined
 from training.progress import bar
-from training.selection import Selection, score
+from training.tuning.config import check_device
+from training.tuning.selection import Selection, score
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}
 EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and judged on `train:validation`, the tenth that

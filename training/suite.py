@@ -13,7 +13,6 @@ from robustclip.files import write_atomically
 from training.campaign import Gap, Learned, Opened, Round, forecast, perform
 from training.checks import headlines, masking_checks
 from training.comparison import compare, over_data, over_seeds
-from training.config import DEFAULT_RUNS, check_device, default_store
 from training.data.presets import facts, preset_sources
 from training.declaration import Table, read_table, rounds_of
 from training.evaluation import Row
@@ -24,6 +23,7 @@ from training.pages.results import FOLDER
 from training.processes import joined
 from training.progress import bar
 from training.question import Question
+from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
 (T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method, --defense and

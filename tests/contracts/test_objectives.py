@@ -12,9 +12,9 @@ from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.towers import check_prompts
 from training.data.folders import load_data
-from training.loop import fit
 from training.objectives import OBJECTIVES
-from training.publish import publish
+from training.tuning.loop import fit
+from training.tuning.publish import publish
 
 KINDS = sorted(OBJECTIVES)
 

@@ -14,12 +14,12 @@ from tuning import silent
 from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput
 from robustclip.types import Progress
-from training.checkpoint import Epoch
 from training.data.folders import load_data
 from training.inner import Precision
-from training.loop import fit
 from training.objectives import OBJECTIVES
 from training.processes import ALONE, Processes, joined
+from training.tuning.checkpoint import Epoch
+from training.tuning.loop import fit
 
 CPU = torch.device("cpu")
 SMALL = {"vectors": 2, "epochs": 3, "batch": 4}

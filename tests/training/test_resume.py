@@ -12,8 +12,8 @@ from tuning import silent
 
 from robustclip.clip import Clip
 from training.data.folders import load_data
-from training.loop import Fitted, fit
 from training.objectives import OBJECTIVES
+from training.tuning.loop import Fitted, fit
 
 SMALL = {"vectors": 2, "epochs": 4, "batch": 4}
 CASES: dict[str, dict[str, object]] = {
@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from robustclip.clip import load_clip
 from training.data.folders import load_data
-from training.loop import fit
+from training.tuning.loop import fit
 from training.objectives import OBJECTIVES
 
 torch.set_num_threads(1)

@@ -9,12 +9,12 @@ from tuning import bench
 from robustclip.classifier import text_weights
 from robustclip.clip import Clip
 from robustclip.types import Cost
-from training.collapse import CollapseWatch, TrainingCollapsed
 from training.losses import divergence
 from training.objectives import APD
 from training.objectives.apd import Taught
 from training.objectives.base import Answers, Signs
 from training.objectives.pictures import Look, look, opponent_of
+from training.tuning.collapse import CollapseWatch, TrainingCollapsed
 
 PLAIN = {"crops": False, "eps": "4/255"}
 

@@ -3,8 +3,8 @@ from datetime import UTC, datetime
 
 from prompts_store.manifest import PromptManifest, Ref, Result
 from robustclip.types import Cost
-from training.checkpoint import Epoch
-from training.report import Account, training_page
+from training.tuning.checkpoint import Epoch
+from training.tuning.report import Account, training_page
 
 REF = Ref("learned", "0123456789ab")
 RESULT = Result(data="things", split="train:validation", threat="T2", eps="2/255", n=40, accuracy=0.5, low=0.35, high=0.65, seed=0)

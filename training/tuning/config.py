@@ -17,8 +17,8 @@ from robustclip.threat import LinfRadius
 from training.inner import Precision
 from training.objectives import OBJECTIVES, AnyObjective
 from training.options import option_of, read_fields, shown, words
-from training.selection import Selection, load_selection
 from training.threats.levels import LEVELS, Level
+from training.tuning.selection import Selection, load_selection
 
 DEFAULT_STORE = Path("var/prompts")
 DEFAULT_RUNS = Path("runs")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustclip.clip import load_clip
-from training.config import TrainSettings, add_options, check_device, read_settings
 from training.memory import keep_freed_memory
 from training.processes import joined
 from training.progress import bar
-from training.run import Trained, open_run, open_training, train
+from training.tuning.config import TrainSettings, add_options, check_device, read_settings
+from training.tuning.run import Trained, open_run, open_training, train
 
 EXAMPLES = """examples:
   robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt --objective.eps 1/255

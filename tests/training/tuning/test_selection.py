@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from robustclip.errors import InvalidInput
 from training.data.sampling import HELD_OUT
-from training.selection import Selection, check_carried, load_selection
+from training.tuning.selection import Selection, check_carried, load_selection
 
 
 def number(accuracy: float, *, threat: str = "T2", data: str = "toys", split: str = HELD_OUT) -> dict[str, Any]:

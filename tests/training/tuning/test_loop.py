@@ -12,11 +12,11 @@ from robustclip.clip import Clip
 from robustclip.errors import DataRefused
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
-from training.collapse import CollapseWatch, TrainingCollapsed, TrainingDiverged
 from training.data.sampling import seeded
-from training.loop import Fitted, fit
 from training.objectives import AdvPT
 from training.objectives.base import Batch, Examples, Objective, Signs, Step, Task, Tuning
+from training.tuning.collapse import CollapseWatch, TrainingCollapsed, TrainingDiverged
+from training.tuning.loop import Fitted, fit
 
 LABELS = ("cat", "fire salamander", "a rather long name of a thing")
 

@@ -1,8 +1,8 @@
 import pytest
 
 from robustclip.errors import InvalidInput
-from training.budget import within
 from training.objectives import APD, CAPT, AdvPT, AdvPTPlus, AnyMethod
+from training.tuning.budget import within
 
 
 @pytest.mark.parametrize("objective", [CAPT(), APD(), APD(teacher="offline"), AdvPTPlus(refresh=5), CAPT(warm_start=True)])

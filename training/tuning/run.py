@@ -17,20 +17,20 @@ from robustclip.digests import json_digest
 from robustclip.files import write_atomically
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
-from training.budget import within
-from training.config import TrainSettings
 from training.data.classes import choose_classes
 from training.data.folders import LabelledImages
 from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 from training.data.sources import Source
 from training.inner import Precision
-from training.loop import Fitted, fit
 from training.objectives import AnyMethod
 from training.objectives.base import Examples
 from training.processes import Processes
-from training.publish import as_result, publish
-from training.report import Account, training_page
 from training.threats.levels import Pictures, measure_level
+from training.tuning.budget import within
+from training.tuning.config import TrainSettings
+from training.tuning.loop import Fitted, fit
+from training.tuning.publish import as_result, publish
+from training.tuning.report import Account, training_page
 
 VALIDATION_SEED = 0
 

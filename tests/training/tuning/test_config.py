@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from robustclip.errors import InvalidInput
-from training.config import TrainSettings, add_options, check_device, read_settings
 from training.objectives import OBJECTIVES, AdvPT
+from training.tuning.config import TrainSettings, add_options, check_device, read_settings
 
 REQUIRED = ["--data", "pictures", "--name", "a-set", "--objective.kind", "advpt"]
 

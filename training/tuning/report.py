@@ -8,7 +8,7 @@ from typing import NamedTuple
 from prompts_store.manifest import PromptManifest, Ref, Result
 from robustclip import charts
 from robustclip.charts import Curve, chart
-from training.checkpoint import Epoch
+from training.tuning.checkpoint import Epoch
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }

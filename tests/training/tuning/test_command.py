@@ -9,11 +9,11 @@ from torch import Tensor
 from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import DataRefused, InvalidInput, UnsupportedClip
-from training.command import main
 from training.data.folders import LabelledImages
 from training.data.sampling import HELD_OUT, few_shot
 from training.data.sources import Source
-from training.run import open_training
+from training.tuning.command import main
+from training.tuning.run import open_training
 
 OBJECTIVE = ["--objective.kind", "advpt", "--objective.vectors", "4", "--objective.epochs", "3", "--objective.batch", "8", "--objective.eps", "4/255"]
 
@@ -177,7 +177,9 @@ def test_of_two_processes_one_publishes_and_reports(picture_folder: Path, tmp_pa
     objective = ["--objective.kind", "apt", "--objective.epochs", "2", "--objective.vectors", "4"]
     options = ["--data", str(picture_folder), "--backbone", "tiny", "--name", "learned", *objective, "--device", "cpu", "--accumulate", "2"]
     places = ["--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
-    said = run_two("import sys; from training.command import main; sys.exit(main(sys.argv[1:]))", *options, *places, "--precision", "bf16", "--json")
+    said = run_two(
+        "import sys; from training.tuning.command import main; sys.exit(main(sys.argv[1:]))", *options, *places, "--precision", "bf16", "--json"
+    )
     assert said[1] == ""
     store = PromptStore(tmp_path / "store")
     assert len(store.versions("learned", tiny.fingerprint)) == 1

@@ -15,8 +15,8 @@ from robustclip.prompts import Prompts
 from robustclip.threat import radius_text
 from training.data.folders import LabelledImages
 from training.objectives import AnyMethod
-from training.selection import CARRIED, Selection
 from training.threats.levels import AtLevel, Level
+from training.tuning.selection import CARRIED, Selection
 
 
 def publish(

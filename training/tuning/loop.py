@@ -13,12 +13,12 @@ from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Cost, Progress
-from training.checkpoint import Epoch, Progressed, load_checkpoint, save_checkpoint
-from training.collapse import CollapseWatch, TrainingDiverged, TrainingFailed
 from training.data.sampling import seeded
 from training.inner import Precision
 from training.objectives.base import Batch, Examples, Objective, Step, Task
 from training.processes import ALONE, Processes
+from training.tuning.checkpoint import Epoch, Progressed, load_checkpoint, save_checkpoint
+from training.tuning.collapse import CollapseWatch, TrainingDiverged, TrainingFailed
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
