@@ -14,13 +14,13 @@ from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.campaign import Entry, Gap, Learned, Opened, Round
-from training.comparison import percentile_interval, redrawn_means
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.evaluation import SUBSET_SEED, Row
+from training.evaluation.comparison import percentile_interval, redrawn_means
+from training.evaluation.question import Question, Seed
+from training.evaluation.rows import SUBSET_SEED, Row
 from training.inner import Precision
 from training.objectives import AnyMethod, AnyObjective
-from training.question import Question, Seed
 from training.tuning.config import DEFAULT_RUNS, TrainSettings
 from training.tuning.selection import Ahead, By, Candidate, Judged, Number, Selection, best, harmonic
 

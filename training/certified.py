@@ -16,12 +16,12 @@ from robustclip.types import Cost
 from training.certification import Billed, billed, settle
 from training.certified_facts import certified_facts, holds
 from training.certified_subjects import CertifiedQuestion, open_smoothed
+from training.evaluation.plan import duration, seconds_per_pass
+from training.evaluation.question import NO_DEFENSE
 from training.memory import keep_freed_memory
 from training.options import option_of, read_fields, words
 from training.pages.certified import counted, rule_words
-from training.plan import duration, seconds_per_pass
 from training.progress import bar
-from training.question import NO_DEFENSE
 from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 _REFUTED = 1

@@ -19,9 +19,9 @@ from training.certified_attack import Assault
 from training.data.folders import LabelledImages
 from training.data.sampling import balanced_subset
 from training.data.sources import Source
-from training.evaluation import SUBSET_SEED
-from training.prompt_sets import AskedSet, load_prompts, of_seed
-from training.question import NO_DEFENSE
+from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
+from training.evaluation.question import NO_DEFENSE
+from training.evaluation.rows import SUBSET_SEED
 
 
 class CertifiedQuestion(BaseModel):

@@ -20,9 +20,9 @@ from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.campaign import Entry, Round
 from training.data.sources import Source
+from training.evaluation.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Threat
 from training.inner import Precision
 from training.objectives import AnyMethod, AnyObjective
-from training.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Threat
 from training.threats.defended import QUERIES
 from training.threats.levels import T2_STEPS
 from training.tuning.config import TrainSettings

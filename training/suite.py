@@ -11,18 +11,18 @@ from typing import Any
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from training.campaign import Gap, Learned, Opened, Round, forecast, perform
-from training.checks import headlines, masking_checks
-from training.comparison import compare, over_data, over_seeds
 from training.data.presets import facts, preset_sources
 from training.declaration import Table, read_table, rounds_of
-from training.evaluation import Row
-from training.illusions import illusions
+from training.evaluation.checks import headlines, masking_checks
+from training.evaluation.comparison import compare, over_data, over_seeds
+from training.evaluation.illusions import illusions
+from training.evaluation.question import Question
+from training.evaluation.rows import Row
 from training.memory import keep_freed_memory
 from training.options import words
 from training.pages.results import FOLDER
 from training.processes import joined
 from training.progress import bar
-from training.question import Question
 from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower

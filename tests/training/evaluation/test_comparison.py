@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from robustclip.measure import mcnemar, paired_difference
-from training.comparison import compare, over_data, over_seeds, resampled_mean
-from training.evaluation import Row
+from training.evaluation.comparison import compare, over_data, over_seeds, resampled_mean
+from training.evaluation.rows import Row
 from training.pages.difference import decided
 
 

@@ -12,7 +12,7 @@ from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import DataRefused, InvalidInput, UnknownPromptSet
 from robustclip.prompts import LEARNED_TEMPLATE, Prompts
-from training.evaluate import main
+from training.evaluation.command import main
 
 FACTS = {"backbone", "prompt_set", "data", "threat", "eps", "n", "accuracy", "low", "high", "attack", "seed", "seconds", "command"}
 

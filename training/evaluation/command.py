@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustclip.files import write_atomically
-from training.checks import Check, headlines, masking_checks
-from training.comparison import compare, over_data, over_seeds
-from training.evaluate_options import EPILOG, add_options, read_question
-from training.evaluation import Row, Subject, answer, open_subjects
-from training.matrix import transfer_matrix
+from training.evaluation.checks import Check, headlines, masking_checks
+from training.evaluation.comparison import compare, over_data, over_seeds
+from training.evaluation.matrix import transfer_matrix
+from training.evaluation.options import EPILOG, add_options, read_question
+from training.evaluation.plan import Planned, as_facts, described, plan
+from training.evaluation.question import Question
+from training.evaluation.rows import Row, Subject, answer, open_subjects
+from training.evaluation.tables import print_evaluation, print_plan, print_transfer
 from training.memory import keep_freed_memory
-from training.plan import Planned, as_facts, described, plan
 from training.progress import bar
-from training.question import Question
-from training.tables import print_evaluation, print_plan, print_transfer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks = masking_checks(facts)
     found = _as_json(rows, checks, per_picture=arguments.per_picture)
     if arguments.html is not None:
-        from training.evaluation_page import evaluation_page
+        from training.evaluation.page import evaluation_page
 
         write_atomically(arguments.html, evaluation_page(found).encode())
     if arguments.json:

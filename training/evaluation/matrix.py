@@ -10,8 +10,8 @@ from robustclip.errors import InvalidInput
 from robustclip.measure import accuracy
 from robustclip.threat import Linf, radius_text
 from robustclip.types import Progress
-from training.evaluation import Subject
-from training.question import NO_DEFENSE, Question
+from training.evaluation.question import NO_DEFENSE, Question
+from training.evaluation.rows import Subject
 from training.threats.levels import judge_made
 from training.threats.transfers import carried_attack, pixels_against
 

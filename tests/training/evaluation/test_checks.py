@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from robustclip.measure import wilson
-from training.checks import fired, headlines, masking_checks
+from training.evaluation.checks import fired, headlines, masking_checks
 
 N = 200
 

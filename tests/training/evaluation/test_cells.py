@@ -6,7 +6,7 @@ import torch
 from robustclip.errors import DataRefused
 from robustclip.measure import Measured
 from robustclip.types import Cost
-from training.cells import cell_path, keep, recall
+from training.evaluation.cells import cell_path, keep, recall
 from training.threats.levels import AtLevel
 
 KEY = {"clip": "f00d", "eps": 1 / 255, "indices": [0, 2, 5]}

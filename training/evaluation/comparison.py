@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustclip.measure import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
-from training.evaluation import Row
+from training.evaluation.rows import Row
 from training.pages.wording import UNUSUAL
 
 _CHUNK = 500

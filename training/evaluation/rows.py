@@ -22,11 +22,11 @@ from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.smoothing import smoothing_of
 from robustclip.threat import radius_text
 from robustclip.types import Progress
-from training.cells import cell_path, keep, recall
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.prompt_sets import AskedSet, load_prompts, of_seed
-from training.question import NO_DEFENSE, Question, Threat
+from training.evaluation.cells import cell_path, keep, recall
+from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
+from training.evaluation.question import NO_DEFENSE, Question, Threat
 from training.threats.defended import measure_black_box, measure_static
 from training.threats.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
 from training.threats.surrogates import measure_transfer

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from robustclip.measure import accuracy
-from training.evaluation import Row
-from training.illusions import illusions
+from training.evaluation.illusions import illusions
+from training.evaluation.rows import Row
 
 N = 100
 

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from robustclip.measure import accuracy, mcnemar, paired_difference
-from training.evaluation import Row
+from training.evaluation.question import NO_DEFENSE
+from training.evaluation.rows import Row
 from training.pages.difference import decided
-from training.question import NO_DEFENSE
 
 Facts: TypeAlias = dict[str, Any]
 

@@ -14,8 +14,8 @@ from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf, radius_text
 from robustclip.towers import encode_image
 from robustclip.types import Cost, price
-from training.evaluation import Subject, cell_of
-from training.question import Question, Threat
+from training.evaluation.question import Question, Threat
+from training.evaluation.rows import Subject, cell_of
 from training.threats.bank import feature_attack
 from training.threats.defended import black_box_attack
 from training.threats.levels import T0_STEPS, WITHIN_T3, jury_of

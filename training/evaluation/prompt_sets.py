@@ -8,7 +8,7 @@ from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, UnknownPromptSet
 from robustclip.prompts import Prompts
 from training.data.sources import Source
-from training.question import DATA_TEMPLATE, EVERY_SEED, TEMPLATES_APART
+from training.evaluation.question import DATA_TEMPLATE, EVERY_SEED, TEMPLATES_APART
 from training.tuning.selection import check_carried
 
 

@@ -10,8 +10,8 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.data.presets import facts, preset_sources
+from training.evaluation.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 from training.options import read_fields, words
-from training.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 from training.threats.defended import QUERIES, QUERY_DRAWS
 from training.threats.levels import GRADIENT_DRAWS, T2_STEPS
 from training.tuning.config import DEFAULT_RUNS, check_device, default_store

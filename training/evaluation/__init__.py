@@ -1,0 +1,4 @@
+"""What `robustclip evaluate` is made of. Options -> a `question` -> its bill (`plan`) -> `rows` of numbers, each kept in a cell (`cells`).
+
+What follows from rows: `comparison`, `checks`, `illusions`, `matrix`. What people see of them: `tables`, `page`.
+"""
