@@ -14,7 +14,7 @@ from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Classifier, Logits, Pixels, Seeds
-from training.certified_attack import Assault, Attempt, MeanVote, attack_certificate
+from training.certified.attack import Assault, Attempt, MeanVote, attack_certificate
 
 SIGMA = 0.05
 VOTE = Purified(half_spaces(2 * SIGMA), Smoothing(sigma=SIGMA))

@@ -15,7 +15,7 @@ from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput, PurifierRefused
 from robustclip.noise_cache import NoiseKey
 from robustclip.threat import L2Radius
-from training.certified_attack import Assault
+from training.certified.attack import Assault
 from training.data.folders import LabelledImages
 from training.data.sampling import balanced_subset
 from training.data.sources import Source

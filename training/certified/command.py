@@ -13,9 +13,9 @@ from rich.table import Table
 from robustclip import DEFAULT_BACKBONE
 from robustclip.certify import CertifyOptions
 from robustclip.types import Cost
-from training.certification import Billed, billed, settle
-from training.certified_facts import certified_facts, holds
-from training.certified_subjects import CertifiedQuestion, open_smoothed
+from training.certified.certification import Billed, billed, settle
+from training.certified.facts import certified_facts, holds
+from training.certified.subjects import CertifiedQuestion, open_smoothed
 from training.evaluation.plan import duration, seconds_per_pass
 from training.evaluation.question import NO_DEFENSE
 from training.memory import keep_freed_memory

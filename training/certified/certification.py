@@ -24,8 +24,8 @@ from robustclip.smoothing import VOTES_A_PASS, elect
 from robustclip.types import Cost, Progress, Score, price
 from robustclip.victim import Victim
 from robustclip.wrappers import guarded
-from training.certified_attack import Assault, Attempt, assault_bill, attack_certificate
-from training.certified_subjects import SmoothedSubject
+from training.certified.attack import Assault, Attempt, assault_bill, attack_certificate
+from training.certified.subjects import SmoothedSubject
 from training.evaluation.cells import cell_path
 
 Kept = TypeVar("Kept", bound=BaseModel)

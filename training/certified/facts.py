@@ -11,9 +11,9 @@ from robustclip.certify import conclude
 from robustclip.measure import wilson
 from robustclip.threat import L2, LEVELS
 from robustclip.types import Cost, price
-from training.certification import Settled
-from training.certified_attack import Attempt
-from training.certified_subjects import SmoothedSubject
+from training.certified.attack import Attempt
+from training.certified.certification import Settled
+from training.certified.subjects import SmoothedSubject
 
 Facts: TypeAlias = dict[str, Any]
 
