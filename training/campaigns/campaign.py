@@ -17,11 +17,11 @@ from robustclip.defenses import network_digests, parse_defenses
 from robustclip.errors import FeatureNotInstalled, PurifierRefused, RobustClipError
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
+from training.campaigns.ledger import Made, make, recall
 from training.evaluation.plan import Planned, described, duration, plan, seconds_per_pass
 from training.evaluation.prompt_sets import AskedSet
 from training.evaluation.question import Question
 from training.evaluation.rows import Row, answer, open_subjects
-from training.ledger import Made, make, recall
 from training.processes import Processes
 from training.tuning.config import TrainSettings
 from training.tuning.run import Run, TrainingPictures, open_run, open_training

@@ -10,9 +10,9 @@ from typing import Any
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
-from training.campaign import Gap, Learned, Opened, Round, forecast, perform
+from training.campaigns.campaign import Gap, Learned, Opened, Round, forecast, perform
+from training.campaigns.declaration import Table, read_table, rounds_of
 from training.data.presets import facts, preset_sources
-from training.declaration import Table, read_table, rounds_of
 from training.evaluation.checks import headlines, masking_checks
 from training.evaluation.comparison import compare, over_data, over_seeds
 from training.evaluation.illusions import illusions

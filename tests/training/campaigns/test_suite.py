@@ -8,9 +8,9 @@ import pytest
 from pictures import write_pictures
 
 from robustclip.errors import InvalidInput
-from training.declaration import read_table
+from training.campaigns.declaration import read_table
+from training.campaigns.suite import main
 from training.pages.results import FOLDER, render
-from training.suite import main
 
 TABLE = """
 title = "Toys"

@@ -18,7 +18,7 @@ from robustclip.attacks.square import MAX_QUERIES
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
-from training.campaign import Entry, Round
+from training.campaigns.campaign import Entry, Round
 from training.data.sources import Source
 from training.evaluation.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Threat
 from training.inner import Precision

@@ -15,8 +15,8 @@ from rich.table import Table
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
-from training.campaign import Opened, forecast, perform
-from training.candidates import Choosing, candidates, judged_on, record, rounds_of
+from training.campaigns.campaign import Opened, forecast, perform
+from training.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
 from training.options import add_field, option_of, read_fields, words

@@ -13,8 +13,8 @@ from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
 from training import command, evaluate
+from training.campaigns.select import main
 from training.data.sampling import HELD_OUT
-from training.select import main
 from training.tuning.selection import load_selection
 
 TRIED = ["--objective", "coop", "--with", "epochs=2", "--with", "batch=8", "--over", "vectors=2,4", "--shots", "4", "--steps", "2", "--eps", "4/255"]

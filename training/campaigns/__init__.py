@@ -1,0 +1,4 @@
+"""Several trainings and the cells that judge them, as one `campaign` that a `ledger` lets go on after a kill.
+
+`select` compares `candidates` and records the winner; `suite` fills the table of a `declaration`.
+"""
