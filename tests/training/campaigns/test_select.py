@@ -12,9 +12,10 @@ from prompts_store.store import PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import Prompts
-from training import command, evaluate
 from training.campaigns.select import main
 from training.data.sampling import HELD_OUT
+from training.evaluation.command import main as evaluate
+from training.tuning.command import main as train
 from training.tuning.selection import load_selection
 
 TRIED = ["--objective", "coop", "--with", "epochs=2", "--with", "batch=8", "--over", "vectors=2,4", "--shots", "4", "--steps", "2", "--eps", "4/255"]
@@ -32,7 +33,7 @@ class Workshop:
         return self.capsys.readouterr().out
 
     def train(self, *options: str) -> dict[str, Any]:
-        assert command.main([*self.common, "--store", str(self.folder / "store"), "--name", "learned", "--json", *options]) == 0
+        assert train([*self.common, "--store", str(self.folder / "store"), "--name", "learned", "--json", *options]) == 0
         return json.loads(self.capsys.readouterr().out)
 
 
@@ -70,7 +71,7 @@ def test_the_record_tells_what_was_tried_and_train_takes_its_winner(workshop: Wo
     assert manifest.objective["vectors"] == made.chosen["vectors"]
     assert (manifest.objective["epochs"], report["epochs"]) == (1, 1)
     assert manifest.objective["selection"] == made.carried().model_dump(mode="json")
-    assert evaluate.main([*workshop.common, "--store", str(workshop.folder / "store"), "--prompt-set", "learned", "--limit", "3", "--json"]) == 0
+    assert evaluate([*workshop.common, "--store", str(workshop.folder / "store"), "--prompt-set", "learned", "--limit", "3", "--json"]) == 0
     (row,) = json.loads(workshop.capsys.readouterr().out)["results"]
     assert row["selection"] == made.carried().digest
 
@@ -149,15 +150,15 @@ def test_a_set_that_was_chosen_on_test_pictures_is_not_evaluated(workshop: Works
     )
     PromptStore(workshop.folder / "store").publish(PromptSet(manifest, Prompts(templates=("a {}.",))), activate=True)
     with pytest.raises(InvalidInput, match="never on a test or validation file") as refused:
-        evaluate.main([*workshop.common, "--store", str(workshop.folder / "store"), "--prompt-set", "peeked"])
+        evaluate([*workshop.common, "--store", str(workshop.folder / "store"), "--prompt-set", "peeked"])
     assert str(refused.value.field).endswith("objective/selection/judged_on/0/split")
 
 
 def test_few_steps_are_for_choosing_alone(workshop: Workshop) -> None:
     common = [*workshop.common, "--threat", "T2", "--steps", "2", "--limit", "3", "--json"]
-    assert evaluate.main([*common, "--split", HELD_OUT]) == 0
+    assert evaluate([*common, "--split", HELD_OUT]) == 0
     (row,) = json.loads(workshop.capsys.readouterr().out)["results"]
     assert row["attack"]["steps"] == 2
     with pytest.raises(InvalidInput) as refused:
-        evaluate.main(common)
+        evaluate(common)
     assert refused.value.field == "--steps"

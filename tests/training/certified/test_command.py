@@ -9,7 +9,7 @@ import pytest
 
 from robustclip.certify import Certificate, certify_features
 from robustclip.errors import DataRefused, RobustClipError
-from training import certification
+from training.certified import certification
 from training.certified.command import main
 
 RULE = ["--n", "120", "--n0", "20", "--limit", "5", "--radius", "0.01,0.1,0.2"]

@@ -8,8 +8,8 @@ from pictures import write_pictures
 from tuning import silent
 
 from robustclip.errors import InvalidInput
-from training import corpus
 from training.hardening.supply import open_supply
+from training.pretraining import corpus
 from training.pretraining.corpus import TRAINING_SETS, Corpus
 from training.purifying.pictures import draw_blocks, squares
 

@@ -35,8 +35,8 @@ from pathlib import Path
 import torch
 from robustclip.clip import load_clip
 from training.data.folders import load_data
-from training.tuning.loop import fit
 from training.objectives import OBJECTIVES
+from training.tuning.loop import fit
 
 torch.set_num_threads(1)
 pictures, folder, cases, count, killed_at = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
