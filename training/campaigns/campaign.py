@@ -1,7 +1,7 @@
 """Several trainings and the cells that judge them: billed before, done one after the other, and after a kill from where it stopped.
 
 `robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are known from `ledger.py`, finished cells from
-`cells.py`; what can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go on.
+`evaluation/cells.py`; what can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go on.
 """
 
 import math

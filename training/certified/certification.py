@@ -1,6 +1,6 @@
 """Smoothed decisions about labelled pictures: how many are right, how many are certified and how far, and whether an attack refutes any certificate.
 
-It computes; `certified.py` reads options and prints, `certified_attack.py` attacks. Noisy embeddings are kept in RUNS/noise, attacks and votes
+It computes; `command.py` reads options and prints, `attack.py` attacks. Noisy embeddings are kept in RUNS/noise, attacks and votes
 without them in RUNS/certified, a file each: a killed run goes on, and other prompt sets are certified from the same noise.
 """
 

@@ -1,6 +1,6 @@
 """Prompt sets x data x threat levels x seeds -> rows of numbers, each with what reproduces it.
 
-It computes; `evaluate.py` reads options and prints, `comparison.py` and `checks.py` say what follows from the rows.
+It computes; `command.py` reads options and prints, `comparison.py` and `checks.py` say what follows from the rows.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""One training run, from a folder of pictures to a published set. `command.py` reads options and prints; `campaign.py` makes many of these."""
+"""One training run, from a folder of pictures to a published set. `command.py` reads options and prints; `campaigns` make many of these."""
 
 import time
 from dataclasses import dataclass
