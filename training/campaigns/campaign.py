@@ -147,7 +147,7 @@ def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
                 del standing[entry.label]
             elif run is not None:
                 passes = _text_passes(run)
-                epochs, seconds = len(run.objective.schedule()), 0.0 if made else opened.seconds(run, passes)
+                epochs, seconds = sum(run.objective.phases()), 0.0 if made else opened.seconds(run, passes)
                 found.learnings.append(Learning(entry.label, turn.data, turn.seed, epochs, run.bill(), passes, seconds, made is not None))
                 if made is None:
                     known[entry.asked] = AskedSet(entry.asked, run.starting_prompts(), run.pictures.data.labels)
@@ -227,7 +227,7 @@ def _asking(question: Question, prompt_sets: Sequence[str], lacking: Collection[
 
 
 def _text_passes(run: Run) -> int:
-    steps = len(run.objective.schedule()) * math.ceil(len(run.indices) / run.objective.batch)
+    steps = sum(run.objective.phases()) * math.ceil(len(run.indices) / run.objective.batch)
     learners = 1 + len(run.objective.companions(run.clip, run.objective.new_parameters(run.clip, run.pictures.data.labels, run.settings.seed)))
     return steps * learners
 

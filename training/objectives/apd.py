@@ -27,7 +27,7 @@ from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.data.views import random_views
 from training.losses import DivergenceName, Reference, divergence, family, misalignment
-from training.objectives.base import Answers, Batch, Examples, Signs, Step, Task, cosine_after_warm_up, label_features, share_right
+from training.objectives.base import Answers, Batch, Examples, Signs, Step, Task, label_features, share_right
 from training.objectives.contexts import Parameters, Towers
 from training.objectives.pictures import BothTowers, Look, answers, look, opponent_of, signs
 
@@ -75,9 +75,8 @@ class APD(BothTowers):
             raise ValueError("warm starts need the same picture every time: turn crops or warm_start off")
         return self
 
-    def schedule(self) -> list[float]:
-        first = [cosine_after_warm_up(self.learning_rate, epoch, self.teacher_epochs) for epoch in range(self._teachers_own())]
-        return first + super().schedule()
+    def phases(self) -> tuple[int, ...]:
+        return (*((self.teacher_epochs,) if self._teachers_own() else ()), self.epochs)
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         """Student and teacher start equal."""

@@ -33,7 +33,7 @@ class APT(TextContext, PictureTuning):
     kind: Literal["apt"] = "apt"
     vectors: int = Field(16, ge=1, le=70, description="learned vectors before the class name")
     epochs: int = Field(50, ge=1, le=10_000, description="passes over the training pictures")
-    learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; one epoch at 1e-5, then cosine")
+    learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine")
     attack_prompts: Literal["current", "handcrafted"] = Field("current", description="the prompts that the training attack goes through")
 
     def constants(self, clip: Clip, labels: tuple[str, ...]) -> dict[str, Tensor]:

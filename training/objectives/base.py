@@ -26,6 +26,8 @@ from training.objectives.contexts import Parameters
 from training.processes import ALONE, Processes
 
 WARM_UP_RATE = 1e-5
+WARM_UP_SHARE = 0.05  # of a phase of fewer than
+WHOLE_EPOCHS = 20
 WHOLE_LABELS = 256  # of more labels, the states of so many at a time are kept for the backward
 
 Notes = Mapping[str, float]
@@ -138,8 +140,12 @@ class Objective(Protocol):
     @property
     def average(self) -> float: ...
 
-    def schedule(self) -> list[float]:
-        """The learning rate of every epoch."""
+    def phases(self) -> tuple[int, ...]:
+        """Epochs of each part of a run; every part has a schedule of its own."""
+        ...
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate at a point of the run: 2.5 is the middle of the third epoch."""
         ...
 
     def share_of_rate(self, parameter: str) -> float:
@@ -193,11 +199,19 @@ class Tuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     epochs: int = Field(100, ge=1, le=10_000, description="passes over the training pictures")
     batch: int = Field(32, ge=1, le=65_536, description="pictures a step")
-    learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; one epoch at 1e-5, then cosine")
+    learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine")
     average: float = Field(0.0, ge=0, lt=1, description="also average the prompts, so much of the average kept a step, and publish the better; 0: no")
 
-    def schedule(self) -> list[float]:
-        return [cosine_after_warm_up(self.learning_rate, epoch, self.epochs) for epoch in range(self.epochs)]
+    def phases(self) -> tuple[int, ...]:
+        return (self.epochs,)
+
+    def rate(self, epoch: float) -> float:
+        *before, last = self.phases()
+        for epochs in before:
+            if epoch < epochs:
+                return cosine_after_warm_up(self.learning_rate, epoch, epochs)
+            epoch -= epochs
+        return cosine_after_warm_up(self.learning_rate, epoch, last)
 
     def share_of_rate(self, parameter: str) -> float:
         return 1.0
@@ -218,11 +232,20 @@ class Tuning(BaseModel):
         return None
 
 
-def cosine_after_warm_up(rate: float, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch: the first at a constant 1e-5, then a cosine from `rate` toward 0 (METHODS 1.9)."""
-    if epoch == 0:
-        return WARM_UP_RATE
-    return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+def cosine_after_warm_up(rate: float, epoch: float, epochs: int) -> float:
+    """The learning rate at a point of a phase: at first 1e-5, then a cosine from `rate` toward 0 (METHODS 1.9), epoch by epoch.
+
+    Deviation: in fewer than 20 epochs, where that would idle for a large part and stop half way down, the warm-up is the first twentieth and the
+    cosine goes from step to step, down to 0. What a cap on passes has cut short is then annealed like the rest.
+    """
+    if epochs >= WHOLE_EPOCHS:
+        return WARM_UP_RATE if epoch < 1 else _cosine(rate, (int(epoch) - 1) / epochs)
+    warm = WARM_UP_SHARE * epochs
+    return WARM_UP_RATE if epoch < warm else _cosine(rate, (epoch - warm) / (epochs - warm))
+
+
+def _cosine(rate: float, share: float) -> float:
+    return rate * (1 + math.cos(math.pi * share)) / 2
 
 
 def label_features(task: Task, prompts: Prompts) -> Features:

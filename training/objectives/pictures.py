@@ -40,7 +40,7 @@ class PictureTuning(Tuning):
     """Learning on pictures that are attacked anew in every step, by the prompts as they are."""
 
     epochs: int = Field(50, ge=1, le=10_000, description="passes over the training pictures")
-    learning_rate: float = Field(0.0035, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; one epoch at 1e-5, then cosine")
+    learning_rate: float = Field(0.0035, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine")
     eps: LinfRadius = Field(1 / 255, description="radius of the training attack, in pixel units or like 8/255")
     steps: int = Field(3, ge=1, le=1000, description="steps of the training attack, from a uniform start")
     step: LinfRadius | None = Field(None, gt=0, description="length of a step; none: 2 eps / 3, or eps if there are two steps or fewer")

@@ -62,9 +62,9 @@ def fit(
     average = {name: tensor.clone() for name, tensor in parameters.items()} if objective.average else {}
     for tensor in parameters.values():
         tensor.requires_grad_()
-    rates = objective.schedule()
+    epochs = sum(objective.phases())
     groups = [{"params": [tensor], "share": objective.share_of_rate(name)} for name, tensor in parameters.items()]
-    optimizer = torch.optim.SGD(groups, lr=rates[0], momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(groups, lr=objective.rate(0), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     tensors = _named("prompts", parameters) | _named("average", average) | _named("memory", task.memory)
 
     def keep(progressed: Progressed) -> None:
@@ -76,9 +76,9 @@ def fit(
     processes.wait()
     history, restarts = load_checkpoint(checkpoint, tensors, optimizer)
     watch, text_passes = CollapseWatch(len(labels)), 0
-    while len(history) < len(rates):
+    while len(history) < epochs:
         weakened = _weakened(objective, restarts)
-        run = _Run(task, weakened, parameters, average, optimizer, rates, seed, restarts, progress)
+        run = _Run(task, weakened, parameters, average, optimizer, epochs, seed, restarts, progress)
         try:
             history.append(run.epoch(len(history), watch))
         except TrainingFailed as failure:
@@ -88,10 +88,10 @@ def fit(
             processes.wait()
             restarts, watch = restarts + 1, CollapseWatch(len(labels))
             keep(Progressed(history, restarts))
-            progress(0, len(rates) * len(examples), f"tuning: restart {restarts} from epoch {len(history)}, {failure.message}")
+            progress(0, epochs * len(examples), f"tuning: restart {restarts} from epoch {len(history)}, {failure.message}")
             continue
         text_passes += history[-1].text_passes
-        if not watch.streak or len(history) == len(rates):  # a checkpoint is a place worth returning to
+        if not watch.streak or len(history) == epochs:  # a checkpoint is a place worth returning to
             keep(Progressed(history, restarts))
     averaged = objective.fold(clip, average).detached() if average else None
     companions = {name: prompts.detached() for name, prompts in objective.companions(clip, parameters).items()}
@@ -105,7 +105,7 @@ class _Run:
     parameters: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
-    rates: list[float]
+    epochs: int
     seed: int
     restarts: int
     progress: Progress
@@ -114,8 +114,6 @@ class _Run:
         """One pass over the examples."""
         examples, objective = self.task.examples, self.objective
         stream = f"epoch-{epoch}" + (f"-restart-{self.restarts}" if self.restarts else "")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[epoch] * group["share"]
         seeds = derive(draw_seeds(self.seed, len(examples)), stream)
         met = _Met()
         if epoch:
@@ -127,13 +125,15 @@ class _Run:
             targets = examples.targets[rows.to(examples.targets.device)]
             inputs = examples.take(self.task.processes.own(rows) if examples.divided else rows)
             batch = Batch(inputs, targets, seeds[rows], rows, epoch + number / len(batches))
+            for group in self.optimizer.param_groups:
+                group["lr"] = objective.rate(batch.epoch) * group["share"]
             step = objective.loss(self.task, self.parameters, batch)
             self._descend(step, epoch, epoch * len(batches) + number)
             met.add(step, len(rows))
             if epoch:
                 watch.observe(step.signs)
-            self.progress(epoch * len(examples) + met.seen, len(self.rates) * len(examples), met.sentence())
-        return met.report(self.rates[epoch])
+            self.progress(epoch * len(examples) + met.seen, self.epochs * len(examples), met.sentence())
+        return met.report(objective.rate(epoch + 0.5))
 
     def _descend(self, step: Step, epoch: int, number: int) -> None:
         loss = torch.stack(list(step.losses.values())).sum()

@@ -63,9 +63,9 @@ def test_an_offline_teacher_learns_first_and_then_stays(tiny: Clip, picture_fold
     assert "teacher_clean" not in losses
     teachers = [tensor for name, tensor in later.parameters.items() if name.startswith("teacher")]
     assert torch.autograd.grad(sum(losses.values()), teachers, allow_unused=True) == (None,) * len(teachers)
-    schedule = later.objective.schedule()
-    assert len(schedule) == 8
-    assert schedule[0] == schedule[3] == 1e-5
+    assert later.objective.phases() == (3, 5)
+    assert later.objective.rate(0) == later.objective.rate(3) == 1e-5
+    assert later.objective.rate(2.99) < 0.01 * later.objective.rate(3.3)
 
 
 def test_a_zero_shot_teacher_is_the_template_without_prompts(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:

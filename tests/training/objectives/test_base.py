@@ -8,7 +8,7 @@ from training.objectives import base
 from training.objectives.base import cosine_after_warm_up, label_features
 
 
-@pytest.mark.parametrize(("rate", "epochs"), [(0.002, 100), (0.01, 10), (0.5, 2)])
+@pytest.mark.parametrize(("rate", "epochs"), [(0.002, 100), (0.01, 50), (0.5, 20)])
 def test_the_schedule_is_one_epoch_of_warm_up_and_then_torchs_cosine(rate: float, epochs: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -18,6 +18,17 @@ def test_the_schedule_is_one_epoch_of_warm_up_and_then_torchs_cosine(rate: float
         optimizer.step()
         cosine.step()
     assert [cosine_after_warm_up(rate, epoch, epochs) for epoch in range(epochs)] == pytest.approx(expected)
+    assert [cosine_after_warm_up(rate, epoch + 0.9, epochs) for epoch in range(epochs)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 19])
+def test_a_short_run_warms_up_for_a_twentieth_and_ends_at_nothing(epochs: int) -> None:
+    rates = [cosine_after_warm_up(0.1, epochs * share / 1000, epochs) for share in range(1000)]
+    assert rates[:49] == [1e-5] * 49
+    assert rates[51] == pytest.approx(0.1, rel=1e-4)
+    assert rates[51:] == sorted(rates[51:], reverse=True)
+    assert rates[525] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 1e-6
 
 
 @pytest.mark.parametrize("class_specific", [False, True])

@@ -46,8 +46,10 @@ def test_tuning_is_the_methods_specification(tiny: Clip, tmp_path: Path) -> None
     objective, given = AdvPT(vectors=4, epochs=3, batch=8), examples()
     vectors = objective.new_parameters(tiny, LABELS, 3)["text"]
     velocity = torch.zeros_like(vectors)
-    for epoch, rate in enumerate([1e-5, 0.002, 0.002 * 0.75]):
-        for rows in torch.randperm(20, generator=seeded(3, f"epoch-{epoch}")).split(8):
+    for epoch in range(3):
+        for number, rows in enumerate(torch.randperm(20, generator=seeded(3, f"epoch-{epoch}")).split(8)):
+            done = (3 * epoch + number) / 9
+            rate = 0.001 * (1 + math.cos(math.pi * (done - 0.05) / 0.95)) if done else 1e-5
             vectors.requires_grad_()
             features = F.normalize(given.take(rows)[:, 0], dim=-1)
             loss = F.cross_entropy(100 * features @ transcribed_text_features(tiny, vectors).T, given.targets[rows])
