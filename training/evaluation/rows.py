@@ -29,7 +29,7 @@ from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.evaluation.question import NO_DEFENSE, Question, Threat
 from training.threats.defended import measure_black_box, measure_static
 from training.threats.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
-from training.threats.surrogates import measure_transfer
+from training.threats.surrogates import measure_transfer, surrogate_fingerprint
 
 SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compared on them
 
@@ -139,10 +139,10 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         "seed": pictures.seed,
         "batch": pictures.batch,
         "device": question.device,
-        **({"templates": list(pictures.templates)} if threat in ("T1", "T3") else {}),
+        **({"templates": list(pictures.templates)} if threat in ("T0b", "T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
         **question.unusual(threat, randomized=subject.randomized),
-        **({"surrogates": list(question.surrogates)} if threat == "T0b" else {}),
+        **({"surrogates": {name: surrogate_fingerprint(name) for name in question.surrogates}} if threat == "T0b" else {}),
     }
     return cell_path(question.runs / "evaluate", key), key
 

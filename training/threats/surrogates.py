@@ -7,6 +7,7 @@ clean picture, which needs no map from ImageNet's classes to the labels and leav
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -64,6 +65,12 @@ def open_surrogate(name: str, data: LabelledImages, templates: tuple[str, ...], 
         return judge.judge(F.normalize(encode(pixels), dim=-1))
 
     return Surrogate(name, clip.fingerprint, encode, _Resized(data.labels, decide), own_answer=False)
+
+
+@lru_cache
+def surrogate_fingerprint(name: str) -> str:
+    """What tells surrogates of one name apart. Raises UnsupportedClip."""
+    return EFFICIENTNET if name == EFFICIENTNET else load_clip(name).fingerprint
 
 
 def measure_transfer(

@@ -273,6 +273,14 @@ def test_a_surrogate_and_its_threat_level_come_together(bench: Bench) -> None:
             bench.print(*options)
 
 
+def test_a_surrogate_under_another_template_is_another_question(bench: Bench) -> None:
+    options = ["--threat", "T0b", "--surrogate", "tiny", "--eps", "4/255", "--limit", "3", "--dry-run"]
+    bench.evaluate(*options[:-1])
+    (same,) = bench.evaluate(*options)["plan"]
+    (other,) = bench.evaluate(*options, "--template", "art of a {}.")["plan"]
+    assert (same["measured"], other["measured"]) == (True, False)
+
+
 def test_defenses_stand_side_by_side(bench: Bench) -> None:
     rows = bench.evaluate("--defense", "none", "--defense", "jpeg:75,bit_depth:4", "--limit", "3")["results"]
     assert [row["defense"] for row in rows] == ["none", "jpeg:75,bit_depth:4"]
