@@ -20,6 +20,7 @@ Start: TypeAlias = Literal["zero", "random", "one_sided"]
 
 MAX_STEPS = 10_000
 MAX_STARTS = 100
+SIDE_BY_SIDE = 8  # starts in one batch: more would be no faster, and a request for thousands must not fill the memory
 
 
 class PGD(BaseModel):
@@ -107,8 +108,9 @@ class PGD(BaseModel):
         return Cost(self.steps + 1, self.steps).times(rows * len(self._starts()))
 
     def _waves(self, starts: int) -> list[range]:
-        """Starts that climb side by side: all of them where every row takes every step, else one by one, so that a row that fell needs no other."""
-        return [range(starts)] if self.stop == "never" else [range(index, index + 1) for index in range(starts)]
+        """Starts that climb side by side: eight where every row takes every step, else one, so that a row that fell needs no other."""
+        width = SIDE_BY_SIDE if self.stop == "never" else 1
+        return [range(index, min(index + width, starts)) for index in range(0, starts, width)]
 
     def _begun(self, start: Start, index: int, pixels: Pixels, seeds: Seeds, radii: Tensor, rows: Tensor, begin: Pixels | None) -> Pixels:
         """Where the rows begin their climb from a start."""

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
 from robustclip.losses import LossName
 from robustclip.sanity.base import CLIMB_STEPS, DIRECTIONS, M1, M2, M3, M4, M14, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
 from robustclip.scores import decision, restated
@@ -35,8 +35,9 @@ class Climbing:
     def of(self, attack: PGD, attacked: Attacked) -> Climb:
         """What was seen from the first random start."""
         seen = attack.seen_from("random")
-        points, start = slice(seen.start, seen.stop), seen.start // len(seen)  # the starts climb side by side, a row each
-        zero_share = max((share for shares in self.score.shares for share in shares[start : start + 1].tolist()), default=0.0)
+        points, (wave, row) = slice(seen.start, seen.stop), divmod(seen.start // len(seen), SIDE_BY_SIDE)  # starts climb side by side, a row each
+        calls = self.score.shares[wave * len(seen) : (wave + 1) * len(seen)]
+        zero_share = max((share for shares in calls for share in shares[row : row + 1].tolist()), default=0.0)
         return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], zero_share)
 
 

@@ -147,8 +147,9 @@ def test_broken_rows_leave_for_good_and_cost_nothing_more() -> None:
     assert torch.equal(full.first_success, early.first_success)
 
 
-def test_starts_that_no_row_leaves_early_are_one_batch() -> None:
-    """What each start sees is what it sees alone; only the number of calls differs."""
+@pytest.mark.parametrize(("restarts", "batches"), [(2, [3 * 16]), (9, [8 * 16, 2 * 16])])
+def test_starts_climb_side_by_side_where_no_row_leaves_early(restarts: int, batches: list[int]) -> None:
+    """Eight at once. What each start sees is what it sees alone; only the number of calls differs."""
     rows: list[int] = []
 
     @dataclass(frozen=True)
@@ -162,11 +163,11 @@ def test_starts_that_no_row_leaves_early_are_one_batch() -> None:
         def select(self, rows: Tensor) -> "Counted":
             return Counted(self.score.select(rows))
 
-    attack = PGD(ball=NEAR, steps=4, restarts=2, stop="never")
+    attack = PGD(ball=NEAR, steps=4, restarts=restarts, stop="never")
     together = attack(Counted(SCORE), PIXELS, SEEDS)
-    assert rows == [3 * 16] * 5
+    assert rows == [size for size in batches for _ in range(5)]
     assert together.cost == attack.bill(16)
-    alone = PGD(ball=NEAR, steps=4, restarts=2)(Unreachable(SCORE), PIXELS, SEEDS)  # nobody leaves, start after start
+    alone = PGD(ball=NEAR, steps=4, restarts=restarts)(Unreachable(SCORE), PIXELS, SEEDS)  # nobody leaves, start after start
     assert torch.allclose(together.trace_value, alone.trace_value, atol=1e-5)
     assert alone.cost == together.cost
 
