@@ -32,7 +32,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Settled(NamedTuple):
-    """All that is known of one picture. `answer`: of the smoothed rule, None where it abstains; `same`: whether both paths counted the same votes."""
+    """All that is known of one picture. `answer`: of a vote by the same `n`, None where it abstains; `same`: whether both paths counted the same."""
 
     name: str
     truth: str

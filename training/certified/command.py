@@ -12,6 +12,7 @@ from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.certify import CertifyOptions
+from robustclip.defenses.smoothing import Smoothing
 from robustclip.types import Cost
 from training.certified.certification import Billed, billed, settle
 from training.certified.facts import certified_facts, holds
@@ -26,8 +27,10 @@ from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")
-_EPILOG = """Certified is the vote that `robustclip classify --defense smoothing:SIGMA,...` takes. Several values of --prompt-set and --sigma
-multiply; prompt sets share alpha and the noise, which is kept below --runs. A killed run goes on where it was.
+_SERVED_VOTES = Smoothing.model_fields["votes"].default
+_EPILOG = f"""Certified is the decision of `robustclip classify --defense smoothing:SIGMA,...`. "Right" and "no answer" are told by --n votes, while
+`classify` takes {_SERVED_VOTES} unless its chain names another number: fewer votes leave more pictures without an answer. Several values
+of --prompt-set and --sigma multiply; prompt sets share alpha and the noise, which is kept below --runs. A killed run goes on where it was.
 
 exit status: 0 nothing speaks against the certificates, 1 an attack refuted one or the votes without kept embeddings differ, 2 bad input
 

@@ -21,8 +21,8 @@ def certified_section(name: str, content: Facts) -> str:
 def counted(row: Facts) -> dict[str, str]:
     """What was counted of one smoothed rule, by its name, in the order in which to read it."""
     cells = {
-        "right": _share(row["right"]),
-        "no answer": _share(row["abstained"]),
+        f"right by {row['votes']:,} votes": _share(row["right"]),
+        f"no answer by {row['votes']:,} votes": _share(row["abstained"]),
         "certified, radius above 0": _share(row["certified"]),
     }
     cells |= {f"right within L2 {part['l2']:g} (Linf {part['linf']})": _share(part) for part in row["within"]}

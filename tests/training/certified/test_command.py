@@ -63,6 +63,15 @@ def test_counts_are_those_of_the_pictures(bench: Bench) -> None:
     assert row["exploratory"] is False
 
 
+def test_whose_votes_are_counted_is_said_wherever_it_is_read(bench: Bench) -> None:
+    said = " ".join(bench.print().split())
+    assert "right by 120 votes" in said
+    assert "no answer by 120 votes" in said
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "told by --n votes, while `classify` takes 100 unless" in " ".join(bench.capsys.readouterr().out.split())
+
+
 def test_the_cached_path_counts_the_same_votes_as_the_direct_one(bench: Bench) -> None:
     for options in (["--sigma", "1"], ["--sigma", "0.3", "--denoise", "tiny"], ["--defense", "bit_depth:4,resize_pad"]):
         for again in range(2):  # made, then read

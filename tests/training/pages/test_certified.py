@@ -31,12 +31,18 @@ def page(*rows: dict[str, Any]) -> str:
 def test_each_rule_is_a_column_and_each_count_a_line() -> None:
     told = page(row(0.1), row(0.25, right=part(80), denoise=None, defense="jpeg:75"))
     assert "| per cent of all pictures | plain@11, sigma 0.1, denoised | plain@11, sigma 0.25, not denoised, then jpeg:75 |" in told
-    assert "| right | 60.0 (55.0 to 65.0) | 40.0 (35.0 to 45.0) |" in told
-    assert "| no answer | 5.0 (0.0 to 10.0) | 5.0 (0.0 to 10.0) |" in told
+    assert "| right by 500 votes | 60.0 (55.0 to 65.0) | 40.0 (35.0 to 45.0) |" in told
+    assert "| no answer by 500 votes | 5.0 (0.0 to 10.0) | 5.0 (0.0 to 10.0) |" in told
     assert "| right within L2 0.25 (Linf 0.384/255) | 30.0 (25.0 to 35.0) | 30.0 (25.0 to 35.0) |" in told
     assert "500 votes after 100 that choose the label, alpha 0.001 a picture, so radii of at most 0.22" in told
     assert "    robustclip certified --sigma 0.25" in told
     assert "Most hold." in told
+
+
+def test_answers_by_other_numbers_of_votes_stand_in_lines_of_their_own() -> None:
+    told = page(row(0.1), row(0.25, votes=1000, right=part(80)))
+    assert "| right by 500 votes | 60.0 (55.0 to 65.0) |  |" in told
+    assert "| right by 1,000 votes |  | 40.0 (35.0 to 45.0) |" in told
 
 
 def test_what_fell_is_told_of_those_that_were_attacked() -> None:
