@@ -1,8 +1,8 @@
 """What `robustclip evaluate` is asked: prompt sets, pictures, threat levels, radii, defenses and seeds, which multiply."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,6 +77,12 @@ class Question(BaseModel):
         if randomized and self.draws_at(threat) != _own_draws(threat):
             taken["draws"] = self.draws_at(threat)
         return taken
+
+
+def effort_of(facts: Mapping[str, Any]) -> dict[str, int]:
+    """What the attack behind a row took, the most telling first: what the row names (`Question.unusual`), else the level's own."""
+    numbers = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(facts["threat"], {})
+    return {name: facts.get(name, number) for name, number in {**numbers, "draws": _own_draws(facts["threat"]), "restarts": 1}.items()}
 
 
 def _own_draws(threat: Threat) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from robustclip.charts import Curve, chart_file
-from training.pages.difference import decided
 from training.pages.markdown import line, table
 from training.pages.wording import UNUSUAL, accuracy, data_of, difference, effort
 
@@ -61,10 +60,19 @@ def _sentences(seen: Sequence[Facts], names: Mapping[str, str]) -> Iterator[str]
     strong = [_name(facts["defense"], names) for facts in seen if facts["only_looks_strong"]]
     yield f"- **Only look strong**: {', '.join(strong)}." if strong else "- None of them is shown to look stronger than it is."
     compared = [facts for facts in seen if facts["gain"] is not None]
-    for sign, words in ((1, "Hold more than no defense does"), (-1, "Hold less than no defense does")):
-        shown = [_name(facts["defense"], names) for facts in compared if decided(facts["gain"]) and sign * facts["gain"]["difference"] > 0]
-        if compared:
-            yield f"- {words}, each under its worst attack: {', '.join(shown) or 'none is shown to'}."
+    for holds in ("more", "less") if compared else ():
+        shown = [_name(facts["defense"], names) for facts in compared if facts["holds"] == holds]
+        yield f"- Hold {holds} than no defense does, each under its worst attack: {', '.join(shown) or 'none is shown to'}."
+    for harder, words, claim in ((False, "less hard", "more"), (True, "harder", "less")):
+        found = [(facts, [part for part in facts["unequal"] if (part["taken"] > part["against"]) is harder]) for facts in compared]
+        unlike = [f"{_name(facts['defense'], names)} ({', '.join(map(_unlike, parts))})" for facts, parts in found if parts]
+        if unlike:
+            yield f"- Attacked {words} than no defense was, so that none of these is said to hold {claim}: {'; '.join(unlike)}."
+    if random := [_name(facts["defense"], names) for facts in seen if facts["random"]]:
+        yield (
+            f"- Random, so that every judging has its luck: {', '.join(random)}. Their worst is the one attack that leaves least, also where no "
+            "defense is compared with them (T3 is judged several times and does not count). Of the others it is what all attacks together leave."
+        )
 
 
 def _paired(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
@@ -145,8 +153,19 @@ def _draws_of(row: Facts) -> int:
 
 
 def _verdict(facts: Facts) -> list[str]:
-    gain = facts["gain"]
-    return [difference(facts), "yes" if facts["only_looks_strong"] else "", "" if gain is None else difference({**gain, "n": facts["n"]})]
+    return [difference(facts), "yes" if facts["only_looks_strong"] else "", "" if facts["gain"] is None else _gain(facts)]
+
+
+def _gain(facts: Facts) -> str:
+    sides = {part["taken"] > part["against"] for part in facts["unequal"]}
+    words = [f"attacked {'harder' if harder else 'less hard'}" for harder in sorted(sides)]
+    return "; ".join([difference({**facts["gain"], "n": facts["n"]}, claimed=facts["holds"] is not None), *words])
+
+
+def _unlike(part: Facts) -> str:
+    """What one side was attacked with more of. No defense has draws: they are held against the level's own."""
+    own = "the level's own " if part["what"] == "draws" else ""
+    return f"{part['threat']}: {effort({part['what']: part['taken']})} against {own}{part['against']}"
 
 
 def _name(chain: str, names: Mapping[str, str]) -> str:

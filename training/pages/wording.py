@@ -14,7 +14,17 @@ UNUSUAL = {"steps": "{} steps", "queries": "{} queries", "restarts": "{} starts"
 
 def data_of(row: Facts) -> str:
     """Data set and split, and which of its classes."""
-    return f"{row['data']} {row['split']}" + (f" ({row['classes']} among {row['among']})" if "classes" in row else "")
+    return f"{row['data']} {split_of(row)}"
+
+
+def split_of(row: Facts) -> str:
+    """Split, and which of its classes."""
+    return row["split"] + (f" ({row['classes']} among {row['among']})" if "classes" in row else "")
+
+
+def seeds_words(seeds: Collection[int]) -> str:
+    """Which seeds."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def condition(row: Facts) -> str:
@@ -44,8 +54,11 @@ def accuracy(row: Facts) -> str:
     return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation}{silent})"
 
 
-def difference(row: Facts | None) -> str:
-    """Points with the interval and, where there is one, the p-value, bold where both exclude 0; of few pictures how many of them."""
+def difference(row: Facts | None, *, claimed: bool = True) -> str:
+    """Points with the interval and, where there is one, the p-value, bold where both exclude 0; of few pictures how many of them.
+
+    One that is not `claimed` is never bold.
+    """
     if row is None:
         return ""
     test = "" if row["mcnemar"] is None else f"; p {row['mcnemar']:.2g}"
@@ -54,4 +67,4 @@ def difference(row: Facts | None) -> str:
         text = f"{round(row['difference'] * total):+d} of {total}{test.replace(';', ',')}"
     else:
         text = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}{test})"
-    return f"**{text}**" if decided(row) else text
+    return f"**{text}**" if claimed and decided(row) else text

@@ -18,13 +18,15 @@ def row(defense: str, threat: str, share: float, *, n: int = 100, taken: int = 1
     return {**SUBJECT, **about, **search, "accuracy": share, "low": share - 0.1, "high": share + 0.1, **facts}
 
 
-def illusion(defense: str, difference: float, gain: float | None, *, n: int = 100) -> dict[str, Any]:
+def illusion(defense: str, difference: float, gain: float | None, *, n: int = 100, **told: Any) -> dict[str, Any]:
     def of(value: float) -> dict[str, Any]:
         decided = abs(value) > 0.1
         return {"difference": value, "low": value - 0.05, "high": value + 0.05, "mcnemar": 0.01 if decided else 0.5}
 
-    strong = {"only_looks_strong": difference > 0.1, "gain": None if gain is None else of(gain)}
-    return {**SUBJECT, "defense": defense, "eps": "2/255", "n": n, "static": 0.5, **of(difference), **strong}
+    strong = {"only_looks_strong": difference > 0.1, "random": False, "gain": None if gain is None else of(gain)}
+    holds = None if gain is None or abs(gain) < 0.1 else "more" if gain > 0 else "less"
+    compared = {"unequal": [], "holds": holds, **told}
+    return {**SUBJECT, "defense": defense, "eps": "2/255", "n": n, "static": 0.5, **of(difference), **strong, **compared}
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -60,6 +62,23 @@ def test_which_defenses_only_look_strong_is_a_sentence() -> None:
     honest = render({"glass": content(illusions=[illusion("jpeg:75", 0.0, 0.0)])})
     assert "None of them is shown to look stronger than it is." in honest
     assert "Hold more than no defense does, each under its worst attack: none is shown to." in honest
+
+
+def test_who_was_attacked_less_hard_is_named_with_the_numbers_and_not_said_to_hold_more() -> None:
+    parts = [("T2", "steps", 20, 100), ("T2", "draws", 1, 20), ("black-box", "queries", 25, 100)]
+    less = [dict(zip(("threat", "what", "taken", "against"), part, strict=True)) for part in parts]
+    unlike = illusion("resize_pad:0.9", 0.05, 0.3, n=64, unequal=less, holds=None, random=True)
+    page = render({"glass": content(illusions=[illusion("jpeg:75", 0.4, 0.2), unlike])})
+    assert "Hold more than no defense does, each under its worst attack: jpeg." in page
+    numbers = "T2: 20 steps against 100, T2: 1 draw against the level's own 20, black-box: 25 queries against 100"
+    assert f"- Attacked less hard than no defense was, so that none of these is said to hold more: rescale ({numbers})." in page
+    assert "| +30.0 (+25.0 to +35.0; p 0.01); attacked less hard |" in page
+    assert "- Random, so that every judging has its luck: rescale." in page
+    harder = illusion("jpeg:75", 0.4, -0.3, unequal=[{**less[0], "taken": 200}], holds=None)
+    page = render({"glass": content(illusions=[harder])})
+    assert "- Attacked harder than no defense was, so that none of these is said to hold less: jpeg (T2: 200 steps against 100)." in page
+    assert "Hold less than no defense does, each under its worst attack: none is shown to." in page
+    assert "Random" not in page
 
 
 def test_how_many_draws_a_gradient_needs_is_counted_on_few_pictures() -> None:
