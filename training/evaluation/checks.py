@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from robustclip.sanity import SYMPTOMS, Diagnostic, Symptom
 from robustclip.threat import parse_radius
-from training.threats.defended import QUERIES, QUERY_DRAWS
-from training.threats.levels import GRADIENT_DRAWS, T2_STEPS
+from training.evaluation.question import effort_of
 
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -75,18 +74,18 @@ def _concerns(check: Check, eps: str) -> bool:
 def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
     at = {(facts["threat"], facts["eps"]): facts for facts in sorted(group, key=_effort)}  # of several the most telling, which comes last
     radii = sorted({eps for threat, eps in at if threat != "clean"}, key=parse_radius)
-    clean = at.get(("clean", "0"))
+    clean = {facts["n"]: facts for facts in group if facts["threat"] == "clean"}
     for eps in radii:
         full, strongest = at.get(("T2", eps)), at.get((HEADLINE, eps))
         for facts in (facts for (_, radius), facts in at.items() if radius == eps):
-            if clean is not None:
-                yield _order("M15", facts, clean, f"{facts['threat']} leaves more right than the untouched pictures are")
+            if facts["n"] in clean:
+                yield from _order("M15", facts, clean[facts["n"]], f"{facts['threat']} leaves more right than the untouched pictures are")
         for identifier, blind in ((identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at):
             for aware in (facts for facts in (full, strongest) if facts is not None):
                 sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"
-                yield _order(identifier, aware, blind, sentence)
+                yield from _order(identifier, aware, blind, sentence)
         if full is not None and strongest is not None:
-            yield _order("M15", strongest, full, "T3 leaves more standing than T2, which it contains")
+            yield from _order("M15", strongest, full, "T3 leaves more standing than T2, which it contains")
         if strongest is not None:
             yield from _of_ensemble(strongest)
         for facts in (facts for facts in (full, strongest) if facts is not None and parse_radius(eps) >= LARGE_RADIUS):
@@ -96,7 +95,7 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
     for threat in dict.fromkeys(threat for threat, _ in at if threat != "clean"):
         for smaller, larger in itertools.pairwise([at[threat, eps] for eps in radii if (threat, eps) in at]):
             sentence = f"{threat} leaves more standing at {larger['eps']} than at {smaller['eps']}"
-            yield _order("M8", larger, smaller, sentence)
+            yield from _order("M8", larger, smaller, sentence)
 
 
 def _of_ensemble(strongest: Facts) -> Iterator[Check]:
@@ -112,16 +111,17 @@ def _of_ensemble(strongest: Facts) -> Iterator[Check]:
     yield _check("M6", [strongest], by_square > tolerance, by_square, tolerance, sentence)
 
 
-def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Check:
-    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width."""
+def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Iterator[Check]:
+    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width. Silent about rows of other pictures."""
+    if stronger["n"] != weaker["n"]:  # the same number are the same pictures, those of --limit
+        return
     excess, tolerance = stronger["accuracy"] - weaker["accuracy"], max(_half_width(stronger), _half_width(weaker))
-    return _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
+    yield _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
 
 
 def _effort(facts: Facts) -> tuple[int, ...]:
     """Rows of the same level may differ in pictures and in what the attack took: a row names only what is not the level's own."""
-    usual = {"queries": QUERIES, "steps": T2_STEPS, "draws": QUERY_DRAWS if facts["threat"] == "black-box" else GRADIENT_DRAWS}
-    return (facts["n"], *(facts.get(name, number) for name, number in usual.items()))
+    return (facts["n"], *effort_of(facts).values())
 
 
 def _check(id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:

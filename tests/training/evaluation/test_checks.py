@@ -99,5 +99,13 @@ def test_without_t3_there_is_no_headline() -> None:
     assert headlines(rows, masking_checks(rows)) == []
 
 
+def test_rows_of_other_pictures_contradict_nothing() -> None:
+    hard = {**row("clean", "0", 60), "n": 4 * N}  # the whole file, harder than the subset that is attacked
+    assert "M15" not in {check.found.id for check in masking_checks([hard, row("T2", "1/255", 100)])}
+    checks = masking_checks([hard, row("clean", "0", 60), row("T2", "1/255", 100)])
+    assert [check.found.id for check in fired(checks)] == ["M15"]
+    assert masking_checks([{**row("T0", "1/255", 10), "n": 4 * N}, row("T2", "1/255", 100), {**row("T2", "2/255", 190), "n": 4 * N}]) == []
+
+
 def test_what_nobody_measured_is_not_checked() -> None:
     assert masking_checks([row("clean", "0", 160)]) == []
