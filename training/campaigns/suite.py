@@ -82,7 +82,7 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
     rows = [row for row in found if isinstance(row, Row)]
     results = [row.facts for row in rows]
     checks = masking_checks(results)
-    means, paired_means = over_data(rows, against=table.declared.against)
+    wide = over_data(rows, against=table.declared.against)
     return {
         "title": table.declared.title,
         "says": table.declared.says.strip(),
@@ -93,8 +93,9 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "paired": compare(rows, against=table.declared.against),
         "illusions": illusions(rows),
         "over_seeds": over_seeds(rows),
-        "over_data": means,
-        "paired_over_data": paired_means,
+        "over_data": wide.means,
+        "paired_over_data": wide.paired,
+        "left_out_over_data": wide.left_out,
         "checks": [check.as_json() for check in checks if check.found.fired],
         "checks_made": len(checks),
         "headlines": headlines(results, checks),

@@ -55,13 +55,14 @@ def _as_json(rows: Sequence[Row], checks: Sequence[Check], *, per_picture: bool)
     def results(row: Row) -> dict[str, Any]:
         return {**row.facts, "pictures": row.pictures, "correct": row.correct.tolist()} if per_picture else row.facts
 
-    means, paired_means = over_data(rows)
+    wide = over_data(rows)
     facts = [row.facts for row in rows]
     further = {
         "paired": compare(rows),
         "over_seeds": over_seeds(rows),
-        "over_data": means,
-        "paired_over_data": paired_means,
+        "over_data": wide.means,
+        "paired_over_data": wide.paired,
+        "left_out_over_data": wide.left_out,
         "checks": [check.as_json() for check in checks],
         "headlines": headlines(facts, checks),
     }

@@ -6,6 +6,7 @@ Every interval is a bootstrap over pictures and, where there are several, over s
 import itertools
 import statistics
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -37,6 +38,14 @@ class Cell(NamedTuple):
         return versions.pop() if len(versions) == 1 else self.asked
 
     @property
+    def folder(self) -> Path:
+        return self.rows[0].folder
+
+    @property
+    def n(self) -> int:
+        return len(self.rows[0].correct)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(row.facts["seed"] for row in self.rows)
 
@@ -44,6 +53,18 @@ class Cell(NamedTuple):
     def correct(self) -> Tensor:
         """[S, n] float: 1 where a seed was right about a picture."""
         return torch.stack([row.correct for row in self.rows]).float()
+
+    def of_seeds(self, seeds: Sequence[int]) -> "Cell":
+        by_seed = {row.facts["seed"]: row for row in self.rows}
+        return self._replace(rows=tuple(by_seed[seed] for seed in seeds))
+
+
+class OverData(NamedTuple):
+    """`means` over data sets, `paired` differences of such means, and who is `left_out` of them, for want of which cells."""
+
+    means: list[Facts]
+    paired: list[Facts]
+    left_out: list[Facts]
 
 
 def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts]:
@@ -83,20 +104,39 @@ def over_seeds(rows: Sequence[Row]) -> list[Facts]:
     ]
 
 
-def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> tuple[list[Facts], list[Facts]]:
-    """Means over data sets, each counted the same, and the paired differences of such means; nothing where only one was measured."""
+def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData:
+    """Means over data sets, each counted the same, and the paired differences of such means; nothing where only one was measured.
+
+    All means under a condition are over the same cells: every data set that anybody was measured on there, with as many pictures as anybody was, and
+    the seeds that all these data sets have, of anybody. Who lacks one of these cells has no mean.
+    """
+    found = OverData([], [], [])
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in _cells(rows):
-        groups.setdefault((cell.asked, *_key(cell.rows[0].facts, _ACROSS)), []).append(cell)
-    wide = [cells for cells in groups.values() if len(cells) > 1]
-    means = [{**_over(cells), "prompt_set": cells[0].asked, **_named(resampled_mean([cell.correct for cell in cells]), "accuracy")} for cells in wide]
-    paired: list[Facts] = []
-    for second, first in itertools.combinations(wide, 2):
-        alike = [(cell.condition, cell.seeds) for cell in first] == [(cell.condition, cell.seeds) for cell in second]
-        if alike and _wanted(first[0], second[0], against):
-            gains = [ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)]
-            paired.append({**_over(first), "a": first[0].asked, "b": second[0].asked, **_named(resampled_mean(gains), "difference"), "mcnemar": None})
-    return means, paired
+        groups.setdefault(_key(cell.rows[0].facts, _ACROSS), []).append(cell)
+    for group in groups.values():
+        frame = _frame(group)
+        if len(frame.data) < 2 or not frame.seeds:
+            continue
+        whole: list[list[Cell]] = []
+        for asked in dict.fromkeys(cell.asked for cell in group):
+            own = {(cell.folder, cell.n): cell for cell in group if cell.asked == asked}
+            seeds = {place: own[place].seeds if place in own else () for place in frame.data}
+            missing = [{"data": name, "seeds": [seed for seed in frame.seeds if seed not in seeds[place]]} for place, name in frame.data.items()]
+            missing = [part for part in missing if part["seeds"]]
+            if missing:
+                found.left_out.append({**_over(group, frame), "prompt_set": asked, "missing": missing})
+            else:
+                whole.append([own[place].of_seeds(frame.seeds) for place in frame.data])
+        for cells in whole:
+            interval = resampled_mean([cell.correct for cell in cells])
+            found.means.append({**_over(group, frame), "prompt_set": cells[0].asked, **_named(interval, "accuracy")})
+        for second, first in itertools.combinations(whole, 2):
+            if _wanted(first[0], second[0], against):
+                interval = resampled_mean([ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)])
+                sets = {"a": first[0].asked, "b": second[0].asked}
+                found.paired.append({**_over(group, frame), **sets, **_named(interval, "difference"), "mcnemar": None})
+    return found
 
 
 def resampled_mean(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
@@ -140,8 +180,29 @@ def _cells(rows: Sequence[Row]) -> list[Cell]:
     return [Cell(asked, condition, tuple(cell)) for (asked, condition), cell in grouped.items()]
 
 
-def _over(cells: Sequence[Cell]) -> Facts:
-    return {**_shared(cells[0].rows[0].facts, _ACROSS), "data": [cell.rows[0].facts["data"] for cell in cells], "seeds": list(cells[0].seeds)}
+class _Frame(NamedTuple):
+    """The cells that a mean has to have: data sets by folder and pictures, with their names, and seeds."""
+
+    data: dict[tuple[Path, int], str]
+    seeds: tuple[int, ...]
+
+
+def _frame(group: Sequence[Cell]) -> _Frame:
+    most: dict[Path, int] = {}
+    for cell in group:
+        most[cell.folder] = max(cell.n, most.get(cell.folder, 0))
+    widest = [cell for cell in group if cell.n == most[cell.folder]]
+    seeds: dict[Path, set[int]] = {}
+    for cell in widest:
+        seeds.setdefault(cell.folder, set()).update(cell.seeds)
+    names = {(cell.folder, cell.n): cell.rows[0].facts["data"] for cell in widest}
+    everywhere, known = set.intersection(*seeds.values()), dict.fromkeys(seed for cell in widest for seed in cell.seeds)
+    return _Frame(names, tuple(seed for seed in known if seed in everywhere))
+
+
+def _over(group: Sequence[Cell], frame: _Frame) -> Facts:
+    shared = _shared(group[0].rows[0].facts, _ACROSS)
+    return {**shared, "data": list(frame.data.values()), "seeds": list(frame.seeds), "n_each": [n for _, n in frame.data]}
 
 
 def _shared(facts: Facts, names: Sequence[str]) -> Facts:

@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 
 from robustclip.files import write_atomically
 from training.pages.certified import certified_section
+from training.pages.columns import accuracies, behind, differences, group, headline, subject
 from training.pages.defense import defense_tables, draws_chart
 from training.pages.markdown import line, table
-from training.pages.wording import accuracy, condition, data_of, difference
+from training.pages.wording import condition, data_of, seeds_words, split_of
 
 FOLDER = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
@@ -64,15 +65,15 @@ def _section(name: str, content: Facts) -> str:
     results: list[Facts] = content["results"]
     about = _about(results)
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
-    groups = list(dict.fromkeys(_group(row) for row in results))
-    refused = {_headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
+    groups = list(dict.fromkeys(map(group, results)))
+    refused = {headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
     if _of_defenses(content):
         lines, groups = [*lines, *defense_tables(content, chart=f"results/{_chart(name)}")], []
-    for group in groups:
-        lines += [f"### {group}", ""] if len(groups) > 1 else []
-        rows = [row for row in _with_means(content) if _group(row) == group]
-        lines += _accuracies(rows, {_key(row): row for row in rows}, refused)
-        lines += _differences([row for row in content.get("paired", ()) if _group(row) == group])
+    for about_group in groups:
+        lines += [f"### {about_group}", ""] if len(groups) > 1 else []
+        rows = [row for row in _with_means(content) if group(row) == about_group]
+        lines += accuracies(rows, refused)
+        lines += differences([row for row in content.get("paired", ()) if group(row) == about_group])
         lines += [""] if len(groups) > 1 else []
     lines += _over_data(content)
     lines += _checks(content)
@@ -94,7 +95,7 @@ def _about(results: Sequence[Facts]) -> list[str]:
     seeds: dict[tuple[str, str, int], set[int]] = {}
     for row in results:
         seeds.setdefault((row["backbone"], data_of(row), row["n"]), set()).add(row["seed"])
-    words = {place: f"seed{'s' if len(own) > 1 else ''} {', '.join(map(str, sorted(own)))}" for place, own in seeds.items()}
+    words = {place: seeds_words(sorted(own)) for place, own in seeds.items()}
     return sorted(f"{backbone}, {data}, {n} pictures, {words[backbone, data, n]}" for backbone, data, n in seeds)
 
 
@@ -106,44 +107,32 @@ def _with_means(content: Facts) -> list[Facts]:
 
 
 def _cell(row: Facts) -> tuple[str, ...]:
-    return (_group(row), str(row.get("method")), row["defense"], condition(row))
-
-
-def _accuracies(rows: Sequence[Facts], cells: dict[tuple[str, ...], Facts], refused: dict[tuple[str, ...], list[str]]) -> list[str]:
-    conditions = list(dict.fromkeys(map(condition, rows)))
-    lines = table(["prompt set", *conditions])
-    for subject, row in _first(rows).items():
-        own = [cells.get((_group(row), subject, name)) for name in conditions]
-        lines.append(line([subject, *(_accuracy(cell, refused) for cell in own)]))
-    return lines
-
-
-def _first(rows: Sequence[Facts]) -> dict[str, Facts]:
-    """A row of each subject, in the order of their appearance."""
-    found: dict[str, Facts] = {}
-    for row in rows:
-        found.setdefault(_subject(row), row)
-    return found
-
-
-def _differences(paired: Sequence[Facts]) -> list[str]:
-    if not paired:
-        return []
-    conditions = list(dict.fromkeys(map(condition, paired)))
-    differences = {(_pair(row), condition(row)): row for row in paired}
-    lines = ["", *table(["paired", *conditions])]
-    pairs = dict.fromkeys(map(_pair, paired))
-    return [*lines, *(line([pair, *(difference(differences.get((pair, name))) for name in conditions)]) for pair in pairs)]
+    return (group(row), str(row.get("method")), row["defense"], condition(row), str(row["n"]))
 
 
 def _over_data(content: Facts) -> list[str]:
-    """Means over data sets, and their differences."""
-    means: list[Facts] = content.get("over_data", [])
-    if not means:
-        return []
-    lines = ["", f"### Means over {', '.join(dict.fromkeys(name for row in means for name in row['data']))}", ""]
-    lines += _accuracies(means, {_key(row): row for row in means}, {})
-    return [*lines, *_differences(content.get("paired_over_data", []))]
+    """Means over data sets and their differences, a table for each choice of data sets and seeds; and who has no mean, for want of which cells."""
+    groups: dict[str, dict[str, list[Facts]]] = {}
+    for name in ("over_data", "paired_over_data", "left_out_over_data"):
+        for row in content.get(name, ()):
+            about = f"{', '.join(row['data'])}: {row['backbone']}, {split_of(row)}, {seeds_words(row['seeds'])}"
+            groups.setdefault(about, {}).setdefault(name, []).append(row)
+    lines: list[str] = []
+    for about, own in groups.items():
+        means, paired, left_out = (own.get(name, []) for name in ("over_data", "paired_over_data", "left_out_over_data"))
+        tables = [*accuracies(means, {}), *differences(paired)] if means else ["Nobody has them all."]
+        lines += ["", f"### Means over {about}", "", *tables, *_left_out(left_out)]
+    return lines
+
+
+def _left_out(rows: Sequence[Facts]) -> list[str]:
+    """A line for each that lacks the same cells under some conditions."""
+    conditions: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        missing = "; ".join(f"{part['data']}, {seeds_words(part['seeds'])}" for part in row["missing"])
+        conditions.setdefault((subject(row), missing), []).append(condition(row))
+    lines = [f"- no mean of {name} under {', '.join(under)}: not measured on {missing}" for (name, missing), under in conditions.items()]
+    return [*([""] if lines else []), *lines]
 
 
 def _trainings(content: Facts) -> list[str]:
@@ -175,39 +164,8 @@ def _checks(content: Facts) -> list[str]:
     lines = ["", f"Masking checks: {content.get('checks_made', len(checks))}, {len(fired)} of them fired."]
     return [
         *lines,
-        *(f"- {check['id']} {check['name']}: {_behind(check['prompt_set'], check)}, {data_of(check)}: {check['sentence']}." for check in fired),
+        *(f"- {check['id']} {check['name']}: {behind(check['prompt_set'], check)}, {data_of(check)}: {check['sentence']}." for check in fired),
     ]
-
-
-def _group(row: Facts) -> str:
-    return f"{row['backbone']}, {data_of(row)}"
-
-
-def _key(row: Facts) -> tuple[str, ...]:
-    return (_group(row), _subject(row), condition(row))
-
-
-def _subject(row: Facts) -> str:
-    return _behind(row.get("method", row["prompt_set"]), row)
-
-
-def _pair(row: Facts) -> str:
-    return _behind(f"{row['a'].split('@')[0]} - {row['b'].split('@')[0]}", row)
-
-
-def _behind(name: str, row: Facts) -> str:
-    return name if row["defense"] == "none" else f"{name} behind {row['defense']}"
-
-
-def _headline(row: Facts) -> tuple[str, ...]:
-    return (_group(row), _subject(row), row["eps"])
-
-
-def _accuracy(row: Facts | None, refused: dict[tuple[str, ...], list[str]]) -> str:
-    if row is None:
-        return ""
-    checks = refused.get(_headline(row), []) if row["threat"] == "T3" else []
-    return f"inconclusive ({', '.join(checks)})" if checks else accuracy(row)
 
 
 if __name__ == "__main__":

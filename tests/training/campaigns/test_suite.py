@@ -108,7 +108,8 @@ def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Work
     made_once = {row["cost"]["backward"] for row in content["results"] if row["threat"] == "T0"}
     assert len(made_once) == 1
     page = render({"toys": content})
-    assert "| prompt set | clean | T0 2/255 | T0 4/255 |" in page
+    assert "| prompt set | clean, 9 pictures, seeds 0, 1 | T0 2/255, 6 pictures, seeds 0, 1 | T0 4/255, 6 pictures, seed 0 |" in page
+    assert content["left_out_over_data"] == []
     assert page.count("| coop |") >= 3  # two data sets, and their means
     assert "### Means over caltech-101, flowers-102-partial" in page
     assert "no method may take more than 100 charged image passes" in page
@@ -175,6 +176,7 @@ def test_defenses_multiply_with_what_they_are_attacked_by_and_one_that_is_not_th
     (told,) = content["illusions"]  # shaken has no static row
     assert (told["defense"], told["worst"]["of"], told["gain"] is None) == ("bit_depth:5", ["T2", "black-box"], False)
     page = render({"toys": content})
+    assert told["unequal"] == []  # as many queries on both sides
     assert "| bits | 4 |" in page
     assert "2 steps, 2 draws |" in page
     assert "- not there: behind [{" in page

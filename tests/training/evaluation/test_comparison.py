@@ -66,13 +66,57 @@ def test_data_sets_count_the_same_whatever_their_size() -> None:
         row(asked, drawn(share, sizes[data], seed=place), data=data)
         for place, (asked, share, data) in enumerate((a, s, d) for d in sizes for a, s in (("plain", 0.2), ("learned", 0.7)))
     ]
-    means, (pair,) = over_data(rows)
+    means, (pair,), left_out = over_data(rows)
+    assert left_out == []
     accuracy = {(found.asked, found.facts["data"]): found.facts["accuracy"] for found in rows}
     assert means[0]["accuracy"] == pytest.approx((accuracy["plain", "cats"] + accuracy["plain", "dogs"]) / 2)
     assert pair["difference"] == pytest.approx(means[1]["accuracy"] - means[0]["accuracy"])
     assert pair["data"] == ["cats", "dogs"]
     assert decided(pair)
-    assert over_data(rows[:2]) == ([], [])
+    assert over_data(rows[:2]) == ([], [], [])
+
+
+def grid(*lacking: tuple[str, str, int], seeds: tuple[int, ...] = (0, 1)) -> list[Row]:
+    """Three methods on two data sets, but for some cells."""
+    cells = ((asked, data, seed) for seed in seeds for data in ("cats", "dogs") for asked in ("plain", "learned", "dear"))
+    return [
+        row(asked, drawn(0.5, seed=place), data=data, seed=seed)
+        for place, (asked, data, seed) in enumerate(cells)
+        if (asked, data, seed) not in lacking
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "missing"),
+    [
+        ([("dear", "cats", 0), ("dear", "cats", 1)], [{"data": "cats", "seeds": [0, 1]}]),
+        ([("dear", "dogs", 1)], [{"data": "dogs", "seeds": [1]}]),
+        ([("dear", "cats", 0), ("dear", "dogs", 1)], [{"data": "cats", "seeds": [0]}, {"data": "dogs", "seeds": [1]}]),
+    ],
+)
+def test_who_lacks_a_data_set_or_a_seed_has_no_mean_and_is_named(lacking: list[tuple[str, str, int]], missing: list[dict[str, object]]) -> None:
+    found, whole = over_data(grid(*lacking)), over_data(grid())
+    assert [(mean["prompt_set"], mean["data"], mean["seeds"]) for mean in found.means] == [
+        (name, ["cats", "dogs"], [0, 1]) for name in ("plain", "learned")
+    ]
+    assert [(pair["a"], pair["b"]) for pair in found.paired] == [("learned", "plain")]
+    assert [(out["prompt_set"], out["threat"], out["missing"]) for out in found.left_out] == [("dear", "T2", missing)]
+    assert len(whole.means) == len(whole.paired) == 3
+    assert whole.left_out == []
+
+
+def test_a_seed_that_a_data_set_has_of_nobody_yet_is_in_no_mean() -> None:
+    begun = [found for found in grid(seeds=(0, 1, 2)) if (found.facts["data"], found.facts["seed"]) != ("dogs", 2)]
+    found, finished = over_data(begun), over_data(grid())
+    assert [mean["seeds"] for mean in found.means] == [[0, 1]] * 3
+    assert [mean["accuracy"] for mean in found.means] == pytest.approx([mean["accuracy"] for mean in finished.means])
+
+
+def test_a_data_set_counts_once_with_as_many_pictures_as_were_measured() -> None:
+    fewer = [row(asked, drawn(0.5, 50, seed=7), data="cats", seed=seed) for asked in ("plain", "learned") for seed in (0, 1)]
+    found = over_data([*fewer, *grid()])
+    assert [mean["n_each"] for mean in found.means] == [[200, 200]] * 3
+    assert over_data([row("plain", drawn(0.5, n)) for n in (50, 200)]) == ([], [], [])
 
 
 def test_the_interval_of_a_mean_is_as_wide_as_that_of_a_share() -> None:

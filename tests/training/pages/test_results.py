@@ -54,14 +54,64 @@ def test_defenses_are_rows_and_what_was_not_measured_is_empty() -> None:
 
 def test_several_data_sets_have_a_table_each_and_one_of_means() -> None:
     rows = [{**found, "data": data} for data in ("toys", "tools") for found in content()["results"]]
-    means = [{**SHARED, "data": ["toys", "tools"], "prompt_set": "plain", "threat": "clean", "eps": "0", "accuracy": 0.25, "low": 0.2, "high": 0.3}]
-    paired = [{**pair(0.1, 0.5), "data": ["toys", "tools"], "mcnemar": None}]
+    means = [over(["toys", "tools"], [0])]
+    paired = [{**pair(0.1, 0.5), **OVER, "data": ["toys", "tools"], "seeds": [0], "n_each": [100, 100], "mcnemar": None}]
     page = render({"toys": content(results=rows, paired=[pair(0.1, 0.01)], over_data=means, paired_over_data=paired)})
     toys, tools = page.index("### tiny, toys test"), page.index("### tiny, tools test")
     assert toys < page.index("| learned - plain |") < tools < page.index("### Means over toys, tools")
     assert page.count("| learned@22 | 70.0 (60.0 to 80.0) |") == 2
     assert "| plain | 25.0 (20.0 to 30.0) |" in page
     assert "**+20.0 (+10.0 to +40.0)**" in page
+
+
+OVER = {"backbone": "tiny", "split": "test", "defense": "none"}
+
+
+def over(data: list[str], seeds: list[int], *, n: int = 100, threat: str = "clean") -> dict[str, Any]:
+    about = {**OVER, "data": data, "seeds": seeds, "n_each": [n] * len(data), "threat": threat, "eps": "0" if threat == "clean" else "1/255"}
+    return {**about, "prompt_set": "plain", "accuracy": 0.25, "low": 0.2, "high": 0.3}
+
+
+def test_means_over_other_data_sets_or_seeds_are_no_rows_of_one_table() -> None:
+    four, two = ["toys", "tools", "pets", "cars"], ["toys", "tools"]
+    page = render({"toys": content(over_data=[over(four, [0, 1]), {**over(two, [0, 1]), "prompt_set": "dear"}, over(four, [0], threat="T3")])})
+    headings = [
+        f"### Means over {', '.join(data)}: tiny, test, {seeds}" for data, seeds in ((four, "seeds 0, 1"), (two, "seeds 0, 1"), (four, "seed 0"))
+    ]
+    places = [page.index(heading) for heading in headings]
+    assert places == sorted(places)
+    assert places[1] < page.index("| dear |") < places[2] < page.index("| prompt set | T3 1/255 |")
+
+
+def test_who_has_no_mean_is_named_with_what_it_lacks() -> None:
+    lacking = [{"data": "toys", "seeds": [0, 1]}, {"data": "tools", "seeds": [1]}]
+    out = [{**over(["toys", "tools"], [0, 1], threat=threat), "prompt_set": "dear", "missing": lacking} for threat in ("clean", "T2")]
+    named = "- no mean of dear under clean, T2 1/255: not measured on toys, seeds 0, 1; tools, seed 1"
+    assert named in render({"toys": content(over_data=[over(["toys", "tools"], [0, 1])], left_out_over_data=out)})
+    page = render({"toys": content(left_out_over_data=out)})
+    assert page.index("### Means over toys, tools: tiny, test, seeds 0, 1") < page.index("Nobody has them all.") < page.index(named)
+
+
+def test_columns_on_other_pictures_say_on_how_many() -> None:
+    rows = [
+        {**row("plain@11", "clean", "0", 0.5), "n": 2000},
+        row("plain@11", "T2", "1/255", 0.25),
+        {**row("plain@11", "T2", "1/255", 0.3), "n": 400},
+    ]
+    page = render({"toys": {"title": "Toys", "says": "", "results": rows, "paired": [pair(0.1, 0.01), {**pair(0.2, 0.01), "n": 400}]}})
+    assert "| prompt set | clean, 2,000 pictures | T2 1/255, 100 pictures | T2 1/255, 400 pictures |" in page
+    assert "| plain@11 | 50.0 (40.0 to 60.0) | 25.0 (15.0 to 35.0) | 30.0 (20.0 to 40.0) |" in page
+    assert "| paired | T0 1/255, 100 pictures | T0 1/255, 400 pictures |" in page
+    means = [over(["toys", "tools"], [0], n=1000), over(["toys", "tools"], [0], threat="T2")]
+    assert "| prompt set | clean, 2,000 pictures | T2 1/255, 200 pictures |" in render({"toys": content(over_data=means)})
+
+
+def test_columns_and_cells_of_other_seeds_say_which() -> None:
+    means = [{**row(name, "clean", "0", 0.6), "seeds": seeds, "deviation": 0.1} for name, seeds in (("plain@11", [0, 1]), ("learned@22", [0, 1, 2]))]
+    page = render({"toys": {"title": "Toys", "says": "", "results": [row("plain@11", "T2", "1/255", 0.2)], "over_seeds": means}})
+    assert "| prompt set | clean, seeds 0, 1, 2 | T2 1/255, seed 0 |" in page
+    assert "| plain@11 | 60.0 (50.0 to 70.0; sd 10.0); seeds 0, 1 | 20.0 (10.0 to 30.0) |" in page
+    assert "| learned@22 | 60.0 (50.0 to 70.0; sd 10.0) |  |" in page
 
 
 def test_several_seeds_are_their_mean() -> None:
