@@ -268,7 +268,8 @@ class Reduced:
 def reduced(score: Score, *, slack: float = 0.5) -> Reduced:
     """The score in bfloat16 where that is enough. `slack` in units of the margin: about what bfloat16 gets wrong at CLIP's logit scale of 100.
 
-    Wrap it outside `averaged`, so that the mean is what is asked again.
+    Wrap it outside `averaged`, so that the mean is what is asked again. What it costs a search: values tie in bfloat16, so that APGD sees fewer
+    steps rise (15 to 20 of 30 instead of 22 to 26), halves its steps earlier, and ends 0.01 to 0.04 of a logit lower: well inside the slack.
     """
     return Reduced(score, slack)
 
