@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.seeds import row_normal
+from robustclip.seeds import row_normal, row_uniform
 from robustclip.types import Classifier, Defense, Logits, Pixels, Seeds
 
 TOY_SIZE = 32
@@ -84,6 +84,21 @@ class Noisy:
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         logits = self.classifier(pixels, seeds)
         return logits + row_normal(seeds, tuple(logits.shape[1:]), like=logits)
+
+
+@dataclass(frozen=True)
+class Lottery:
+    """Three draws in ten are wrong by 10 whatever the picture, the others from a brightness of 1 / 400 above grey.
+
+    Up to there the mean margin over draws lies above 0, and most draws are right.
+    """
+
+    labels: tuple[str, ...] = ("dark", "bright")
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        luck = torch.where(row_uniform(seeds, (), like=pixels) < 0.3, 10.0, -1.0)
+        margin = luck + 400 * (pixels.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
 @dataclass(frozen=True, eq=False)

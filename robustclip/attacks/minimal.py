@@ -6,7 +6,7 @@ of the bracket has a witness; the lower end is a record of effort and proves not
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -79,9 +79,9 @@ class Minimal(BaseModel):
         search = (
             FMN(ball=self.ball)
             .bill(1)
-            .plus(_ladder(self.ball).bill(LADDER))
+            .plus(_ladder(self.ball).bill(LADDER).plus(Cost(LADDER)))
             .plus(Cost(SHRUNK))
-            .plus(_round(self.ball).bill(2 * RADII).plus(Cost(1)).times(rounds + CASCADES))
+            .plus(_round(self.ball).bill(2 * RADII).plus(Cost(2 * RADII)).times(rounds + CASCADES))
         )
         cascade = FREE if self.preset is None else self.ensemble(self.preset).bill(1, labels=labels).times(CASCADES)
         return search.times(1 if self.precision == "float32" else 2).plus(cascade)
@@ -179,7 +179,11 @@ class _Search:
             yield self._bracket()
 
     def _searched(self, attack: str, search: Iterator[Record], radii: Tensor | None = None) -> Iterator[Event]:
-        """Run a search whose rows are one picture at several radii; keep the nearest witness, remember the radii that withstood it."""
+        """Run a search whose rows are one picture at several radii; keep the nearest witness, remember the radii that withstood it.
+
+        Points that fooled the search are judged from the nearest on, until one holds: those farther away can't be the nearest witness. A radius
+        withstood if nothing fooled there, or what did was rejected.
+        """
         yield AttackStarted(attack, 1)
         found: Record | None = None
         for found in self.meter.metered(search):
@@ -188,24 +192,29 @@ class _Search:
         before = self.broken
         if found is not None and found.cost.forward:
             distance = self.minimal.ball.distance(found.pixels, self.pixels)
-            distance = torch.where(found.margin > 0, distance, torch.inf)
-            if bool(distance.isfinite().any()):
-                yield from self._accept(attack, found.pixels[distance.argmin()][None])
+            stood = ~(found.margin > 0)
+            nearest_first = [row for row in distance.argsort(stable=True).tolist() if not stood[row]]
+            for place, row in enumerate(nearest_first):
+                if (place and self.meter.over()) or (yield from self._accept(attack, found.pixels[row : row + 1])):
+                    break
+                stood[row] = True
             if radii is not None and self.meter.cut is None:
-                self.withstood += radii.tolist()
+                self.withstood += radii[stood].tolist()
         yield AttackEnded(attack, int(self.broken < before), int(self.nearest is None), self.meter.spent)
 
-    def _accept(self, attack: str, candidate: Pixels) -> Iterator[Event]:
-        """Judge a candidate anew; if it holds and is nearer than the best, it is the best."""
+    def _accept(self, attack: str, candidate: Pixels) -> Generator[Event, None, bool]:
+        """Judge a candidate anew, and say whether it holds; if it is nearer than the best, it is the best."""
         seen = self.score(candidate, derive(self.seeds, f"confirm-{attack}-{self.rounds}"), grad=False)
         self.meter.pay(seen.cost)
         row = torch.zeros(1, dtype=torch.int64, device=candidate.device)
-        if bool(seen.margin > 0) and (self.judge is None or bool(self.judge(candidate, row).all())):
-            distance = float(self.minimal.ball.distance(candidate, self.pixels))
-            if distance < self.broken:
-                self.nearest, self.broken = candidate, distance
-                yield Witness(0, candidate[0], float(seen.margin), distance, attack)
-                yield self._bracket()
+        if not (bool(seen.margin > 0) and (self.judge is None or bool(self.judge(candidate, row).all()))):
+            return False
+        distance = float(self.minimal.ball.distance(candidate, self.pixels))
+        if distance < self.broken:
+            self.nearest, self.broken = candidate, distance
+            yield Witness(0, candidate[0], float(seen.margin), distance, attack)
+            yield self._bracket()
+        return True
 
     def _cascade(self, ensemble: Ensemble, radius: float) -> Iterator[Event]:
         """The strong attack at one radius."""

@@ -4,16 +4,16 @@ from collections.abc import Iterable
 import pytest
 import torch
 from torch import Tensor
-from toys import LinearClassifier, gratings, linear, smallest_radius, trained_conv
+from toys import LinearClassifier, Lottery, gratings, linear, smallest_radius, trained_conv
 
 from robustclip.attacks.events import Bracket, Done, Event, Meter, Started, Witness
 from robustclip.attacks.minimal import Minimal
 from robustclip.errors import InvalidInput
 from robustclip.scores import EmbeddingShift, label_score
-from robustclip.seeds import draw_seeds
+from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, Linf
 from robustclip.types import Logits, Pixels, Seeds
-from robustclip.wrappers import guarded
+from robustclip.wrappers import averaged, guarded, recorded
 
 PIXELS, TARGETS = gratings(1, seed=5)
 SEEDS = draw_seeds(9, 1)
@@ -108,6 +108,56 @@ def test_a_judge_has_the_last_word() -> None:
     events = list(Minimal(ball=FAR, preset=None).events(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, judge=far_enough))
     found = bracket(events)
     assert found.broken is None or found.broken > 20 / 255
+
+
+def test_a_radius_is_withstood_only_if_what_fooled_there_was_judged() -> None:
+    """A mean margin above 0 fools every search; most draws are wrong from a brightness of 1 / 400 above grey, which a rejected nearer point hides."""
+    grey, exact = torch.full((1, 3, 8, 8), 0.5), 1 / 400
+
+    def most_draws(candidates: Tensor, rows: Tensor) -> Tensor:
+        said = [Lottery()(candidates, derive(SEEDS[rows], f"fresh-{draw}")).argmax(dim=1) for draw in range(64)]
+        return torch.stack(said).float().mean(dim=0) > 0.5
+
+    score = recorded(averaged(label_score("margin", Lottery(), torch.tensor([0])), 20))
+    minimal = Minimal(ball=FAR, preset=None)
+    events = list(minimal.events(score, grey, SEEDS, judge=most_draws, known=grey + 8 / 255))
+    brackets = [event for event in events if isinstance(event, Bracket) and event.broken is not None]
+    assert all(each.unbroken < exact < each.broken * (1 + 1e-5) for each in brackets if each.broken is not None)
+    assert bracket(events).broken == pytest.approx(exact, abs=minimal.closeness)
+    assert isinstance(events[-1], Done)
+    assert events[-1].cost == score.cost
+    assert events[-1].cost.charged <= 20 * minimal.bill(labels=2).charged
+
+
+def test_a_search_that_fools_at_every_radius_is_judged_at_every_radius() -> None:
+    """Without a witness to begin with: what a judge takes only at the whole radius is found there, behind seven nearer points that it rejects."""
+
+    def at_the_edge(candidates: Tensor, rows: Tensor) -> Tensor:
+        return FAR.distance(candidates, PIXELS) > 0.9 * FAR.radius
+
+    always = LinearClassifier(torch.zeros(2, 3 * 32 * 32), torch.tensor([0.0, 1.0]))
+    score = label_score("margin", always, torch.tensor([0]))
+    found = bracket(Minimal(ball=FAR, preset=None).events(score, PIXELS, SEEDS, judge=at_the_edge))
+    assert found.broken is not None
+    assert found.unbroken < 0.9 * FAR.radius <= found.broken
+
+
+def test_a_radius_whose_point_the_budget_left_unjudged_did_not_withstand() -> None:
+    judged = 0
+
+    def nothing(candidates: Tensor, rows: Tensor) -> Tensor:
+        nonlocal judged
+        judged += len(candidates)
+        return torch.zeros(len(candidates), dtype=torch.bool)
+
+    always = LinearClassifier(torch.zeros(2, 3 * 32 * 32), torch.tensor([0.0, 1.0]))
+    score = label_score("margin", always, torch.tensor([0]))
+    list(Minimal(ball=FAR, preset=None).events(score, PIXELS, SEEDS, judge=nothing))
+    everything, judged = judged, 0
+    for budget in range(20, 60):
+        events = list(Minimal(ball=FAR, preset=None).events(score, PIXELS, SEEDS, meter=Meter(budget=budget), judge=nothing))
+        assert bracket(events).unbroken == pytest.approx(FAR.radius if judged == everything else 0.0)
+        judged = 0
 
 
 def test_a_budget_cuts_and_says_so() -> None:
