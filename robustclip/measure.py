@@ -63,6 +63,14 @@ class Measured(NamedTuple):
     abstained: Tensor | None = None
 
 
+class Verdict(NamedTuple):
+    """Which pictures were decided rightly and which not at all, [B] bool each, and what asking took."""
+
+    right: Tensor
+    silent: Tensor
+    cost: Cost
+
+
 class Interval(NamedTuple):
     """An estimate with its 95 % interval, fractions of 1."""
 
@@ -95,10 +103,9 @@ def measure(
 
     def judge(pixels: Pixels, targets: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor]:
         nonlocal cost
-        cost = cost.plus(price(classifier, len(pixels) * jury.draws))
-        with torch.no_grad():
-            said = torch.stack([classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) for draw in range(jury.draws)])
-        return _decided(said, targets, classifier.labels, jury)
+        said = verdict(classifier, pixels, targets, seeds, jury)
+        cost = cost.plus(said.cost)
+        return said.right, said.silent
 
     for batch in batches:
         right, silent = judge(batch.pixels, batch.targets, derive(batch.seeds, "judge-clean"))
@@ -117,6 +124,13 @@ def measure(
             found.append(rows.cpu())
     whole, whole_8bit, silence = (torch.cat([torch.zeros(0, dtype=torch.bool), *found]) for found in (correct, correct_8bit, abstained))
     return Measured(whole, whole_8bit, cost, time.monotonic() - began, None if jury.rule is None else silence)
+
+
+def verdict(classifier: Classifier, pixels: Pixels, targets: Tensor, seeds: Seeds, jury: Jury) -> Verdict:
+    """What a jury makes of pictures, on draws of `seeds` [B]."""
+    with torch.no_grad():
+        said = torch.stack([classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) for draw in range(jury.draws)])
+    return Verdict(*_decided(said, targets, classifier.labels, jury), price(classifier, len(pixels) * jury.draws))
 
 
 def _decided(said: Tensor, targets: Tensor, labels: Sequence[str], jury: Jury) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ def _bill(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -
     if isinstance(attack, Ensemble):
         names = stand_ins(victim, ("",) * sources)
         stages = attack.stages(len(victim.labels), sources=names)
-        confirmed = 1 + sum(math.ceil(len(stage.variants) / attack.together) for stage in stages)
+        confirmed = 2 + sum(math.ceil(len(stage.variants) / attack.together) for stage in stages)
         return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost((confirmed + _JUDGED) * draws)
     rows = {"static": 1, "oblivious": 1, "transfer": sources * eot}.get(knowledge, eot)
     return attack.bill(rows).plus(Cost(knowledge == "oblivious")), Cost(_JUDGED * draws)

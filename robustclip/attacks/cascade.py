@@ -66,9 +66,10 @@ class Stage(NamedTuple):
     source: int | None = None
 
 
-def bill(stages: Sequence[Stage], widening: PGD | None, precision: Precision) -> Cost:
-    """Upper bound a picture, if a score costs one pass a row."""
-    total = Cost(2) if widening is None else _judged(widening, precision).plus(Cost(2))
+def bill(stages: Sequence[Stage], widening: PGD | None, precision: Precision, *, judged: bool = False) -> Cost:
+    """Upper bound a picture, if a score costs one pass a row; `judged`: a picture may be widened in vain, once for each variant."""
+    widened = sum(len(stage.variants) for stage in stages) if judged else 1
+    total = Cost(2) if widening is None else _judged(widening, precision).times(widened).plus(Cost(2))
     for stage in stages:
         total = total.plus(_judged(stage.attack, precision, transferred=stage.source is not None).plus(Cost(1)).times(len(stage.variants)))
     return total
@@ -87,7 +88,7 @@ class Cascade:
     together    how many variants of a stage share a batch
     widening    an attack that goes on from a success, None: a success is enough
     precision   of the search
-    judge       has the last word on what breaks a picture
+    judge       has the last word on what breaks a picture, the untouched one included
     replays     [B, 3, S, S] earlier witnesses
     """
 
@@ -141,7 +142,7 @@ class Cascade:
         self.record.add(self.standing, self.pixels, seen, 0)
         self.meter.pay(seen.cost)
         self.points = 1
-        yield from self._fallen("clean", self.pixels, seen.margin, seen.margin > 0)
+        yield from self._fallen("clean", self.pixels, seen.margin)
         if self.replays is not None and len(self.standing):
             inside = self.ball.shrink(self.replays, self.pixels, self.radii)
             yield from self._confirm("replay", inside[self.standing])
@@ -193,15 +194,15 @@ class Cascade:
         streams = derive(pick(self.seeds, self.standing), f"confirm-{self.points}")
         seen = self.score.select(self.standing)(candidates, streams, grad=False)
         self.meter.pay(seen.cost)
-        fooled = seen.margin > 0
-        if self.judge is not None and bool(fooled.any()):
-            fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])
         self.record.add(self.standing, candidates, seen, self.points)
         self.points += 1
-        yield from self._fallen(attack, candidates, seen.margin, fooled)
+        yield from self._fallen(attack, candidates, seen.margin)
 
-    def _fallen(self, attack: str, candidates: Pixels, margins: Tensor, fooled: Tensor) -> Iterator[Event]:
+    def _fallen(self, attack: str, candidates: Pixels, margins: Tensor) -> Iterator[Event]:
         """A witness for each fooled picture, which then leaves."""
+        fooled = margins > 0
+        if self.judge is not None and bool(fooled.any()):
+            fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])
         distances = self.ball.distance(candidates, self.pixels[self.standing])
         fallen = [
             Witness(int(self.standing[place]), candidates[place], float(margins[place]), float(distances[place]), attack)

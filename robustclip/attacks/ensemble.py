@@ -78,9 +78,9 @@ class Ensemble(BaseModel):
         """
         return self.cascade(score, pixels, seeds, meter=meter, judge=judge, sources=sources, replays=replays, radius=radius).events()
 
-    def bill(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0) -> Cost:
-        """Upper bound for that many rows, if a score costs one pass a row."""
-        return bill(self.stages(labels, sources=("",) * sources), self._widening(), self.precision).times(rows)
+    def bill(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0, judged: bool = False) -> Cost:
+        """Upper bound for that many rows, if a score costs one pass a row; `judged`: a judge may refuse what every attack found."""
+        return bill(self.stages(labels, sources=("",) * sources), self._widening(), self.precision, judged=judged).times(rows)
 
     def stages(self, labels: int, *, targeted: bool = False, sources: Sequence[str] = ()) -> tuple[Stage, ...]:
         """What is tried, in this order, for a decision between that many labels."""

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from robustclip.attacks.ensemble import Ensemble
 from robustclip.attacks.pgd import PGD
 from robustclip.clip import Clip
 from robustclip.scores import EmbeddingShift
@@ -18,7 +17,7 @@ from training.evaluation.question import Question, Threat
 from training.evaluation.rows import Subject, cell_of
 from training.threats.bank import feature_attack
 from training.threats.defended import black_box_attack
-from training.threats.levels import T0_STEPS, WITHIN_T3, jury_of
+from training.threats.levels import T0_STEPS, WITHIN_T3, jury_of, leaving_jury, strong_ensemble
 from training.threats.surrogates import STEPS as SURROGATE_STEPS
 from training.threats.transfers import carried_attack
 
@@ -107,11 +106,11 @@ def duration(seconds: float) -> str:
 def _charged(question: Question, subject: Subject, threat: Threat, eps: float, settled: set[str]) -> int:
     """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs them, and entered in `settled`."""
     n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
-    judging, draws = jury_of(subject.rule, randomized=subject.randomized).draws, question.draws_at(threat) if subject.randomized else 1
+    jury, draws = jury_of(subject.rule, randomized=subject.randomized), question.draws_at(threat) if subject.randomized else 1
     defended = subject.classifier
     if threat == "clean":
-        return price(defended, n * judging).charged
-    judged = price(defended, 3 * n * judging).charged  # untouched, attacked, rounded to 8 bits
+        return price(defended, n * jury.draws).charged
+    judged = price(defended, 3 * n * jury.draws).charged  # untouched, attacked, rounded to 8 bits
     ball = Linf(radius=eps)
     if threat == "T2":
         attack = PGD(ball=ball, steps=question.steps, starts=("random",), restarts=question.restarts)
@@ -128,8 +127,12 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
             if path.name not in settled and not path.exists():
                 settled.add(path.name)
                 within += _charged(question, subject, part, eps, settled)
-        ensemble = Ensemble(ball=ball, preset=question.strength, randomized=subject.randomized, precision=question.search)
-        return judged + within + ensemble.bill(n * draws, labels=labels).through(defended).charged
+        ensemble = strong_ensemble(eps, question.strength, randomized=subject.randomized, search=question.search)
+        searched = ensemble.bill(n * draws, labels=labels, judged=subject.randomized)
+        if subject.randomized:  # the picture itself and what each variant of an attack finds
+            candidates = 1 + sum(len(stage.variants) for stage in ensemble.stages(labels))
+            judged += price(defended, n * candidates * leaving_jury(jury).draws).charged
+        return judged + within + searched.through(defended).charged
     made = {
         "T0": feature_attack(eps, steps=T0_STEPS).bill(1).charged + 1,
         "T0b": 2 * len(question.surrogates) * (3 * SURROGATE_STEPS + 1),

@@ -5,7 +5,8 @@ T0     the image tower without prompts is attacked, once for all prompt sets and
 T1     the deployed image tower is known, visual prompts included, and the labels; words a person wrote stand in for the learned text. Made once for
        all that share the image tower; no defense is known
 T2     everything is known: cross-entropy is raised through prompts and defense
-T3     as T2, and the strongest search: what T0, T1 and T2 left standing faces the ensemble
+T3     as T2, and the strongest search: what T0, T1 and T2 left standing faces the ensemble. Under a randomized defense a mean margin above 0 may be
+       luck, also untouched: the ensemble then goes on from it, and a picture leaves only when a jury of its own, of 64 fresh draws, is deceived
 
 Three more stand beside them: T0b (`surrogates.py`), static and black-box (`defended.py`).
 
@@ -23,20 +24,22 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from robustclip.attacks.cascade import Precision
+from robustclip.attacks.base import pick
+from robustclip.attacks.cascade import Judge, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
+from robustclip.attacks.events import Meter, Witness
 from robustclip.attacks.pgd import PGD
 from robustclip.classifier import Defended, ZeroShotClassifier
 from robustclip.clip import Clip
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
 from robustclip.losses import LossName
-from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measure
+from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measure, verdict
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from robustclip.scores import label_score
-from robustclip.seeds import draw_seeds
+from robustclip.scores import decision, label_score
+from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
-from robustclip.types import Attacked, Classifier, Pixels, Progress, Score, Seeds
+from robustclip.types import Attack, Attacked, Classifier, Pixels, Progress, Score, Seeds
 from robustclip.wrappers import averaged, guarded, reduced
 from training.cache import Rows
 from training.data.folders import LabelledImages
@@ -51,6 +54,7 @@ T0_STEPS = 40
 T2_STEPS = 100
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
 GRADIENT_DRAWS, JUDGING_DRAWS = 20, 10  # for a randomized defense: draws behind each gradient, and fresh ones to judge by
+LEAVING_DRAWS, WIDENING_STEPS = 64, 20  # for a randomized defense in T3: draws that let a picture leave, and steps to go on from a lucky mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,10 @@ class Pictures:
 
 
 class AtLevel(NamedTuple):
-    """`attack`: the attack as data, with its score and draws; None for clean pictures. `fell_to`: how many of T3's fell to each of its attacks."""
+    """`attack`: the attack as data, with its score and draws; None for clean pictures. `fell_to`: how many of T3's fell to each of its attacks.
+
+    Under a randomized defense that is what 64 draws said; the 10 that `measured` goes by may differ where half of the draws are wrong.
+    """
 
     measured: Measured
     attack: dict[str, JsonValue] | None
@@ -98,7 +105,8 @@ def measure_level(
     Randomized classifiers are attacked through the mean of `draws` and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
     T3 then need not measure again; `strength` is that of its ensemble, `steps`, `restarts` and `draws` are those of T2. Both search
-    in the precision `search`; what they find is judged in float32.
+    in the precision `search`; what they find is judged in float32. Without a randomized defense T2 and the ensemble leave a picture at their first
+    success, so that what is right after rounding to 8 bits is judged on the narrowest points: an upper bound.
     """
     jury = jury_of(rule, randomized=randomized)
     if level == "clean":
@@ -132,8 +140,14 @@ def measure_level(
     parts: dict[Level, AtLevel] = {
         part: known[part] if known and part in known else again(part, restarts=restarts, search=search) for part in WITHIN_T3
     }
-    ensemble = Ensemble(ball=ball, preset=strength, randomized=randomized, precision=search)
+    ensemble = strong_ensemble(eps, strength, randomized=randomized, search=search)
     return _strongest(parts, ensemble, clip, classifier, pictures, jury, progress)
+
+
+def strong_ensemble(eps: float, strength: Preset, *, randomized: bool, search: Precision = "float32") -> Ensemble:
+    """What T3 adds to T0, T1 and T2."""
+    widen = WIDENING_STEPS if randomized else 0
+    return Ensemble(ball=Linf(radius=eps), preset=strength, widen=widen, randomized=randomized, precision=search)
 
 
 def jury_of(rule: Smoothing | None, *, randomized: bool) -> Jury:
@@ -191,19 +205,12 @@ def _strongest(
     """The worst of what is known, and of the ensemble on what that left standing."""
     worst = worst_of([part.measured for part in parts.values()])
     standing = worst.correct.nonzero().flatten()
-    stages = ["clean", *(stage.name for stage in ensemble.stages(len(classifier.labels)) for _ in stage.variants)]
-    fell_to: Counter[str] = Counter(dict.fromkeys(stages[1:], 0))
-
-    def attack(score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
-        attacked = ensemble(score, pixels, seeds)
-        fell_to.update(stages[point] for point in attacked.first_success.tolist() if point >= 0)  # a point of its trace a variant tried
-        return attacked
-
+    fell_to = Counter({stage.name: 0 for stage in ensemble.stages(len(classifier.labels))})
     rest = replace(pictures, indices=pictures.indices[standing])
     found = measure(
         classifier,
         batches(clip, rest, progress, "T3"),
-        attack=attack,
+        attack=strong_attack(ensemble, jury, fell_to),
         score=score_of("margin", draws=GRADIENT_DRAWS if ensemble.randomized else None),
         ball=ensemble.ball,
         jury=jury,
@@ -216,6 +223,40 @@ def _strongest(
         whole = whole._replace(abstained=silent)
     about = {"score": "margin", "draws": GRADIENT_DRAWS if ensemble.randomized else 1, "worst_of": list[JsonValue](parts)}
     return AtLevel(worst_of([worst, whole]), {**ensemble.model_dump(mode="json"), **about}, dict(fell_to))
+
+
+def strong_attack(ensemble: Ensemble, jury: Jury, fell_to: Counter[str]) -> Attack:
+    """The ensemble, entering in `fell_to` what each of its attacks broke; a randomized victim's pictures leave by the word of a jury of its own."""
+
+    def attack(score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
+        meter = Meter()
+        judge = _leaving(score, seeds, leaving_jury(jury), meter) if ensemble.randomized else None
+        cascade = ensemble.cascade(score, pixels, seeds, meter=meter, judge=judge)
+        witnesses = [event for event in cascade.events() if isinstance(event, Witness)]
+        fell_to.update(witness.attack for witness in witnesses)
+        attacked = cascade.record.attacked()
+        for witness in witnesses:  # not the point of the largest mean margin, but the one that was judged
+            attacked.pixels[witness.picture] = witness.pixels
+        return attacked
+
+    return attack
+
+
+def leaving_jury(jury: Jury) -> Jury:
+    """Who says during T3's search that a picture of a randomized classifier is broken: more draws than judge in the end, or the served vote."""
+    return Jury(LEAVING_DRAWS) if jury.rule is None else jury
+
+
+def _leaving(score: Score, seeds: Seeds, jury: Jury, meter: Meter) -> Judge:
+    """That jury as a judge of candidates, on draws that neither the search nor the jury of the result sees."""
+    about = decision(score)
+
+    def broken(candidates: Pixels, rows: Tensor) -> Tensor:
+        said = verdict(about.classifier, candidates, about.targets[rows], derive(pick(seeds, rows), "leaving"), jury)
+        meter.pay(said.cost)
+        return ~said.right
+
+    return broken
 
 
 def score_of(loss: LossName, *, draws: int | None, search: Precision = "float32") -> ScoreOf:

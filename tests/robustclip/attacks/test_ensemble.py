@@ -210,6 +210,20 @@ def test_a_judge_has_the_last_word_and_the_picture_stays() -> None:
     assert odd <= set(done(events).standing)
 
 
+def test_a_judge_is_asked_about_untouched_pictures_too() -> None:
+    wrong = (TARGETS + 1) % 4
+    score = label_score("margin", trained_conv(), wrong)
+    assert {event.attack for event in QUICK.events(score, PIXELS, SEEDS) if isinstance(event, Witness)} == {"clean"}
+
+    def moved(candidates: Pixels, rows: Tensor) -> Tensor:
+        return NEAR.distance(candidates, PIXELS[rows]) > 1 / 255
+
+    wider = QUICK.model_copy(update={"widen": 4})  # for every search begins at the picture, and would end there
+    fallen = [event for event in wider.events(score, PIXELS, SEEDS, judge=moved) if isinstance(event, Witness)]
+    assert {event.attack for event in fallen} == {"noise"}
+    assert len(fallen) == len(PIXELS)
+
+
 def test_an_earlier_witness_is_replayed_first_inside_the_ball() -> None:
     attacked = QUICK(SCORE, PIXELS, SEEDS)
     broken = (attacked.margin > 0).nonzero().flatten()

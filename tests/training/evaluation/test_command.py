@@ -381,6 +381,14 @@ def test_levels_about_a_defense_are_rows_and_their_commands_give_them_again(benc
     assert [cell["measured"] for cell in later] == [True, True, False, False]
 
 
+def test_t3_behind_a_randomized_defense_goes_on_from_luck_and_stays_within_its_bill(bench: Bench) -> None:
+    options = ["--threat", "T2,T3", "--eps", "0.01/255", "--limit", "2", "--strength", "quick", "--defense", "resize_pad"]
+    planned = bench.evaluate(*options, "--dry-run")["charged"]
+    row = bench.evaluate(*options)["results"][-1]
+    assert (row["threat"], row["attack"]["widen"], row["attack"]["randomized"], row["attack"]["draws"]) == ("T3", 20, True, 20)
+    assert row["cost"]["forward"] + 2 * row["cost"]["backward"] <= planned
+
+
 def test_a_search_in_bfloat16_is_named_by_its_rows_and_within_its_bill(bench: Bench) -> None:
     options = ["--threat", "T1,T2,T3", "--eps", "2/255", "--limit", "2", "--strength", "quick"]
     half = [*options, "--search", "bfloat16"]
