@@ -75,7 +75,8 @@ def test_what_is_held_is_compared_under_the_same_attacks_on_the_same_pictures_al
     ],
 )
 def test_who_was_attacked_less_hard_is_not_said_to_hold_more(taken: dict[str, dict[str, int]], unequal: list[tuple[Any, ...]]) -> None:
-    behind = [row(SHAKEN, "static", 60), *(row(SHAKEN, threat, 55, **taken.get(threat, {})) for threat in ("T2", "black-box"))]
+    attacked = [row(SHAKEN, threat, 55) for threat in ("T2", "black-box")]
+    behind = [row(SHAKEN, "static", 60), *(one._replace(facts=one.facts | taken.get(one.facts["threat"], {})) for one in attacked)]
     bare = [row("none", threat, 20) for threat in ("T2", "black-box")]
     (found,) = illusions([*behind, *bare])
     assert found["gain"]["low"] > 0
