@@ -6,9 +6,12 @@ defense against the worst attack on no defense at all.
 The worst of several attacks is taken picture by picture, except where the chain is random: such a chain is judged by draws, and what stands before
 several such juries is less than what stands before one, by luck alone. There the worst is the one attack that leaves least, on both sides, and T3,
 which is the worst of several juries itself, is none of them.
+
+Chains that differ in nothing but what attackers get for a gradient (`backward`) are one defense, attacked in several ways.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -36,10 +39,10 @@ def illusions(rows: Sequence[Row]) -> list[Facts]:
     """
     levels: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        levels.setdefault(_key(row, row.facts["defense"]), {}).setdefault(row.facts["threat"], []).append(row)
+        levels.setdefault(_key(row, served(row.facts["defense"])), {}).setdefault(row.facts["threat"], []).append(row)
     found: list[Facts] = []
     for row in rows:
-        behind = levels[_key(row, row.facts["defense"])]
+        behind = levels[_key(row, served(row.facts["defense"]))]
         random = any(link.randomized for link in parse_defenses(row.facts["defense"]))
         attacks = [threat for threat in AWARE if threat in behind and not (random and threat in SEVERAL_JURIES)]
         if row.facts["threat"] != "static" or row.facts["defense"] == NO_DEFENSE or not attacks:
@@ -49,9 +52,15 @@ def illusions(rows: Sequence[Row]) -> list[Facts]:
         subject = {name: row.facts[name] for name in ("method", "prompt_set", "defense", *_CONDITION, "n") if name in row.facts}
         worst = {"value": share.value, "low": share.low, "high": share.high, "of": of}
         strong = {"only_looks_strong": gap["difference"] > 0 and decided(gap)}
-        compared = _compared(left, behind, levels.get(_key(row, NO_DEFENSE), {}), attacks, singly=random)
+        compared = _compared(left, behind, levels.get(_key(row, served(NO_DEFENSE)), {}), attacks, singly=random)
         found.append({**subject, "static": row.facts["accuracy"], "random": random, "worst": worst, **gap, **strong, **compared})
     return found
+
+
+@lru_cache
+def served(chain: str) -> str:
+    """What a chain does to pictures, whatever gradient it declares."""
+    return "".join(part.model_dump_json(exclude={"backward"}) for part in parse_defenses(chain))
 
 
 def _compared(left: Tensor, behind: Levels, bare: Levels, attacks: Sequence[str], *, singly: bool) -> Facts:

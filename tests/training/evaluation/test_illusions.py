@@ -114,6 +114,13 @@ def test_a_random_chain_is_not_judged_by_several_juries_where_static_has_one() -
     assert sure["only_looks_strong"]  # the same numbers of a chain without luck
 
 
+def test_another_gradient_through_the_same_defense_is_another_attack_on_it() -> None:
+    soft, hard = "jpeg:75", '[{"kind": "jpeg", "quality": 75, "backward": "identity"}]'
+    attacked = [row(soft, "static", 60), row(soft, "T2", 55)]
+    (found,) = illusions([*attacked, row(hard, "T2", 20), row("jpeg:60", "T2", 10)])
+    assert (found["defense"], found["worst"]["value"], found["difference"]) == (soft, 0.2, pytest.approx(0.4))
+
+
 def test_what_nobody_measured_is_not_told() -> None:
     assert illusions([row("none", "static", 60), row("none", "T2", 20)]) == []
     assert illusions([row(GLASS, "static", 60), row(GLASS, "T0", 20)]) == []
