@@ -1,8 +1,12 @@
-"""What the options of commands have in common: lists with commas, and options made from the fields of a model, so that neither forgets the other."""
+"""What the options of commands have in common: places, devices, lists with commas, and options made from the fields of a model, so that neither
+forgets the other."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -10,6 +14,24 @@ from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import radius_text
 
 M = TypeVar("M", bound=BaseModel)
+DEFAULT_STORE = Path("var/prompts")
+DEFAULT_RUNS = Path("runs")
+
+
+def default_store() -> Path:
+    """The writable store that service and commands agree on: ROBUSTCLIP_STORE__PATH, else var/prompts below the current folder."""
+    return Path(os.environ.get("ROBUSTCLIP_STORE__PATH") or DEFAULT_STORE)
+
+
+def check_device(text: str) -> str:
+    """A torch device that is there, or InvalidInput."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own choice: AssertionError for a build without CUDA
+        raise InvalidInput(
+            f"{text!r} can't be used: {str(error).splitlines()[0]}", field="--device", help="Use cpu, or cuda where there is one."
+        ) from error
+    return text
 
 
 def words(values: Iterable[str]) -> list[str]:

@@ -30,7 +30,7 @@ from robustclip.threat import L2, BallSpec, Linf, parse_radius, radius_text
 from robustclip.types import Cost, Pixels
 from training.data.sampling import balanced_subset, open_split
 from training.evaluation.prompt_sets import load_prompts
-from training.tuning.config import default_store
+from training.options import default_store
 
 FAR = {"linf": Linf(radius=64 / 255), "l2": L2(radius=20)}  # as far as a bracket looks
 

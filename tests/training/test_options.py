@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
-from training.options import add_field, read_fields, shown, words
+from training.options import add_field, check_device, read_fields, shown, words
 
 
 class Asked(BaseModel):
@@ -44,3 +44,10 @@ def test_what_no_field_takes_is_refused_under_the_name_of_its_option(values: dic
         read_fields(Asked, values, command="ask")
     assert refusal.value.field == option
     assert refusal.value.help == "robustclip ask --help lists all options."
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(InvalidInput, match="can't be used"):
+        check_device(device)
+    assert check_device("cpu") == "cpu"

@@ -21,7 +21,8 @@ from training.evaluation.question import Question, Seed
 from training.evaluation.rows import SUBSET_SEED, Row
 from training.inner import Precision
 from training.objectives import AnyMethod, AnyObjective
-from training.tuning.config import DEFAULT_RUNS, TrainSettings
+from training.options import DEFAULT_RUNS
+from training.tuning.config import TrainSettings
 from training.tuning.selection import Ahead, By, Candidate, Judged, Number, Selection, best, harmonic
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)

@@ -19,10 +19,9 @@ from training.campaigns.campaign import Opened, forecast, perform
 from training.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
-from training.options import add_field, option_of, read_fields, words
+from training.options import add_field, check_device, option_of, read_fields, words
 from training.processes import joined
 from training.progress import bar
-from training.tuning.config import check_device
 from training.tuning.selection import Selection, score
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}

@@ -19,11 +19,10 @@ from training.evaluation.illusions import illusions
 from training.evaluation.question import Question
 from training.evaluation.rows import Row
 from training.memory import keep_freed_memory
-from training.options import words
+from training.options import DEFAULT_RUNS, check_device, default_store, words
 from training.pages.results import FOLDER
 from training.processes import joined
 from training.progress import bar
-from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
 (T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method, --defense and

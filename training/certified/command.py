@@ -20,10 +20,9 @@ from training.certified.subjects import CertifiedQuestion, open_smoothed
 from training.evaluation.plan import duration, seconds_per_pass
 from training.evaluation.question import NO_DEFENSE
 from training.memory import keep_freed_memory
-from training.options import option_of, read_fields, words
+from training.options import DEFAULT_RUNS, check_device, default_store, option_of, read_fields, words
 from training.pages.certified import counted, rule_words
 from training.progress import bar
-from training.tuning.config import DEFAULT_RUNS, check_device, default_store
 
 _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")

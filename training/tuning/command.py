@@ -9,9 +9,10 @@ from typing import Any
 
 from robustclip.clip import load_clip
 from training.memory import keep_freed_memory
+from training.options import check_device
 from training.processes import joined
 from training.progress import bar
-from training.tuning.config import TrainSettings, add_options, check_device, read_settings
+from training.tuning.config import TrainSettings, add_options, read_settings
 from training.tuning.run import Trained, open_run, open_training, train
 
 EXAMPLES = """examples:

@@ -1,12 +1,10 @@
 """What `robustclip train` can be told: one frozen model, and the command line that is made from its fields, so that neither forgets the other."""
 
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
@@ -16,29 +14,11 @@ from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.inner import Precision
 from training.objectives import OBJECTIVES, AnyObjective
-from training.options import option_of, read_fields, shown, words
+from training.options import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
 from training.threats.levels import LEVELS, Level
 from training.tuning.selection import Selection, load_selection
 
-DEFAULT_STORE = Path("var/prompts")
-DEFAULT_RUNS = Path("runs")
 _OBJECTIVE = "objective."
-
-
-def default_store() -> Path:
-    """The writable store that service and commands agree on: ROBUSTCLIP_STORE__PATH, else var/prompts below the current folder."""
-    return Path(os.environ.get("ROBUSTCLIP_STORE__PATH") or DEFAULT_STORE)
-
-
-def check_device(text: str) -> str:
-    """A torch device that is there, or InvalidInput."""
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own choice: AssertionError for a build without CUDA
-        raise InvalidInput(
-            f"{text!r} can't be used: {str(error).splitlines()[0]}", field="--device", help="Use cpu, or cuda where there is one."
-        ) from error
-    return text
 
 
 def _read(value: object) -> object:
