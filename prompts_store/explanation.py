@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from prompts_store.manifest import PromptSet
 from robustclip.classifier import check_labels, text_weights
-from robustclip.clip import Clip, word_ids
+from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, UnsupportedClip
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.vocabulary import word_ids
 
 MAX_WORDS = 100
 _SHOWN_LABELS = 20

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.backbones import embedded_names, load_embedded
+from robustclip.backbones.stem import ConvStem
 from robustclip.errors import UnsupportedClip
 
 EMBEDDED = "embedded"  # where weights come from when no tag and no file says it
@@ -72,12 +73,13 @@ class Clip:
         )
 
 
-def load_clip(arch: str = DEFAULT_BACKBONE, pretrained: str | None = None, *, device: torch.device | str = "cpu") -> Clip:
+def load_clip(arch: str = DEFAULT_BACKBONE, pretrained: str | None = None, *, device: torch.device | str = "cpu", as_trained: bool = False) -> Clip:
     """Load and freeze a CLIP.
 
     arch        an embedded name (`mini-robust`, `mini`, `tiny`), the JSON of a backbone that `robustclip harden` wrote, an open_clip architecture
                 (`ViT-B-32`), or `hf-hub:owner/repository`.
     pretrained  None for all but architectures; else an open_clip tag (`laion2b_s34b_b79k`) or the path of a .safetensors or .pt state dict.
+    as_trained  leave the modules of an embedded stem as they were trained, to go on from there; else its convolutions compute their norms, too.
 
     Raises UnsupportedClip with the reason and what to do: unknown name, missing or foreign file, activation that contradicts the weights, towers
     that are not open_clip's native ones.
@@ -92,7 +94,10 @@ def load_clip(arch: str = DEFAULT_BACKBONE, pretrained: str | None = None, *, de
             raise UnsupportedClip(
                 f"{arch} can't be read as a backbone: {error!s:.200}", field="clip.arch", help="Give a JSON with its safetensors beside it."
             ) from error
-        return describe(model.to(device), Path(arch).stem, EMBEDDED, mean=mean, std=std)
+        clip = describe(model.to(device), Path(arch).stem, EMBEDDED, mean=mean, std=std)
+        if isinstance(stem := getattr(clip.model.visual, "conv1", None), ConvStem) and not as_trained:
+            stem.absorb_norms()
+        return clip
     if arch.startswith("hf-hub:"):
         return _from_open_clip(arch, None, device)
     if arch not in open_clip.list_models():
@@ -256,26 +261,6 @@ def _load(model: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[s
     fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting], [name for name in state if name not in own]
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The 1000 ImageNet class names as CLIP's authors curated them, in ImageNet's order."""
-    return tuple(open_clip.IMAGENET_CLASSNAMES)
-
-
-def imagenet_templates() -> tuple[str, ...]:
-    """The 80 templates for ImageNet of CLIP's authors."""
-    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-
-
-def whole_words() -> tuple[str, ...]:
-    """Every word that CLIP's tokenizer holds as one token, earliest (most frequent) merges first."""
-    return tuple(word_ids())
-
-
-def word_ids() -> dict[str, int]:
-    """`whole_words` with their token ids, the rows of a CLIP's token table."""
-    return {token.removesuffix("</w>"): index for token, index in open_clip.SimpleTokenizer().encoder.items() if token.endswith("</w>")}
 
 
 def is_torchscript(path: Path) -> bool:

@@ -4,9 +4,10 @@ from prompt_sets import learned_set, template_set
 
 from prompts_store.explanation import Explanation, explain
 from prompts_store.manifest import PromptSet
-from robustclip.clip import Clip, word_ids
+from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.prompts import LEARNED_TEMPLATE, Prompts
+from robustclip.vocabulary import word_ids
 
 LABELS = ("cat", "dog", "fish")
 

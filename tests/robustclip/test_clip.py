@@ -8,9 +8,11 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from robustclip.clip import Clip, describe, fingerprint_of, guard_quick_gelu, is_torchscript, load_clip, refuse_foreign_towers
 from robustclip.errors import UnsupportedClip
+from robustclip.towers import encode_image
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +171,12 @@ def test_towers_that_are_not_open_clips_native_ones_are_refused_by_name() -> Non
         describe(open_clip.CLIP(32, small | {"pool_type": "avg"}, text), "averaging", "seeded")
     with pytest.raises(UnsupportedClip, match="logit bias"):
         describe(open_clip.CLIP(32, small, text, init_logit_bias=-10.0), "sigmoid", "seeded")
+
+
+def test_an_embedded_stem_computes_its_norms_in_its_convolutions_unless_it_is_to_learn() -> None:
+    served, trainable = load_clip("mini-robust"), load_clip("mini-robust", as_trained=True)
+    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in clip.model.visual.modules()) for clip in (served, trainable)]
+    assert norms[0] == 0 < norms[1]
+    assert served.fingerprint == trainable.fingerprint
+    pixels = torch.rand(2, 3, served.image_size, served.image_size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encode_image(served, pixels, None), encode_image(trainable, pixels, None), atol=1e-4, rtol=1e-4)

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 import torch
 from timm.data.imagenet_info import ImageNetInfo
 
-from robustclip.clip import imagenet_names
 from robustclip.errors import DataRefused
+from robustclip.vocabulary import imagenet_names
 from training.data.folders import LabelledImages
 
 Among: TypeAlias = Literal["all", "these"]

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from robustclip.clip import imagenet_templates
 from robustclip.errors import DataRefused, InvalidInput
+from robustclip.vocabulary import imagenet_templates
 from training.data.downloads import PREFIX, SPLITS, Named, download
 from training.data.folders import ALL
 from training.data.sources import Source

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = options.pop("workers") or 0
     recipe = read_recipe(options.pop("recipe"), {name: value for name, value in options.items() if value is not None})
     keep_freed_memory()
-    clip = load_clip(backbone, pretrained)
+    clip = load_clip(backbone, pretrained, as_trained=True)
     with joined("cpu" if cpu else None, parts=accumulate) as processes, bar(quiet=not processes.main) as progress:
         with processes.main_first():  # the others find its cache
             supply = open_supply(data, cache or run / "cache", size=clip.image_size, limit=recipe.limit, workers=workers, progress=progress)

@@ -13,7 +13,8 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
-from robustclip.clip import Clip, imagenet_names, whole_words
+from robustclip.clip import Clip
+from robustclip.vocabulary import imagenet_names, whole_words
 
 TEMPLATES = (
     "a photo of a {}.",

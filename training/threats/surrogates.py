@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.classifier import zero_shot
-from robustclip.clip import Clip, imagenet_names, load_clip
+from robustclip.clip import Clip, load_clip
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.measure import ONE_ANSWER, Jury
 from robustclip.prompts import Prompts
@@ -23,6 +23,7 @@ from robustclip.seeds import derive, draw_seeds, row_uniform
 from robustclip.threat import Linf
 from robustclip.towers import encode_image
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds
+from robustclip.vocabulary import imagenet_names
 from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
 from training.pretraining.teachers import TEACHER_SIZE, picture_teacher
