@@ -76,12 +76,11 @@ class PGD(BaseModel):
         rows = torch.arange(len(pixels), device=pixels.device)  # those still in the batch
         yield record
         for wave in self._waves(len(starts)):
-            copies = rows.repeat(len(wave))  # the rows once for each start of the wave
             current = torch.cat([self._begun(starts[index], index, pixels, seeds, radii, rows, begin) for index in wave])
             for step in range(steps + 1):
                 if not len(rows):
                     return
-                final = step == steps
+                final, copies = step == steps, rows.repeat(len(wave))  # the rows once for each start of the wave
                 streams = torch.cat([derive(pick(seeds, rows), f"step-{index}-{step}") for index in wave])
                 seen = score.select(copies)(current, streams, grad=not final)
                 fooled = (seen.margin > 0) & (self.stop == "broken")
@@ -92,9 +91,9 @@ class PGD(BaseModel):
                 if not final:
                     climbed = self.ball.ascend(current, gradient_of(seen), lengths[copies])
                     current = self.ball.project(climbed, pixels[copies], radius=radii[copies])
-                if self.stop == "broken":  # a wave is one start, `copies` are the rows
+                if self.stop == "broken":  # a wave is one start
                     stay = ~leaving(fooled, None if teams is None else teams[rows])
-                    rows, copies, current = rows[stay], copies[stay], current[stay]
+                    rows, current = rows[stay], current[stay]
                 yield record
 
     def seen_from(self, start: Start) -> range:

@@ -142,7 +142,7 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         **({"templates": list(pictures.templates)} if threat in ("T0b", "T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
         **question.unusual(threat, randomized=subject.randomized),
-        **({"surrogates": {name: surrogate_fingerprint(name) for name in question.surrogates}} if threat == "T0b" else {}),
+        **({"surrogates": {name: surrogate_fingerprint(name, question.device) for name in question.surrogates}} if threat == "T0b" else {}),
     }
     return cell_path(question.runs / "evaluate", key), key
 

@@ -56,7 +56,7 @@ def open_surrogate(name: str, data: LabelledImages, templates: tuple[str, ...], 
             return network(_sized(pixels, TEACHER_SIZE))
 
         return Surrogate(name, EFFICIENTNET, logits, _Resized(imagenet_names(), logits), own_answer=True)
-    clip = load_clip(name, device=device)
+    clip = _clip(name, str(device))
     judge = zero_shot(clip, Prompts(templates=templates), data.labels)
 
     def encode(pixels: Pixels) -> Tensor:
@@ -68,10 +68,15 @@ def open_surrogate(name: str, data: LabelledImages, templates: tuple[str, ...], 
     return Surrogate(name, clip.fingerprint, encode, _Resized(data.labels, decide), own_answer=False)
 
 
-@lru_cache
-def surrogate_fingerprint(name: str) -> str:
+def surrogate_fingerprint(name: str, device: torch.device | str) -> str:
     """What tells surrogates of one name apart. Raises UnsupportedClip."""
-    return EFFICIENTNET if name == EFFICIENTNET else load_clip(name).fingerprint
+    return EFFICIENTNET if name == EFFICIENTNET else _clip(name, str(device)).fingerprint
+
+
+@lru_cache
+def _clip(name: str, device: str) -> Clip:
+    """Read once, for all cells, data sets and radii."""
+    return load_clip(name, device=device)
 
 
 def measure_transfer(
