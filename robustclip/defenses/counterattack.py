@@ -39,7 +39,7 @@ class Counterattack(Declared):
     growth: float = Field(default=2.0, ge=0.0, le=20.0, allow_inf_nan=False)
     backward: Literal["identity", "unrolled"] = "identity"
 
-    status: ClassVar[Status] = "experimental"
+    status: ClassVar[Status] = "broken-adaptively"
     cost: ClassVar[str] = "4 image passes and 2 gradients of the image tower"
     strength: ClassVar[str] = "radius"
 
