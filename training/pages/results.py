@@ -1,8 +1,8 @@
 """The results page, made from committed JSON: `python -m training.pages.results [--check]` (`make results`, `make results-check`).
 
-Each `training/results/*.json` is what one `robustclip evaluate --json` or `robustclip certified --json` printed, with a `title` and what it `says`
-added by hand, or what `robustclip suite` wrote from the declaration beside it. The page holds nothing that is not in those files, so a number can't
-drift from the command that made it.
+Each `training/results/*.json` is what one `robustclip evaluate --json` or `robustclip certified --json` printed or `robustclip select` recorded, with
+a `title` and what it `says` added by hand, or what `robustclip suite` wrote from the declaration beside it. The page holds nothing that is not in
+those files, so a number can't drift from the command that made it.
 """
 
 import argparse
@@ -18,13 +18,14 @@ from training.pages.certified import certified_section
 from training.pages.columns import accuracies, behind, differences, group, headline, subject
 from training.pages.defense import defense_tables, draws_chart
 from training.pages.markdown import line, table
+from training.pages.selection import selection_section
 from training.pages.wording import condition, data_of, seeds_words, split_of
 
 FOLDER = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
 _INTRODUCTION = """# Results
 
-Made by `make results` from the JSON files in `results/`, which `robustclip evaluate --json` or `robustclip suite` wrote; `make results-check`
+Made by `make results` from the JSON files in `results/`, which `robustclip evaluate`, `suite`, `certified` and `select` wrote; `make results-check`
 compares. Accuracy in per cent with Wilson's 95 % interval. *Paired* is the difference on the same pictures, in points, with its bootstrap interval
 and McNemar's exact p; it is bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T1` the
 deployed one under words that a person wrote, `T2` everything, `T3` everything by every means: it alone makes a headline, and a cell that a masking
@@ -62,6 +63,8 @@ def render(found: dict[str, Facts]) -> str:
 def _section(name: str, content: Facts) -> str:
     if content.get("kind") == "certified":
         return certified_section(name, content)
+    if "candidates" in content:
+        return selection_section(name, content)
     results: list[Facts] = content["results"]
     about = _about(results)
     lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]

@@ -102,8 +102,11 @@ class Selection(_Record):
     over        names of the parameters that were chosen: the others are as they were given
     by          the score: accuracy under T2, or the harmonic mean of it and clean accuracy; mean over seeds, then data sets
     keep_first  the first candidate stays unless the best one is ahead of it by an interval above 0
+    title, says for the results page, written by hand: they decide nothing, and no digest knows them
     """
 
+    title: str = ""
+    says: str = ""
     format: Literal[1] = 1
     clip: ClipIdentity
     over: tuple[str, ...] = Field(min_length=1)
@@ -131,7 +134,8 @@ class Selection(_Record):
         return next(candidate.objective for candidate in self.candidates if candidate.settings == self.chosen)
 
     def carried(self) -> Carried:
-        return Carried(digest=json_digest(self.model_dump(mode="json"))[:12], over=self.over, judged_on=self.judged_on)
+        facts = self.model_dump(mode="json", exclude={"title", "says"})
+        return Carried(digest=json_digest(facts)[:12], over=self.over, judged_on=self.judged_on)
 
 
 def best(candidates: Sequence[Candidate], by: By, *, keep_first: bool) -> Candidate | None:

@@ -118,3 +118,10 @@ def test_a_published_set_carries_where_its_settings_were_chosen() -> None:
 def test_the_records_that_are_committed_are_valid() -> None:
     for path in (Path(str(files("training"))) / "selections").glob("*.json"):
         load_selection(path)
+
+
+def test_words_for_the_page_are_no_part_of_what_was_chosen(tmp_path: Path) -> None:
+    plain = load_selection(written(tmp_path, record()))
+    told = load_selection(written(tmp_path, record(title="Shares of the frozen CLIP", says="The half.")))
+    assert (told.title, told.says) == ("Shares of the frozen CLIP", "The half.")
+    assert told.carried() == plain.carried()
