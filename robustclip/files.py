@@ -1,6 +1,7 @@
 """Files that are whole or absent, whoever writes at the same time and whenever a writer is killed. Every package writes through these."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 from collections.abc import Generator
@@ -49,6 +50,43 @@ def replacing(path: Path) -> Generator[Path]:
         raise
     for folder in folders:  # the name has to last too, and those of the folders made just now
         _sync(folder)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, wait: bool) -> Generator[bool]:
+    """Whether the work that ends in the file `path` is ours until the end of the block: of all who claim it at once exactly one gets it.
+
+    Who doesn't `wait` for another is told so at once. A claim is a lock on a hidden file beside `path`; it ends with the process, however that ends.
+    Look for `path` again inside the block: whoever was waited for may have finished it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.claim")
+    while True:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            yield False
+            return
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_open(descriptor, name):
+            break
+        os.close(descriptor)  # the one before us has removed it: others lock a new file by now
+    try:
+        yield True
+    finally:
+        name.unlink()
+        os.close(descriptor)
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _partial(path: Path) -> Path:

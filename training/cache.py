@@ -1,9 +1,11 @@
-"""Tensors that are dear to make, kept on disk in parts: a killed run goes on after the last whole part, a finished one is only read.
+"""Tensors that are dear to make, kept on disk in parts: a killed run goes on after the last whole part, a finished one is only read, and of several
+runs that want the same at once each makes what no other is at.
 
 The folder is named by a digest of everything that the rows depend on, so that nothing is ever looked up by a name that could go stale.
 """
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from robustclip.digests import json_digest
 from robustclip.errors import DataRefused
-from robustclip.files import write_atomically
+from robustclip.files import claimed, write_atomically
 from robustclip.types import Cost, Progress
 from training.processes import ALONE, Processes
 
@@ -53,15 +55,16 @@ def cached_rows(
     places = [(own / f"part-{number:05d}.safetensors", chosen) for number, chosen in enumerate(indices.split(chunk))]
     missing = [(path, chosen) for path, chosen in places if not path.exists()]
     processes.wait()  # all have seen what is missing before one makes the first
-    done = len(indices) - sum(len(chosen) for _, chosen in missing)
-    for number, (path, chosen) in enumerate(missing):
-        done += len(chosen)
-        if number % processes.count == processes.index:
+    own_missing = missing[processes.index :: processes.count]
+    for wait, (path, chosen) in itertools.product((False, True), own_missing):
+        with claimed(path, wait=wait) as ours:
+            if not ours or path.exists():
+                continue
             began = time.monotonic()
             rows, cost = make(chosen)
             facts = {"forward": str(cost.forward), "backward": str(cost.backward), "seconds": str(time.monotonic() - began)}
             write_atomically(path, save({"rows": rows.contiguous()}, {"facts": json.dumps(facts)}))
-            progress(done, len(indices), what)
+        progress(sum(len(chosen) for path, chosen in places if path.exists()), len(indices), what)
     processes.wait()
     parts = [_read(path, len(chosen)) for path, chosen in places]
     cost = Cost(sum(part.cost.forward for part in parts), sum(part.cost.backward for part in parts))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.files import replacing, write_atomically, write_once
+from robustclip.files import claimed, replacing, write_atomically, write_once
 
 
 def names(folder: Path) -> list[str]:
@@ -73,3 +73,47 @@ def test_a_file_gets_the_rights_that_the_user_s_mask_leaves(tmp_path: Path) -> N
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_of_all_who_claim_a_piece_of_work_exactly_one_gets_it_and_nothing_stays_behind(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "cell"
+    with claimed(target, wait=False) as first, claimed(target, wait=False) as second, claimed(tmp_path / "other", wait=False) as other:
+        assert (first, second, other) == (True, False, True)
+    with claimed(target, wait=False) as again:
+        assert again
+    assert names(target.parent) == []
+
+
+def test_whoever_waits_gets_its_turn_and_never_beside_another(tmp_path: Path) -> None:
+    target, inside, most = tmp_path / "cell", list[int](), list[int]()
+
+    def work(number: int) -> bool:
+        with claimed(target, wait=True) as ours:
+            inside.append(number)
+            most.append(len(inside))
+            inside.remove(number)
+        return ours
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(200)))
+    assert (len(most), max(most)) == (200, 1)
+
+
+def test_a_claim_ends_with_the_process_that_had_it(tmp_path: Path) -> None:
+    target = tmp_path / "cell"
+    script = f"""
+import time
+from pathlib import Path
+from robustclip.files import claimed
+with claimed(Path({str(target)!r}), wait=False):
+    print("mine", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        with claimed(target, wait=False) as ours:
+            assert not ours
+        holder.kill()
+    with claimed(target, wait=False) as ours:
+        assert ours

@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,22 @@ def test_a_damaged_part_is_refused_by_name(tmp_path: Path, keep: int) -> None:
     with pytest.raises(DataRefused, match="part-00001") as refused:
         Maker().rows(tmp_path, torch.arange(10))
     assert refused.value.help is not None
+
+
+def test_two_runs_at_once_make_every_part_once_and_both_have_all(tmp_path: Path) -> None:
+    """Each begins with a part that the other is not at, and neither goes on before both have begun."""
+    both = threading.Barrier(2, timeout=30)
+
+    class Partner(Maker):
+        def __call__(self, chosen: Tensor) -> tuple[Tensor, Cost]:
+            if not self.asked:
+                both.wait()
+            return super().__call__(chosen)
+
+    makers = [Partner(), Partner()]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda maker: maker.rows(tmp_path, torch.arange(20)), makers))
+    assert [rows.flatten().tolist() for rows, _ in found] == [[index**2 for index in range(20)]] * 2
+    assert sorted(makers[0].asked + makers[1].asked) == list(range(20))
+    assert all(maker.asked for maker in makers)
+    assert not list(tmp_path.rglob("*.claim"))

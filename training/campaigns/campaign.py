@@ -1,7 +1,8 @@
 """Several trainings and the cells that judge them: billed before, done one after the other, and after a kill from where it stopped.
 
 `robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are known from `ledger.py`, finished cells from
-`evaluation/cells.py`; what can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go on.
+`evaluation/cells.py`; what can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go on. Several
+processes at one campaign share it: each takes what no other is at.
 """
 
 import math
@@ -49,12 +50,13 @@ class Round:
 
 
 class Gap(NamedTuple):
-    """What is not there, and why."""
+    """What is not there, and why. `pending`: nothing hinders it, it was only not done yet."""
 
     label: str
     data: str
     seed: int
     why: str
+    pending: bool = False
 
 
 class Learned(NamedTuple):
@@ -163,39 +165,51 @@ def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
 
 
 def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False) -> Iterator[Row | Learned | Gap]:
-    """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an earlier run left, and gaps for the rest."""
-    for turn in rounds:
-        standing: dict[str, str] = {}
-        for entry in turn.entries:
-            if entry.settings is None:
-                standing[entry.label] = entry.asked
+    """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an earlier run left, and gaps for the rest.
+
+    What another process is at is left to it as long as there is anything else to do, and waited for at the end.
+    """
+    found = [list(_perform(turn, opened, progress=progress, only_kept=only_kept, wait=False)) for turn in rounds]
+    for turn, parts in zip(rounds, found, strict=True):
+        left = not only_kept and any(isinstance(part, Gap) and part.pending for part in parts)
+        yield from _perform(turn, opened, progress=progress, only_kept=False, wait=True) if left else parts
+
+
+def _perform(turn: Round, opened: Opened, *, progress: Progress, only_kept: bool, wait: bool) -> Iterator[Row | Learned | Gap]:
+    """One round; unless `wait`, what another process is at is missing."""
+    standing: dict[str, str] = {}
+    for entry in turn.entries:
+        if entry.settings is None:
+            standing[entry.label] = entry.asked
+            continue
+        run, gap = _opened(opened, entry, turn)
+        if run is not None:
+            about = _named(progress, f"{turn.data} {entry.label} {turn.seed}")
+            made = recall(run) if only_kept else make(run, opened.processes, progress=about, wait=wait)
+            if made is not None and made.ref is not None:
+                standing[entry.label] = made.ref
+                yield Learned(entry.label, turn.data, turn.seed, made)
                 continue
-            run, gap = _opened(opened, entry, turn)
-            if run is not None:
-                made = recall(run) if only_kept else make(run, opened.processes, progress=_named(progress, f"{turn.data} {entry.label} {turn.seed}"))
-                if made is not None and made.ref is not None:
-                    standing[entry.label] = made.ref
-                    yield Learned(entry.label, turn.data, turn.seed, made)
-                    continue
-                gap = Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET)
-            if gap is not None:
-                yield gap
-        lacking = _lacking_defenses(turn)
-        yield from lacking.values()
-        for question, labels in turn.questions:
-            present = [label for label in labels if label in standing]
-            asked = _asking(question, [standing[label] for label in present], lacking)
-            if asked is None:
-                continue
-            named = {standing[label]: label for label in present}
-            subjects, answered = open_subjects(asked), 0
-            for row in answer(asked, subjects, progress=progress, only_kept=only_kept):
-                answered += 1
-                label = named[row.asked]
-                yield row._replace(asked=label, facts={"method": label, **row.facts})
-            expected = len(subjects) * len(list(asked.conditions()))
-            if answered < expected:
-                yield Gap(", ".join(present), turn.data, turn.seed, f"{expected - answered} of {expected} cells not measured yet")
+            gap = Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET, pending=made is None)
+        if gap is not None:
+            yield gap
+    lacking = _lacking_defenses(turn)
+    yield from lacking.values()
+    for question, labels in turn.questions:
+        present = [label for label in labels if label in standing]
+        asked = _asking(question, [standing[label] for label in present], lacking)
+        if asked is None:
+            continue
+        named = {standing[label]: label for label in present}
+        subjects, answered = open_subjects(asked), 0
+        for row in answer(asked, subjects, progress=progress, only_kept=only_kept, wait=wait):
+            answered += 1
+            label = named[row.asked]
+            yield row._replace(asked=label, facts={"method": label, **row.facts})
+        expected = len(subjects) * len(list(asked.conditions()))
+        if answered < expected:
+            why = f"{expected - answered} of {expected} cells not measured yet"
+            yield Gap(", ".join(present), turn.data, turn.seed, why, pending=True)
 
 
 def _opened(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap | None]:

@@ -12,7 +12,7 @@ from prompts_store.manifest import Ref
 from prompts_store.store import PromptStore
 from robustclip.digests import json_digest
 from robustclip.errors import DataRefused, RobustClipError
-from robustclip.files import write_atomically
+from robustclip.files import claimed, write_atomically
 from robustclip.types import Progress
 from training.processes import Processes
 from training.tuning.collapse import TrainingFailed
@@ -50,23 +50,32 @@ def recall(run: Run) -> Made | None:
     return made
 
 
-def make(run: Run, processes: Processes, *, progress: Progress) -> Made:
-    """Train, unless that was done. A run that collapsed is remembered as such: the same draws would lead there again."""
+def make(run: Run, processes: Processes, *, progress: Progress, wait: bool = True) -> Made | None:
+    """Train, unless that was done. A run that collapsed is remembered as such: the same draws would lead there again.
+
+    None if another process is at an equal run and we don't `wait` for it.
+    """
     made = recall(run)
     if made is not None:
         return made
+    with claimed(_path(run), wait=wait) as ours:
+        made = recall(run)
+        if made is None and ours:
+            made = _trained(run, processes, progress)
+            write_atomically(_path(run), made.model_dump_json().encode() + b"\n")
+    return made
+
+
+def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
     try:
         trained = train(run, processes, progress=progress)
     except TrainingFailed as failure:
-        made = Made(ref=None, why=failure.message)
-    else:
-        assert trained is not None  # alone, this process is the main one
-        account = trained.account()
-        charged = account.forward + 2 * account.backward
-        seconds = round(account.preparing_seconds + account.tuning_seconds, 1)
-        made = Made(ref=str(trained.ref), epochs=len(trained.fitted.history), charged=charged, text_passes=account.text_passes, seconds=seconds)
-    write_atomically(_path(run), made.model_dump_json().encode() + b"\n")
-    return made
+        return Made(ref=None, why=failure.message)
+    assert trained is not None  # alone, this process is the main one
+    account = trained.account()
+    charged = account.forward + 2 * account.backward
+    seconds = round(account.preparing_seconds + account.tuning_seconds, 1)
+    return Made(ref=str(trained.ref), epochs=len(trained.fitted.history), charged=charged, text_passes=account.text_passes, seconds=seconds)
 
 
 def _path(run: Run) -> Path:

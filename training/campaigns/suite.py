@@ -25,9 +25,9 @@ from training.processes import joined
 from training.progress import bar
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
-(T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Only what --only, --method, --defense and
---seed name is worked on, but the JSON always holds all that is done of the table. What can't be trained is a gap with its reason, and so is a
-defense whose network is not there.
+(T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Start it several times, once a core or a
+GPU, and they share the work. Only what --only, --method, --defense and --seed name is worked on, but the JSON always holds all that is done of the
+table. What can't be trained is a gap with its reason, and so is a defense whose network is not there.
 
 examples:
   robustclip suite main --data pictures --dry-run

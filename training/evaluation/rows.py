@@ -17,6 +17,7 @@ from robustclip.clip import Clip, load_clip
 from robustclip.defenses import bind_chain, network_digests, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
+from robustclip.files import claimed
 from robustclip.measure import accuracy
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.smoothing import smoothing_of
@@ -104,8 +105,13 @@ def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = Non
     return subjects
 
 
-def answer(question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False, only_kept: bool = False) -> Iterator[Row]:
-    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run; `only_kept` leaves out what was not measured yet."""
+def answer(
+    question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False, only_kept: bool = False, wait: bool = True
+) -> Iterator[Row]:
+    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run; `only_kept` leaves out what was not measured yet.
+
+    A cell that another process is at is waited for, or left out unless `wait`.
+    """
     if fresh:
         for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
             for part in (threat, *(WITHIN_T3 if threat == "T3" else ())):
@@ -117,7 +123,9 @@ def answer(question: Question, subjects: Sequence[Subject], *, progress: Progres
         def named(done: int, total: int, what: str, *, about: str = f"{subject.source.name} {subject.prompt_set} {radius_text(eps)}") -> None:
             progress(done, total, f"{what} {about}")
 
-        found = _measured(question, subject, threat, eps, named)
+        found = _measured(question, subject, threat, eps, named, wait=wait)
+        if found is None:
+            continue
         names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
         yield Row(_facts(question, subject, threat, eps, found), subject.asked, subject.source.folder.resolve(), names, found.measured.correct)
 
@@ -162,40 +170,53 @@ def _refuse_weak_attacks(question: Question) -> None:
         )
 
 
-def _measured(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress) -> AtLevel:
+def _measured(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool) -> AtLevel | None:
+    """The cell, from wherever it is had; None if another process is at it, or at a part of it, and we don't `wait`."""
     path, key = cell_of(question, subject, threat, eps)
     found = recall(path, len(subject.pictures.indices))
     if found is not None:
         return found
+    with claimed(path, wait=wait) as ours:
+        found = recall(path, len(subject.pictures.indices))
+        if found is None and ours:
+            found = _measure(question, subject, threat, eps, progress, wait=wait)
+            if found is not None:
+                keep(path, key, found)
+    return found
+
+
+def _measure(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool) -> AtLevel | None:
     clip, classifier, pictures = subject.clip, subject.classifier, subject.pictures
     jury, randomized = jury_of(subject.rule, randomized=subject.randomized), subject.randomized
     if threat == "T0b":
-        found = measure_transfer(question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress)
-    elif threat == "static":
-        found = measure_static(eps, clip, subject.prompts, classifier, pictures, jury=jury, progress=progress)
-    elif threat == "black-box":
+        return measure_transfer(question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress)
+    if threat == "static":
+        return measure_static(eps, clip, subject.prompts, classifier, pictures, jury=jury, progress=progress)
+    if threat == "black-box":
         queries, draws = question.queries, question.draws_at(threat)
-        found = measure_black_box(eps, clip, classifier, pictures, randomized=randomized, jury=jury, progress=progress, queries=queries, draws=draws)
-    else:
-        known: dict[Level, AtLevel] = {part: _measured(question, subject, part, eps, progress) for part in WITHIN_T3 if threat == "T3"}
-        found = measure_level(
-            threat,
-            eps,
-            clip,
-            classifier,
-            pictures,
-            randomized=randomized,
-            rule=subject.rule,
-            progress=progress,
-            strength=question.strength,
-            steps=question.steps,
-            restarts=question.restarts,
-            draws=question.draws_at(threat),
-            search=question.search,
-            known=known,
-        )
-    keep(path, key, found)
-    return found
+        return measure_black_box(eps, clip, classifier, pictures, randomized=randomized, jury=jury, progress=progress, queries=queries, draws=draws)
+    known: dict[Level, AtLevel] = {}
+    for part in WITHIN_T3 if threat == "T3" else ():
+        within = _measured(question, subject, part, eps, progress, wait=wait)
+        if within is None:
+            return None
+        known[part] = within
+    return measure_level(
+        threat,
+        eps,
+        clip,
+        classifier,
+        pictures,
+        randomized=randomized,
+        rule=subject.rule,
+        progress=progress,
+        strength=question.strength,
+        steps=question.steps,
+        restarts=question.restarts,
+        draws=question.draws_at(threat),
+        search=question.search,
+        known=known,
+    )
 
 
 def _facts(question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """`robustclip suite`: a declared table, filled over several sittings, and the page that is made of it."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from pictures import write_pictures
 
 from robustclip.errors import InvalidInput
+from robustclip.files import claimed
 from training.campaigns.declaration import read_table
 from training.campaigns.suite import main
 from training.pages.results import FOLDER, render
@@ -55,9 +58,12 @@ class Workshop:
         self.table.write_text(TABLE)
 
     def fill(self, *options: str) -> str:
-        places = ["--data", str(self.pictures), "--store", str(self.folder / "store"), "--runs", str(self.folder / "runs")]
-        assert main([str(self.table), *places, *options]) == 0
+        assert self.run(*options) == 0
         return self.capsys.readouterr().out
+
+    def run(self, *options: str) -> int:
+        places = ["--data", str(self.pictures), "--store", str(self.folder / "store"), "--runs", str(self.folder / "runs")]
+        return main([str(self.table), *places, *options])
 
     def content(self) -> dict[str, Any]:
         return json.loads((self.folder / "toys.json").read_text())
@@ -119,6 +125,34 @@ def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Work
     before = workshop.kept()
     workshop.fill("--so-far")
     assert (workshop.content(), workshop.kept()) == (content, before)
+
+
+@pytest.mark.parametrize("place", ["evaluate", "trained"])
+def test_what_another_process_is_at_is_left_to_it_until_nothing_else_is_left(workshop: Workshop, place: str) -> None:
+    part = ("--seed", "0", "--only", "caltech-101", "--method", "handcrafted,coop")
+    workshop.fill(*part)
+    content, kept = workshop.content(), list(workshop.kept())
+    taken, *others = [path for path in kept if path.parent.name == place]
+    for path in (taken, *others):
+        path.unlink()
+    with ThreadPoolExecutor(1) as pool:
+        with claimed(taken, wait=False) as ours:
+            assert ours
+            filling, deadline = pool.submit(workshop.run, *part), time.monotonic() + 240
+            while not all(path.exists() for path in others):
+                assert time.monotonic() < deadline
+                assert not filling.done()
+                time.sleep(0.01)
+            assert not taken.exists()
+        assert filling.result(timeout=240) == 0
+    assert all(path.exists() for path in kept)
+    assert plain(workshop.content()) == plain(content)
+
+
+def plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what a clock says."""
+    timeless = [{name: value for name, value in row.items() if name not in ("seconds", "cost")} for row in content["results"]]
+    return {"results": timeless, **{name: content[name] for name in ("paired", "missing", "over_seeds", "checks_made")}}
 
 
 BEHIND = """
