@@ -126,7 +126,7 @@ def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Se
     first = tried[0].label
     judged: list[Candidate] = []
     for label, settings, objective in tried:
-        own = [row for row in rows if row.asked == label and label not in gaps]
+        own = [row for row in rows if row.asked == label]
         numbers = tuple(Number.model_validate({name: row.facts[name] for name in Number.model_fields}) for row in own)
         ahead = None if label == first or {label, first} & {*gaps} else _ahead(rows, label, first, choosing.by)
         judged.append(Candidate(settings=settings, objective=objective.model_dump(mode="json"), numbers=numbers, ahead=ahead, why=gaps.get(label)))

@@ -18,14 +18,12 @@ def selection_section(name: str, content: Facts) -> str:
     lines = [f"## {content['title']}", "", f"{_about(content, numbers)} (`results/{name}.json`).", "", content["says"], ""]
     lines += table(["", "candidate", *data, "mean of clean", "mean of T2", "ahead of the first"])
     for candidate in candidates:
-        chosen = "chosen" if candidate["settings"] == content["chosen"] else ""
-        settings = _settings(candidate, candidates[0])
-        if candidate["why"] is not None:
-            lines.append(line([chosen, settings, *([""] * len(data)), "", "", f"failed: {candidate['why']}"]))
-            continue
         found = [_means(candidate["numbers"], place) for place in data]
-        over = [f"{mean(place[threat] for place in found):.1f}" for threat in ("clean", "T2")]
-        lines.append(line([chosen, settings, *(f"{place['clean']:.1f}, {place['T2']:.1f}" for place in found), *over, _ahead(candidate)]))
+        cells = ["" if place is None else f"{place['clean']:.1f}, {place['T2']:.1f}" for place in found]
+        over = [f"{mean(place[threat] for place in found if place):.1f}" if all(found) else "" for threat in ("clean", "T2")]
+        chosen = "chosen" if candidate["settings"] == content["chosen"] else ""
+        last = _ahead(candidate["ahead"]) if candidate["why"] is None else f"failed: {candidate['why']}"
+        lines.append(line([chosen, _settings(candidate, candidates[0]), *cells, *over, last]))
     return "\n".join([*lines, "", f"    {content['command']}", ""])
 
 
@@ -48,14 +46,13 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _means(numbers: Sequence[Facts], data: str) -> dict[str, float]:
-    """Per cent, means over seeds."""
-    threats = ("clean", "T2")
-    return {threat: 100 * mean(row["accuracy"] for row in numbers if (row["data"], row["threat"]) == (data, threat)) for threat in threats}
+def _means(numbers: Sequence[Facts], data: str) -> dict[str, float] | None:
+    """Per cent, means over seeds; None where nothing was measured."""
+    own = [row for row in numbers if row["data"] == data]
+    return {threat: 100 * mean(row["accuracy"] for row in own if row["threat"] == threat) for threat in ("clean", "T2")} if own else None
 
 
-def _ahead(candidate: Facts) -> str:
-    ahead = candidate["ahead"]
+def _ahead(ahead: Facts | None) -> str:
     if ahead is None:
         return ""
     text = f"{100 * ahead['value']:+.1f} ({100 * ahead['low']:+.1f} to {100 * ahead['high']:+.1f})"

@@ -79,7 +79,8 @@ class Ahead(_Record):
 
 
 class Candidate(_Record):
-    """`settings`: what sets it apart; `objective`: all its parameters; `why`: what made one of its runs fail, which rules it out."""
+    """`settings`: what sets it apart; `objective`: all its parameters; `why`: what made one of its runs fail, which rules it out
+    whatever the others were worth."""
 
     settings: dict[str, JsonValue]
     objective: dict[str, JsonValue]

@@ -45,7 +45,7 @@ def test_a_lead_whose_interval_holds_zero_is_not_bold_and_seeds_are_meant() -> N
     assert "| words a | 70.0, 50.0 | 70.0, 50.0 | 70.0 | 50.0 | +0.0 (-10.0 to +10.0) |" in told
 
 
-def test_what_failed_says_why_and_has_no_numbers() -> None:
+def test_what_failed_says_why_beside_what_was_measured_of_it_and_has_no_mean() -> None:
     first = candidate(numbers("toys", 0.8, 0.5), numbers("pets", 0.6, 0.25))
-    told = page(first, candidate(why="toys, seed 0: collapsed", learning_rate=2.0))
-    assert "|  | learning_rate 2 |  |  |  |  | failed: toys, seed 0: collapsed |" in told
+    told = page(first, candidate(numbers("pets", 0.5, 0.125), why="toys, seed 0: collapsed", learning_rate=2.0))
+    assert "|  | learning_rate 2 |  | 50.0, 12.5 |  |  | failed: toys, seed 0: collapsed |" in told
