@@ -78,7 +78,7 @@ def claimed(path: Path, *, wait: bool) -> Generator[bool]:
     try:
         yield True
     finally:
-        name.unlink()
+        name.unlink(missing_ok=True)
         os.close(descriptor)
 
 
