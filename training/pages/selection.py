@@ -16,7 +16,7 @@ def selection_section(name: str, content: Facts) -> str:
     numbers: list[Facts] = [number for candidate in candidates for number in candidate["numbers"]]
     data = list(dict.fromkeys(judged["data"] for judged in content["judged_on"]))
     lines = [f"## {content['title']}", "", f"{_about(content, numbers)} (`results/{name}.json`).", "", content["says"], ""]
-    lines += table(["", "candidate", *data, "mean of clean", "mean of T2", "ahead of the first"])
+    lines += table(["", "candidate", *(f"{place}: clean, T2" for place in data), "mean of clean", "mean of T2", "ahead of the first"])
     for candidate in candidates:
         found = [_means(candidate["numbers"], place) for place in data]
         cells = ["" if place is None else f"{place['clean']:.1f}, {place['T2']:.1f}" for place in found]

@@ -29,7 +29,7 @@ def test_each_candidate_is_a_line_and_others_name_what_they_have_differently() -
     told = page(
         first, candidate(numbers("toys", 0.7, 0.5), numbers("pets", 0.7, 0.375), ahead=ahead, learning_rate=0.1, class_specific=True), chosen=1
     )
-    assert "|  | candidate | toys | pets | mean of clean | mean of T2 | ahead of the first |" in told
+    assert "|  | candidate | toys: clean, T2 | pets: clean, T2 | mean of clean | mean of T2 | ahead of the first |" in told
     assert "|  | kind capt, learning_rate 0.0035, class_specific false, words none | 80.0, 50.0 | 60.0, 25.0 | 70.0 | 37.5 |  |" in told
     assert "| chosen | learning_rate 0.1, class_specific true | 70.0, 50.0 | 70.0, 37.5 | 70.0 | 43.8 | **+3.1 (+0.4 to +6.0)** |" in told
     assert "64 of toys, 32 of pets" in told
