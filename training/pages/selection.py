@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any, TypeAlias
 
 from training.pages.markdown import line, table
-from training.pages.wording import seeds_words
+from training.pages.wording import difference, seeds_words
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -22,7 +22,8 @@ def selection_section(name: str, content: Facts) -> str:
         cells = ["" if place is None else f"{place['clean']:.1f}, {place['T2']:.1f}" for place in found]
         over = [f"{mean(place[threat] for place in found if place):.1f}" if all(found) else "" for threat in ("clean", "T2")]
         chosen = "chosen" if candidate["settings"] == content["chosen"] else ""
-        last = _ahead(candidate["ahead"]) if candidate["why"] is None else f"failed: {candidate['why']}"
+        ahead: Facts | None = candidate["ahead"] and {"difference": candidate["ahead"]["value"], **candidate["ahead"], "mcnemar": None}
+        last = difference(ahead) if candidate["why"] is None else f"failed: {candidate['why']}"
         lines.append(line([chosen, _settings(candidate, candidates[0]), *cells, *over, last]))
     return "\n".join([*lines, "", f"    {content['command']}", ""])
 
@@ -50,10 +51,3 @@ def _means(numbers: Sequence[Facts], data: str) -> dict[str, float] | None:
     """Per cent, means over seeds; None where nothing was measured."""
     own = [row for row in numbers if row["data"] == data]
     return {threat: 100 * mean(row["accuracy"] for row in own if row["threat"] == threat) for threat in ("clean", "T2")} if own else None
-
-
-def _ahead(ahead: Facts | None) -> str:
-    if ahead is None:
-        return ""
-    text = f"{100 * ahead['value']:+.1f} ({100 * ahead['low']:+.1f} to {100 * ahead['high']:+.1f})"
-    return f"**{text}**" if ahead["low"] > 0 or ahead["high"] < 0 else text
