@@ -139,9 +139,11 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
         "T1": carried_attack(eps).bill(1).charged,
         "static": carried_attack(eps).bill(1).charged,
     }[threat]
-    own = threat == "static" or (threat == "T1" and subject.prompts.visual is not None)
+    own_tower = threat == "T1" and subject.prompts.visual is not None
+    own = threat == "static" or own_tower
     once = repr((subject.backbone, subject.source, n, threat, eps, subject.pictures.seed, subject.prompts.digest() if own else None))
     if once in settled:
         return judged
     settled.add(once)
-    return judged + n * made
+    untouched = price(defended, n).charged if own_tower else 0  # who is wrong is not attacked
+    return judged + untouched + n * made

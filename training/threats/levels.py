@@ -3,7 +3,7 @@
 clean  nobody attacks
 T0     the image tower without prompts is attacked, once for all prompt sets and defenses: no text, no labels, no visual prompts, no defense is known
 T1     the deployed image tower is known, visual prompts included, and the labels; words a person wrote stand in for the learned text. Made once for
-       all that share the image tower; no defense is known
+       all that share the image tower, for a set's own tower (visual prompts) only of what it has right; no defense is known
 T2     everything is known: cross-entropy is raised through prompts and defense
 T3     as T2, and the strongest search: what T0, T1 and T2 left standing faces the ensemble. Under a randomized defense a mean margin above 0 may be
        luck, also untouched: the ensemble then goes on from it, and a picture leaves only when a jury of its own, of 64 fresh draws, is deceived
@@ -121,7 +121,7 @@ def measure_level(
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "embedding_shift"})
     if level == "T1":
         attack = carried_attack(eps)
-        made = _against_words(clip, classifier, pictures, attack, progress)
+        made = _against_words(clip, classifier, pictures, attack, progress, randomized=randomized)
         measured = judge_made(clip, classifier, pictures, made, ball, jury=jury, progress=progress, what="T1")
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "templates": list(pictures.templates)})
     if level == "T2":
@@ -186,11 +186,22 @@ def _silent(first: Measured, second: Measured) -> Tensor | None:
     return (first.abstained | second.abstained) & (first.abstained | first.correct) & (second.abstained | second.correct)
 
 
-def _against_words(clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, attack: PGD, progress: Progress) -> Rows:
+def _against_words(
+    clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, attack: PGD, progress: Progress, *, randomized: bool
+) -> Rows:
+    """Attacked pictures; where the tower is this prompt set's own, those that are wrong untouched, and so at every level, stay as they are."""
     tower = classifier.classifier if isinstance(classifier, Defended) else classifier
     words = Prompts(visual=tower.visual, templates=pictures.templates)
     data, indices = pictures.data, pictures.indices
-    return pixels_against(clip, words, data, indices, attack, seed=pictures.seed, folder=pictures.cache, progress=progress, what="T1 pictures")
+    against = partial(pixels_against, clip, words, data, attack=attack, seed=pictures.seed, folder=pictures.cache, progress=progress)
+    if tower.visual is None or randomized:
+        return against(indices, what="T1 pictures")
+    untouched = measure(classifier, batches(clip, pictures, progress, "clean"))
+    right = untouched.correct.nonzero().flatten()
+    made = against(indices[right], what="T1 pictures")
+    rows = data.pixels(indices, clip.image_size)
+    rows[right] = made.rows
+    return Rows(rows, made.cost.plus(untouched.cost), made.seconds + untouched.seconds)
 
 
 def _strongest(

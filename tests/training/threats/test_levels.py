@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -168,6 +169,18 @@ def test_t1_is_made_once_for_an_image_tower_and_knows_its_visual_prompts_but_nei
     assert parts(pictures) == made
     at("T1", tiny, pictures, visual=torch.randn(1, 2, tiny.visual_width, generator=torch.Generator().manual_seed(0)))
     assert len(parts(pictures)) == len(made) + 1
+
+
+def test_t1_spares_what_a_set_with_a_tower_of_its_own_gets_wrong_untouched(tiny: Clip, pictures: Pictures) -> None:
+    assert tiny.visual_width is not None
+    own = torch.randn(1, 2, tiny.visual_width, generator=torch.Generator().manual_seed(0))
+    clean = at("clean", tiny, pictures, visual=own).measured.correct
+    found = at("T1", tiny, pictures, visual=own).measured
+    assert 0 < clean.sum() < 18
+    assert found.cost.backward == 100 * clean.sum()
+    small = replace(pictures, cache=pictures.cache / "alone", indices=clean.nonzero().flatten())
+    assert torch.equal(at("T1", tiny, small, visual=own).measured.correct, found.correct[clean])
+    assert not (found.correct & ~clean).any()
 
 
 def test_t1_fools_the_words_it_was_made_against_about_as_t2_does(tiny: Clip, pictures: Pictures) -> None:
