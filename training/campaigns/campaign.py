@@ -1,8 +1,8 @@
 """Several trainings and the cells that judge them: billed before, done one after the other, and after a kill from where it stopped.
 
 `robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are known from `ledger.py`, finished cells from
-`evaluation/cells.py`; what can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go on. Several
-processes at one campaign share it: each takes what no other is at.
+`evaluation/cells.py`, what a table's JSON has whole from `record.py`. What can't be trained, and a defense whose network is not there, is a gap with
+its reason, and the others go on. Several processes at one campaign share it: each takes what no other is at.
 """
 
 import math
@@ -18,9 +18,12 @@ from robustclip.defenses import network_digests, parse_defenses
 from robustclip.errors import FeatureNotInstalled, PurifierRefused, RobustClipError
 from robustclip.prompts import Prompts
 from robustclip.types import Progress
-from training.campaigns.ledger import Made, make, recall
+from training.campaigns.ledger import Made, digest_of, make, recall
+from training.campaigns.record import Record
+from training.data.folders import LabelledImages
+from training.data.sources import Source
 from training.evaluation.plan import Planned, described, duration, plan, seconds_per_pass
-from training.evaluation.prompt_sets import AskedSet
+from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.evaluation.question import Question
 from training.evaluation.rows import Row, answer, open_subjects
 from training.processes import Processes
@@ -28,6 +31,7 @@ from training.tuning.config import TrainSettings
 from training.tuning.run import Run, TrainingPictures, open_run, open_training
 
 NOT_YET = "not learned yet"
+NO_RECORD = Record()
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ class Gap(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What a training left, now or before."""
+    """What a training left, now or before; `run`: the ledger's digest."""
 
     label: str
     data: str
     seed: int
     made: Made
+    run: str
 
 
 class Learning(NamedTuple):
@@ -82,11 +87,12 @@ class Learning(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a campaign will take, before it starts."""
+    """What a campaign will take, before it starts; `known`: how many prompt sets a record has with all their cells, which are not listed."""
 
     learnings: list[Learning]
     cells: list[Planned]
     gaps: list[Gap]
+    known: int
 
     def sentence(self) -> str:
         pending = [learning for learning in self.learnings if not learning.done]
@@ -95,8 +101,9 @@ class Forecast(NamedTuple):
             f"{len(self.learnings)} trainings, {len(self.learnings) - len(pending)} of them done already; at most {charged:,} charged passes and "
             f"{text:,} text passes, about {duration(sum(learning.seconds for learning in pending))}"
         )
+        known = [f"{self.known} prompt sets need nothing: the table's JSON has all that is asked of them"]
         lacking = [f"{len(self.gaps)} can't be had: " + "; ".join(f"{gap.label} on {gap.data}: {gap.why}" for gap in self.gaps)]
-        return "\n".join([learned, described(self.cells), *(lacking if self.gaps else [])])
+        return "\n".join([*(known if self.known else []), learned, described(self.cells), *(lacking if self.gaps else [])])
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +113,7 @@ class Opened:
     processes: Processes
     _clips: dict[tuple[str, str | None], Clip] = field(default_factory=dict[tuple[str, str | None], Clip])
     _pictures: dict[tuple[Path, Path | None], TrainingPictures] = field(default_factory=dict[tuple[Path, Path | None], TrainingPictures])
+    _sources: dict[Source, LabelledImages] = field(default_factory=dict[Source, LabelledImages])
     _paces: dict[str, float] = field(default_factory=dict[str, float])
 
     def clip(self, backbone: str, pretrained: str | None) -> Clip:
@@ -120,6 +128,11 @@ class Opened:
             self._pictures[key] = open_training(*key)
         return self._pictures[key]
 
+    def source(self, source: Source) -> LabelledImages:
+        if source not in self._sources:
+            self._sources[source] = source.open()
+        return self._sources[source]
+
     def seconds(self, run: Run, text_passes: int) -> float:
         """How long a run takes at the present pace: its image passes and its text passes, timed once each for a CLIP, labels and a method."""
         labels = run.pictures.data.labels
@@ -131,91 +144,143 @@ class Opened:
         return run.bill() * self._paces[image] + text_passes * self._paces[text]
 
 
-def forecast(rounds: Sequence[Round], opened: Opened) -> Forecast:
+def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD) -> Forecast:
     """Everything that is asked, opened and billed; raises for what can't be opened at all."""
-    found = Forecast([], [], [])
+    gaps: list[Gap] = []
+    learnings: list[Learning] = []
+    cells: list[Planned] = []
+    whole = 0
     settled: set[str] = set()
     for turn in rounds:
         known: dict[str, AskedSet] = {}
         standing: dict[str, str] = {}
         for entry in turn.entries:
+            run, gap = _opened(opened, entry, turn)
+            found = _remembered(record, opened, turn, entry, run)
+            if found is not None and found.whole:
+                whole += 1
+                continue
             standing[entry.label] = entry.asked
             if entry.settings is None:
                 continue
-            run, gap = _opened(opened, entry, turn)
             made = None if run is None else recall(run)
             if gap is not None or (made is not None and made.ref is None):
-                found.gaps.append(gap or Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET))
+                gaps.append(gap or Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET))
                 del standing[entry.label]
             elif run is not None:
                 passes = _text_passes(run)
                 epochs, seconds = sum(run.objective.phases()), 0.0 if made else opened.seconds(run, passes)
-                found.learnings.append(Learning(entry.label, turn.data, turn.seed, epochs, run.bill(), passes, seconds, made is not None))
+                learnings.append(Learning(entry.label, turn.data, turn.seed, epochs, run.bill(), passes, seconds, made is not None))
                 if made is None:
                     known[entry.asked] = AskedSet(entry.asked, run.starting_prompts(), run.pictures.data.labels)
                 else:
                     standing[entry.label] = made.ref or entry.asked
         lacking = _lacking_defenses(turn)
-        found.gaps.extend(lacking.values())
+        gaps.extend(lacking.values())
         for question, labels in turn.questions:
             asked = _asking(question, [standing[label] for label in labels if label in standing], lacking)
             if asked is not None:
-                found.cells.extend(plan(asked, open_subjects(asked, known), settled=settled))
-    return found
+                cells.extend(plan(asked, open_subjects(asked, known), settled=settled))
+    return Forecast(learnings, cells, gaps, whole)
 
 
-def perform(rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False) -> Iterator[Row | Learned | Gap]:
+def perform(
+    rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False, record: Record = NO_RECORD
+) -> Iterator[Row | Learned | Gap]:
     """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an earlier run left, and gaps for the rest.
 
-    What another process is at is left to it as long as there is anything else to do, and waited for at the end.
+    What another process is at is left to it as long as there is anything else to do, and waited for at the end. A prompt set that the `record` has
+    whole is taken from there; with `only_kept` also one of which it has a part, if it is not in the store.
     """
-    found = [list(_perform(turn, opened, progress=progress, only_kept=only_kept, wait=False)) for turn in rounds]
+    found = [list(_perform(turn, opened, record, progress=progress, only_kept=only_kept, wait=False)) for turn in rounds]
     for turn, parts in zip(rounds, found, strict=True):
         left = not only_kept and any(isinstance(part, Gap) and part.pending for part in parts)
-        yield from _perform(turn, opened, progress=progress, only_kept=False, wait=True) if left else parts
+        yield from _perform(turn, opened, record, progress=progress, only_kept=False, wait=True) if left else parts
 
 
-def _perform(turn: Round, opened: Opened, *, progress: Progress, only_kept: bool, wait: bool) -> Iterator[Row | Learned | Gap]:
+def _perform(turn: Round, opened: Opened, record: Record, *, progress: Progress, only_kept: bool, wait: bool) -> Iterator[Row | Learned | Gap]:
     """One round; unless `wait`, what another process is at is missing."""
     standing: dict[str, str] = {}
+    remembered: dict[str, _Remembered] = {}
     for entry in turn.entries:
+        run, gap = _opened(opened, entry, turn)
+        found = _remembered(record, opened, turn, entry, run)
+        here = run is None or recall(run) is not None
+        if found is not None and (found.whole or (only_kept and not here)):
+            remembered[entry.label] = found
+            if found.made is not None and run is not None:
+                yield Learned(entry.label, turn.data, turn.seed, found.made, digest_of(run))
+            continue
         if entry.settings is None:
             standing[entry.label] = entry.asked
             continue
-        run, gap = _opened(opened, entry, turn)
         if run is not None:
             about = _named(progress, f"{turn.data} {entry.label} {turn.seed}")
             made = recall(run) if only_kept else make(run, opened.processes, progress=about, wait=wait)
             if made is not None and made.ref is not None:
                 standing[entry.label] = made.ref
-                yield Learned(entry.label, turn.data, turn.seed, made)
+                yield Learned(entry.label, turn.data, turn.seed, made, digest_of(run))
                 continue
             gap = Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET, pending=made is None)
         if gap is not None:
             yield gap
     lacking = _lacking_defenses(turn)
     yield from lacking.values()
-    for question, labels in turn.questions:
+    for number, (question, labels) in enumerate(turn.questions):
+        answers = {label: list(remembered[label].rows[number]) for label in labels if label in remembered}
+        missing = {label: (remembered[label].lacking[number], len(rows)) for label, rows in answers.items()}
         present = [label for label in labels if label in standing]
         asked = _asking(question, [standing[label] for label in present], lacking)
-        if asked is None:
-            continue
-        named = {standing[label]: label for label in present}
-        subjects, answered = open_subjects(asked), 0
-        for row in answer(asked, subjects, progress=progress, only_kept=only_kept, wait=wait):
-            answered += 1
-            label = named[row.asked]
-            yield row._replace(asked=label, facts={"method": label, **row.facts})
-        expected = len(subjects) * len(list(asked.conditions()))
-        if answered < expected:
-            why = f"{expected - answered} of {expected} cells not measured yet"
-            yield Gap(", ".join(present), turn.data, turn.seed, why, pending=True)
+        if asked is not None:
+            named = {standing[label]: label for label in present}
+            subjects, answered = open_subjects(asked), 0
+            for row in answer(asked, subjects, progress=progress, only_kept=only_kept, wait=wait):
+                answered += 1
+                label = named[row.asked]
+                answers.setdefault(label, []).append(row._replace(asked=label, facts={"method": label, **row.facts}))
+            missing[", ".join(present)] = (len(subjects) * len(list(asked.conditions())) - answered, answered)
+        for label in labels:
+            yield from answers.get(label, ())
+        for whose, (lacks, has) in missing.items():
+            if lacks:
+                yield Gap(whose, turn.data, turn.seed, f"{lacks} of {lacks + has} cells not measured yet", pending=True)
+
+
+class _Remembered(NamedTuple):
+    """What a record has of an entry: what its training left; question by question its rows, and how many lack. Nothing lacks of others' questions."""
+
+    made: Made | None
+    rows: list[list[Row]]
+    lacking: list[int]
+
+    @property
+    def whole(self) -> bool:
+        return not any(self.lacking)
+
+
+def _remembered(record: Record, opened: Opened, turn: Round, entry: Entry, run: Run | None) -> _Remembered | None:
+    """None where the record has nothing of it, or of another training, or of what a name meant in another store."""
+    made = None if run is None else record.made(entry.label, turn.data, turn.seed, run=digest_of(run))
+    if not record.results or (made is None and entry.settings is not None):
+        return None
+    found = _Remembered(made, [], [])
+    for question, labels in turn.questions:
+        rows, lacking = list[Row](), 0
+        if entry.label in labels:
+            (source,), clip = question.data, opened.clip(question.backbones[0], question.pretrained)
+            data = opened.source(source)
+            name = made.ref if made is not None else load_prompts(of_seed(entry.asked, source, turn.seed), clip, data.labels, question.store).name
+            rows, lacking = record.rows(question, clip, data, method=entry.label, prompt_set=name or "")
+        found.rows.append(rows)
+        found.lacking.append(lacking)
+    return found if any(found.rows) else None
 
 
 def _opened(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap | None]:
-    """The run of an entry, or the gap that it leaves where it can't be trained."""
+    """The run of an entry, or the gap that it leaves where it can't be trained; neither where nothing is to be learned."""
     settings = entry.settings
-    assert settings is not None
+    if settings is None:
+        return None, None
     clip, pictures = opened.clip(settings.backbone, settings.pretrained), opened.pictures(settings.data, settings.classes)
     try:
         return open_run(settings, clip, pictures), None

@@ -78,10 +78,18 @@ def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
     return Made(ref=str(trained.ref), epochs=len(trained.fitted.history), charged=charged, text_passes=account.text_passes, seconds=seconds)
 
 
+def digest_of(run: Run) -> str:
+    """Everything that the published set depends on, wherever it is published."""
+    return json_digest(_facts(run))
+
+
 def _path(run: Run) -> Path:
+    facts = {**_facts(run), "store": str(run.settings.store.resolve())}
+    return run.settings.runs / "trained" / f"{json_digest(facts)[:16]}.json"
+
+
+def _facts(run: Run) -> dict[str, object]:
     settings = run.settings
     facts: dict[str, object] = {"run": run.digest, "name": settings.name, "note": settings.note, "code": version("robustclip")}
     facts |= {name: getattr(settings, name) for name in _VALIDATION}
-    facts |= {"store": str(settings.store.resolve()), "shots": settings.shots}
-    facts |= {"selection": None if settings.selection is None else settings.selection.carried().digest}
-    return settings.runs / "trained" / f"{json_digest(facts)[:16]}.json"
+    return facts | {"shots": settings.shots, "selection": None if settings.selection is None else settings.selection.carried().digest}

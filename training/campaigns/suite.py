@@ -12,6 +12,7 @@ from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from training.campaigns.campaign import Gap, Learned, Opened, Round, forecast, perform
 from training.campaigns.declaration import Table, read_table, rounds_of
+from training.campaigns.record import read_record
 from training.data.presets import facts, preset_sources
 from training.evaluation.checks import headlines, masking_checks
 from training.evaluation.comparison import compare, over_data, over_seeds
@@ -25,9 +26,10 @@ from training.processes import joined
 from training.progress import bar
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
-(T0, T1, static) too. Stop it at any time; the same command goes on, and --so-far writes what there is. Start it several times, once a core or a
-GPU, and they share the work. Only what --only, --method, --defense and --seed name is worked on, but the JSON always holds all that is done of the
-table. What can't be trained is a gap with its reason, and so is a defense whose network is not there.
+(T0, T1, static) too. Where these are gone, on another machine say, the JSON beside the table does for every prompt set that it has whole. Stop it
+at any time; the same command goes on, and --so-far writes what there is. Start it several times, once a core or a GPU, and they share the work.
+Only what --only, --method, --defense and --seed name is worked on, but the JSON always holds all that is done of the table. What can't be trained is
+a gap with its reason, and so is a defense whose network is not there.
 
 examples:
   robustclip suite main --data pictures --dry-run
@@ -53,14 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
         opened = Opened(processes)
         rounds = rounds_of(table, sources, store=options.store, runs=options.runs, device=str(processes.device))
+        record = read_record(path.with_suffix(".json"))
         wanted = [] if options.so_far else _wanted(table, rounds, options)
         if not options.so_far:
-            print(forecast(wanted, opened).sentence(), file=sys.stderr if options.json and not options.dry_run else sys.stdout, flush=True)
+            print(forecast(wanted, opened, record).sentence(), file=sys.stderr if options.json and not options.dry_run else sys.stdout, flush=True)
             if options.dry_run:
                 return 0
-        found = list(perform(wanted, opened, progress=progress))
+        found = list(perform(wanted, opened, progress=progress, record=record))
         if wanted != rounds:
-            found = list(perform(rounds, opened, progress=progress, only_kept=True))
+            found = list(perform(rounds, opened, progress=progress, only_kept=True, record=record))
     command = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
     content = assembled(table, found, command=shlex.join(command))
     if not content["results"]:
@@ -98,13 +101,14 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "checks": [check.as_json() for check in checks if check.found.fired],
         "checks_made": len(checks),
         "headlines": headlines(results, checks),
-        "trainings": [
-            {"method": learned.label, "data": learned.data, "seed": learned.seed, **learned.made.model_dump(mode="json", exclude={"why"})}
-            for learned in found
-            if isinstance(learned, Learned)
-        ],
+        "trainings": [_training(learned) for learned in found if isinstance(learned, Learned)],
         "missing": [{"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why} for gap in found if isinstance(gap, Gap)],
     }
+
+
+def _training(learned: Learned) -> dict[str, Any]:
+    made = learned.made.model_dump(mode="json", exclude={"why"})
+    return {"method": learned.label, "data": learned.data, "seed": learned.seed, "run": learned.run, **made}
 
 
 def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:

@@ -74,6 +74,20 @@ def recall(path: Path, pictures: int) -> AtLevel | None:
     return AtLevel(measured, line.attack, line.fell_to)
 
 
+def packed(correct: Tensor) -> str:
+    """[n] bool as hexadecimal digits, four pictures each, the first picture the highest bit; the last digit is filled up with zeros."""
+    bits = _bits(correct)
+    return "".join(f"{int(bits[start : start + 4].ljust(4, '0'), 2):x}" for start in range(0, len(bits), 4))
+
+
+def unpacked(digits: str, pictures: int) -> Tensor:
+    """[pictures] bool of `packed`. ValueError for digits of another number of pictures."""
+    bits = "".join(f"{int(digit, 16):04b}" for digit in digits)
+    if len(digits) != -(-pictures // 4) or "1" in bits[pictures:]:
+        raise ValueError(f"expected the outcomes of {pictures} pictures, found {digits!r}")
+    return _tensor(bits[:pictures])
+
+
 def _bits(correct: Tensor) -> str:
     return "".join("1" if right else "0" for right in correct.tolist())
 

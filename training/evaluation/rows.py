@@ -16,6 +16,7 @@ from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.defenses import bind_chain, network_digests, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
+from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput
 from robustclip.files import claimed
 from robustclip.measure import accuracy
@@ -23,9 +24,10 @@ from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.smoothing import smoothing_of
 from robustclip.threat import radius_text
 from robustclip.types import Progress
+from training.data.folders import LabelledImages
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.evaluation.cells import cell_path, keep, recall
+from training.evaluation.cells import cell_path, keep, packed, recall
 from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.evaluation.question import NO_DEFENSE, Question, Threat
 from training.threats.defended import measure_black_box, measure_static
@@ -128,6 +130,11 @@ def answer(
             continue
         names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
         yield Row(_facts(question, subject, threat, eps, found), subject.asked, subject.source.folder.resolve(), names, found.measured.correct)
+
+
+def measured_on(clip: Clip, data: LabelledImages, indices: Tensor) -> str:
+    """A digest of the pictures and the CLIP: rows that share it can be compared picture by picture."""
+    return json_digest({"clip": clip.fingerprint, "data": data.digest, "split": data.split, "indices": indices.tolist()})[:16]
 
 
 def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) -> tuple[Path, dict[str, object]]:
@@ -241,6 +248,8 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
         "attack": found.attack,
         **question.unusual(threat, randomized=subject.randomized),
         **({} if found.fell_to is None else {"fell_to": found.fell_to}),
+        "measured_on": measured_on(subject.clip, subject.pictures.data, subject.pictures.indices),
+        "right": packed(measured.correct),
         "seed": subject.pictures.seed,
         "seconds": round(measured.seconds, 3),
         "cost": measured.cost._asdict(),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pictures import write_pictures
 
-from robustclip.errors import InvalidInput
+from robustclip.errors import DataRefused, InvalidInput
 from robustclip.files import claimed
 from training.campaigns.declaration import read_table
 from training.campaigns.suite import main
@@ -133,6 +133,7 @@ def test_what_another_process_is_at_is_left_to_it_until_nothing_else_is_left(wor
     workshop.fill(*part)
     content, kept = workshop.content(), list(workshop.kept())
     taken, *others = [path for path in kept if path.parent.name == place]
+    (workshop.folder / "toys.json").unlink()  # which would do instead
     for path in (taken, *others):
         path.unlink()
     with ThreadPoolExecutor(1) as pool:
@@ -147,6 +148,58 @@ def test_what_another_process_is_at_is_left_to_it_until_nothing_else_is_left(wor
         assert filling.result(timeout=240) == 0
     assert all(path.exists() for path in kept)
     assert plain(workshop.content()) == plain(content)
+
+
+def test_on_another_machine_the_json_does_for_what_it_has_whole(workshop: Workshop) -> None:
+    part = ("--seed", "0", "--only", "caltech-101", "--method", "handcrafted,coop,apt")
+    workshop.fill(*part)
+    content = workshop.content()
+    content["results"] = [row for row in content["results"] if (row["method"], row["threat"]) != ("apt", "T0")]
+    (workshop.folder / "toys.json").write_text(json.dumps(content))
+    for place in ("runs", "store"):
+        (workshop.folder / place).rename(workshop.folder / f"{place}-of-before")
+    said = workshop.fill("--dry-run", *part)
+    assert "2 prompt sets need nothing" in said
+    assert "1 trainings, 0 of them done already" in said
+    workshop.fill("--so-far")  # what is lost is none of the numbers
+    assert plain(workshop.content())["results"] == plain(content)["results"]
+    assert any(gap["method"] == "apt" and gap["why"] == "1 of 1 cells not measured yet" for gap in workshop.content()["missing"])
+    workshop.fill(*part)
+    again = workshop.content()
+    rows = {(row["method"], row["threat"], row["eps"]): row for row in again["results"]}
+    assert [rows[row["method"], row["threat"], row["eps"]] == row for row in content["results"]] == [
+        row["method"] != "apt" for row in content["results"]
+    ]
+    assert len(rows) == 8
+    assert len(list((workshop.folder / "runs" / "trained").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (("vectors = 2}\n[methods.apt]", "vectors = 3}\n[methods.apt]"), False),  # another training
+        (("limit = 6\n[[", "limit = 5\n[["), False),  # other pictures
+        (('eps = ["2/255"]', 'eps = ["3/255"]'), False),
+        (('title = "Toys"', 'title = "Playthings"'), True),
+    ],
+)
+def test_the_json_does_for_nothing_but_the_same_question(workshop: Workshop, change: tuple[str, str], kept: bool) -> None:
+    part = ("--seed", "0", "--only", "caltech-101", "--method", "coop")
+    workshop.fill(*part)
+    for place in ("runs", "store"):
+        (workshop.folder / place).rename(workshop.folder / f"{place}-of-before")
+    assert change[0] in TABLE
+    workshop.table.write_text(TABLE.replace(*change))
+    assert ("1 prompt sets need nothing" in workshop.fill("--dry-run", *part)) == kept
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"results": []}'])
+def test_a_json_that_is_no_record_is_refused_before_anything_is_done(workshop: Workshop, content: str) -> None:
+    (workshop.folder / "toys.json").write_text(content)
+    with pytest.raises(DataRefused, match=r"(?s)no record of a table.*Move this file away"):
+        workshop.fill()
+    assert (workshop.folder / "toys.json").read_text() == content
+    assert not (workshop.folder / "runs").exists()
 
 
 def plain(content: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from robustclip.errors import DataRefused
 from robustclip.measure import Measured
 from robustclip.types import Cost
-from training.evaluation.cells import cell_path, keep, recall
+from training.evaluation.cells import cell_path, keep, packed, recall, unpacked
 from training.threats.levels import AtLevel
 
 KEY = {"clip": "f00d", "eps": 1 / 255, "indices": [0, 2, 5]}
@@ -55,3 +55,15 @@ def test_a_cell_of_other_pictures_is_refused(tmp_path: Path) -> None:
     keep(path, KEY, FOUND)
     with pytest.raises(DataRefused, match="expected 4 pictures, found 3"):
         recall(path, 4)
+
+
+@pytest.mark.parametrize(("right", "digits"), [([], ""), ([True], "8"), ([True, False, False, True], "9"), ([False] * 4 + [False, True], "04")])
+def test_outcomes_are_packed_four_to_a_digit(right: list[bool], digits: str) -> None:
+    assert packed(torch.tensor(right, dtype=torch.bool)) == digits
+    assert unpacked(digits, len(right)).tolist() == right
+
+
+@pytest.mark.parametrize("digits", ["", "88", "1", "x"])
+def test_outcomes_of_another_number_of_pictures_are_refused(digits: str) -> None:
+    with pytest.raises(ValueError, match=r"3 pictures|base 16"):
+        unpacked(digits, 3)

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from robustclip.measure import accuracy
+from training.evaluation.cells import unpacked
 from training.pages.results import FOLDER, PAGE, main, render
 
 SHARED = {"backbone": "tiny", "data": "toys", "split": "test", "n": 100, "defense": "none"}
@@ -179,3 +183,19 @@ def test_the_committed_page_is_what_the_committed_files_make() -> None:
     assert any(FOLDER.glob("*.json"))
     assert PAGE.is_file()
     assert main(["--check"]) == 0
+
+
+def test_what_tables_say_follows_from_the_outcomes_that_they_hold() -> None:
+    """Every accuracy, and every difference of two methods on one data set."""
+    about = ("backbone", "data", "split", "defense", "threat", "eps", "n")
+    for path in FOLDER.glob("*.json"):
+        record = json.loads(path.read_text())
+        outcomes: dict[tuple[Any, ...], list[Tensor]] = {}
+        for row in record.get("results", ()):
+            if "measured_on" in row:
+                right = unpacked(row["right"], row["n"])
+                assert accuracy(right) == (row["accuracy"], row["low"], row["high"])
+                outcomes.setdefault((row["method"], *(row[name] for name in about)), []).append(right.float())
+        for pair in record["paired"] if outcomes else ():
+            ours, theirs = (torch.stack(outcomes[(pair[side], *(pair[name] for name in about))]) for side in "ab")
+            assert float((ours - theirs).mean()) == pytest.approx(pair["difference"], abs=1e-6)
