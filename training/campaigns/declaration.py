@@ -53,7 +53,7 @@ class Method(_Declared):
 class Measure(_Declared):
     """Columns: threat levels and radii; of some methods, defenses, data sets and seeds alone, or of all; on at most `limit` test pictures, 0 for all.
 
-    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear.
+    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear; `surrogates` are what T0b attacks.
     """
 
     threats: tuple[Threat, ...] = Field(min_length=1)
@@ -66,6 +66,13 @@ class Measure(_Declared):
     steps: int = Field(T2_STEPS, ge=1, le=MAX_STEPS)
     draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
     queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
+    surrogates: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _surrogates_are_t0b_s(self) -> Self:
+        if (self.surrogates and set(self.threats) != {"T0b"}) or (not self.surrogates and "T0b" in self.threats):
+            raise ValueError("T0b is a measure of its own with the `surrogates` that it attacks, and they serve nothing else")
+        return self
 
 
 class Declaration(_Declared):
@@ -169,7 +176,7 @@ def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs:
 
 
 def _asked_of(measure: Measure, declared: Declaration) -> dict[str, Any]:
-    own: dict[str, Any] = {name: getattr(measure, name) for name in ("threats", "eps", "limit", "steps", "draws", "queries")}
+    own: dict[str, Any] = {name: getattr(measure, name) for name in ("threats", "eps", "limit", "steps", "draws", "queries", "surrogates")}
     names = declared.defenses if measure.defenses is None else measure.defenses
     return own | {"defenses": [declared.defenses[name] for name in names]}
 

@@ -19,7 +19,7 @@ from training.campaigns.ledger import Made
 from training.data.folders import LabelledImages
 from training.data.sampling import balanced_subset
 from training.evaluation.cells import unpacked
-from training.evaluation.question import Question
+from training.evaluation.question import Question, Threat
 from training.evaluation.rows import SUBSET_SEED, Row, measured_on
 
 Facts = Mapping[str, Any]
@@ -54,7 +54,7 @@ class Record:
             random = any(link.randomized for link in parse_defenses(chain))
             for threat, eps in question.conditions():
                 asked = {**about, "defense": chain, "threat": threat, "eps": radius_text(eps)}
-                facts = self._result(asked, question.unusual(threat, randomized=random), question.strength if threat == "T3" else None)
+                facts = self._result(asked, question.unusual(threat, randomized=random), _particular(question, threat))
                 if facts is None:
                     lacking += 1
                     continue
@@ -65,12 +65,13 @@ class Record:
                 found.append(Row(dict(facts), method, source.folder.resolve(), names, right))
         return found, lacking
 
-    def _result(self, asked: Facts, unusual: Facts, strength: str | None) -> Facts | None:
+    def _result(self, asked: Facts, unusual: Facts, attack: Facts) -> Facts | None:
         effort = ("steps", "restarts", "search", "draws", "queries")
         for facts in self.results:
-            if any(facts.get(name) != value for name, value in asked.items()) or {name: facts[name] for name in effort if name in facts} != unusual:
-                continue
-            if strength is None or facts["attack"]["preset"] == strength:
+            same = (
+                all(facts.get(name) == value for name, value in asked.items()) and {name: facts[name] for name in effort if name in facts} == unusual
+            )
+            if same and all(facts["attack"][name] == value for name, value in attack.items()):
                 return facts
         return None
 
@@ -84,6 +85,11 @@ def read_record(path: Path) -> Record:
         return Record(path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise _refused(path, str(error)) from error
+
+
+def _particular(question: Question, threat: Threat) -> Facts:
+    """What the question decides of an attack beside its effort."""
+    return {"preset": question.strength} if threat == "T3" else {"surrogates": list(question.surrogates)} if threat == "T0b" else {}
 
 
 def _refused(path: Path, why: str) -> DataRefused:

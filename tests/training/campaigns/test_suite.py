@@ -193,6 +193,20 @@ def test_the_json_does_for_nothing_but_the_same_question(workshop: Workshop, cha
     assert ("1 prompt sets need nothing" in workshop.fill("--dry-run", *part)) == kept
 
 
+def test_surrogates_are_a_measure_that_the_json_remembers_with_their_names(workshop: Workshop) -> None:
+    measure = "[[measures]]\nthreats = ['T0b']\nsurrogates = [{}]\neps = ['8/255']\nlimit = 2\n"
+    part = ("--seed", "0", "--only", "caltech-101", "--method", "handcrafted")
+    workshop.table.write_text(TABLE + measure.format("'tiny'"))
+    workshop.fill(*part)
+    (row,) = [row for row in workshop.content()["results"] if row["threat"] == "T0b"]
+    assert (row["attack"]["surrogates"], row["n"]) == (["tiny"], 2)
+    assert "--surrogate tiny" in row["command"]
+    (workshop.folder / "runs").rename(workshop.folder / "runs-of-before")
+    assert "1 prompt sets need nothing" in workshop.fill("--dry-run", *part)
+    workshop.table.write_text(TABLE + measure.format("'tiny', 'mini'"))
+    assert "need nothing" not in workshop.fill("--dry-run", *part)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"results": []}'])
 def test_a_json_that_is_no_record_is_refused_before_anything_is_done(workshop: Workshop, content: str) -> None:
     (workshop.folder / "toys.json").write_text(content)
@@ -289,6 +303,8 @@ def test_nothing_measured_is_no_table(workshop: Workshop) -> None:
         ("shots = 3", "shots = three", "", "can't be read"),
         ("[methods.handcrafted]", "[defenses]\nglass = 'prayer'\n[methods.handcrafted]", "defenses/glass/0", "prayer"),
         ("seeds = [0]\n", "defenses = ['glass']\n", "", "not among defenses: none"),
+        ("seeds = [0]\n", "surrogates = ['tiny']\n", "measures/2", "T0b is a measure of its own"),
+        ("limit = 6\nseeds", "limit = 6\n[[measures]]\nthreats = ['T0b']\neps = ['2/255']\nseeds", "measures/3", "T0b is a measure of its own"),
     ],
 )
 def test_a_declaration_at_fault_is_refused_by_field(workshop: Workshop, old: str, new: str, field: str, words: str) -> None:
