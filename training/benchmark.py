@@ -2,7 +2,8 @@
 
 capt   a step of CAPT against the straightforward loop: the text tower runs again in every step of the attack, and every label's sequence is computed
        whole, at the length that the longest needs, nothing padded. Both look at clean and attacked pictures behind one text pass, both have the
-       frozen CLIP's logits at hand. The loop is timed in float32 and in the precision of our attack.
+       frozen CLIP's logits at hand. The loop is timed in float32 and in the precision of our attack, we as we are and with towers in bfloat16
+       (`--precision bf16` of train). What it saves is the text's: few vectors, many pictures or a small text tower leave little to save.
 advpt  an epoch of AdvPT's tuning on a bank that is there against the same epoch of adversarial training of the image tower (TeCoA, AdamW) by PGD-10
        and PGD-2, and the making of that bank beside them.
 
@@ -11,6 +12,7 @@ are noise: what they show costs nothing. Nothing is asserted: machines differ.
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +38,7 @@ from robustclip.types import Cost, Pixels
 from training.data.classes import read_classes
 from training.hardening.attack import Strength
 from training.hardening.tower import ImageTower
-from training.inner import climb, drawn_start
+from training.inner import Precision, climb, drawn_start
 from training.losses import Reference, family
 from training.objectives.advpt import AdvPT
 from training.objectives.base import Batch, Examples, Task
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="an embedded CLIP, or an architecture (default: %(default)s)")
     parser.add_argument("--only", choices=("capt", "advpt"), help="one of the two (default: both)")
     parser.add_argument("--labels", type=at_least_one, default=100, help="of Caltech-101's names (default: %(default)s)")
+    parser.add_argument("--vectors", type=at_least_one, help="of capt, a layer and tower (default: as many as capt takes itself)")
     parser.add_argument("--batch", type=at_least_one, default=32, help="pictures a step (default: %(default)s)")
     parser.add_argument("--runs", type=at_least_one, default=5, help="steps of capt, each way (default: %(default)s)")
     parser.add_argument("--steps", type=at_least_one, default=200, help="steps of tuning and of adversarial training (default: %(default)s)")
@@ -68,16 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = {"backbone": options.backbone, "labels": len(labels), "batch": options.batch}
     results: dict[str, object] = {}
     if options.only != "advpt":
-        results["capt_step"] = capt_step(clip, labels, batch=options.batch, runs=options.runs)
+        own = {} if options.vectors is None else {"vectors": options.vectors, "words": ""}
+        results["capt_step"] = capt_step(clip, labels, CAPT.model_validate({"eps": EPS, **own}), batch=options.batch, runs=options.runs)
     if options.only != "capt":
         results["advpt_epoch"] = advpt_epoch(clip, labels, batch=options.batch, steps=options.steps, pictures=options.pictures, epochs=options.epochs)
     print(json.dumps({**facts, **asked, "results": results}, indent=2))
     return 0
 
 
-def capt_step(clip: Clip, labels: tuple[str, ...], *, batch: int, runs: int) -> dict[str, object]:
+def capt_step(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: int, runs: int) -> dict[str, object]:
     """Seconds of one step, forward and backward, ours and the loop's; ratios above 1 are in our favour."""
-    objective = CAPT.model_validate({"eps": EPS})
     task, parameters, given = capt_task(clip, labels, objective, batch=batch)
 
     def backward(loss: Callable[[], Tensor]) -> Step:
@@ -86,19 +90,23 @@ def capt_step(clip: Clip, labels: tuple[str, ...], *, batch: int, runs: int) -> 
 
         return step
 
-    def ours() -> Tensor:
-        return torch.stack(list(objective.loss(task, parameters, given).losses.values())).sum()
+    def ours(precision: Precision) -> Tensor:
+        return torch.stack(list(objective.loss(replace(task, precision=precision), parameters, given).losses.values())).sum()
 
     seconds = timed(
         {
-            "ours": backward(ours),
+            "ours": backward(lambda: ours("float32")),
+            "ours_bf16": backward(lambda: ours("bf16")),
             "loop_float32": backward(lambda: straightforward(objective, task, parameters, given, half=False)),
             "loop_bf16_attack": backward(lambda: straightforward(objective, task, parameters, given, half=True)),
         },
         runs,
     )
-    ratios = {f"{name}_over_ours": round(seconds[name] / seconds["ours"], 2) for name in ("loop_float32", "loop_bf16_attack")}
-    return {"runs": runs, "seconds": {name: round(value, 4) for name, value in seconds.items()}, **ratios}
+    ratios = {
+        f"{loop}_over_{mine}": round(seconds[loop] / seconds[mine], 2)
+        for loop, mine in itertools.product(("loop_float32", "loop_bf16_attack"), ("ours", "ours_bf16"))
+    }
+    return {"runs": runs, "vectors": objective.vectors, "seconds": {name: round(value, 4) for name, value in seconds.items()}, **ratios}
 
 
 def capt_task(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: int) -> tuple[Task, Parameters, Batch]:
