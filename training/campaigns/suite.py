@@ -22,6 +22,7 @@ from training.evaluation.rows import Row
 from training.memory import keep_freed_memory
 from training.options import DEFAULT_RUNS, check_device, default_store, words
 from training.pages.results import FOLDER
+from training.pages.wording import absent
 from training.processes import joined
 from training.progress import bar
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(said))
     else:
         lines = [f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; {len(content['missing'])} gaps"]
-        print("\n".join([*lines, *(f"  {gap['method']}, {gap['data']}, seed {gap['seed']}: {gap['why']}" for gap in content["missing"])]))
+        print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content["missing"]))]))
     return 0
 
 
@@ -102,7 +103,11 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "checks_made": len(checks),
         "headlines": headlines(results, checks),
         "trainings": [_training(learned) for learned in found if isinstance(learned, Learned)],
-        "missing": [{"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why} for gap in found if isinstance(gap, Gap)],
+        "missing": [
+            {"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why, **({"pending": True} if gap.pending else {})}
+            for gap in found
+            if isinstance(gap, Gap)
+        ],
     }
 
 

@@ -19,7 +19,7 @@ from training.pages.columns import accuracies, behind, differences, group, headl
 from training.pages.defense import defense_tables, draws_chart
 from training.pages.markdown import line, table
 from training.pages.selection import selection_section
-from training.pages.wording import condition, data_of, seeds_words, split_of
+from training.pages.wording import absent, condition, data_of, seeds_words, split_of
 
 FOLDER = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
@@ -154,7 +154,7 @@ def _trainings(content: Facts) -> list[str]:
             own = [row for row in trainings if row["method"] == method]
             means = [sum(row[name] for row in own) / len(own) for name in ("epochs", "charged", "text_passes", "seconds")]
             lines.append(line([method, str(len(own)), *(f"{mean:,.0f}" for mean in means)]))
-    gaps = [f"- not there: {row['method']}, {row['data']}, seed {row['seed']}: {row['why']}" for row in content.get("missing", ())]
+    gaps = [f"- {sentence}" for sentence in absent(content.get("missing", ()))]
     return [*lines, *([""] if gaps else []), *gaps]
 
 

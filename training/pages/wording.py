@@ -1,6 +1,6 @@
 """How rows of numbers are said on the results page. No tensors, so that the page is made in no time."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from training.pages.difference import decided
@@ -25,6 +25,17 @@ def split_of(row: Facts) -> str:
 def seeds_words(seeds: Collection[int]) -> str:
     """Which seeds."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def absent(gaps: Sequence[Facts]) -> list[str]:
+    """A sentence for each thing that can't be had, with its reason, and one for all that was only not done yet."""
+    said = [f"not there: {gap['method']}, {gap['data']}, seed {gap['seed']}: {gap['why']}" for gap in gaps if not gap.get("pending")]
+    to_come: dict[str, set[int]] = {}
+    for gap in gaps:
+        if gap.get("pending"):
+            to_come.setdefault(gap["data"], set()).add(gap["seed"])
+    places = ", ".join(f"{data} ({seeds_words(sorted(seeds))})" for data, seeds in to_come.items())
+    return [*said, *([f"still to come, all or in part: {places}"] if places else [])]
 
 
 def condition(row: Facts) -> str:

@@ -96,6 +96,7 @@ def test_the_cost_is_said_before_anything_is_done(workshop: Workshop) -> None:
 def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Workshop) -> None:
     said = workshop.fill("--seed", "0", "--only", "caltech-101")
     assert "8 cells in" in said
+    assert "still to come, all or in part: flowers-102-partial (seeds 0, 1), caltech-101 (seed 1)" in said
     first, content = workshop.kept(), workshop.content()
     assert {gap["why"] for gap in content["missing"] if gap["method"] in ("coop", "apt")} == {"not learned yet"}
     assert any(gap["method"] == "handcrafted" and "not measured yet" in gap["why"] for gap in content["missing"])

@@ -179,6 +179,18 @@ def test_a_page_that_was_edited_is_noticed(tmp_path: Path, capsys: pytest.Captur
     assert "make results" in capsys.readouterr().err
 
 
+def test_what_can_t_be_had_is_said_with_its_reason_and_what_is_to_come_in_one_sentence() -> None:
+    gap = {"method": "capt", "data": "toys", "seed": 0, "why": "it collapsed"}
+    later = [
+        {"method": name, "data": data, "seed": seed, "why": "x", "pending": True} for name in "ab" for data in ("toys", "tools") for seed in (2, 1)
+    ]
+    lines = render({"toys": content(missing=[gap, *later])}).splitlines()
+    assert [line for line in lines if line.startswith(("- not there", "- still"))] == [
+        "- not there: capt, toys, seed 0: it collapsed",
+        "- still to come, all or in part: toys (seeds 1, 2), tools (seeds 1, 2)",
+    ]
+
+
 def test_the_committed_page_is_what_the_committed_files_make() -> None:
     assert any(FOLDER.glob("*.json"))
     assert PAGE.is_file()
