@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from training.pages.markdown import line, table
-from training.pages.wording import accuracy, condition, data_of, difference, seeds_words
+from training.pages.wording import accuracy, condition, data_of, difference, rank, seeds_words
 
 Facts: TypeAlias = dict[str, Any]
 Refused: TypeAlias = Mapping[tuple[str, ...], Sequence[str]]  # by `headline`: the checks that forbid it
@@ -20,7 +20,7 @@ class Column(NamedTuple):
 def accuracies(rows: Sequence[Facts], refused: Refused) -> list[str]:
     """Heads tell pictures and seeds where columns differ in them, a cell its seeds where it lacks one of its column's."""
     seeds: dict[Column, dict[int, None]] = {}
-    for row in rows:
+    for row in sorted(rows, key=rank):
         seeds.setdefault(_column(row), {}).update(dict.fromkeys(_seeds(row)))
     differ = len(set(map(frozenset, seeds.values()))) > 1
     heads = [head + (f", {seeds_words(own)}" if differ else "") for head, own in zip(_heads(seeds), seeds.values(), strict=True)]
@@ -33,7 +33,7 @@ def differences(paired: Sequence[Facts]) -> list[str]:
     """Nothing where nothing is compared."""
     if not paired:
         return []
-    columns = list(dict.fromkeys(map(_column, paired)))
+    columns = list(dict.fromkeys(map(_column, sorted(paired, key=rank))))
     cells = {(_pair(row), _column(row)): difference(row) for row in paired}
     pairs = dict.fromkeys(map(_pair, paired))
     lines = ["", *table(["paired", *_heads(columns)])]

@@ -5,11 +5,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from robustclip.charts import Curve, chart_file
 from training.pages.markdown import line, table
-from training.pages.wording import UNUSUAL, accuracy, data_of, difference, effort
+from training.pages.wording import UNUSUAL, accuracy, data_of, difference, effort, rank
 
 Facts: TypeAlias = dict[str, Any]
 Key = TypeVar("Key")
-_ORDER = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
 
 
 def defense_tables(content: Facts, *, chart: str) -> list[str]:
@@ -109,7 +108,7 @@ def _by(rows: Iterable[Facts], key: Callable[[Facts], Key]) -> dict[Key, list[Fa
 
 
 def _ordered(rows: Iterable[Facts]) -> list[Facts]:
-    return sorted(rows, key=lambda row: _ORDER.index(row["threat"]))
+    return sorted(rows, key=rank)
 
 
 def _place(chain: str, pictures: int, names: Mapping[str, str]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """How rows of numbers are said on the results page. No tensors, so that the page is made in no time."""
 
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 from training.pages.difference import decided
@@ -10,6 +11,13 @@ Facts: TypeAlias = Mapping[str, Any]
 FEW = 64  # pictures: of fewer a percentage would say more than was measured
 # What a row names where an attack took other than the level's own, and how it is said.
 UNUSUAL = {"steps": "{} steps", "queries": "{} queries", "restarts": "{} starts", "draws": "{} draws", "search": "searched in {}"}
+
+_LEVELS = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
+
+
+def rank(row: Facts) -> tuple[int, Fraction]:
+    """Where a condition stands among others: by what the attacker knows, then by the radius."""
+    return _LEVELS.index(row["threat"]), Fraction(row["eps"])
 
 
 def data_of(row: Facts) -> str:

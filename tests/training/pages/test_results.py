@@ -163,7 +163,7 @@ def test_a_refused_headline_is_found_whatever_the_attack_took() -> None:
     rows = [{**row("plain@11", "T3", "1/255", 0.6), "restarts": 3}, row("plain@11", "T2", "1/255", 0.5)]
     headline = {**SHARED, "prompt_set": "plain@11", "eps": "1/255", "refused": ["M5"]}
     page = render({"toys": {"title": "Toys", "says": "", "results": rows, "headlines": [headline]}})
-    assert "| plain@11 | inconclusive (M5) | 50.0 (40.0 to 60.0) |" in page
+    assert "| plain@11 | 50.0 (40.0 to 60.0) | inconclusive (M5) |" in page  # columns go by level
 
 
 def test_a_page_that_was_edited_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
