@@ -8,8 +8,10 @@ import hashlib
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -25,18 +27,19 @@ from training.processes import ALONE, Processes
 
 
 class Rows(NamedTuple):
-    """`rows` [n, ...] and what making them cost, whenever that was."""
+    """`rows` [n, ...] and what making them cost, whenever that was; `counts` of whatever was counted on the way. Makers leave `seconds` out."""
 
     rows: Tensor
     cost: Cost
-    seconds: float
+    seconds: float = 0.0
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 def cached_rows(
     folder: Path,
     key: Mapping[str, object],
     indices: Tensor,
-    make: Callable[[Tensor], tuple[Tensor, Cost]],
+    make: Callable[[Tensor], Rows],
     *,
     chunk: int,
     progress: Progress,
@@ -61,14 +64,15 @@ def cached_rows(
             if not ours or path.exists():
                 continue
             began = time.monotonic()
-            rows, cost = make(chosen)
-            facts = {"forward": str(cost.forward), "backward": str(cost.backward), "seconds": str(time.monotonic() - began)}
-            write_atomically(path, save({"rows": rows.contiguous()}, {"facts": json.dumps(facts)}))
+            made = make(chosen)
+            facts = {**made.cost._asdict(), "seconds": time.monotonic() - began, "counts": dict(made.counts)}
+            write_atomically(path, save({"rows": made.rows.contiguous()}, {"facts": json.dumps(facts)}))
         progress(sum(len(chosen) for path, chosen in places if path.exists()), len(indices), what)
     processes.wait()
     parts = [_read(path, len(chosen)) for path, chosen in places]
     cost = Cost(sum(part.cost.forward for part in parts), sum(part.cost.backward for part in parts))
-    return Rows(torch.cat([part.rows for part in parts]), cost, sum(part.seconds for part in parts))
+    counts = sum((Counter(part.counts) for part in parts), Counter[str]())
+    return Rows(torch.cat([part.rows for part in parts]), cost, sum(part.seconds for part in parts), counts)
 
 
 def _read(path: Path, count: int) -> Rows:
@@ -79,4 +83,4 @@ def _read(path: Path, count: int) -> Rows:
         raise DataRefused(f"damaged: {error}", field=str(path), help="Remove this file: it will be made again.") from error
     if len(rows) != count:
         raise DataRefused(f"expected {count} rows, found {len(rows)}.", field=str(path), help="Remove this file: it will be made again.")
-    return Rows(rows, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]))
+    return Rows(rows, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]), facts.get("counts", {}))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused
 from robustclip.types import Cost
-from training.cache import cached_rows
+from training.cache import Rows, cached_rows
 
 
 class Maker:
@@ -18,24 +18,24 @@ class Maker:
         self.asked: list[int] = []
         self.dies_at = dies_at
 
-    def __call__(self, chosen: Tensor) -> tuple[Tensor, Cost]:
+    def __call__(self, chosen: Tensor) -> Rows:
         if self.dies_at in chosen:
             raise KeyboardInterrupt
         self.asked += chosen.tolist()
-        return chosen.float().square()[:, None], Cost(len(chosen), 2 * len(chosen))
+        return Rows(chosen.float().square()[:, None], Cost(len(chosen), 2 * len(chosen)), counts={"odd": int((chosen % 2).sum()), "asked": 1})
 
-    def rows(self, folder: Path, indices: Tensor, **key: int) -> tuple[Tensor, Cost]:
-        found = cached_rows(folder, {"what": "squares", **key}, indices, self, chunk=4, progress=lambda done, total, what: None, what="squares")
-        return found.rows, found.cost
+    def rows(self, folder: Path, indices: Tensor, **key: int) -> Rows:
+        return cached_rows(folder, {"what": "squares", **key}, indices, self, chunk=4, progress=lambda done, total, what: None, what="squares")
 
 
-def test_rows_are_made_once_and_their_cost_is_remembered(tmp_path: Path) -> None:
+def test_rows_are_made_once_and_cost_and_counts_are_remembered(tmp_path: Path) -> None:
     maker = Maker()
     indices = torch.arange(10)
     for _ in range(2):
-        rows, cost = maker.rows(tmp_path, indices)
+        rows, cost, _, counts = maker.rows(tmp_path, indices)
         assert rows.flatten().tolist() == [index**2 for index in range(10)]
         assert cost == Cost(10, 20)
+        assert counts == {"odd": 5, "asked": 3}
     assert maker.asked == list(range(10))
 
 
@@ -44,7 +44,7 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_part(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         Maker(dies_at=9).rows(tmp_path, indices)
     second = Maker()
-    rows, cost = second.rows(tmp_path, indices)
+    rows, cost, _, _ = second.rows(tmp_path, indices)
     assert second.asked == [8, 9]
     assert rows.flatten().tolist() == [index**2 for index in range(10)]
     assert cost == Cost(10, 20)
@@ -73,7 +73,7 @@ def test_two_runs_at_once_make_every_part_once_and_both_have_all(tmp_path: Path)
     both = threading.Barrier(2, timeout=30)
 
     class Partner(Maker):
-        def __call__(self, chosen: Tensor) -> tuple[Tensor, Cost]:
+        def __call__(self, chosen: Tensor) -> Rows:
             if not self.asked:
                 both.wait()
             return super().__call__(chosen)
@@ -81,7 +81,7 @@ def test_two_runs_at_once_make_every_part_once_and_both_have_all(tmp_path: Path)
     makers = [Partner(), Partner()]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda maker: maker.rows(tmp_path, torch.arange(20)), makers))
-    assert [rows.flatten().tolist() for rows, _ in found] == [[index**2 for index in range(20)]] * 2
+    assert [squares.rows.flatten().tolist() for squares in found] == [[index**2 for index in range(20)]] * 2
     assert sorted(makers[0].asked + makers[1].asked) == list(range(20))
     assert all(maker.asked for maker in makers)
     assert not list(tmp_path.rglob("*.claim"))

@@ -1,10 +1,11 @@
-"""What was measured already, one file of one line a cell: a killed evaluation goes on after its last whole cell, and a new question that contains old
-ones pays only for what is new.
+"""What was measured already, one file of one line a cell: a killed evaluation goes on after its last whole cell, in T3 after its last batch. A new
+question that contains old ones pays only for what is new.
 
 The file is named by a digest of everything that the numbers depend on; delete the folder at any time.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,22 @@ def keep(path: Path, key: Mapping[str, object], found: AtLevel) -> None:
         "seconds": measured.seconds,
     }
     write_atomically(path, (json.dumps(line) + "\n").encode())
+
+
+def parts_of(path: Path) -> Path:
+    """The folder of what is done of a cell that takes long, until the whole of it is."""
+    return path.with_suffix("")
+
+
+def forget_parts(path: Path) -> None:
+    """They are of no use once the cell is kept."""
+    shutil.rmtree(parts_of(path), ignore_errors=True)
+
+
+def forget(path: Path) -> None:
+    """The cell is measured again from its beginning."""
+    path.unlink(missing_ok=True)
+    forget_parts(path)
 
 
 def recall(path: Path, pictures: int) -> AtLevel | None:

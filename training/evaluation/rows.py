@@ -27,7 +27,7 @@ from robustclip.types import Progress
 from training.data.folders import LabelledImages
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.evaluation.cells import cell_path, keep, packed, recall
+from training.evaluation.cells import cell_path, forget, forget_parts, keep, packed, parts_of, recall
 from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.evaluation.question import NO_DEFENSE, Question, Threat
 from training.threats.defended import measure_black_box, measure_static
@@ -117,7 +117,7 @@ def answer(
     if fresh:
         for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
             for part in (threat, *(WITHIN_T3 if threat == "T3" else ())):
-                cell_of(question, subject, part, eps)[0].unlink(missing_ok=True)
+                forget(cell_of(question, subject, part, eps)[0])
     for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
         if only_kept and not cell_of(question, subject, threat, eps)[0].exists():
             continue
@@ -189,6 +189,7 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
             found = _measure(question, subject, threat, eps, progress, wait=wait)
             if found is not None:
                 keep(path, key, found)
+                forget_parts(path)
     return found
 
 
@@ -223,6 +224,7 @@ def _measure(question: Question, subject: Subject, threat: Threat, eps: float, p
         draws=question.draws_at(threat),
         search=question.search,
         known=known,
+        parts=parts_of(cell_of(question, subject, threat, eps)[0]),
     )
 
 

@@ -67,7 +67,7 @@ def embedding_bank(
     """
     seeds = draw_seeds(seed, len(data))
 
-    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+    def make(chosen: Tensor) -> Rows:
         pixels = data.pixels(chosen, clip.image_size).to(clip.device)
         cost = Cost(forward=len(chosen) * (copies + clean))
         versions: list[Pixels] = []
@@ -77,7 +77,7 @@ def embedding_bank(
             versions.append(attacked.pixels)
         with torch.no_grad():
             embeddings = [encode_image(clip, version) for version in [*versions, *([pixels] if clean else [])]]
-        return torch.stack(embeddings, dim=1).cpu(), cost
+        return Rows(torch.stack(embeddings, dim=1).cpu(), cost)
 
     key = {**cache_key("bank", clip, data, attack, seed), "copies": copies, "clean": clean}
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes)
@@ -146,10 +146,10 @@ def aware_bank(
     """[n, K + 1, E] the first filling of a bank that knows its prompts."""
     seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
 
-    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+    def make(chosen: Tensor) -> Rows:
         pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
         embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])
-        return embeddings.cpu(), cost
+        return Rows(embeddings.cpu(), cost)
 
     key = {**cache_key("aware bank", clip, data, attack.attack, seed), "scores": list(attack.scores), "prompts": prompts.digest()}
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes)
@@ -159,10 +159,10 @@ def shifted_pixels(clip: Clip, data: LabelledImages, indices: Tensor, attack: PG
     """[n, 3, S, S] pictures of threat level T0, the same for every prompt set and defense measured on them."""
     seeds = draw_seeds(seed, len(data))
 
-    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+    def make(chosen: Tensor) -> Rows:
         pixels = data.pixels(chosen, clip.image_size).to(clip.device)
         attacked = shift_embeddings(clip, pixels, attack, derive(seeds[chosen], "T0"))
-        return attacked.pixels.cpu(), attacked.cost
+        return Rows(attacked.pixels.cpu(), attacked.cost)
 
     key = cache_key("T0", clip, data, attack, seed)
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="T0 pictures")

@@ -15,9 +15,11 @@ Deviation from the papers: a picture that is wrong untouched counts as wrong at 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -38,10 +40,10 @@ from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measu
 from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.scores import decision, label_score
 from robustclip.seeds import derive, draw_seeds
-from robustclip.threat import Linf
+from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attack, Attacked, Classifier, Pixels, Progress, Score, Seeds
 from robustclip.wrappers import averaged, guarded, reduced
-from training.cache import Rows
+from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
 from training.threats.bank import feature_attack, shifted_pixels
 from training.threats.transfers import carried_attack, pixels_against
@@ -99,12 +101,14 @@ def measure_level(
     draws: int = GRADIENT_DRAWS,
     search: Precision = "float32",
     known: Mapping[Level, AtLevel] | None = None,
+    parts: Path | None = None,
 ) -> AtLevel:
     """Measure a classifier on pictures at a threat level; `eps` is not used for clean ones. A `rule` judges by the vote that it serves.
 
     Randomized classifiers are attacked through the mean of `draws` and judged by 10 fresh ones. Cost and seconds of T0 and T1 include what their
     pictures took when they were made, those of T3 all that it consists of. `known`: levels already measured on these pictures at this radius, which
-    T3 then need not measure again; `strength` is that of its ensemble, `steps`, `restarts` and `draws` are those of T2. Both search
+    T3 then need not measure again; `parts`: a folder of this measurement alone, where T3 keeps each batch that its ensemble is done with, so that a
+    killed one goes on from there. `strength` is that of its ensemble, `steps`, `restarts` and `draws` are those of T2. Both search
     in the precision `search`; what they find is judged in float32. Without a randomized defense T2 and the ensemble leave a picture at their first
     success, so that what is right after rounding to 8 bits is judged on the narrowest points: an upper bound.
     """
@@ -137,11 +141,12 @@ def measure_level(
         )
         return AtLevel(measured, {**attack.model_dump(mode="json"), "score": "cross_entropy", "draws": draws if randomized else 1})
     again = partial(measure_level, eps=eps, clip=clip, classifier=classifier, pictures=pictures, randomized=randomized, rule=rule, progress=progress)
-    parts: dict[Level, AtLevel] = {
+    within: dict[Level, AtLevel] = {
         part: known[part] if known and part in known else again(part, restarts=restarts, search=search) for part in WITHIN_T3
     }
     ensemble = strong_ensemble(eps, strength, randomized=randomized, search=search)
-    return _strongest(parts, ensemble, clip, classifier, pictures, jury, progress)
+    with TemporaryDirectory() if parts is None else nullcontext(parts) as folder:
+        return _strongest(within, ensemble, clip, classifier, pictures, jury, progress, Path(folder))
 
 
 def strong_ensemble(eps: float, strength: Preset, *, randomized: bool, search: Precision = "float32") -> Ensemble:
@@ -160,7 +165,7 @@ def judge_made(
     classifier: Classifier,
     pictures: Pictures,
     made: Rows,
-    ball: Linf,
+    ball: BallSpec,
     *,
     jury: Jury = ONE_ANSWER,
     progress: Progress,
@@ -205,35 +210,50 @@ def _against_words(
 
 
 def _strongest(
-    parts: Mapping[Level, AtLevel],
+    within: Mapping[Level, AtLevel],
     ensemble: Ensemble,
     clip: Clip,
     classifier: ZeroShotClassifier | Defended,
     pictures: Pictures,
     jury: Jury,
     progress: Progress,
+    parts: Path,
 ) -> AtLevel:
-    """The worst of what is known, and of the ensemble on what that left standing."""
-    worst = worst_of([part.measured for part in parts.values()])
+    """The worst of what is known, and of the ensemble on what that left standing, which `parts` keep."""
+    worst = worst_of([part.measured for part in within.values()])
     standing = worst.correct.nonzero().flatten()
-    fell_to = Counter({stage.name: 0 for stage in ensemble.stages(len(classifier.labels))})
     rest = replace(pictures, indices=pictures.indices[standing])
-    found = measure(
-        classifier,
-        batches(clip, rest, progress, "T3"),
-        attack=strong_attack(ensemble, jury, fell_to),
-        score=score_of("margin", draws=GRADIENT_DRAWS if ensemble.randomized else None),
-        ball=ensemble.ball,
-        jury=jury,
-    )
+    about = {"score": "margin", "draws": GRADIENT_DRAWS if ensemble.randomized else 1, "worst_of": list[JsonValue](within)}
+    attack: dict[str, JsonValue] = {**ensemble.model_dump(mode="json"), **about}
+    fell_to = Counter({stage.name: 0 for stage in ensemble.stages(len(classifier.labels))})
+    if not len(standing):
+        return AtLevel(worst, attack, dict(fell_to))
+    made = _against_all(ensemble, clip, classifier, rest, jury, progress, parts)
+    fell_to.update(made.counts)
+    found = judge_made(clip, classifier, rest, made, ensemble.ball, jury=jury, progress=progress, what="T3 judged")
     whole = Measured(torch.ones_like(worst.correct), torch.ones_like(worst.correct), found.cost, found.seconds)
     whole.correct[standing], whole.correct_8bit[standing] = found.correct, found.correct_8bit
     if found.abstained is not None:
         silent = torch.zeros_like(worst.correct)
         silent[standing] = found.abstained
         whole = whole._replace(abstained=silent)
-    about = {"score": "margin", "draws": GRADIENT_DRAWS if ensemble.randomized else 1, "worst_of": list[JsonValue](parts)}
-    return AtLevel(worst_of([worst, whole]), {**ensemble.model_dump(mode="json"), **about}, dict(fell_to))
+    return AtLevel(worst_of([worst, whole]), attack, dict(fell_to))
+
+
+def _against_all(
+    ensemble: Ensemble, clip: Clip, classifier: ZeroShotClassifier | Defended, pictures: Pictures, jury: Jury, progress: Progress, parts: Path
+) -> Rows:
+    """[n, 3, S, S] pictures that the ensemble attacked, who knows all; `counts` what fell to each of its attacks."""
+    data, seeds = pictures.data, draw_seeds(pictures.seed, len(pictures.data))
+    score = score_of("margin", draws=GRADIENT_DRAWS if ensemble.randomized else None)
+
+    def make(chosen: Tensor) -> Rows:
+        pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
+        fell_to = Counter[str]()
+        attacked = strong_attack(ensemble, jury, fell_to)(score(classifier, targets), pixels, derive(seeds[chosen], "attack"))
+        return Rows(attacked.pixels.cpu(), attacked.cost, counts=fell_to)
+
+    return cached_rows(parts, {"what": "T3"}, pictures.indices, make, chunk=pictures.batch, progress=progress, what="T3")
 
 
 def strong_attack(ensemble: Ensemble, jury: Jury, fell_to: Counter[str]) -> Attack:

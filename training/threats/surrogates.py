@@ -148,7 +148,7 @@ def _made(surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pi
     data = pictures.data
     seeds = draw_seeds(pictures.seed, len(data))
 
-    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+    def make(chosen: Tensor) -> Rows:
         pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
         with torch.no_grad():
             clean = surrogate.encode(pixels)
@@ -156,7 +156,7 @@ def _made(surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pi
         if score == "cross_entropy":
             aim = label_score("cross_entropy", surrogate.classifier, clean.argmax(dim=1) if surrogate.own_answer else targets)
         attacked, cost = climb(Diverse(aim), pixels, derive(seeds[chosen], f"T0b-{score}"), ball)
-        return attacked.cpu(), cost.plus(Cost(forward=len(chosen)))
+        return Rows(attacked.cpu(), cost.plus(Cost(forward=len(chosen))))
 
     key = {
         "what": "T0b",

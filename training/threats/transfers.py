@@ -14,7 +14,7 @@ from robustclip.prompts import Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
-from robustclip.types import Cost, Progress
+from robustclip.types import Progress
 from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
 from training.threats.bank import CHUNK, cache_key
@@ -33,10 +33,10 @@ def pixels_against(
     """[n, 3, S, S] pictures whose cross-entropy under `prompts` was raised; made once for all who judge them."""
     seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
 
-    def make(chosen: Tensor) -> tuple[Tensor, Cost]:
+    def make(chosen: Tensor) -> Rows:
         pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
         attacked = attack(label_score("cross_entropy", classifier, targets), pixels, derive(seeds[chosen], "against"))
-        return attacked.pixels.cpu(), attacked.cost
+        return Rows(attacked.pixels.cpu(), attacked.cost)
 
     key = {**cache_key("against", clip, data, attack, seed), "prompts": prompts.digest(), "score": "cross_entropy"}
     return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what=what)

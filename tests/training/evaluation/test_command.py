@@ -138,6 +138,7 @@ def test_t3_makes_a_headline_or_says_what_forbids_one(bench: Bench) -> None:
     assert fell["T2"] is None
     (command,) = (row["command"] for row in found["results"] if row["threat"] == "T3")
     assert "--strength quick" in command
+    assert not [path for path in (bench.folder / "runs" / "evaluate").iterdir() if path.is_dir()], "parts of cells that are whole"
 
 
 def test_a_wider_question_pays_only_for_what_is_new(bench: Bench) -> None:

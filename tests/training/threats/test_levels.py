@@ -19,7 +19,7 @@ from robustclip.prompts import Prompts
 from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.smoothing import smoothing_of
-from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
 from training.data.folders import load_data
 from training.threats.levels import (
     GRADIENT_DRAWS,
@@ -50,12 +50,16 @@ def at(
     visual: Tensor | None = None,
     restarts: int = 1,
     known: dict[Level, AtLevel] | None = None,
+    parts: Path | None = None,
+    progress: Progress = silent,
 ) -> AtLevel:
     encoder = TorchImageEncoder(clip)
     links = parse_defenses(defense) if chain is None else chain
     bound, rule = bind_chain(links, encoder), smoothing_of(links)
     classifier = Defended(zero_shot(clip, Prompts(visual=visual, templates=(template,)), pictures.data.labels, encoder=encoder), bound)
-    ask = partial(measure_level, randomized=bound.randomized, rule=rule, progress=silent, strength="quick", restarts=restarts, known=known)
+    ask = partial(
+        measure_level, randomized=bound.randomized, rule=rule, progress=progress, strength="quick", restarts=restarts, known=known, parts=parts
+    )
     return ask(level, eps, clip, classifier, pictures)
 
 
@@ -208,6 +212,29 @@ def test_t3_measures_by_itself_what_it_is_not_told(tiny: Clip, pictures: Picture
     alone, told = at("T3", tiny, some), at("T3", tiny, some, known=known)
     assert torch.equal(alone.measured.correct, told.measured.correct)
     assert (alone.attack, alone.fell_to, alone.measured.cost) == (told.attack, told.fell_to, told.measured.cost)
+
+
+def test_a_killed_t3_goes_on_after_its_last_whole_batch(tiny: Clip, pictures: Pictures, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    eps, several = 0.3 / 255, replace(pictures, batch=2)
+    known = {level: at(level, tiny, several, eps=eps) for level in WITHIN_T3}
+
+    def dies(done: int, total: int, what: str) -> None:
+        if what == "T3" and done < total:
+            raise KeyboardInterrupt
+
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+    with pytest.raises(KeyboardInterrupt):
+        at("T3", tiny, several, eps=eps, known=known, parts=folder, progress=dies)
+    before = kept()
+    assert len(before) == 1
+    whole = at("T3", tiny, several, eps=eps, known=known, parts=folder)
+    undisturbed = at("T3", tiny, several, eps=eps, known=known)
+    assert before.items() <= kept().items()
+    assert torch.equal(whole.measured.correct, undisturbed.measured.correct)
+    assert (whole.attack, whole.fell_to, whole.measured.cost) == (undisturbed.attack, undisturbed.fell_to, undisturbed.measured.cost)
 
 
 def against_lottery(count: int, eps: float) -> tuple[Measured, Attacked, Counter[str]]:
