@@ -43,23 +43,26 @@ def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None, *,
     if visual is not None:
         tokens = torch.cat([tokens, visual[0].expand(batch, -1, -1).to(tokens.dtype)], dim=1)
     tokens = tower.ln_pre(tokens)
-    length = tokens.shape[1]
-    for layer, block in enumerate(tower.transformer.resblocks):
+    rows = _Rows(batch, tokens.shape[1])
+    states = tokens.flatten(0, 1)
+    blocks = tower.transformer.resblocks
+    for layer, block in enumerate(blocks):
         if visual is not None and 0 < layer < visual.shape[0]:
-            kept, carried = tokens[:, : length - visual.shape[1]], tokens[:, length - visual.shape[1] :]
+            tokens, kept = states.unflatten(0, (-1, rows.length)), rows.length - visual.shape[1]
             replaced = visual[layer].expand(batch, -1, -1).to(tokens.dtype)
-            tokens = torch.cat([kept, replaced if depth is None else torch.where(layer < depth, replaced, carried)], dim=1)
-        tokens, _ = _block(block, tokens, causal=False)
-    return tower.ln_post(tokens[:, 0]) @ tower.proj
+            chosen = replaced if depth is None else torch.where(layer < depth, replaced, tokens[:, kept:])
+            states = torch.cat([tokens[:, :kept], chosen], dim=1).flatten(0, 1)
+        states, _ = _block(block, states, rows, last=layer == len(blocks) - 1)
+    return tower.ln_post(states) @ tower.proj
 
 
 def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tensor:
     """[L, E] raw text embeddings of [L, T] token ids, read at [EOS].
 
-    text [D, N, W] or, a context a row, [L, D, N, W]: N vectors after [SOS]; deeper ones replace them at layers 2..D. The sequence is cropped to the
-    longest row: padding behind [EOS] can't reach it through the causal mask. A shared context has the same states for every label, so [SOS] and its
-    vectors are computed once and attended to by all rows (101 labels behind 32 vectors: 5 times less work). Raises InvalidInput when vectors and
-    words exceed the context length.
+    text [D, N, W] or, a context a row, [L, D, N, W]: N vectors after [SOS]; deeper ones replace them at layers 2..D. What can't change the result is
+    not computed: nothing behind a row's [EOS], which the causal mask hides from it, and of the last layer only [EOS] itself. What all rows begin
+    with, [SOS], a shared context and the first words of a template, has the same states in each of them: it is computed once and attended to by all
+    (101 labels behind 32 vectors: a tenth of the tokens). Raises InvalidInput when vectors and words exceed the context length.
     """
     model = clip.model
     ends = tokens.argmax(dim=-1)  # [EOS] has the highest id
@@ -72,36 +75,47 @@ def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tenso
     embedded = model.token_embedding(tokens[:, : length - vectors])  # [L, T', W]
     positions = model.positional_embedding[:length].to(embedded.dtype)
     context = None if text is None else text.to(embedded.dtype)
-    if context is not None and context.ndim == 3:
-        states = _after_shared_context(model.transformer.resblocks, embedded, context, positions)
-        ends = ends - 1  # [SOS] stands in the shared part
+    blocks = model.transformer.resblocks
+    if context is not None and context.ndim == 4:
+        pooled = _after_own_context(blocks, embedded, context, positions, ends)
     else:
-        states = _after_own_context(model.transformer.resblocks, embedded, context, positions)
-        ends = ends + vectors
-    pooled = states[torch.arange(len(tokens), device=tokens.device), ends]
+        pooled = _after_shared_beginning(blocks, embedded, context, positions, ends, common=_common(tokens, ends))
     return model.ln_final(pooled) @ model.text_projection
 
 
-def _after_own_context(blocks: Any, embedded: Tensor, context: Tensor | None, positions: Tensor) -> Tensor:
-    """[L, N + T, W] final states of whole sequences, a context [L, D, N, W] a row or none."""
-    tokens = embedded if context is None else torch.cat([embedded[:, :1], context[:, 0], embedded[:, 1:]], dim=1)
-    states = tokens + positions
+def _common(tokens: Tensor, ends: Tensor) -> int:
+    """How many tokens all rows begin with: at least [SOS], and no row's [EOS]."""
+    alike = (tokens == tokens[:1]).all(dim=0).long().cumprod(dim=0).sum()
+    return int(torch.minimum(alike, ends.min()))
+
+
+def _after_own_context(blocks: Any, embedded: Tensor, context: Tensor, positions: Tensor, ends: Tensor) -> Tensor:
+    """[L, W] final states at [EOS] of whole sequences, each behind a context [D, N, W] of its own."""
+    number = context.shape[2]
+    sequences = torch.cat([embedded[:, :1], context[:, 0], embedded[:, 1:]], dim=1) + positions
+    rows = _rows(ends + number, sequences.shape[1])
+    states = rows.packed(sequences)
+    places = (rows.starts()[:, None] + 1 + torch.arange(number, device=ends.device)).flatten()
     for depth, block in enumerate(blocks):
-        if context is not None and 0 < depth < context.shape[1]:
-            states = torch.cat([states[:, :1], context[:, depth], states[:, 1 + context.shape[2] :]], dim=1)
-        states, _ = _block(block, states, causal=True)
+        if 0 < depth < context.shape[1]:
+            states = states.index_copy(0, places, context[:, depth].flatten(0, 1))
+        states, _ = _block(block, states, rows, causal=True, last=depth == len(blocks) - 1)
     return states
 
 
-def _after_shared_context(blocks: Any, embedded: Tensor, context: Tensor, positions: Tensor) -> Tensor:
-    """[L, T - 1, W] final states behind a context [D, N, W] that all rows share, computed once."""
-    shared = torch.cat([embedded[:1, :1], context[:1]], dim=1) + positions[: 1 + context.shape[1]]  # [1, 1 + N, W]
-    states = embedded[:, 1:] + positions[shared.shape[1] :]
+def _after_shared_beginning(blocks: Any, embedded: Tensor, context: Tensor | None, positions: Tensor, ends: Tensor, *, common: int) -> Tensor:
+    """[L, W] final states at [EOS] behind [SOS], a context [D, N, W] or none, and the other `common` words, which are computed once."""
+    number = 0 if context is None else context.shape[1]
+    once = [embedded[:1, :1], *([] if context is None else [context[:1]]), embedded[:1, 1:common]]
+    shared = (torch.cat(once, dim=1) + positions[: common + number])[0]  # [P, W]
+    beginning = _Rows(1, len(shared))
+    rows = _rows(ends - common, embedded.shape[1] - common)
+    states = rows.packed(embedded[:, common:] + positions[common + number :])
     for depth, block in enumerate(blocks):
-        if 0 < depth < context.shape[0]:
-            shared = torch.cat([shared[:, :1], context[depth : depth + 1]], dim=1)
-        shared, memory = _block(block, shared, causal=True)
-        states, _ = _block(block, states, causal=True, memory=memory)
+        if context is not None and 0 < depth < context.shape[0]:
+            shared = torch.cat([shared[:1], context[depth], shared[1 + number :]])
+        shared, memory = _block(block, shared, beginning, causal=True)
+        states, _ = _block(block, states, rows, causal=True, memory=memory, last=depth == len(blocks) - 1)
     return states
 
 
@@ -128,6 +142,40 @@ def check_prompts(clip: Clip, prompts: Prompts, *, labels: int | None = None) ->
             )
 
 
+class _Rows(NamedTuple):
+    """How tokens [M, W] lie in the rows of a batch, one row behind the other: `length` tokens each, or only those up to a row's own end."""
+
+    batch: int
+    length: int
+    ends: Tensor | None = None  # [B] the last position of each row; None: all rows are full, and read at their first
+    places: Tensor | None = None  # [M] where the tokens stand among B * length; None: everywhere
+
+    def starts(self) -> Tensor:
+        """[B] where each row begins among the tokens."""
+        assert self.ends is not None
+        return (self.ends + 1).cumsum(dim=0) - self.ends - 1
+
+    def packed(self, sequences: Tensor) -> Tensor:
+        """[M, W] from [B, length, W]."""
+        flat = sequences.flatten(0, 1)
+        return flat if self.places is None else flat[self.places]
+
+    def spread(self, states: Tensor) -> Tensor:
+        """[B, length, W] from [M, W]; zeros where no token stands."""
+        if self.places is None:
+            return states.unflatten(0, (-1, self.length))
+        return states.new_zeros(self.batch * self.length, states.shape[1]).index_copy(0, self.places, states).unflatten(0, (-1, self.length))
+
+    def read(self, states: Tensor) -> Tensor:
+        """[B, W]: of each row the token that an embedding is read from."""
+        return states.unflatten(0, (-1, self.length))[:, 0] if self.ends is None else states[self.starts() + self.ends]
+
+
+def _rows(ends: Tensor, length: int) -> _Rows:
+    kept = torch.arange(length, device=ends.device) <= ends[:, None]
+    return _Rows(len(ends), length, ends, None if bool(kept.all()) else kept.flatten().nonzero().flatten())
+
+
 class _Memory(NamedTuple):
     """Keys and values [1, H, P, d] of positions that stand before every row of a batch."""
 
@@ -135,38 +183,55 @@ class _Memory(NamedTuple):
     value: Tensor
 
 
-def _block(block: Any, tokens: Tensor, *, causal: bool, memory: _Memory | None = None) -> tuple[Tensor, _Memory]:
-    """One residual attention block on [B, L, W], every matrix product on [B*L, W]; also the keys and values it computed."""
-    batch, length, width = tokens.shape
-    flat = tokens.reshape(batch * length, width)
+def _block(
+    block: Any, states: Tensor, rows: _Rows, *, causal: bool = False, memory: _Memory | None = None, last: bool = False
+) -> tuple[Tensor, _Memory]:
+    """One residual attention block on tokens [M, W], and the keys and values [B, H, L, W/H] it computed; of the `last` block what is read, [B, W]."""
     attention = block.attn
-    projected = F.linear(block.ln_1(flat), attention.in_proj_weight, attention.in_proj_bias)
-    heads = projected.reshape(batch, length, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)  # [3, B, H, L, W/H]
-    mixed = _attend(heads[0], heads[1], heads[2], causal=causal, memory=memory)
-    flat = flat + block.ls_1(attention.out_proj(mixed.transpose(1, 2).reshape(batch * length, width)))
-    flat = flat + block.ls_2(block.mlp(block.ln_2(flat)))
-    return flat.reshape(batch, length, width), _Memory(heads[1], heads[2])
+    weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, states.shape[1]
+    normed = block.ln_1(states)
+    if last:
+        keyed = _heads(rows.spread(F.linear(normed, weight[width:], bias[width:])), attention, 2)
+        asked = _heads(F.linear(rows.read(normed), weight[:width], bias[:width])[:, None], attention, 1)
+        key, value, query, states = keyed[0], keyed[1], asked[0], rows.read(states)
+        hidden = _hidden(rows.length, rows.ends[:, None]) if causal and rows.ends is not None else None
+    else:
+        query, key, value = _heads(rows.spread(F.linear(normed, weight, bias)), attention, 3)
+        hidden = _hidden(rows.length, torch.arange(rows.length, device=states.device)[None]) if causal else None
+    mixed = _attend(query, key, value, hidden=hidden, memory=memory).transpose(1, 2).flatten(2)
+    flat = states + block.ls_1(attention.out_proj(mixed[:, 0] if last else rows.packed(mixed)))
+    return flat + block.ls_2(block.mlp(block.ln_2(flat))), _Memory(key, value)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, memory: _Memory | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v on [B, H, L, d]; `memory` is seen by every position.
+def _heads(projected: Tensor, attention: Any, parts: int) -> Tensor:
+    """[parts, B, H, L, W/H] from [B, L, parts * W]."""
+    return projected.unflatten(2, (parts, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+
+
+def _hidden(length: int, asking: Tensor) -> Tensor:
+    """[B or 1, 1, Q, length] the keys that stand behind whoever asks; asking [B or 1, Q]."""
+    return (torch.arange(length, device=asking.device) > asking[:, :, None])[:, None]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, hidden: Tensor | None, memory: _Memory | None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of queries [B, H, Q, d] over keys [B, H, L, d] that are not hidden; `memory` is seen by every position.
 
     Written out on CPUs, where the fused kernel's backward loses on our short sequences (512 x 37 tokens, forward and backward, bf16: 459 ms fused,
     54 ms written out; float32: 152 and 131 ms; tests/benchmarks/bench_towers.py).
     """
     if query.device.type != "cpu" and memory is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    batch, heads, length, depth = query.shape
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=None if hidden is None else ~hidden)
+    batch, heads, asked, depth = query.shape
     query = query * depth**-0.5
     scores = query @ key.transpose(-1, -2)
-    if causal:
-        scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1), -torch.inf)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
     if memory is None:
         return scores.softmax(dim=-1) @ value
     # One product for all rows: the memory is not copied for each.
-    rows = query.transpose(0, 1).reshape(1, heads, batch * length, depth)
-    remembered = (rows @ memory.key.transpose(-1, -2)).reshape(heads, batch, length, -1).transpose(0, 1)  # [B, H, L, P]
+    rows = query.transpose(0, 1).reshape(1, heads, batch * asked, depth)
+    remembered = (rows @ memory.key.transpose(-1, -2)).reshape(heads, batch, asked, -1).transpose(0, 1)  # [B, H, Q, P]
     weights = torch.cat([remembered, scores], dim=-1).softmax(dim=-1)
     known = remembered.shape[-1]
-    recalled = weights[..., :known].transpose(0, 1).reshape(1, heads, batch * length, known) @ memory.value
-    return recalled.reshape(heads, batch, length, depth).transpose(0, 1) + weights[..., known:] @ value
+    recalled = weights[..., :known].transpose(0, 1).reshape(1, heads, batch * asked, known) @ memory.value
+    return recalled.reshape(heads, batch, asked, depth).transpose(0, 1) + weights[..., known:] @ value

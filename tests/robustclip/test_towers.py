@@ -43,8 +43,17 @@ def test_images_are_encoded_as_open_clip_does(clip: Clip) -> None:
     assert (ours - theirs).abs().max() <= 1e-6
 
 
-def test_texts_are_encoded_as_open_clip_does(clip: Clip) -> None:
-    tokens = clip.tokenize(["a cat", "a photo of a dog.", "the quick brown fox jumps over the lazy dog", "日本語", "word " * 100])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a cat", "a photo of a dog.", "the quick brown fox jumps over the lazy dog", "日本語", "word " * 100],
+        ["a photo of a cat.", "a photo of a fire engine.", "a photo of a photo of a dog."],
+        ["a photo of a cat."],
+        ["a photo of", "a photo of a photo"],
+    ],
+)
+def test_texts_are_encoded_as_open_clip_does(clip: Clip, texts: list[str]) -> None:
+    tokens = clip.tokenize(texts)
     with torch.no_grad():
         ours = F.normalize(encode_text(clip, tokens), dim=-1)
         theirs = clip.model.encode_text(tokens, normalize=True)
@@ -55,6 +64,16 @@ def test_vectors_that_are_word_embeddings_equal_the_words(tiny: Clip) -> None:
     words, alone = tiny.tokenize(["a photo of a cat."]), tiny.tokenize(["cat."])
     vectors = tiny.model.token_embedding(words[0, 1:5])[None]
     torch.testing.assert_close(encode_text(tiny, alone, vectors), encode_text(tiny, words), atol=1e-5, rtol=1e-5)
+
+
+def test_a_context_a_row_of_word_embeddings_equals_those_words_before_labels_of_any_length(clip: Clip) -> None:
+    whole = clip.tokenize(["a photo of cats.", "one drawing of a rather long label.", "my dog sees it"])
+    alone = clip.tokenize(["cats.", "a rather long label.", "it"])
+    with torch.no_grad():
+        contexts = clip.model.token_embedding(whole[:, 1:4])[:, None]
+        ours = F.normalize(encode_text(clip, alone, contexts), dim=-1)
+        theirs = clip.model.encode_text(whole, normalize=True)
+    assert (ours - theirs).abs().max() <= 2e-6
 
 
 def test_a_context_a_row_equals_each_context_alone(tiny: Clip) -> None:
