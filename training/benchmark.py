@@ -1,9 +1,11 @@
 """What the engineering of training saves, each against what it replaces, in one run: `robustclip bench training`.
 
-capt   a step of CAPT against the straightforward loop: the text tower runs again in every step of the attack, and every label's sequence is computed
-       whole, at the length that the longest needs, nothing padded. Both look at clean and attacked pictures behind one text pass, both have the
-       frozen CLIP's logits at hand. The loop is timed in float32 and in the precision of our attack, we as we are and with towers in bfloat16
-       (`--precision bf16` of train). What it saves is the text's: few vectors, many pictures or a small text tower leave little to save.
+capt   a step of CAPT against the straightforward loop: the text tower, as open_clip runs it, looks again in every step of the attack at every
+       label's whole sequence, at the length that the longest needs, nothing padded. Both look at clean and attacked pictures behind one text pass,
+       both have the frozen CLIP's logits at hand. The loop is timed in float32 and in the precision of our attack, we as we are and with towers in
+       bfloat16 (`--precision bf16` of train): the same step. What that saves is the text's: few vectors, many pictures or a small text tower leave
+       little to save. `warm` is our step with one attack step from where the picture's last attack ended (`--objective.warm_start true
+       --objective.steps 1`) instead of three from a random point; what either attack adds to the loss stands beside it.
 advpt  an epoch of AdvPT's tuning on a bank that is there against the same epoch of adversarial training of the image tower (TeCoA, AdamW) by PGD-10
        and PGD-2, and the making of that bank beside them.
 
@@ -38,12 +40,13 @@ from robustclip.types import Cost, Pixels
 from training.data.classes import read_classes
 from training.hardening.attack import Strength
 from training.hardening.tower import ImageTower
-from training.inner import Precision, climb, drawn_start
+from training.inner import Precision, climb, drawn_start, label_loss
 from training.losses import Reference, family
 from training.objectives.advpt import AdvPT
 from training.objectives.base import Batch, Examples, Task
 from training.objectives.capt import CAPT, FROZEN
 from training.objectives.contexts import Parameters
+from training.objectives.pictures import opponent_of
 from training.processes import at_least_one
 from training.progress import bar
 from training.threats.bank import shift_embeddings
@@ -83,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def capt_step(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: int, runs: int) -> dict[str, object]:
     """Seconds of one step, forward and backward, ours and the loop's; ratios above 1 are in our favour."""
     task, parameters, given = capt_task(clip, labels, objective, batch=batch)
+    warm = objective.model_copy(update={"warm_start": True, "steps": 1})
+    revisit = replace(task, memory=warm.new_memory(task.examples, parameters))
 
     def backward(loss: Callable[[], Tensor]) -> Step:
         def step() -> None:
@@ -90,23 +95,42 @@ def capt_step(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: in
 
         return step
 
-    def ours(precision: Precision) -> Tensor:
-        return torch.stack(list(objective.loss(replace(task, precision=precision), parameters, given).losses.values())).sum()
+    def ours(method: CAPT, task: Task, precision: Precision) -> Step:
+        exact = replace(task, precision=precision)
+        return backward(lambda: torch.stack(list(method.loss(exact, parameters, given).losses.values())).sum())
 
-    seconds = timed(
-        {
-            "ours": backward(lambda: ours("float32")),
-            "ours_bf16": backward(lambda: ours("bf16")),
-            "loop_float32": backward(lambda: straightforward(objective, task, parameters, given, half=False)),
-            "loop_bf16_attack": backward(lambda: straightforward(objective, task, parameters, given, half=True)),
-        },
-        runs,
-    )
-    ratios = {
-        f"{loop}_over_{mine}": round(seconds[loop] / seconds[mine], 2)
-        for loop, mine in itertools.product(("loop_float32", "loop_bf16_attack"), ("ours", "ours_bf16"))
+    def loop(half: bool) -> Step:
+        return backward(lambda: straightforward(objective, task, parameters, given, half=half))
+
+    mine = {
+        "ours": ours(objective, task, "float32"),
+        "ours_bf16": ours(objective, task, "bf16"),
+        "warm": ours(warm, revisit, "float32"),
+        "warm_bf16": ours(warm, revisit, "bf16"),
     }
-    return {"runs": runs, "vectors": objective.vectors, "seconds": {name: round(value, 4) for name, value in seconds.items()}, **ratios}
+    loops = {"loop_float32": loop(False), "loop_bf16_attack": loop(True)}
+    seconds = timed({**mine, **loops}, runs)
+    ratios = {f"{loop}_over_{name}": round(seconds[loop] / seconds[name], 2) for loop, name in itertools.product(loops, mine)}
+    added = {"ours": added_loss(objective, task, parameters, given), "warm": added_loss(warm, revisit, parameters, given)}
+    return {
+        "runs": runs,
+        "vectors": objective.vectors,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        **ratios,
+        "added_loss": added,
+    }
+
+
+def added_loss(objective: CAPT, task: Task, parameters: Parameters, batch: Batch) -> float:
+    """How much the training attack adds to the mean cross-entropy of the pictures, by the prompts as they are."""
+    with torch.no_grad():
+        prompts = objective.fold(task.clip, parameters)
+        weights = text_weights(task.clip, prompts, task.labels)
+    opponent = opponent_of(objective, task.clip, weights, prompts)
+    attacked, _ = objective.perturb(task, batch, batch.inputs, opponent)
+    loss = label_loss(opponent, batch.targets)
+    with torch.no_grad():
+        return round(float((loss(attacked) - loss(batch.inputs)).mean()), 4)
 
 
 def capt_task(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: int) -> tuple[Task, Parameters, Batch]:
@@ -115,7 +139,11 @@ def capt_task(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: in
     pixels = torch.rand(batch, 3, clip.image_size, clip.image_size, generator=generator)
     targets = torch.randint(len(labels), (batch,), generator=generator)
     frozen = torch.randn(batch, len(labels), generator=generator)
-    examples = Examples(targets, lambda rows: pixels[rows], Cost(), 0.0, constants={FROZEN: frozen}, divided=True)
+
+    def take(rows: Tensor) -> Pixels:
+        return pixels[rows]
+
+    examples = Examples(targets, take, Cost(), 0.0, pixels=take, constants={FROZEN: frozen}, divided=True)
     parameters = objective.new_parameters(clip, labels, 0)
     for tensor in parameters.values():
         tensor.requires_grad_()
@@ -127,21 +155,16 @@ def straightforward(objective: CAPT, task: Task, parameters: Parameters, batch: 
     """[] the loss of a step as the formula reads, label by label and step by step: what `CAPT.loss` computes."""
     clip, labels, targets = task.clip, task.labels, batch.targets
     prompts = objective.fold(clip, parameters)
-    text = None if prompts.text is None else prompts.text.expand(len(labels), *prompts.text.shape)
-    own = Prompts(text, prompts.visual, prompts.templates, class_specific=True)
-
-    def weights() -> Tensor:
-        return text_weights(clip, own, labels, chunk=len(labels))
 
     def logits(pixels: Pixels, texts: Tensor) -> Tensor:
         return clip.logit_scale * F.normalize(encode_image(clip, pixels, prompts.visual), dim=-1) @ texts.T
 
     def attack_loss(pixels: Pixels) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            found = logits(pixels, weights())
+            found = logits(pixels, whole_texts(clip, prompts, labels))
         return F.cross_entropy(found.float(), targets, reduction="none")
 
-    texts = weights()
+    texts = whole_texts(clip, prompts, labels)
     clean = logits(batch.inputs, texts)
     start = drawn_start(batch.inputs, batch.seeds, objective.eps)
     pixels, _ = climb(attack_loss, batch.inputs, start, eps=objective.eps, step=objective.step_length(), steps=objective.steps)
@@ -150,6 +173,25 @@ def straightforward(objective: CAPT, task: Task, parameters: Parameters, batch: 
     alpha = objective.balance(task, batch, clean, frozen)
     references = [Reference(clean.detach(), 1 - alpha), Reference(frozen, alpha)]
     return torch.stack(list(family(targets, clean=clean, attacked=attacked, references=references, a=1.0, c=objective.consistency).values())).sum()
+
+
+def whole_texts(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> Tensor:
+    """[C, E] unit text features of one template behind a shared context [D, N, W], every sequence whole and through open_clip's own blocks."""
+    assert prompts.text is not None
+    (template,), model, number = prompts.templates, clip.model, prompts.text.shape[1]
+    tokens = clip.tokenize([template.replace("{}", label) for label in labels])
+    ends = tokens.argmax(dim=-1)
+    length = int(ends.max()) + 1 + number
+    embedded = model.token_embedding(tokens[:, : length - number])
+    contexts = prompts.text.expand(len(labels), -1, -1, -1)
+    states = torch.cat([embedded[:, :1], contexts[:, 0], embedded[:, 1:]], dim=1) + model.positional_embedding[:length]
+    mask = torch.full((length, length), -torch.inf).triu(1)
+    for depth, block in enumerate(model.transformer.resblocks):
+        if 0 < depth < contexts.shape[1]:
+            states = torch.cat([states[:, :1], contexts[:, depth], states[:, 1 + number :]], dim=1)
+        states = block(states, attn_mask=mask)
+    read = model.ln_final(states[torch.arange(len(labels)), ends + number])
+    return F.normalize(read @ model.text_projection, dim=-1)
 
 
 def advpt_epoch(clip: Clip, labels: tuple[str, ...], *, batch: int, steps: int, pictures: int, epochs: int) -> dict[str, object]:

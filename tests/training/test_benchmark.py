@@ -35,9 +35,10 @@ def test_one_run_reports_both_ratios_and_the_bank_apart(capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert (found["backbone"], found["labels"]) == ("tiny", 5)
     capt, advpt = found["results"]["capt_step"], found["results"]["advpt_epoch"]
-    assert set(capt["seconds"]) == {"ours", "ours_bf16", "loop_float32", "loop_bf16_attack"}
+    assert set(capt["seconds"]) == {"ours", "ours_bf16", "warm", "warm_bf16", "loop_float32", "loop_bf16_attack"}
     assert capt["vectors"] == 2
     assert capt["loop_float32_over_ours"] == pytest.approx(capt["seconds"]["loop_float32"] / capt["seconds"]["ours"], rel=0.05)
+    assert set(capt["added_loss"]) == {"ours", "warm"}
     assert set(advpt["epoch_seconds"]) == {"tuning", "pgd_10", "pgd_2"}
     assert set(advpt["ratios"]) == {"pgd_10", "pgd_2"}
     assert set(advpt["ratios"]["pgd_10"]) == {"epoch", "bank_over_10_epochs"}
