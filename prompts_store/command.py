@@ -25,6 +25,7 @@ _EXAMPLES = """examples:
   robustclip prompts show caltech-advpt
   robustclip prompts activate caltech-advpt@3f9c21d07b1e
   robustclip prompts rollback caltech-advpt
+  robustclip prompts copy main-caltech-101-capt-2@3f9c21d07b1e --to /srv/prompts --name caltech-101-capt --activate
   robustclip prompts verify --backbone ViT-B-32 --pretrained laion2b_s34b_b79k
   robustclip prompts prune caltech-advpt --keep 5
   robustclip prompts explain caltech-advpt --labels cat,dog,fish --words 3
@@ -32,7 +33,7 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List, show, explain, activate, roll back, verify and prune prompt sets.
+    """List, show, explain, copy, activate, roll back, verify and prune prompt sets.
 
     Returns 0, or 1 when `verify` found something; raises RobustClipError for what the user can cure.
     """
@@ -63,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     command("show", _show, "everything about one prompt set").add_argument(
         "ref", metavar="NAME[@VERSION]", help="the active version if none is named"
     )
+    copy = command("copy", _copy, "publish a version under another name, or in another store, with its report")
+    copy.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
+    copy.add_argument("--name", help="of the copy (default: the same)")
+    copy.add_argument("--to", type=Path, metavar="PATH", help="the store that gets it, made if it is not there (default: the same)")
+    copy.add_argument("--activate", action="store_true", help="serve the copy from now on")
     command("activate", _activate, "serve this version from now on").add_argument("ref", metavar="NAME@VERSION")
     command("rollback", _rollback, "serve the version that was active before").add_argument("name", metavar="NAME")
     command("verify", _verify, "read everything and report what would be refused (exit status 1 if anything)")
@@ -108,6 +114,21 @@ def _show(arguments: argparse.Namespace) -> int:
         labels = manifest.pop("labels", [])
         facts |= manifest | ({"labels": f"{len(labels)}: {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"} if labels else {})
         _print_table(("", ""), [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [], {})], str(wanted[0].ref))
+    return 0
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    from prompts_store.store import PromptStore
+
+    if arguments.to is None and arguments.name is None:
+        raise InvalidInput("a copy of the same name in the same store would be the set itself.", field="--name", help="Give --name, --to or both.")
+    source, clip = _store(arguments, reading=True), _clip(arguments)
+    target = source if arguments.to is None else PromptStore(arguments.to)
+    ref = target.copy(arguments.ref, clip, source, name=arguments.name, activate=arguments.activate)
+    if arguments.json:
+        _print_json({"ref": str(ref), "store": str(target.root), "active": arguments.activate})
+    else:
+        print(f"published {ref} in {target.root}{', active' if arguments.activate else ''}")
     return 0
 
 

@@ -72,6 +72,10 @@ class Shelf:
     def file(self, version: str) -> Path:
         return self.path / f"{version}{SUFFIX}"
 
+    def report(self, version: str) -> Path:
+        """Where the page stands that says how a version was learned, if there is one."""
+        return self.path / f"{version}{REPORT_SUFFIX}"
+
     def versions(self) -> list[str]:
         """The versions on this shelf, by file name alone, unread."""
         return sorted(path.stem for path in self.path.glob(f"*{SUFFIX}") if re.fullmatch(VERSION_PATTERN, path.stem))

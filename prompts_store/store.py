@@ -12,7 +12,7 @@ from pathlib import Path
 from prompts_store.codec import encode
 from prompts_store.files import write_whole, writing
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptSet, Ref
-from prompts_store.shelf import ANY, REPORT_SUFFIX, Finding, Pointer, Shelf, State, StoredVersion, place_of
+from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
 
@@ -44,6 +44,24 @@ class PromptStore:
             if activate:
                 shelf.advance(prompt_set.version)
         return prompt_set.ref
+
+    def copy(self, ref: str | Ref, clip: Clip, source: "PromptStore", *, name: str | None = None, activate: bool = False) -> Ref:
+        """Publish a set of another store, or of this one, here, with its report. Under another name it is another version; its note names the first.
+
+        Raises what `load` and `publish` raise, InvalidInput for a name that breaks the rule.
+        """
+        original = source.load(ref, clip)
+        copied = original
+        if name is not None and name != original.ref.name:
+            note = " ".join(filter(None, [original.manifest.note, f"A copy of {original.ref}."]))
+            copied = PromptSet(original.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts)
+        place = place_of(original.manifest)
+        published = self.publish(copied, activate=activate)
+        report = source._shelf(place, original.ref.name).report(original.version)
+        if report.is_file():
+            with writing(self.root):
+                write_whole(self._shelf(place, published.name).report(published.version), report.read_bytes())
+        return published
 
     def load(self, ref: str | Ref, clip: Clip) -> PromptSet:
         """The set that `name`, `name@active` or `name@3f9c21d07b1e` means for a CLIP, fully checked.
@@ -161,7 +179,7 @@ class PromptStore:
                 for stored in sorted(stored_here, key=_age, reverse=True)[keep:]:
                     if stored.state != "refused" and stored.ref.version not in protected:
                         stored.path.unlink()
-                        stored.path.with_suffix(REPORT_SUFFIX).unlink(missing_ok=True)
+                        shelf.report(stored.ref.version).unlink(missing_ok=True)
                         removed.append(stored.ref)
         return removed
 

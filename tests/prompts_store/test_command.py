@@ -89,6 +89,20 @@ def test_activate_and_rollback_move_the_pointer(capsys: pytest.CaptureFixture[st
         main(["rollback", "words", "--backbone", "tiny"])
 
 
+def test_copy_publishes_under_another_name_or_in_another_store(
+    capsys: pytest.CaptureFixture[str], store: PromptStore, versions: tuple[str, str], tmp_path: Path, tiny: Clip
+) -> None:
+    copied = answer(capsys, "copy", f"demo@{versions[1]}", "--name", "promoted", "--to", str(tmp_path / "served"), "--activate")
+    served = PromptStore(tmp_path / "served")
+    assert copied == {"ref": str(served.active(tiny.fingerprint)["promoted"]), "store": str(served.root), "active": True}
+    assert main(["copy", "demo", "--name", "again", "--backbone", "tiny"]) == 0
+    assert "published again@" in capsys.readouterr().out
+    assert "again" not in store.active(tiny.fingerprint)
+    with pytest.raises(InvalidInput, match="the set itself") as refused:
+        main(["copy", "demo", "--backbone", "tiny"])
+    assert refused.value.field == "--name"
+
+
 def test_verify_says_what_would_be_refused(capsys: pytest.CaptureFixture[str], store: PromptStore, versions: tuple[str, str], tiny: Clip) -> None:
     assert answer(capsys, "verify")["findings"] == []
     path = store.root / tiny.fingerprint[:8] / "demo" / f"{versions[1]}.safetensors"

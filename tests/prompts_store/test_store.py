@@ -197,6 +197,29 @@ def test_a_report_goes_with_its_version(store: PromptStore, tiny: Clip) -> None:
     assert [path.stem for path in shelf.glob("*.html")] == [refs[1].version]
 
 
+def test_a_copy_in_another_store_is_the_same_version_with_its_report(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
+    ref = store.publish(learned_set(tiny), activate=True)
+    (store.root / tiny.fingerprint[:8] / "demo" / f"{ref.version}.html").write_text("how it was learned")
+    other = PromptStore(tmp_path / "other")
+    assert other.copy("demo", tiny, store) == ref
+    assert (other.root / tiny.fingerprint[:8] / "demo" / f"{ref.version}.html").read_text() == "how it was learned"
+    assert other.active(tiny.fingerprint) == {}
+    assert other.verify(tiny) == []
+
+
+def test_a_copy_under_another_name_is_the_same_prompts_and_says_whose_copy_it_is(store: PromptStore, tiny: Clip) -> None:
+    ref = store.publish(learned_set(tiny, note="Learned at night."))
+    copy = store.copy(ref, tiny, store, name="promoted", activate=True)
+    assert (copy.name, store.active(tiny.fingerprint)) == ("promoted", {"promoted": copy})
+    first, second = store.load(ref, tiny), store.load(copy, tiny)
+    assert second.prompts.digest() == first.prompts.digest()
+    assert second.manifest.note == f"Learned at night. A copy of {ref}."
+    assert second.manifest.model_copy(update={"name": "demo", "note": first.manifest.note}) == first.manifest
+    with pytest.raises(InvalidInput, match="small letters"):
+        store.copy(ref, tiny, store, name="../promoted")
+    assert store.verify(tiny) == []
+
+
 def test_seeding_adds_what_is_absent_and_leaves_the_operators_pointer(store: PromptStore, tiny: Clip) -> None:
     own = store.publish(template_set("my own {}.", name="handcrafted"), activate=True)
     added = store.seed_from(SHIPPED)

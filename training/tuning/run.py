@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from prompts_store.manifest import Ref, Result
-from prompts_store.shelf import REPORT_SUFFIX, place_of
+from prompts_store.shelf import Shelf, place_of
 from prompts_store.store import PromptStore
 from robustclip.classifier import zero_shot
 from robustclip.clip import Clip
@@ -174,7 +174,7 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
         activate=settings.activate,
     )
     manifest = store.load(ref, clip).manifest
-    page = settings.store / place_of(manifest) / ref.name / f"{ref.version}{REPORT_SUFFIX}"
+    page = Shelf(settings.store / place_of(manifest) / ref.name).report(ref.version)
     trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds)
     write_atomically(page, training_page(ref, manifest, fitted.history, trained.account()).encode())
     return trained
