@@ -22,6 +22,7 @@ from robustclip.vocabulary import word_ids
 MAX_WORDS = 100
 _SHOWN_LABELS = 20
 _QUANTILES = (0.05, 0.5, 0.95)
+_SAMPLED_WORDS = 1000  # spread over the table, for the distances between words
 TableRow = tuple[str, ...]
 
 
@@ -62,18 +63,26 @@ class Label(_Data):
 
 
 class Explanation(_Data):
-    """`table_norms`: the 5th, 50th and 95th percentile of the lengths of all words in the token table."""
+    """5th, 50th and 95th percentile in the token table: `table_norms` of the words' lengths, `table_distances` of the way to the nearest other word."""
 
     prompt_set: str
     backbone: str
     table_norms: tuple[float, float, float]
+    table_distances: tuple[float, float, float]
     vectors: tuple[Vector, ...]
     labels: tuple[Label, ...]
+
+    def readable(self) -> tuple[int, int]:
+        """How many vectors lie nearer to a word than words lie to each other (their median), of how many that words could stand for."""
+        nearest = [vector.by_distance[0].distance for vector in self.vectors if vector.by_distance]
+        return sum(distance < self.table_distances[1] for distance in nearest), len(nearest)
 
     def tables(self) -> list[tuple[TableRow, list[TableRow], str]]:
         """(heads, rows, title) for people; of many labels, those that moved most."""
         low, middle, high = self.table_norms
         typical = f"lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and {high:.3f})"
+        near, of = self.readable()
+        typical += f"; {near} of {of} vectors are nearer to a word than words to each other ({self.table_distances[1]:.2f})"
         heads = ("tower", "context", "layer", "vector", "length", "nearest by cosine", "nearest by distance")
         rows = [
             (
@@ -106,12 +115,11 @@ def explain(clip: Clip, prompt_set: PromptSet, *, labels: Sequence[str] | None =
         raise InvalidInput(f"{prompt_set.ref} has a context for each of its own labels alone.", field="--labels", help="Leave them out.")
     check_labels(chosen, clip)
     table, names = _word_table(clip)
-    lengths = table.norm(dim=1)
-    low, middle, high = lengths.quantile(torch.tensor(_QUANTILES, device=table.device)).tolist()
     return Explanation(
         prompt_set=str(prompt_set.ref),
         backbone=clip.arch,
-        table_norms=(low, middle, high),
+        table_norms=_percentiles(table.norm(dim=1)),
+        table_distances=_percentiles(_to_the_nearest(table)),
         vectors=(*_text_vectors(prompts.text, table, names, words), *_visual_vectors(prompts.visual)),
         labels=_labels(clip, prompts, chosen),
     )
@@ -124,6 +132,17 @@ def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
     if len(table) <= max(readable.values()):
         raise UnsupportedClip(f"{clip.arch} has {len(table)} tokens and not CLIP's vocabulary.", field="--backbone")
     return table[torch.tensor(list(readable.values()), device=table.device)], list(readable)
+
+
+def _to_the_nearest(table: Tensor) -> Tensor:
+    """[S] the distance from some words to the nearest other word."""
+    rows = torch.linspace(0, len(table) - 1, min(_SAMPLED_WORDS, len(table)), device=table.device).round().long()
+    return torch.cdist(table[rows], table).scatter(1, rows[:, None], torch.inf).amin(dim=1)
+
+
+def _percentiles(values: Tensor) -> tuple[float, float, float]:
+    low, middle, high = values.quantile(torch.tensor(_QUANTILES, device=values.device)).tolist()
+    return low, middle, high
 
 
 def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: int) -> list[Vector]:

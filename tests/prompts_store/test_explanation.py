@@ -43,6 +43,15 @@ def test_lengths_stand_beside_those_of_the_table(tiny: Clip) -> None:
     assert low / 2 < found.vectors[0].norm < 2 * high
 
 
+def test_vectors_count_as_readable_where_a_word_is_nearer_than_words_are_to_each_other(tiny: Clip) -> None:
+    words = explain(tiny, spelled(tiny, "photo", "of"))
+    low, middle, high = words.table_distances
+    assert 0 < low < middle < high
+    assert words.readable() == (2, 2)
+    assert "2 of 2 vectors are nearer to a word" in words.tables()[0][2]
+    assert explain(tiny, learned_set(tiny, labels=LABELS)).readable() == (0, 4)
+
+
 def test_words_alone_are_as_similar_to_the_handcrafted_ones_as_they_are_equal(tiny: Clip) -> None:
     same = explain(tiny, template_set("a photo of a {}."), labels=LABELS)
     assert same.vectors == ()
