@@ -63,7 +63,7 @@ class Label(_Data):
 
 
 class Explanation(_Data):
-    """5th, 50th and 95th percentile in the token table: `table_norms` of the words' lengths, `table_distances` of the way to the nearest other word."""
+    """Of the token table, 5th, 50th and 95th percentile: `table_norms`, lengths of words; `table_distances`, from a word to the nearest other."""
 
     prompt_set: str
     backbone: str
