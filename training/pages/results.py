@@ -18,6 +18,7 @@ from training.pages.certified import certified_section
 from training.pages.columns import accuracies, behind, differences, group, headline, subject
 from training.pages.defense import defense_tables, draws_chart
 from training.pages.markdown import line, table
+from training.pages.radii import radius_chart
 from training.pages.selection import selection_section
 from training.pages.wording import absent, condition, data_of, seeds_words, split_of
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not what the files make")
     arguments = parser.parse_args(argv)
     found = {path.stem: json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*.json"))}
-    charts = {arguments.folder / _chart(name): draws_chart(content) for name, content in found.items() if _of_defenses(content)}
+    charts = {arguments.folder / _chart(name, content): _drawn(content) for name, content in found.items()}
     for path, made in {arguments.page: render(found), **{path: chart for path, chart in charts.items() if chart}}.items():
         if not arguments.check:
             write_atomically(path, made.encode())
@@ -71,7 +72,7 @@ def _section(name: str, content: Facts) -> str:
     groups = list(dict.fromkeys(map(group, results)))
     refused = {headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
     if _of_defenses(content):
-        lines, groups = [*lines, *defense_tables(content, chart=f"results/{_chart(name)}")], []
+        lines, groups = [*lines, *defense_tables(content, chart=f"results/{_chart(name, content)}")], []
     for about_group in groups:
         lines += [f"### {about_group}", ""] if len(groups) > 1 else []
         rows = [row for row in _with_means(content) if group(row) == about_group]
@@ -79,6 +80,8 @@ def _section(name: str, content: Facts) -> str:
         lines += differences([row for row in content.get("paired", ()) if group(row) == about_group])
         lines += [""] if len(groups) > 1 else []
     lines += _over_data(content)
+    if not _of_defenses(content) and _drawn(content):
+        lines += ["", f"![Mean accuracy over the radius](results/{_chart(name, content)})"]
     lines += _checks(content)
     lines += _trainings(content)
     options = content.get("command") or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
@@ -89,8 +92,13 @@ def _of_defenses(content: Facts) -> bool:
     return len(content.get("defenses", ())) > 1
 
 
-def _chart(name: str) -> str:
-    return f"{name}-draws.svg"
+def _chart(name: str, content: Facts) -> str:
+    return f"{name}-{'draws' if _of_defenses(content) else 'radii'}.svg"
+
+
+def _drawn(content: Facts) -> str:
+    """The chart that belongs to a section, if there is one."""
+    return draws_chart(content) if _of_defenses(content) else radius_chart(content)
 
 
 def _about(results: Sequence[Facts]) -> list[str]:
