@@ -7,7 +7,7 @@ Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/te
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.clip import Clip
@@ -23,19 +23,35 @@ def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, de
     depth  [] integer: use the first `depth` rows of visual only. An exported graph needs it, where D is frozen.
     Differentiable in pixels and visual.
     """
+    _check_size(clip, pixels)
+    if visual is None and clip.visual_width is None:
+        return clip.model.visual(_normalised(clip, pixels))
+    return encode_patches(clip, patch_tokens(clip, pixels), visual, depth=depth)
+
+
+def patch_tokens(clip: Clip, pixels: Pixels) -> Tensor:
+    """[B, grid^2, W] patch tokens, which no prompt changes: what `encode_patches` goes on from. For towers that take visual prompts."""
+    _check_size(clip, pixels)
+    return clip.model.visual.conv1(_normalised(clip, pixels)).flatten(2).transpose(1, 2)
+
+
+def has_stem(clip: Clip) -> bool:
+    """Whether patch tokens take more than one convolution, so that keeping them is worth its while."""
+    return clip.visual_width is not None and not isinstance(clip.model.visual.conv1, nn.Conv2d)
+
+
+def _check_size(clip: Clip, pixels: Pixels) -> None:
     size = clip.image_size
     if pixels.shape[1:] != (3, size, size):
         raise InvalidInput(f"expected pixels [B, 3, {size}, {size}], found {list(pixels.shape)}.", field="pixels")
-    images = (pixels - clip.mean[:, None, None]) / clip.std[:, None, None]
-    tower = clip.model.visual
-    if visual is None and clip.visual_width is None:
-        return tower(images)
-    patches = tower.conv1(images).flatten(2).transpose(1, 2)  # [B, grid^2, W]
-    return encode_patches(clip, patches, visual, depth=depth)
+
+
+def _normalised(clip: Clip, pixels: Pixels) -> Tensor:
+    return (pixels - clip.mean[:, None, None]) / clip.std[:, None, None]
 
 
 def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None, *, depth: Tensor | None = None) -> Tensor:
-    """[B, E] raw image embeddings from patch tokens [B, grid^2, W]: everything after `conv1`, for training that caches the stem."""
+    """[B, E] raw image embeddings from patch tokens [B, grid^2, W]: everything after `conv1`, for training that keeps what the stem made."""
     tower = clip.model.visual
     batch, width = patches.shape[0], patches.shape[2]
     start = tower.class_embedding.to(patches.dtype).expand(batch, 1, width)

@@ -35,7 +35,7 @@ from robustclip.clip import Clip, load_clip
 from robustclip.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.threat import radius_text
-from robustclip.towers import encode_image
+from robustclip.towers import encode_image, has_stem, patch_tokens
 from robustclip.types import Cost, Pixels
 from training.data.classes import read_classes
 from training.hardening.attack import Strength
@@ -46,7 +46,7 @@ from training.objectives.advpt import AdvPT
 from training.objectives.base import Batch, Examples, Task
 from training.objectives.capt import CAPT, FROZEN
 from training.objectives.contexts import Parameters
-from training.objectives.pictures import opponent_of
+from training.objectives.pictures import PATCHES, opponent_of
 from training.processes import at_least_one
 from training.progress import bar
 from training.threats.bank import shift_embeddings
@@ -143,7 +143,9 @@ def capt_task(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: in
     def take(rows: Tensor) -> Pixels:
         return pixels[rows]
 
-    examples = Examples(targets, take, Cost(), 0.0, pixels=take, constants={FROZEN: frozen}, divided=True)
+    with torch.no_grad():
+        kept = {PATCHES: patch_tokens(clip, pixels)} if has_stem(clip) else {}
+    examples = Examples(targets, take, Cost(), 0.0, pixels=take, constants={FROZEN: frozen, **kept}, divided=True)
     parameters = objective.new_parameters(clip, labels, 0)
     for tensor in parameters.values():
         tensor.requires_grad_()

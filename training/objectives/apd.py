@@ -29,7 +29,7 @@ from training.data.views import random_views
 from training.losses import DivergenceName, Reference, divergence, family, misalignment
 from training.objectives.base import Answers, Batch, Examples, Signs, Step, Task, label_features, share_right
 from training.objectives.contexts import Parameters, Towers
-from training.objectives.pictures import BothTowers, Look, answers, look, opponent_of, signs
+from training.objectives.pictures import BothTowers, Look, answers, look, look_untouched, opponent_of, signs
 
 STUDENT, TEACHER, TEMPLATE = "student.", "teacher.", "template"
 KEPT_SHARE = 0.99  # of the averaged teacher, a step
@@ -90,6 +90,9 @@ class APD(BothTowers):
     def companions(self, clip: Clip, parameters: Mapping[str, Tensor]) -> dict[str, Prompts]:
         return {} if self.teacher == "zero_shot" else {"teacher": super().fold(clip, _of(TEACHER, parameters))}
 
+    def looks_at_pictures_as_they_are(self) -> bool:
+        return not self.crops
+
     def constants(self, clip: Clip, labels: tuple[str, ...]) -> dict[str, Tensor]:
         with torch.no_grad():
             return {**super().constants(clip, labels), TEMPLATE: text_weights(clip, Prompts(), labels)}
@@ -122,7 +125,7 @@ class APD(BothTowers):
         )
         clean = None
         if self.gamma:
-            clean = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
+            clean = look_untouched(task, batch, pixels, weights, prompts.visual)
             cost = cost.plus(clean.cost)
             terms["clean_consistency"] = self.gamma * divergence(wisdom / self.temperature, clean.logits / self.temperature, self.order).mean()
         if self.vision:
@@ -153,7 +156,7 @@ class APD(BothTowers):
         """The teacher's part of a step."""
         if self.teacher == "zero_shot":
             weights = task.examples.constants[TEMPLATE]
-            seen = look(task, pixels, weights, None, count=len(batch.rows))
+            seen = look_untouched(task, batch, pixels, weights, None)
             return Taught(seen, weights, None, {}, seen.cost, 0)
         learns = self.teacher != "offline" or batch.epoch < self._teachers_own()
         with torch.set_grad_enabled(learns):
@@ -181,7 +184,7 @@ class APD(BothTowers):
     def _consult(self, task: Task, tensors: Mapping[str, Tensor], batch: Batch, pixels: Pixels) -> tuple[Look, Features]:
         prompts = super().fold(task.clip, _of(TEACHER, tensors))
         weights = label_features(task, prompts)
-        return look(task, pixels, weights, prompts.visual, count=len(batch.rows)), weights
+        return look_untouched(task, batch, pixels, weights, prompts.visual), weights
 
     def _teachers_own(self) -> int:
         return self.teacher_epochs if self.teacher == "offline" else 0

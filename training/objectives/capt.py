@@ -26,7 +26,7 @@ from training.inner import InnerScore
 from training.losses import DivergenceName, Reference, family, target_probability
 from training.objectives.base import Batch, Examples, Step, Task, label_features, share_right
 from training.objectives.contexts import Coupling, Parameters
-from training.objectives.pictures import BothTowers, look, opponent_of, signs
+from training.objectives.pictures import BothTowers, look, look_untouched, opponent_of, signs
 from training.processes import ALONE, Processes
 
 FROZEN = "frozen"
@@ -87,7 +87,7 @@ class CAPT(BothTowers):
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
-        clean = look(task, batch.inputs, weights, prompts.visual, count=len(batch.rows))
+        clean = look_untouched(task, batch, batch.inputs, weights, prompts.visual)
         pixels, climbed = self.perturb(task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits)
         attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
         frozen = task.examples.constants[FROZEN][batch.rows.to(pixels.device)]

@@ -18,7 +18,7 @@ from training.inner import InnerScore
 from training.losses import DivergenceName, Reference, family
 from training.objectives.base import Batch, Step, Task, label_features, share_right
 from training.objectives.contexts import Coupling, Parameters
-from training.objectives.pictures import BothTowers, look, opponent_of, signs
+from training.objectives.pictures import BothTowers, look, look_untouched, opponent_of, signs
 
 
 class FAP(BothTowers):
@@ -44,7 +44,7 @@ class FAP(BothTowers):
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
-        clean = look(task, batch.inputs, weights, prompts.visual, count=len(batch.rows))
+        clean = look_untouched(task, batch, batch.inputs, weights, prompts.visual)
         pixels, climbed = self.perturb(task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits)
         attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
         closeness = 1 + F.cosine_similarity(clean.features, attacked.features, dim=1) if self.weighting == "cosine" else torch.ones(len(batch.rows))

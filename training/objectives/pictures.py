@@ -1,6 +1,7 @@
 """What methods share that attack pictures while they learn: pictures, the training attack, looks through the tuned towers, anchors, the bill."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -14,7 +15,7 @@ from robustclip.classifier import text_weights
 from robustclip.clip import Clip
 from robustclip.prompts import Prompts
 from robustclip.threat import LEVELS, Linf, LinfRadius
-from robustclip.towers import encode_image
+from robustclip.towers import encode_image, encode_patches, has_stem, patch_tokens
 from robustclip.types import Cost, Features, Logits, Pixels, Progress, Seeds
 from training.data.folders import LabelledImages
 from training.inner import InnerScore, Opponent, Precision, climb, consistency_loss, drawn_start, keep_change, kept_start, label_loss
@@ -25,7 +26,7 @@ from training.processes import ALONE, Processes
 
 KEPT_BYTES = 2 * 2**30  # pictures beyond this are decoded again for every batch
 CHECK_PICTURES, CHECK_STEPS, CHECK_GAP = 64, 10, 0.10  # METHODS L6
-HAND = "hand"
+HAND, PATCHES = "hand", "patches"
 
 
 class Look(NamedTuple):
@@ -159,6 +160,24 @@ class BothTowers(PictureTuning):
     image_rate: float = Field(1.0, gt=0, le=100, description="learning rate of the image tower's vectors, times that of all else")
     consistency: float = Field(1.0, ge=0, description="weight of the divergence of attacked predictions from their reference")
 
+    def prepare(
+        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+    ) -> Examples:
+        """Beside the pictures what a stem makes of them: vectors stand behind it, so that it never changes."""
+        examples = super().prepare(clip, data, indices, seed=seed, folder=folder, progress=progress, processes=processes)
+        if not self.looks_at_pictures_as_they_are() or not has_stem(clip):
+            return examples
+        parts: list[Tensor] = []
+        for rows in torch.arange(len(indices)).split(64 * processes.count):
+            with torch.no_grad():
+                parts.append(processes.whole(patch_tokens(clip, examples.take(processes.own(rows))), len(rows)))
+            progress(int(rows[-1]) + 1, len(indices), "stem")
+        return replace(examples, constants={**examples.constants, PATCHES: torch.cat(parts)})
+
+    def looks_at_pictures_as_they_are(self) -> bool:
+        """Whether untouched pictures are the same in every epoch."""
+        return True
+
     def share_of_rate(self, parameter: str) -> float:
         return self.image_rate if parameter.endswith("visual") else 1.0
 
@@ -179,15 +198,29 @@ def look(task: Task, pixels: Pixels, weights: Features, visual: Tensor | None, *
 
     The cost leaves out what `Processes.parts` repeats in the backward.
     """
+    return _look(task, encode_image, pixels, weights, visual, count=count)
+
+
+def look_untouched(task: Task, batch: Batch, pixels: Pixels, weights: Features, visual: Tensor | None) -> Look:
+    """`look` at the batch's `pixels`, from what the stem made of them if that was kept; it is billed as a whole pass, too."""
+    patches, count = task.examples.constants.get(PATCHES), len(batch.rows)
+    if patches is None:
+        return look(task, pixels, weights, visual, count=count)
+    return _look(task, encode_patches, patches[task.processes.own(batch.rows).to(patches.device)], weights, visual, count=count)
+
+
+def _look(
+    task: Task, encode: Callable[[Clip, Tensor, Tensor | None], Tensor], inputs: Tensor, weights: Features, visual: Tensor | None, *, count: int
+) -> Look:
     learned = visual is not None and visual.requires_grad and torch.is_grad_enabled()
 
-    def encode(part: Pixels) -> Tensor:
+    def embed(part: Tensor) -> Tensor:
         with torch.autocast(part.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
-            embeddings = encode_image(task.clip, part, visual)
+            embeddings = encode(task.clip, part, visual)
         return embeddings.float()
 
     with torch.set_grad_enabled(learned):
-        features = F.normalize(task.processes.encode(encode, pixels, count), dim=-1)
+        features = F.normalize(task.processes.encode(embed, inputs, count), dim=-1)
     return Look(features, task.clip.logit_scale * features @ weights.T, Cost(count, count if learned else 0))
 
 

@@ -7,13 +7,13 @@ import torch
 from tuning import bench, silent, task_of
 
 from robustclip.classifier import text_weights
-from robustclip.clip import Clip
+from robustclip.clip import Clip, load_clip
 from robustclip.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.towers import encode_image
 from training.data.folders import load_data
 from training.objectives import APT, FAP
-from training.objectives.pictures import HAND, look, picture_examples
+from training.objectives.pictures import HAND, PATCHES, look, look_untouched, picture_examples
 
 ON_PICTURES = ["apt", "fap", "capt", "apd"]
 TRADES = {"inner": "kl", "steps": 2, "coupling": "none", "detach_reference": True, "eps": "4/255", "precision": "float32"}
@@ -36,6 +36,21 @@ def test_a_look_is_the_image_tower_and_the_scaled_cosine(tiny: Clip) -> None:
     torch.testing.assert_close(seen.logits, tiny.logit_scale * (raw / raw.norm(dim=1, keepdim=True)) @ weights.T)
     assert (seen.cost.forward, seen.cost.backward) == (2, 2)
     assert look(task, pixels, weights, None, count=2).cost.backward == 0
+
+
+@pytest.mark.parametrize(("kind", "options", "kept"), [("fap", {}, True), ("capt", {}, True), ("apd", {"crops": False}, True), ("apd", {}, False)])
+def test_what_a_stem_makes_of_untouched_pictures_is_kept_and_changes_no_look(
+    picture_folder: Path, tmp_path: Path, kind: str, options: dict[str, bool], kept: bool
+) -> None:
+    clip = load_clip("mini")
+    made = bench(clip, picture_folder, tmp_path, kind, **options)
+    assert (PATCHES in made.task.examples.constants) == kept
+    visual = torch.randn(2, 2, clip.visual_width or 0, generator=torch.Generator().manual_seed(1))
+    weights = text_weights(clip, Prompts(), made.task.labels)
+    again = look_untouched(made.task, made.batch, made.batch.inputs, weights, visual)
+    whole = look(made.task, made.batch.inputs, weights, visual, count=len(made.batch.rows))
+    torch.testing.assert_close(again.logits, whole.logits, atol=1e-4, rtol=1e-5)
+    assert again.cost == whole.cost
 
 
 @pytest.mark.parametrize("kind", ["fap", "capt", "apd"])
