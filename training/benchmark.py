@@ -1,10 +1,10 @@
 """What the engineering of training saves, each against what it replaces, in one run: `robustclip bench training`.
 
 capt   a step of CAPT against the straightforward loop: the text tower, as open_clip runs it, looks again in every step of the attack at every
-       label's whole sequence, at the length that the longest needs, nothing padded. Both look at clean and attacked pictures behind one text pass,
-       both have the frozen CLIP's logits at hand. The loop is timed in float32 and in the precision of our attack, we as we are and with towers in
-       bfloat16 (`--precision bf16` of train): the same step. What that saves is the text's: few vectors, many pictures or a small text tower leave
-       little to save. `warm` is our step with one attack step from where the picture's last attack ended (`--objective.warm_start true
+       label's whole sequence, at the length that the longest needs, nothing padded, and the frozen CLIP is asked about every batch; clean and
+       attacked pictures are looked at behind one text pass. The loop is timed in float32 and in the precision of our attack, we as we are and with
+       towers in bfloat16 (`--precision bf16` of train): the same step. What that saves is the text's: few vectors, many pictures or a small text
+       tower leave little to save. `warm` is our step with one attack step from where the picture's last attack ended (`--objective.warm_start true
        --objective.steps 1`) instead of three from a random point; what either attack adds to the loss stands beside it.
 advpt  an epoch of AdvPT's tuning on a bank that is there against the same epoch of adversarial training of the image tower (TeCoA, AdamW) by PGD-10
        and PGD-2, and the making of that bank beside them.
@@ -43,6 +43,7 @@ from training.hardening.tower import ImageTower
 from training.inner import Precision, climb, drawn_start, label_loss
 from training.losses import Reference, family
 from training.objectives.advpt import AdvPT
+from training.objectives.apd import TEMPLATE
 from training.objectives.base import Batch, Examples, Task
 from training.objectives.capt import CAPT, FROZEN
 from training.objectives.contexts import Parameters
@@ -138,14 +139,15 @@ def capt_task(clip: Clip, labels: tuple[str, ...], objective: CAPT, *, batch: in
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(batch, 3, clip.image_size, clip.image_size, generator=generator)
     targets = torch.randint(len(labels), (batch,), generator=generator)
-    frozen = torch.randn(batch, len(labels), generator=generator)
 
     def take(rows: Tensor) -> Pixels:
         return pixels[rows]
 
     with torch.no_grad():
-        kept = {PATCHES: patch_tokens(clip, pixels)} if has_stem(clip) else {}
-    examples = Examples(targets, take, Cost(), 0.0, pixels=take, constants={FROZEN: frozen, **kept}, divided=True)
+        template = text_weights(clip, Prompts(), labels)
+        kept = {TEMPLATE: template, FROZEN: frozen_logits(clip, pixels, template)}
+        kept |= {PATCHES: patch_tokens(clip, pixels)} if has_stem(clip) else {}
+    examples = Examples(targets, take, Cost(), 0.0, pixels=take, constants=kept, divided=True)
     parameters = objective.new_parameters(clip, labels, 0)
     for tensor in parameters.values():
         tensor.requires_grad_()
@@ -171,10 +173,16 @@ def straightforward(objective: CAPT, task: Task, parameters: Parameters, batch: 
     start = drawn_start(batch.inputs, batch.seeds, objective.eps)
     pixels, _ = climb(attack_loss, batch.inputs, start, eps=objective.eps, step=objective.step_length(), steps=objective.steps)
     attacked = logits(pixels, texts)
-    frozen = task.examples.constants[FROZEN]
+    with torch.no_grad():
+        frozen = frozen_logits(clip, batch.inputs, task.examples.constants[TEMPLATE])
     alpha = objective.balance(task, batch, clean, frozen)
     references = [Reference(clean.detach(), 1 - alpha), Reference(frozen, alpha)]
     return torch.stack(list(family(targets, clean=clean, attacked=attacked, references=references, a=1.0, c=objective.consistency).values())).sum()
+
+
+def frozen_logits(clip: Clip, pixels: Pixels, template: Tensor) -> Tensor:
+    """[B, C] what the CLIP without prompts says; template: [C, E] unit text features of its words."""
+    return clip.logit_scale * F.normalize(encode_image(clip, pixels), dim=-1) @ template.T
 
 
 def whole_texts(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> Tensor:
