@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   robustclip train --selection capt-alpha.json --data pictures/caltech-101 --shots 16 --name caltech-capt
   robustclip train --objective.kind fap --data pictures/caltech-101 --shots 16 --name caltech-fap-base --classes base
 """
+GUESSES = "  NO BETTER THAN A GUESS on held-out pictures: lower --objective.learning_rate or --objective.eps, or give more shots"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +64,7 @@ def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
         "attacked_training_accuracy": last.robust,
         "averaged": trained.averaged,
         "restarts": trained.fitted.restarts,
+        "guesses": trained.guesses,
         "results": [result.model_dump(mode="json") for result in trained.results],
         "companions": {name: [result.model_dump(mode="json") for result in found] for name, found in trained.companions.items()},
         "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
@@ -88,6 +90,7 @@ def _text(report: dict[str, Any]) -> str:
             f"  {report['epochs']} epochs on {report['pictures']} pictures: {learned}",
             *([f"  collapsed and began again {report['restarts']} time(s): see the report"] if report["restarts"] else []),
             *validated,
+            *([GUESSES] if report["guesses"] else []),
             f"  took {whole['forward']} forward and {whole['backward']} backward image passes, {whole['text_passes']} text passes; "
             f"{preparing['seconds']:.0f} s preparing, {tuning['seconds']:.0f} s tuning",
             f"  report: {report['report']}",

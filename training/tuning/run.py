@@ -1,6 +1,7 @@
 """One training run, from a folder of pictures to a published set. `command.py` reads options and prints; `campaigns` make many of these."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from training.tuning.publish import as_result, publish
 from training.tuning.report import Account, training_page
 
 VALIDATION_SEED = 0
+FEWEST_FOR_A_WARNING = 64  # held-out pictures
 
 
 class TrainingPictures(NamedTuple):
@@ -77,7 +79,7 @@ class Run:
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: the published version and its report, how it did, what it took."""
+    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than that), what it took."""
 
     ref: Ref
     page: Path
@@ -88,6 +90,7 @@ class Trained(NamedTuple):
     companions: dict[str, list[Result]]
     examples: Examples
     tuning_seconds: float
+    guesses: bool = False
 
     def account(self) -> Account:
         """The whole run's passes, whenever they were made."""
@@ -158,6 +161,7 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
         of_average = _validate(settings, clip, fitted.averaged, held_out, progress)
         averaged = sum(found.accuracy for found in of_average) > sum(found.accuracy for found in results)
         prompts, results = (fitted.averaged, of_average) if averaged else (prompts, results)
+    guesses = no_better_than_a_guess(results, held_out)
     companions = {name: _validate(settings, clip, other, held_out, progress) for name, other in fitted.companions.items()}
     ref = publish(
         store,
@@ -170,23 +174,30 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
         seed=settings.seed,
         results=results,
         selection=settings.selection,
-        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts, settings.precision, settings.classes)])),
+        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts, settings.precision, settings.classes, guesses)])),
         activate=settings.activate,
     )
     manifest = store.load(ref, clip).manifest
     page = Shelf(settings.store / place_of(manifest) / ref.name).report(ref.version)
-    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds)
+    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses)
     write_atomically(page, training_page(ref, manifest, fitted.history, trained.account()).encode())
     return trained
 
 
-def _remarks(averaged: bool, restarts: int, precision: Precision, classes: Path | None) -> list[str]:
+def no_better_than_a_guess(results: Sequence[Result], held_out: LabelledImages) -> bool:
+    """Whether as few of the held-out pictures are right as one answer for all of them would have; never said of fewer than 64."""
+    clean = [found for found in results if found.threat == "clean" and found.n >= FEWEST_FOR_A_WARNING]
+    return any(found.accuracy <= int(held_out.targets.bincount().max()) / len(held_out) for found in clean)
+
+
+def _remarks(averaged: bool, restarts: int, precision: Precision, classes: Path | None, guesses: bool) -> list[str]:
     """What the manifest must say about a run beyond its parameters."""
     return [
         *([f"Learned on some classes alone: {classes.name}."] if classes else []),
         *(["The average of the prompts over the steps."] if averaged else []),
         *([f"Began again {restarts} time(s) after a collapse, with half the consistency term each."] if restarts else []),
         *(["Learned through towers in bfloat16."] if precision == "bf16" else []),
+        *(["No better than a guess on held-out pictures."] if guesses else []),
     ]
 
 
