@@ -8,16 +8,34 @@ from robustclip.classifier import text_weights
 from robustclip.clip import load_clip
 
 
-@pytest.mark.parametrize(("backbone", "learned"), [("mini", {"caltech-advpt"}), ("mini-robust", set())])
+METHODS = ("coop", "advpt", "advpt-plus", "apt", "fap", "capt", "apd")
+OF_THE_TABLES = {f"{data}-{method}" for data in ("caltech-101", "cifar-10") for method in METHODS}
+
+
+@pytest.mark.parametrize(("backbone", "learned"), [("mini", {"caltech-advpt"} | OF_THE_TABLES), ("mini-robust", OF_THE_TABLES)])
 def test_every_shipped_set_is_active_and_fits_the_backbone_that_ships(backbone: str, learned: set[str]) -> None:
     clip, store = load_clip(backbone), PromptStore(SHIPPED, read_only=True)
     assert store.verify(clip) == []
     assert set(store.active(clip.fingerprint)) == {"handcrafted", "handcrafted-ensemble"} | learned
     for ref in store.active(clip.fingerprint).values():
         prompt_set = store.load(ref, clip)
+        labels = prompt_set.manifest.labels if prompt_set.manifest.class_specific else ("cat", "a rather long and unlikely label")
         with torch.no_grad():
-            weights = text_weights(clip, prompt_set.prompts, ("cat", "a rather long and unlikely label"))
-        torch.testing.assert_close(weights.norm(dim=-1), torch.ones(2))
+            weights = text_weights(clip, prompt_set.prompts, labels)
+        torch.testing.assert_close(weights.norm(dim=-1), torch.ones(len(labels)))
+
+
+@pytest.mark.parametrize("backbone", ["mini", "mini-robust"])
+def test_every_learned_set_ships_with_its_report_and_with_what_it_did_on_pictures_that_it_never_saw(backbone: str) -> None:
+    clip, store = load_clip(backbone), PromptStore(SHIPPED, read_only=True)
+    for name in OF_THE_TABLES:
+        stored = next(one for one in store.versions(name, clip.fingerprint) if one.state == "active")
+        assert stored.manifest is not None
+        assert stored.manifest.results
+        assert not any("test" in result.split for result in stored.manifest.results)  # nothing was chosen on test pictures
+        report = stored.path.with_suffix(".html").read_text()
+        assert "Loss terms" in report
+        assert f"<h1>main-{name}" in report or f"<h1>natural-{name}" in report
 
 
 def test_the_learned_set_says_how_it_was_made_and_how_it_did() -> None:
