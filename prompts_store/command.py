@@ -125,10 +125,11 @@ def _copy(arguments: argparse.Namespace) -> int:
     source, clip = _store(arguments, reading=True), _clip(arguments)
     target = source if arguments.to is None else PromptStore(arguments.to)
     ref = target.copy(arguments.ref, clip, source, name=arguments.name, activate=arguments.activate)
+    active = target.active(clip.fingerprint).get(ref.name) == ref
     if arguments.json:
-        _print_json({"ref": str(ref), "store": str(target.root), "active": arguments.activate})
+        _print_json({"ref": str(ref), "store": str(target.root), "active": active})
     else:
-        print(f"published {ref} in {target.root}{', active' if arguments.activate else ''}")
+        print(f"published {ref} in {target.root}{', active' if active else ''}")
     return 0
 
 

@@ -82,7 +82,7 @@ class Explanation(_Data):
         low, middle, high = self.table_norms
         typical = f"lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and {high:.3f})"
         near, of = self.readable()
-        typical += f"; {near} of {of} vectors are nearer to a word than words to each other ({self.table_distances[1]:.2f})"
+        typical += f"; {near} of {of} vectors are nearer to a word than words to each other ({self.table_distances[1]:.2f})" if of else ""
         heads = ("tower", "context", "layer", "vector", "length", "nearest by cosine", "nearest by distance")
         rows = [
             (
@@ -137,7 +137,7 @@ def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
 def _to_the_nearest(table: Tensor) -> Tensor:
     """[S] the distance from some words to the nearest other word."""
     rows = torch.linspace(0, len(table) - 1, min(_SAMPLED_WORDS, len(table)), device=table.device).round().long()
-    return torch.cdist(table[rows], table).scatter(1, rows[:, None], torch.inf).amin(dim=1)
+    return torch.cdist(table[rows], table).scatter_(1, rows[:, None], torch.inf).amin(dim=1)
 
 
 def _percentiles(values: Tensor) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Generator
 from pathlib import Path
 
-from robustclip.errors import PromptSetRefused, StoreReadOnly
+from robustclip.errors import InvalidInput, PromptSetRefused, StoreReadOnly
 from robustclip.files import PARTIAL, write_atomically
 
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -52,12 +52,14 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Generator[None]:
-    """Hold the store's writer lock; the kernel frees it when a process dies. StoreReadOnly where the file system refuses."""
+    """Hold the store's writer lock; the kernel frees it when a process dies. StoreReadOnly where the file system refuses; InvalidInput: no folder."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidInput(f"{root} is no folder.", field="--store", help="Name the store's folder.") from error
     except OSError as error:
         if error.errno in _READ_ONLY:
             raise StoreReadOnly(f"{root} can't be written: {error.strerror}.", field="--store", help="Mount it writable, or name another.") from error

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prompts_store.codec import encode
-from prompts_store.files import write_whole, writing
+from prompts_store.codec import MAX_BYTES, encode
+from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptSet, Ref
 from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
 from robustclip.clip import Clip
@@ -48,20 +48,20 @@ class PromptStore:
     def copy(self, ref: str | Ref, clip: Clip, source: "PromptStore", *, name: str | None = None, activate: bool = False) -> Ref:
         """Publish a set of another store, or of this one, here, with its report. Under another name it is another version; its note names the first.
 
-        Raises what `load` and `publish` raise, InvalidInput for a name that breaks the rule.
+        Raises what `load`, `publish` and `activate` raise, InvalidInput for a name that breaks the rule.
         """
         original = source.load(ref, clip)
-        copied = original
+        place, copied = place_of(original.manifest), original
+        report = source._shelf(place, original.ref.name).report(original.version)
+        page = read_bounded(report, MAX_BYTES) if report.exists() else None
         if name is not None and name != original.ref.name:
             note = " ".join(filter(None, [original.manifest.note, f"A copy of {original.ref}."]))
             copied = PromptSet(original.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts)
-        place = place_of(original.manifest)
-        published = self.publish(copied, activate=activate)
-        report = source._shelf(place, original.ref.name).report(original.version)
-        if report.is_file():
+        published = self.publish(copied)
+        if page is not None:
             with writing(self.root):
-                write_whole(self._shelf(place, published.name).report(published.version), report.read_bytes())
-        return published
+                write_whole(self._shelf(place, published.name).report(published.version), page)
+        return self.activate(published, clip.fingerprint) if activate else published
 
     def load(self, ref: str | Ref, clip: Clip) -> PromptSet:
         """The set that `name`, `name@active` or `name@3f9c21d07b1e` means for a CLIP, fully checked.

@@ -1,7 +1,7 @@
 """The two forwards with prompts, over open_clip's modules. The only file that knows how open_clip computes inside.
 
 Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/test_towers.py). Attention and MLP run over flattened tokens
-[B*L, W]: the backward of `nn.MultiheadAttention` over [B, L, W] copies its weights for every token row on some CPUs.
+[M, W]: the backward of `nn.MultiheadAttention` over [B, L, W] copies its weights for every token row on some CPUs.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, de
     depth  [] integer: use the first `depth` rows of visual only. An exported graph needs it, where D is frozen.
     Differentiable in pixels and visual.
     """
-    _check_size(clip, pixels)
     if visual is None and clip.visual_width is None:
         return clip.model.visual(_normalised(clip, pixels))
     return encode_patches(clip, patch_tokens(clip, pixels), visual, depth=depth)
@@ -31,7 +30,6 @@ def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, de
 
 def patch_tokens(clip: Clip, pixels: Pixels) -> Tensor:
     """[B, grid^2, W] patch tokens, which no prompt changes: what `encode_patches` goes on from. For towers that take visual prompts."""
-    _check_size(clip, pixels)
     return clip.model.visual.conv1(_normalised(clip, pixels)).flatten(2).transpose(1, 2)
 
 
@@ -40,13 +38,10 @@ def has_stem(clip: Clip) -> bool:
     return clip.visual_width is not None and not isinstance(clip.model.visual.conv1, nn.Conv2d)
 
 
-def _check_size(clip: Clip, pixels: Pixels) -> None:
+def _normalised(clip: Clip, pixels: Pixels) -> Tensor:
     size = clip.image_size
     if pixels.shape[1:] != (3, size, size):
         raise InvalidInput(f"expected pixels [B, 3, {size}, {size}], found {list(pixels.shape)}.", field="pixels")
-
-
-def _normalised(clip: Clip, pixels: Pixels) -> Tensor:
     return (pixels - clip.mean[:, None, None]) / clip.std[:, None, None]
 
 
@@ -120,7 +115,7 @@ def _after_own_context(blocks: Any, embedded: Tensor, context: Tensor, positions
 
 
 def _after_shared_beginning(blocks: Any, embedded: Tensor, context: Tensor | None, positions: Tensor, ends: Tensor, *, common: int) -> Tensor:
-    """[L, W] final states at [EOS] behind [SOS], a context [D, N, W] or none, and the other `common` words, which are computed once."""
+    """[L, W] final states at [EOS] behind the `common` words of all rows, [SOS] first, and a context [D, N, W] or none behind it, computed once."""
     number = 0 if context is None else context.shape[1]
     once = [embedded[:1, :1], *([] if context is None else [context[:1]]), embedded[:1, 1:common]]
     shared = (torch.cat(once, dim=1) + positions[: common + number])[0]  # [P, W]
@@ -128,10 +123,11 @@ def _after_shared_beginning(blocks: Any, embedded: Tensor, context: Tensor | Non
     rows = _rows(ends - common, embedded.shape[1] - common)
     states = rows.packed(embedded[:, common:] + positions[common + number :])
     for depth, block in enumerate(blocks):
+        last = depth == len(blocks) - 1
         if context is not None and 0 < depth < context.shape[0]:
             shared = torch.cat([shared[:1], context[depth], shared[1 + number :]])
-        shared, memory = _block(block, shared, beginning, causal=True)
-        states, _ = _block(block, states, rows, causal=True, memory=memory, last=depth == len(blocks) - 1)
+        shared, memory = _block(block, shared, beginning, causal=True, last=last)
+        states, _ = _block(block, states, rows, causal=True, memory=memory, last=last)
     return states
 
 

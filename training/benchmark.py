@@ -5,7 +5,8 @@ capt   a step of CAPT against the straightforward loop: the text tower, as open_
        attacked pictures are looked at behind one text pass. The loop is timed in float32 and in the precision of our attack, we as we are and with
        towers in bfloat16 (`--precision bf16` of train): the same step. What that saves is the text's: few vectors, many pictures or a small text
        tower leave little to save. `warm` is our step with one attack step from where the picture's last attack ended (`--objective.warm_start true
-       --objective.steps 1`) instead of three from a random point; what either attack adds to the loss stands beside it.
+       --objective.steps 1`) instead of three from a random point; what either attack adds to the loss stands beside
+       it, of `warm` after all those visits, of prompts that stand still.
 advpt  an epoch of AdvPT's tuning on a bank that is there against the same epoch of adversarial training of the image tower (TeCoA, AdamW) by PGD-10
        and PGD-2, and the making of that bank beside them.
 

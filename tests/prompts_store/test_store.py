@@ -220,6 +220,22 @@ def test_a_copy_under_another_name_is_the_same_prompts_and_says_whose_copy_it_is
     assert store.verify(tiny) == []
 
 
+def test_a_copy_activates_as_activating_does_and_takes_no_link_for_a_report(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
+    store.publish(learned_set(tiny), activate=True)
+    other = PromptStore(tmp_path / "other")
+    words = other.publish(template_set("a {}.", name="demo"), activate=True)
+    with pytest.raises(InvalidInput, match="wins over"):
+        store.copy(words, tiny, other, activate=True)
+    learned = other.publish(learned_set(tiny, name="linked"))
+    (other.root / tiny.fingerprint[:8] / "linked" / f"{learned.version}.html").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_text("secret")
+    with pytest.raises(PromptSetRefused, match="link"):
+        store.copy(learned, tiny, other)
+    assert "linked" not in store.names()
+    with pytest.raises(InvalidInput, match="no folder"):
+        PromptStore(tmp_path / "secret").copy(words, tiny, other)
+
+
 def test_seeding_adds_what_is_absent_and_leaves_the_operators_pointer(store: PromptStore, tiny: Clip) -> None:
     own = store.publish(template_set("my own {}.", name="handcrafted"), activate=True)
     added = store.seed_from(SHIPPED)

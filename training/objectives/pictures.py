@@ -167,12 +167,15 @@ class BothTowers(PictureTuning):
         examples = super().prepare(clip, data, indices, seed=seed, folder=folder, progress=progress, processes=processes)
         if not self.looks_at_pictures_as_they_are() or not has_stem(clip):
             return examples
-        parts: list[Tensor] = []
-        for rows in torch.arange(len(indices)).split(64 * processes.count):
-            with torch.no_grad():
-                parts.append(processes.whole(patch_tokens(clip, examples.take(processes.own(rows))), len(rows)))
-            progress(int(rows[-1]) + 1, len(indices), "stem")
-        return replace(examples, constants={**examples.constants, PATCHES: torch.cat(parts)})
+        with torch.no_grad():
+            one = patch_tokens(clip, examples.take(torch.zeros(1, dtype=torch.int64)))
+            if len(indices) * one.nbytes > KEPT_BYTES:
+                return examples
+            patches = one.new_empty(len(indices), *one.shape[1:])
+            for rows in torch.arange(len(indices)).split(64 * processes.count):
+                patches[rows] = processes.whole(patch_tokens(clip, examples.take(processes.own(rows))), len(rows))
+                progress(int(rows[-1]) + 1, len(indices), "stem")
+        return replace(examples, constants={**examples.constants, PATCHES: patches})
 
     def looks_at_pictures_as_they_are(self) -> bool:
         """Whether untouched pictures are the same in every epoch."""
@@ -202,7 +205,7 @@ def look(task: Task, pixels: Pixels, weights: Features, visual: Tensor | None, *
 
 
 def look_untouched(task: Task, batch: Batch, pixels: Pixels, weights: Features, visual: Tensor | None) -> Look:
-    """`look` at the batch's `pixels`, from what the stem made of them if that was kept; it is billed as a whole pass, too."""
+    """`look` at the batch's `pixels`, from what the stem made of them, in float32, if that was kept; it is billed as a whole pass, too."""
     patches, count = task.examples.constants.get(PATCHES), len(batch.rows)
     if patches is None:
         return look(task, pixels, weights, visual, count=count)

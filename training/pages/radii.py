@@ -1,5 +1,6 @@
 """Mean accuracy over the radius, of the methods that a table makes headlines of, as a chart beside the results page."""
 
+import statistics
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -7,22 +8,28 @@ from robustclip.charts import Curve, chart_file
 
 Facts: TypeAlias = dict[str, Any]
 
-LEVEL = "T2"  # the one that tables measure at several radii
-_SHOWN_WITH = "T3"  # whoever was attacked by every means, and those they are compared with, are few enough for one chart
+_LEVEL, _HEADLINE = "T2", "T3"
 
 
 def radius_chart(content: Facts) -> str:
-    """Means over all data sets: untouched pictures at 0, then under T2; an SVG file, or nothing where fewer than two radii were measured."""
-    means: list[Facts] = content.get("over_data", [])
-    paired: list[Facts] = content.get("paired_over_data", [])
-    widest = max((len(row["data"]) for row in means), default=0)
-    rows = [row for row in means if len(row["data"]) == widest and row["defense"] == "none"]
-    shown = {row["prompt_set"] for row in rows if row["threat"] == _SHOWN_WITH} | {row["b"] for row in paired}
-    curves: dict[str, dict[float, float]] = {name: {} for name in dict.fromkeys(row["prompt_set"] for row in rows) if name in shown}
-    for row in rows:
-        if row["threat"] in ("clean", LEVEL) and row["prompt_set"] in curves:
-            curves[row["prompt_set"]][float(255 * Fraction(row["eps"]))] = 100 * row["accuracy"]
-    if max((len(points) for points in curves.values()), default=0) < 3:
-        return ""
-    drawn = [Curve(name, sorted(points.items())) for name, points in curves.items()]
-    return chart_file("Mean accuracy in per cent", drawn, across=f"radius of {LEVEL}'s attack in levels of 255 (0: untouched)")
+    """Means over data sets of one seed: untouched pictures at 0, then under T2, of whoever was attacked under T3 or is compared with; an SVG file.
+
+    Nothing where nobody has two radii on all data sets of a table. Untouched pictures may be more than attacked ones, as the table says.
+    """
+    results: list[Facts] = [row for row in content.get("results", ()) if row.get("defense") == "none" and "method" in row]
+    compared = {row["b"] for row in content.get("paired_over_data", ())}
+    shown = dict.fromkeys(row["method"] for row in results if row["threat"] == _HEADLINE or row["method"] in compared)
+    data = {row["data"] for row in results}
+    for seed in sorted({row["seed"] for row in results}):
+        found: dict[str, dict[Fraction, dict[str, float]]] = {name: {} for name in shown}
+        for row in results:
+            if row["seed"] == seed and row["threat"] in ("clean", _LEVEL) and row["method"] in found:
+                found[row["method"]].setdefault(255 * Fraction(row["eps"]), {})[row["data"]] = 100 * row["accuracy"]
+        means = {
+            name: sorted((float(radius), statistics.fmean(own.values())) for radius, own in radii.items() if own.keys() == data)
+            for name, radii in found.items()
+        }
+        if any(len(points) > 2 for points in means.values()):
+            title = f"Mean accuracy in per cent over {len(data)} data sets, seed {seed}"
+            return chart_file(title, [Curve(name, points) for name, points in means.items()], across="radius in levels of 255 (T2; 0: untouched)")
+    return ""

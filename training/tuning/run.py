@@ -90,7 +90,7 @@ class Trained(NamedTuple):
     companions: dict[str, list[Result]]
     examples: Examples
     tuning_seconds: float
-    guesses: bool = False
+    guesses: bool
 
     def account(self) -> Account:
         """The whole run's passes, whenever they were made."""
@@ -161,7 +161,7 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
         of_average = _validate(settings, clip, fitted.averaged, held_out, progress)
         averaged = sum(found.accuracy for found in of_average) > sum(found.accuracy for found in results)
         prompts, results = (fitted.averaged, of_average) if averaged else (prompts, results)
-    guesses = no_better_than_a_guess(results, held_out)
+    guesses = no_better_than_a_guess(results, held_out.targets[_validated(settings, held_out)])
     companions = {name: _validate(settings, clip, other, held_out, progress) for name, other in fitted.companions.items()}
     ref = publish(
         store,
@@ -184,10 +184,10 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
     return trained
 
 
-def no_better_than_a_guess(results: Sequence[Result], held_out: LabelledImages) -> bool:
-    """Whether as few of the held-out pictures are right as one answer for all of them would have; never said of fewer than 64."""
+def no_better_than_a_guess(results: Sequence[Result], targets: Tensor) -> bool:
+    """Whether as few of the held-out pictures, whose `targets` these are, are right as one answer for all of them; never said of fewer than 64."""
     clean = [found for found in results if found.threat == "clean" and found.n >= FEWEST_FOR_A_WARNING]
-    return any(found.accuracy <= int(held_out.targets.bincount().max()) / len(held_out) for found in clean)
+    return any(found.accuracy <= int(targets.bincount().max()) / len(targets) for found in clean)
 
 
 def _remarks(averaged: bool, restarts: int, precision: Precision, classes: Path | None, guesses: bool) -> list[str]:
@@ -205,7 +205,7 @@ def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: L
     """Accuracy on what no run trains on, as `robustclip evaluate --split train:validation` with seed 0 measures it."""
     if not len(held_out):
         return []
-    indices = balanced_subset(held_out, settings.validate_limit, VALIDATION_SEED)
+    indices = _validated(settings, held_out)
     pictures = Pictures(held_out, indices, VALIDATION_SEED, settings.runs / "cache")
     classifier = zero_shot(clip, prompts, held_out.labels)
     results: list[Result] = []
@@ -213,3 +213,8 @@ def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: L
         found = measure_level(level, settings.validate_eps, clip, classifier, pictures, randomized=False, progress=progress)
         results.append(as_result(found, level, settings.validate_eps, data=held_out, seed=VALIDATION_SEED))
     return results
+
+
+def _validated(settings: TrainSettings, held_out: LabelledImages) -> Tensor:
+    """[n] the held-out pictures that are measured on."""
+    return balanced_subset(held_out, settings.validate_limit, VALIDATION_SEED)

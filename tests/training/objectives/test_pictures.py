@@ -1,5 +1,6 @@
 """What the methods on pictures share, and the equalities between them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from robustclip.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.towers import encode_image
 from training.data.folders import load_data
-from training.objectives import APT, FAP
+from training.objectives import APT, FAP, pictures
 from training.objectives.pictures import HAND, PATCHES, look, look_untouched, picture_examples
 
 ON_PICTURES = ["apt", "fap", "capt", "apd"]
@@ -51,6 +52,14 @@ def test_what_a_stem_makes_of_untouched_pictures_is_kept_and_changes_no_look(
     whole = look(made.task, made.batch.inputs, weights, visual, count=len(made.batch.rows))
     torch.testing.assert_close(again.logits, whole.logits, atol=1e-4, rtol=1e-5)
     assert again.cost == whole.cost
+    half = look_untouched(replace(made.task, precision="bf16"), made.batch, made.batch.inputs, weights, visual)
+    torch.testing.assert_close(half.logits, whole.logits, atol=0.5, rtol=0)
+    assert not torch.equal(half.logits, whole.logits)
+
+
+def test_what_a_stem_makes_of_too_many_pictures_is_not_kept(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "KEPT_BYTES", 10_000)
+    assert PATCHES not in bench(load_clip("mini"), picture_folder, tmp_path, "fap").task.examples.constants
 
 
 @pytest.mark.parametrize("kind", ["fap", "capt", "apd"])

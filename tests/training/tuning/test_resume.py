@@ -90,7 +90,9 @@ while len(story) < kills:
         os._exit(0)
     time.sleep(moments.uniform(0, 0.5) * seconds)
     os.kill(child, signal.SIGKILL)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended in (0, -signal.SIGKILL), ended
+    if ended == 0:
         run += 1  # it was faster: another one
         first.unlink(missing_ok=True)
         continue
