@@ -12,13 +12,12 @@ _LEVEL, _HEADLINE = "T2", "T3"
 
 
 def radius_chart(content: Facts) -> str:
-    """Means over data sets of one seed: untouched pictures at 0, then under T2, of whoever was attacked under T3 or is compared with; an SVG file.
+    """Means over data sets of one seed: untouched pictures at 0, then under T2, of whoever was attacked under T3 or all are compared with; an SVG file.
 
     Nothing where nobody has two radii on all data sets of a table. Untouched pictures may be more than attacked ones, as the table says.
     """
     results: list[Facts] = [row for row in content.get("results", ()) if row.get("defense") == "none" and "method" in row]
-    compared = {row["b"] for row in content.get("paired_over_data", ())}
-    shown = dict.fromkeys(row["method"] for row in results if row["threat"] == _HEADLINE or row["method"] in compared)
+    shown = dict.fromkeys(row["method"] for row in results if row["threat"] == _HEADLINE or row["method"] in _measures(content))
     data = {row["data"] for row in results}
     for seed in sorted({row["seed"] for row in results}):
         found: dict[str, dict[Fraction, dict[str, float]]] = {name: {} for name in shown}
@@ -33,3 +32,13 @@ def radius_chart(content: Facts) -> str:
             title = f"Mean accuracy in per cent over {len(data)} data sets, seed {seed}"
             return chart_file(title, [Curve(name, points) for name, points in means.items()], across="radius in levels of 255 (T2; 0: untouched)")
     return ""
+
+
+def _measures(content: Facts) -> set[str]:
+    """Whoever all others are compared with."""
+    partners: dict[str, set[str]] = {}
+    for row in content.get("paired_over_data", ()):
+        for one, other in ((row["a"], row["b"]), (row["b"], row["a"])):
+            partners.setdefault(one, set()).add(other)
+    most = max(map(len, partners.values()), default=0)
+    return {name for name, others in partners.items() if len(others) == most}

@@ -30,7 +30,11 @@ def test_who_makes_headlines_has_a_curve_over_the_radii_of_all_data_sets() -> No
     assert "plain: 80 at 0, 25 at 4" in made
     assert "learned: 80 at 0, 25 at 4" in made
     assert "aside" not in made
-    assert "aside: 80 at 0" in radius_chart({"results": methods(), "paired_over_data": [{"b": "aside"}]})
+    pairs = [{"a": "learned", "b": "aside"}, {"a": "other", "b": "aside"}, {"a": "other", "b": "learned"}, {"a": "last", "b": "aside"}]
+    assert "aside: 80 at 0" in radius_chart({"results": methods(), "paired_over_data": pairs})  # all others are compared with it
+    assert "aside" not in radius_chart(
+        {"results": methods(), "paired_over_data": [*pairs, {"a": "last", "b": "learned"}, {"a": "more", "b": "learned"}]}
+    )
 
 
 def test_one_radius_is_no_curve() -> None:
