@@ -12,7 +12,7 @@ _LEVEL, _HEADLINE = "T2", "T3"
 
 
 def radius_chart(content: Facts) -> str:
-    """Means over data sets of one seed: untouched pictures at 0, then under T2, of whoever was attacked under T3 or all are compared with; an SVG file.
+    """Means over data sets of one seed: untouched at 0, then under T2, of whoever was attacked under T3 or all are compared with; an SVG file.
 
     Nothing where nobody has two radii on all data sets of a table. Untouched pictures may be more than attacked ones, as the table says.
     """
