@@ -17,7 +17,8 @@ def radius_chart(content: Facts) -> str:
     Nothing where nobody has two radii on all data sets of a table. Untouched pictures may be more than attacked ones, as the table says.
     """
     results: list[Facts] = [row for row in content.get("results", ()) if row.get("defense") == "none" and "method" in row]
-    shown = dict.fromkeys(row["method"] for row in results if row["threat"] == _HEADLINE or row["method"] in _measures(content))
+    measures = _measures(content)
+    shown = dict.fromkeys(row["method"] for row in results if row["threat"] == _HEADLINE or row["method"] in measures)
     data = {row["data"] for row in results}
     for seed in sorted({row["seed"] for row in results}):
         found: dict[str, dict[Fraction, dict[str, float]]] = {name: {} for name in shown}
