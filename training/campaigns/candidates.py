@@ -13,7 +13,8 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
-from training.campaigns.campaign import Entry, Gap, Learned, Opened, Round
+from training.campaigns.campaign import Entry, Gap, Learned, Round
+from training.campaigns.opened import Opened
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
 from training.evaluation.comparison import percentile_interval, redrawn_means

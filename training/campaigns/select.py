@@ -15,8 +15,10 @@ from rich.table import Table
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
-from training.campaigns.campaign import Opened, forecast, perform
+from training.campaigns.campaign import perform
 from training.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
+from training.campaigns.forecast import forecast
+from training.campaigns.opened import Opened
 from training.memory import keep_freed_memory
 from training.objectives import OBJECTIVES
 from training.options import add_field, check_device, option_of, read_fields, words

@@ -10,8 +10,10 @@ from typing import Any
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
-from training.campaigns.campaign import Gap, Learned, Opened, Round, forecast, perform
+from training.campaigns.campaign import Gap, Learned, Round, perform
 from training.campaigns.declaration import Table, read_table, rounds_of
+from training.campaigns.forecast import forecast
+from training.campaigns.opened import Opened
 from training.campaigns.record import read_record
 from training.data.presets import facts, preset_sources
 from training.evaluation.checks import headlines, masking_checks

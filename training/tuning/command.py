@@ -65,6 +65,7 @@ def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
         "averaged": trained.averaged,
         "restarts": trained.fitted.restarts,
         "guesses": trained.guesses,
+        "borrowed": trained.borrowed,
         "results": [result.model_dump(mode="json") for result in trained.results],
         "companions": {name: [result.model_dump(mode="json") for result in found] for name, found in trained.companions.items()},
         "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
@@ -91,6 +92,7 @@ def _text(report: dict[str, Any]) -> str:
             *([f"  collapsed and began again {report['restarts']} time(s): see the report"] if report["restarts"] else []),
             *validated,
             *([GUESSES] if report["guesses"] else []),
+            *([f"  {report['borrowed']}: choose them there with robustclip select"] if report["borrowed"] else []),
             f"  took {whole['forward']} forward and {whole['backward']} backward image passes, {whole['text_passes']} text passes; "
             f"{preparing['seconds']:.0f} s preparing, {tuning['seconds']:.0f} s tuning",
             f"  report: {report['report']}",

@@ -79,7 +79,10 @@ class Run:
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than that), what it took."""
+    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than that), what it took.
+
+    `borrowed`: a sentence about settings that were chosen for another CLIP.
+    """
 
     ref: Ref
     page: Path
@@ -91,6 +94,7 @@ class Trained(NamedTuple):
     examples: Examples
     tuning_seconds: float
     guesses: bool
+    borrowed: str | None
 
     def account(self) -> Account:
         """The whole run's passes, whenever they were made."""
@@ -179,7 +183,8 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
     )
     manifest = store.load(ref, clip).manifest
     page = Shelf(settings.store / place_of(manifest) / ref.name).report(ref.version)
-    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses)
+    borrowed = None if settings.selection is None else settings.selection.borrowed_by(clip)
+    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses, borrowed)
     write_atomically(page, training_page(ref, manifest, fitted.history, trained.account()).encode())
     return trained
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from prompts_store.manifest import ClipIdentity
+from robustclip.clip import Clip
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from training.data.sampling import HELD_OUT
@@ -90,9 +91,10 @@ class Candidate(_Record):
 
 
 class Carried(_Record):
-    """What a published set says about the selection behind it."""
+    """What a published set says about the selection behind it; `clip`: for which CLIP it was made, None in sets that don't say."""
 
     digest: str
+    clip: ClipIdentity | None = None
     over: tuple[str, ...]
     judged_on: tuple[Judged, ...] = Field(min_length=1)
 
@@ -136,7 +138,13 @@ class Selection(_Record):
 
     def carried(self) -> Carried:
         facts = self.model_dump(mode="json", exclude={"title", "says"})
-        return Carried(digest=json_digest(facts)[:12], over=self.over, judged_on=self.judged_on)
+        return Carried(digest=json_digest(facts)[:12], clip=self.clip, over=self.over, judged_on=self.judged_on)
+
+    def borrowed_by(self, clip: Clip) -> str | None:
+        """What is to be said of settings that were chosen for another CLIP than this one: nothing forbids them, nothing vouches for them."""
+        if self.clip.fingerprint == clip.fingerprint:
+            return None
+        return f"settings were chosen for {self.clip.arch} ({self.clip.fingerprint[:8]}), not for {clip.arch} ({clip.fingerprint[:8]})"
 
 
 def best(candidates: Sequence[Candidate], by: By, *, keep_first: bool) -> Candidate | None:

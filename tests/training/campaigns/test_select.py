@@ -76,6 +76,15 @@ def test_the_record_tells_what_was_tried_and_train_takes_its_winner(workshop: Wo
     assert row["selection"] == made.carried().digest
 
 
+def test_settings_of_another_clip_are_taken_but_not_in_silence(workshop: Workshop) -> None:
+    path = workshop.folder / "record.json"
+    workshop.select("--out", str(path))
+    assert workshop.train("--selection", str(path))["borrowed"] is None
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "clip": {**values["clip"], "arch": "elder", "fingerprint": "1" * 64}}))
+    assert "chosen for elder (11111111), not for tiny" in workshop.train("--selection", str(path))["borrowed"]
+
+
 def test_what_was_chosen_cannot_be_changed(workshop: Workshop) -> None:
     path = workshop.folder / "record.json"
     workshop.select("--out", str(path))

@@ -316,16 +316,31 @@ def test_a_declaration_at_fault_is_refused_by_field(workshop: Workshop, old: str
     assert str(refused.value.field).endswith(field)
 
 
-def test_settings_that_a_test_file_chose_are_refused_with_the_field(workshop: Workshop) -> None:
-    workshop.table.write_text(TABLE.replace('[methods.capt]\nobjective = {kind = "capt", epochs = 1}', '[methods.capt]\nselection = "alpha.json"'))
-    judged = {"data": "caltech-101", "split": "test", "digest": "0" * 64, "n": 9}
-    record = {"format": 1, "clip": {"arch": "tiny", "pretrained": "", "fingerprint": "0" * 64}, "over": ["alpha"], "by": "T2", "keep_first": False}
+def record_of_capt(split: str) -> dict[str, Any]:
+    """What `robustclip select` would have written, but for the split and an elder CLIP."""
+    judged = {"data": "caltech-101", "split": split, "digest": "0" * 64, "n": 9}
+    record = {"format": 1, "clip": {"arch": "elder", "pretrained": "", "fingerprint": "1" * 64}, "over": ["alpha"], "by": "T2", "keep_first": False}
     record |= {"shots": 16, "seeds": [0], "max_passes": 0, "steps": 20, "judged_on": [judged], "chosen": {"alpha": 1}, "command": "robustclip select"}
-    record |= {"candidates": [{"settings": {"alpha": 1}, "objective": {"kind": "capt", "alpha": 1}}]}
-    (workshop.folder / "alpha.json").write_text(json.dumps(record))
+    number = {"data": "caltech-101", "split": split, "seed": 0, "threat": "T2", "eps": "1/255", "n": 9, "accuracy": 0.5, "low": 0.3, "high": 0.7}
+    number |= {"command": f"robustclip evaluate --split {split}"}
+    return record | {"candidates": [{"settings": {"alpha": 1}, "objective": {"kind": "capt", "epochs": 1, "alpha": 1}, "numbers": [number]}]}
+
+
+def choose_capt(workshop: Workshop, split: str) -> None:
+    workshop.table.write_text(TABLE.replace('[methods.capt]\nobjective = {kind = "capt", epochs = 1}', '[methods.capt]\nselection = "alpha.json"'))
+    (workshop.folder / "alpha.json").write_text(json.dumps(record_of_capt(split)))
+
+
+def test_settings_that_a_test_file_chose_are_refused_with_the_field(workshop: Workshop) -> None:
+    choose_capt(workshop, "test")
     with pytest.raises(InvalidInput, match="never on a test or validation file") as refused:
         workshop.fill("--dry-run")
     assert refused.value.field == f"{workshop.folder / 'alpha.json'}/judged_on/0/split"
+
+
+def test_settings_that_were_chosen_for_another_clip_are_named_before_the_start(workshop: Workshop) -> None:
+    choose_capt(workshop, "train:validation")
+    assert workshop.fill("--dry-run").count("capt: settings were chosen for elder (11111111), not for tiny") == 1
 
 
 def test_the_tables_that_are_declared_can_be_read() -> None:

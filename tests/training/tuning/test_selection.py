@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from training.data.sampling import HELD_OUT
 from training.tuning.selection import Selection, check_carried, load_selection
@@ -116,8 +117,25 @@ def test_a_published_set_carries_where_its_settings_were_chosen() -> None:
 
 
 def test_the_records_that_are_committed_are_valid() -> None:
-    for path in (Path(str(files("training"))) / "selections").glob("*.json"):
+    committed = sorted((Path(str(files("training"))) / "results").glob("select-*.json"))
+    assert {path.stem for path in committed} >= {"select-apt", "select-capt", "select-apd"}
+    for path in committed:
         load_selection(path)
+
+
+def test_settings_that_were_chosen_for_another_clip_say_so(tiny: Clip) -> None:
+    own = {"arch": tiny.arch, "pretrained": tiny.pretrained, "fingerprint": tiny.fingerprint}
+    assert Selection.model_validate(record(clip=own)).borrowed_by(tiny) is None
+    said = Selection.model_validate(record(clip={**own, "arch": "elder", "fingerprint": "1" * 64})).borrowed_by(tiny)
+    assert said == f"settings were chosen for elder (11111111), not for {tiny.arch} ({tiny.fingerprint[:8]})"
+
+
+def test_sets_that_do_not_say_for_which_clip_their_settings_were_chosen_are_read_as_before() -> None:
+    carried = Selection.model_validate(record()).carried().model_dump(mode="json")
+    del carried["clip"]
+    found = check_carried({"kind": "capt", "selection": carried}, ref="a@1")
+    assert found is not None
+    assert found.clip is None
 
 
 def test_words_for_the_page_are_no_part_of_what_was_chosen(tmp_path: Path) -> None:
