@@ -7,7 +7,7 @@ import torch
 from pictures import write_pictures
 
 from training.data.folders import load_data
-from training.threats.levels import Pictures
+from training.threats.judging import Pictures
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from robustclip.errors import DataRefused
 from robustclip.files import write_atomically
 from robustclip.measure import Measured
 from robustclip.types import Cost
-from training.threats.levels import AtLevel
+from training.threats.judging import AtLevel
 
 _FORMAT = 1  # raise it when the same key comes to mean other numbers
 

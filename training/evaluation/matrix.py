@@ -12,7 +12,7 @@ from robustclip.threat import Linf, radius_text
 from robustclip.types import Progress
 from training.evaluation.question import NO_DEFENSE, Question
 from training.evaluation.rows import Subject
-from training.threats.levels import judge_made
+from training.threats.judging import judge_made
 from training.threats.transfers import carried_attack, pixels_against
 
 

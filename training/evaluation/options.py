@@ -13,7 +13,8 @@ from training.data.presets import facts, preset_sources
 from training.evaluation.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
 from training.options import DEFAULT_RUNS, check_device, default_store, read_fields, words
 from training.threats.defended import QUERIES, QUERY_DRAWS
-from training.threats.levels import GRADIENT_DRAWS, T2_STEPS
+from training.threats.judging import GRADIENT_DRAWS
+from training.threats.levels import T2_STEPS
 
 EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with commas, or the option repeated) and
 --defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a difference whose interval contains 0 is none.

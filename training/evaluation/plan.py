@@ -17,7 +17,9 @@ from training.evaluation.question import Question, Threat
 from training.evaluation.rows import Subject, cell_of
 from training.threats.bank import feature_attack
 from training.threats.defended import black_box_attack
-from training.threats.levels import T0_STEPS, WITHIN_T3, jury_of, leaving_jury, strong_ensemble
+from training.threats.judging import jury_of
+from training.threats.levels import T0_STEPS, WITHIN_T3
+from training.threats.strongest import leaving_jury, strong_ensemble
 from training.threats.surrogates import STEPS as SURROGATE_STEPS
 from training.threats.transfers import carried_attack
 

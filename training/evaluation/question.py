@@ -13,7 +13,8 @@ from robustclip.attacks.square import MAX_QUERIES
 from robustclip.threat import LinfRadius
 from training.data.sources import Source
 from training.threats.defended import QUERIES, QUERY_DRAWS
-from training.threats.levels import GRADIENT_DRAWS, T2_STEPS, Level
+from training.threats.judging import GRADIENT_DRAWS
+from training.threats.levels import T2_STEPS, Level
 
 NO_DEFENSE = "none"
 DATA_TEMPLATE = "data-template"  # the prompt set that is the words of each data set

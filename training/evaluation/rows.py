@@ -31,7 +31,8 @@ from training.evaluation.cells import cell_path, forget, forget_parts, keep, pac
 from training.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.evaluation.question import NO_DEFENSE, Question, Threat
 from training.threats.defended import measure_black_box, measure_static
-from training.threats.levels import T2_STEPS, WITHIN_T3, AtLevel, Level, Pictures, jury_of, measure_level
+from training.threats.judging import AtLevel, Pictures, jury_of
+from training.threats.levels import T2_STEPS, WITHIN_T3, Level, measure_level
 from training.threats.surrogates import measure_transfer, surrogate_fingerprint
 
 SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compared on them

@@ -15,7 +15,7 @@ from robustclip.measure import Jury, measure
 from robustclip.prompts import Prompts
 from robustclip.threat import Linf
 from robustclip.types import Classifier, Progress
-from training.threats.levels import AtLevel, Pictures, batches, judge_made, score_of
+from training.threats.judging import AtLevel, Pictures, batches, judge_made, score_of
 from training.threats.transfers import carried_attack, pixels_against
 
 QUERIES, QUERY_DRAWS = 1000, 4  # of Square; of a randomized defense, shared by the two points that a query compares

@@ -28,7 +28,7 @@ from training.cache import Rows, cached_rows
 from training.data.folders import LabelledImages
 from training.pretraining.teachers import TEACHER_SIZE, picture_teacher
 from training.threats.bank import CHUNK, feature_attack
-from training.threats.levels import AtLevel, Pictures, judge_made, worst_of
+from training.threats.judging import AtLevel, Pictures, judge_made, worst_of
 
 EFFICIENTNET = "efficientnet-lite0"
 STEPS, MOMENTUM = 40, 0.9

@@ -15,7 +15,8 @@ from robustclip.prompts import Prompts
 from robustclip.threat import radius_text
 from training.data.folders import LabelledImages
 from training.objectives import AnyMethod
-from training.threats.levels import AtLevel, Level
+from training.threats.judging import AtLevel
+from training.threats.levels import Level
 from training.tuning.selection import CARRIED, Selection
 
 

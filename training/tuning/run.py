@@ -26,7 +26,8 @@ from training.inner import Precision
 from training.objectives import AnyMethod
 from training.objectives.base import Examples
 from training.processes import Processes
-from training.threats.levels import Pictures, measure_level
+from training.threats.judging import Pictures
+from training.threats.levels import measure_level
 from training.tuning.budget import within
 from training.tuning.config import TrainSettings
 from training.tuning.loop import Fitted, fit

@@ -7,7 +7,7 @@ from robustclip.errors import DataRefused
 from robustclip.measure import Measured
 from robustclip.types import Cost
 from training.evaluation.cells import cell_path, keep, packed, recall, unpacked
-from training.threats.levels import AtLevel
+from training.threats.judging import AtLevel
 
 KEY = {"clip": "f00d", "eps": 1 / 255, "indices": [0, 2, 5]}
 FOUND = AtLevel(

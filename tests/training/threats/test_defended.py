@@ -10,7 +10,8 @@ from robustclip.measure import Jury
 from robustclip.prompts import Prompts
 from robustclip.types import Cost
 from training.threats.defended import measure_black_box, measure_static
-from training.threats.levels import AtLevel, Pictures, jury_of, measure_level
+from training.threats.judging import AtLevel, Pictures, jury_of
+from training.threats.levels import measure_level
 
 EPS = 4 / 255
 

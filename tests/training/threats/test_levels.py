@@ -1,4 +1,3 @@
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -6,34 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from toys import Lottery, gratings, trained_conv
 from tuning import silent
 
-from robustclip.attacks.ensemble import Preset
 from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.clip import Clip
 from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.errors import InvalidInput
-from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, measure
 from robustclip.prompts import Prompts
-from robustclip.scores import label_score
-from robustclip.seeds import draw_seeds
 from robustclip.smoothing import smoothing_of
-from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
+from robustclip.types import Cost, Progress
 from training.data.folders import load_data
-from training.threats.levels import (
-    GRADIENT_DRAWS,
-    JUDGING_DRAWS,
-    WITHIN_T3,
-    AtLevel,
-    Level,
-    Pictures,
-    measure_level,
-    score_of,
-    strong_attack,
-    strong_ensemble,
-    worst_of,
-)
+from training.threats.judging import AtLevel, Pictures
+from training.threats.levels import WITHIN_T3, Level, measure_level
 
 EPS = 4 / 255
 
@@ -146,16 +129,6 @@ def test_a_smoothed_chain_is_judged_by_the_vote_that_is_served(tiny: Clip, pictu
     assert torch.equal(sure.correct, at("clean", tiny, few).measured.correct)
 
 
-def test_the_worst_of_several_is_silent_where_one_is_and_none_is_fooled() -> None:
-    def level(*said: str) -> Measured:
-        right, silent = (torch.tensor([word == what for word in said]) for what in ("right", "silent"))
-        return Measured(right, right, Cost(), 0.0, silent)
-
-    worst = worst_of([level("right", "silent", "wrong", "right", "silent"), level("right", "right", "silent", "wrong", "wrong")])
-    assert worst.abstained is not None
-    assert (worst.correct.tolist(), worst.abstained.tolist()) == ([True, False, False, False, False], [False, True, False, False, False])
-
-
 def test_what_is_found_does_not_depend_on_batches_or_on_the_other_pictures(tiny: Clip, pictures: Pictures) -> None:
     whole = at("T2", tiny, pictures).measured.correct
     some = Pictures(pictures.data, torch.tensor([3, 8, 16]), 0, pictures.cache, batch=2)
@@ -235,51 +208,6 @@ def test_a_killed_t3_goes_on_after_its_last_whole_batch(tiny: Clip, pictures: Pi
     assert before.items() <= kept().items()
     assert torch.equal(whole.measured.correct, undisturbed.measured.correct)
     assert (whole.attack, whole.fell_to, whole.measured.cost) == (undisturbed.attack, undisturbed.fell_to, undisturbed.measured.cost)
-
-
-def against_lottery(count: int, eps: float) -> tuple[Measured, Attacked, Counter[str]]:
-    """Gray pictures, which three draws in ten get wrong by far, under T3's own search."""
-    fell_to, attacks = Counter[str](), list[Attacked]()
-    ensemble = strong_ensemble(eps, "quick", randomized=True)
-    search = strong_attack(ensemble, Jury(JUDGING_DRAWS), fell_to)
-
-    def attack(score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
-        attacks.append(search(score, pixels, seeds))
-        return attacks[-1]
-
-    batch = Batch(torch.full((count, 3, 8, 8), 0.5), torch.zeros(count, dtype=torch.int64), draw_seeds(0, count))
-    score, jury = score_of("margin", draws=GRADIENT_DRAWS), Jury(JUDGING_DRAWS)
-    return measure(Lottery(), [batch], attack=attack, score=score, ball=ensemble.ball, jury=jury), attacks[0], fell_to
-
-
-def test_a_lucky_mean_ends_no_search_of_t3_behind_a_randomized_defense() -> None:
-    found, attacked, fell_to = against_lottery(8, EPS)
-    assert not found.correct.any()
-    attacks = len(attacked.pixels)
-    assert attacks >= 6, "who is right untouched is attacked"
-    assert (attacked.pixels.flatten(1).mean(dim=1) > 0.5 + 1 / 400).all()
-    assert sum(fell_to.values()) == attacks
-    assert "clean" not in fell_to
-
-
-def test_who_withstands_t3_behind_a_randomized_defense_fell_to_none_of_its_attacks() -> None:
-    found, attacked, fell_to = against_lottery(8, 0.5 / 400)
-    assert not fell_to
-    assert found.correct.sum() >= len(attacked.pixels) - 2, "ten draws, three of them wrong, are deceived now and then"
-    costs = [against_lottery(1, eps)[1].cost.charged for eps in (0.5 / 400, EPS)]
-    bill = strong_ensemble(EPS, "quick", randomized=True).bill(GRADIENT_DRAWS, labels=2, judged=True).charged
-    assert costs[1] < costs[0] <= bill + 5 * 64
-
-
-@pytest.mark.parametrize("preset", ["quick", "standard"])
-def test_t3_hands_over_the_points_of_the_ensemble_where_nothing_is_drawn(preset: Preset) -> None:
-    pixels, targets = gratings(12, seed=9)
-    ensemble, fell_to = strong_ensemble(2 / 255, preset, randomized=False), Counter[str]()
-    arguments = (label_score("margin", trained_conv(), targets), pixels, draw_seeds(3, 12))
-    found, plain = strong_attack(ensemble, ONE_ANSWER, fell_to)(*arguments), ensemble(*arguments)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[:4], plain[:4], strict=True))
-    assert (found.cost, sum(fell_to.values())) == (plain.cost, int((plain.margin > 0).sum()))
-    assert 0 < sum(fell_to.values()) < 12
 
 
 @pytest.mark.parametrize("level", ["T0", "T1", "T2", "T3"])

@@ -10,7 +10,7 @@ from robustclip.scores import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from training.data.folders import load_data
-from training.threats.levels import Pictures
+from training.threats.judging import Pictures
 from training.threats.surrogates import Diverse, climb, measure_transfer
 
 BALL = Linf(radius=16 / 255)
