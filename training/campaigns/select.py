@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps({"record": str(path), "chosen": made.chosen, "objective": made.objective}))
     else:
-        _print(made, path, radius_text(choosing.eps))
+        _print(made, path, choosing)
     return 0
 
 
@@ -123,11 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print(made: Selection, path: Path, eps: str) -> None:
-    """Every candidate with its score, the winner marked."""
-    table = Table(
-        "", "candidate", made.by, f"clean, T2 {eps} on {', '.join(dict.fromkeys(judged.data for judged in made.judged_on))}", "ahead of the first"
-    )
+def _print(made: Selection, path: Path, choosing: Choosing) -> None:
+    """Every candidate with its score, the winner marked, and how to train it as it was judged."""
+    data = ", ".join(dict.fromkeys(judged.data for judged in made.judged_on))
+    table = Table("", "candidate", made.by, f"clean, T2 {radius_text(choosing.eps)} on {data}", "ahead of the first")
     for candidate in made.candidates:
         settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
         if candidate.why is not None:
@@ -139,4 +138,6 @@ def _print(made: Selection, path: Path, eps: str) -> None:
         table.add_row("*" if candidate.settings == made.chosen else "", settings, f"{100 * score(candidate.numbers, made.by):.1f}", numbers, gain)
     (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
     print(f"chosen {made.chosen}; the record: {path}")
-    print(f"  robustclip train --selection {shlex.quote(str(path))} --shots {made.shots} --data DIR --name NAME")
+    as_judged = ["--selection", str(path), "--shots", str(made.shots), *(["--allow-fewer-shots"] if choosing.allow_fewer_shots else [])]
+    as_judged += [*(["--max-passes", str(made.max_passes)] if made.max_passes else []), "--precision", choosing.precision]
+    print(f"  robustclip train {shlex.join(as_judged)} --data DIR --name NAME")

@@ -8,8 +8,9 @@ and through both modalities; the attack raises the student's cross-entropy. Unkn
     student  L_S = c D(p_T(x), p_S(x_a)) + mu CE(p_S(x_a), y) + gamma D(p_T(x), p_S(x))
                    + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))          both 0: logits alone are distilled
 
-What comes from the other is constant in each loss, so that one optimizer step on the sum is a step of both. Deviation: the student learns from the
-teacher as it was before that step, which saves a text pass and an image pass a batch.
+What comes from the other is constant in each loss, so that one optimizer step on the sum is a step of both. Deviations: the student learns from the
+teacher as it was before that step, which saves a text pass and an image pass a batch; the training attack has two steps of eps at every radius, where
+METHODS has three of 2 eps / 3 beyond 1/255 (`steps=3`).
 """
 
 import math

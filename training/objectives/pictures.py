@@ -74,8 +74,8 @@ class PictureTuning(Tuning):
         return self.step if self.step is not None else self.eps if self.steps <= 2 else 2 * self.eps / 3
 
     def ramped(self, batch: Batch) -> float:
-        """The share of their weight that terms on attacked pictures have by now."""
-        return min(1.0, (int(batch.epoch) + 1) / (self.ramp + 1))
+        """The share of their weight that terms on attacked pictures have by now; parts of a run without such pictures don't count."""
+        return min(1.0, (int(batch.epoch) - sum(self.phases()[:-1]) + 1) / (self.ramp + 1))
 
     def score(self) -> InnerScore:
         """What the training attack raises."""

@@ -115,7 +115,8 @@ class _Run:
         examples, objective = self.task.examples, self.objective
         stream = f"epoch-{epoch}" + (f"-restart-{self.restarts}" if self.restarts else "")
         seeds = derive(draw_seeds(self.seed, len(examples)), stream)
-        met = _Met()
+        met, phases = _Met(), objective.phases()
+        slow = {sum(phases[:number]) for number in range(len(phases))}  # where a phase warms up
         if epoch:
             tended = objective.tend(self.task, self.parameters, epoch=epoch, seeds=derive(seeds, "tend"))
             met.spent(tended.cost, tended.text_passes)
@@ -130,7 +131,7 @@ class _Run:
             step = objective.loss(self.task, self.parameters, batch)
             self._descend(step, epoch, epoch * len(batches) + number)
             met.add(step, len(rows))
-            if epoch:
+            if epoch not in slow:
                 watch.observe(step.signs)
             self.progress(epoch * len(examples) + met.seen, self.epochs * len(examples), met.sentence())
         return met.report(objective.rate(epoch + 0.5))

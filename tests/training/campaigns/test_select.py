@@ -56,7 +56,7 @@ def test_a_bill_comes_first_and_writes_nothing(workshop: Workshop) -> None:
 def test_the_record_tells_what_was_tried_and_train_takes_its_winner(workshop: Workshop, tiny: Clip) -> None:
     path = workshop.folder / "record.json"
     said = workshop.select("--seed", "0,1", "--out", str(path))
-    assert "robustclip train --selection" in said
+    assert f"robustclip train --selection {path} --shots 4 --precision float32" in said
     made = load_selection(path)
     assert [candidate.settings for candidate in made.candidates] == [{"vectors": 2}, {"vectors": 4}]
     assert [(number.threat, number.seed, number.split) for number in made.candidates[0].numbers] == [

@@ -7,12 +7,13 @@ import pytest
 import torch
 from tuning import bench, silent, task_of
 
-from robustclip.classifier import text_weights
+from robustclip.classifier import text_weights, zero_shot
 from robustclip.clip import Clip, load_clip
 from robustclip.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.towers import encode_image
 from training.data.folders import load_data
+from training.inner import Opponent
 from training.objectives import APT, FAP, pictures
 from training.objectives.pictures import HAND, PATCHES, look, look_untouched, picture_examples
 
@@ -87,10 +88,15 @@ def test_a_context_for_each_label_is_learned_from_all_pictures(
 
 @pytest.mark.parametrize("kind", ON_PICTURES)
 def test_the_training_attack_stays_in_its_ball_and_in_the_box(tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str) -> None:
-    made = bench(tiny, picture_folder, tmp_path, kind, eps="4/255", warm_start=True, **({"crops": False} if kind == "apd" else {}))
-    made.step()
-    change = made.task.memory["change"]
-    assert int(change.abs().amax()) == 127  # in units of eps / 127: the ball's edge, and nothing beyond
+    made = bench(tiny, picture_folder, tmp_path, kind, eps="64/255", warm_start=True, **({"crops": False} if kind == "apd" else {}))
+    prompts = made.objective.fold(tiny, made.parameters).detached()
+    opponent = Opponent(tiny, text_weights(tiny, prompts, made.task.labels), prompts.visual, "bf16")
+    untouched = made.batch.inputs
+    clean = zero_shot(tiny, prompts, made.task.labels)(untouched, made.batch.rows).detach()
+    for start in ("drawn", "kept"):
+        attacked, _ = made.objective.perturb(made.task, made.batch, untouched, opponent, clean=clean)
+        assert float((attacked - untouched).abs().amax()) == pytest.approx(64 / 255, abs=1e-6), start
+        assert (float(attacked.amin()), float(attacked.amax())) == (0.0, 1.0), start
 
 
 def test_capt_without_the_frozen_clip_and_fap_without_weights_are_trades(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
@@ -123,6 +129,13 @@ def test_terms_on_attacked_pictures_can_grow_slowly(tiny: Clip, picture_folder: 
     assert losses[0] == pytest.approx(losses[2] / 4, rel=1e-5)
     assert losses[1] == pytest.approx(losses[2] / 2, rel=1e-5)
     assert losses[3] == losses[2]
+
+
+def test_they_begin_to_grow_when_the_student_begins_not_when_its_offline_teacher_does(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+    offline = {"teacher": "offline", "teacher_epochs": 5, "ramp": 3, "crops": False}
+    losses = [float(bench(tiny, picture_folder, tmp_path, "apd", epoch=epoch, **offline).step().losses["attacked"].detach()) for epoch in (5, 6.9, 8)]
+    assert losses[0] == pytest.approx(losses[2] / 4, rel=1e-5)
+    assert losses[1] == pytest.approx(losses[2] / 2, rel=1e-5)
 
 
 def test_a_warm_start_begins_where_the_last_attack_ended(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
