@@ -22,7 +22,7 @@ from training.evaluation.illusions import illusions
 from training.evaluation.question import Question
 from training.evaluation.rows import Row
 from training.memory import keep_freed_memory
-from training.options import DEFAULT_RUNS, check_device, default_store, words
+from training.options import DEFAULT_RUNS, check_device, default_store, shown, words
 from training.pages.results import FOLDER
 from training.pages.wording import absent
 from training.processes import joined
@@ -93,6 +93,7 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "says": table.declared.says.strip(),
         "command": command,
         "max_passes": table.declared.max_passes,
+        "methods": _methods(table),
         "defenses": table.declared.defenses,
         "results": results,
         "paired": compare(rows, against=table.declared.against),
@@ -111,6 +112,21 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
             if isinstance(gap, Gap)
         ],
     }
+
+
+def _methods(table: Table) -> dict[str, dict[str, Any]]:
+    """What the methods that learn are here: in which settings an objective is not what its name alone means, and which record chose some of them."""
+    described: dict[str, dict[str, Any]] = {}
+    for label, learned in table.objectives.items():
+        if learned is None:
+            continue
+        objective, selection = learned
+        own, plain = objective.model_dump(), type(objective)().model_dump()
+        settings = {name: shown(value) for name, value in own.items() if value != plain[name]}
+        chosen = [] if selection is None else [name for name in selection.over if name in settings]
+        named = table.declared.methods[label].selection
+        described[label] = {"kind": objective.kind, "settings": settings, "chosen": chosen, "selection": str(named) if named else None}
+    return described
 
 
 def _training(learned: Learned) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def _section(name: str, content: Facts) -> str:
     if not _of_defenses(content) and _drawn(content):
         lines += ["", f"![Mean accuracy over the radius](results/{_chart(name, content)})"]
     lines += _checks(content)
+    lines += _methods(content)
     lines += _trainings(content)
     options = content.get("command") or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
     return "\n".join([*lines, "", f"    {options}", ""])
@@ -144,6 +145,24 @@ def _left_out(rows: Sequence[Facts]) -> list[str]:
         conditions.setdefault((subject(row), missing), []).append(condition(row))
     lines = [f"- no mean of {name} under {', '.join(under)}: not measured on {missing}" for (name, missing), under in conditions.items()]
     return [*([""] if lines else []), *lines]
+
+
+def _methods(content: Facts) -> list[str]:
+    """In which settings the methods of a table are not what their names alone mean."""
+    methods: dict[str, Facts] = content.get("methods", {})
+    if not methods:
+        return []
+    lines = [
+        "",
+        "What the methods are here: settings that are not an objective's own defaults (as published, or as we specify it), and what chose them.",
+        "",
+    ]
+    lines += table(["method", "objective", "settings", "chosen by"])
+    for label, about in methods.items():
+        settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
+        chosen = f"`{about['selection']}`: {', '.join(about['chosen'])}" if about["selection"] else ""
+        lines.append(line([label, about["kind"], settings or "its own", chosen]))
+    return lines
 
 
 def _trainings(content: Facts) -> list[str]:

@@ -114,6 +114,7 @@ def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Work
     assert all(len(counts) == 1 for counts in by_cell.values())  # the same pictures for every method
     made_once = {row["cost"]["backward"] for row in content["results"] if row["threat"] == "T0"}
     assert len(made_once) == 1
+    assert content["methods"]["coop"] == {"kind": "coop", "settings": {"epochs": "2", "vectors": "2"}, "chosen": [], "selection": None}
     page = render({"toys": content})
     assert "| prompt set | clean, 9 pictures, seeds 0, 1 | T0 2/255, 6 pictures, seeds 0, 1 | T0 4/255, 6 pictures, seed 0 |" in page
     assert content["left_out_over_data"] == []

@@ -1,6 +1,7 @@
 """The results page says what the JSON files say."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,36 @@ def test_what_tables_say_follows_from_the_outcomes_that_they_hold() -> None:
         for pair in record["paired"] if outcomes else ():
             ours, theirs = (torch.stack(outcomes[(pair[side], *(pair[name] for name in about))]) for side in "ab")
             assert float((ours - theirs).mean()) == pytest.approx(pair["difference"], abs=1e-6)
+
+
+def test_verdicts_and_the_readme_quote_numbers_that_the_tables_have() -> None:
+    """Every "+1.2 (+0.3 to +2.1)" of a verdict is a difference there; the README's means are the means."""
+    for name in ("main", "natural"):
+        record = json.loads((FOLDER / f"{name}.json").read_text())
+        compared = [*record["paired_over_data"], *record["paired"]]
+        known = {tuple(f"{100 * pair[part]:+.1f}" for part in ("difference", "low", "high")) for pair in compared}
+        quoted = re.findall(r"([+-]\d+\.\d)(?: points)? \(([+-]\d+\.\d) to ([+-]\d+\.\d)\)", record["says"])
+        assert len(quoted) > 5
+        assert [triple for triple in quoted if triple not in known] == []
+    record = json.loads((FOLDER / "main.json").read_text())
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]*\| ([\d.]+) % \| ([\d.]+) % \| (?:([\d.]+) %)?[^|]*\|$", (FOLDER.parents[1] / "README.md").read_text(), re.MULTILINE
+    )
+    table = [row for row in rows if row[0] in record["methods"] or row[0] == "handcrafted"][-5:]
+    assert [row[0] for row in table] == ["handcrafted", "coop", "apt", "capt", "apd"]
+    for method, *cells in table:
+        for threat, cell in zip(("clean", "T2", "T3"), cells, strict=True):
+            eps = "0" if threat == "clean" else "2/255"
+            found = [mean for mean in record["over_data"] if (mean["prompt_set"], mean["threat"], mean["eps"]) == (method, threat, eps)]
+            whole = [f"{100 * mean['accuracy']:.1f}" for mean in found if len(mean["data"]) == 4]
+            assert cell == (whole[0] if whole else "")
+
+
+def test_settings_that_are_not_a_methods_own_stand_below_its_numbers() -> None:
+    methods = {
+        "capt": {"kind": "capt", "settings": {"coupling": "none", "eps": "2/255"}, "chosen": ["coupling"], "selection": "select-capt.json"},
+        "coop": {"kind": "coop", "settings": {}, "chosen": [], "selection": None},
+    }
+    page = render({"toys": content(methods=methods)})
+    assert "| capt | capt | coupling none, eps 2/255 | `select-capt.json`: coupling |" in page
+    assert "| coop | coop | its own |  |" in page
