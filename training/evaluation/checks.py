@@ -96,6 +96,10 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
         for smaller, larger in itertools.pairwise([at[threat, eps] for eps in radii if (threat, eps) in at]):
             sentence = f"{threat} leaves more standing at {larger['eps']} than at {smaller['eps']}"
             yield from _order("M8", larger, smaller, sentence)
+    for eps in radii:
+        by_steps = {effort_of(facts)["steps"]: facts for facts in group if (facts["threat"], facts["eps"]) == ("T2", eps)}
+        for few, many in itertools.pairwise(sorted(by_steps)):
+            yield from _order("M8", by_steps[many], by_steps[few], f"T2 of {many} steps leaves more standing than of {few}")
 
 
 def _of_ensemble(strongest: Facts) -> Iterator[Check]:

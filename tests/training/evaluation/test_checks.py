@@ -30,6 +30,16 @@ def honest() -> list[dict[str, Any]]:
     ]
 
 
+def test_more_steps_that_find_less_are_seen() -> None:
+    fewer = [row("T2", "1/255", right, steps=steps) for steps, right in ((1, 130), (10, 105))]
+    checks = masking_checks([*honest(), *fewer])
+    assert sum("steps leaves more" in check.found.sentence for check in checks) == 2
+    assert fired(checks) == []
+    (lost,) = fired(masking_checks([*honest(), row("T2", "1/255", 60, steps=10)]))
+    assert (lost.found.id, lost.rows) == ("M8", (("T2", "1/255"), ("T2", "1/255")))
+    assert "T2 of 100 steps leaves more standing than of 10" in lost.found.sentence
+
+
 def with_row(changed: dict[str, Any]) -> list[dict[str, Any]]:
     return [changed if (found["threat"], found["eps"]) == (changed["threat"], changed["eps"]) else found for found in honest()]
 
