@@ -26,9 +26,11 @@ _EXAMPLES = """examples:
   robustclip prompts activate caltech-advpt@3f9c21d07b1e
   robustclip prompts rollback caltech-advpt
   robustclip prompts copy main-caltech-101-capt-2@3f9c21d07b1e --to /srv/prompts --name caltech-101-capt --activate
+  robustclip prompts copy main-caltech-101-capt-2@3f9c21d07b1e --results training/results/main.json --name caltech-101-capt
   robustclip prompts verify --backbone ViT-B-32 --pretrained laion2b_s34b_b79k
   robustclip prompts prune caltech-advpt --keep 5
   robustclip prompts explain caltech-advpt --labels cat,dog,fish --words 3
+  robustclip prompts explain caltech-101-capt --all
 """
 
 
@@ -68,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
     copy.add_argument("--name", help="of the copy (default: the same)")
     copy.add_argument("--to", type=Path, metavar="PATH", help="the store that gets it, made if it is not there (default: the same)")
+    copy.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="add to its manifest what this JSON of `evaluate` or `suite` measured of exactly that version, without a defense and on all classes",
+    )
     copy.add_argument("--activate", action="store_true", help="serve the copy from now on")
     command("activate", _activate, "serve this version from now on").add_argument("ref", metavar="NAME@VERSION")
     command("rollback", _rollback, "serve the version that was active before").add_argument("name", metavar="NAME")
@@ -79,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
     explain.add_argument("--labels", metavar="A,B", help="labels to look at (default: those it was trained on)")
     explain.add_argument("--words", type=int, default=5, metavar="N", help="nearest words to show (default: 5)")
+    explain.add_argument("--all", action="store_true", help="a row for every vector and label, not for 20 alone; JSON has all of them anyway")
     return parser
 
 
@@ -118,18 +127,25 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _copy(arguments: argparse.Namespace) -> int:
+    from prompts_store.results import read_results
     from prompts_store.store import PromptStore
 
-    if arguments.to is None and arguments.name is None:
-        raise InvalidInput("a copy of the same name in the same store would be the set itself.", field="--name", help="Give --name, --to or both.")
+    if arguments.to is None and arguments.name is None and arguments.results is None:
+        raise InvalidInput(
+            "a copy of the same name in the same store would be the set itself.", field="--name", help="Give --name, --to or --results, or several."
+        )
     source, clip = _store(arguments, reading=True), _clip(arguments)
     target = source if arguments.to is None else PromptStore(arguments.to)
-    ref = target.copy(arguments.ref, clip, source, name=arguments.name, activate=arguments.activate)
+    original = source.load(arguments.ref, clip)
+    results = () if arguments.results is None else read_results(arguments.results, original.ref)
+    ref = target.copy(original.ref, clip, source, name=arguments.name, results=results, activate=arguments.activate)
     active = target.active(clip.fingerprint).get(ref.name) == ref
+    added = len(target.load(ref, clip).manifest.results) - len(original.manifest.results)
     if arguments.json:
-        _print_json({"ref": str(ref), "store": str(target.root), "active": active})
+        _print_json({"ref": str(ref), "store": str(target.root), "active": active, "results_added": added})
     else:
-        print(f"published {ref} in {target.root}{', active' if active else ''}")
+        gained = "" if arguments.results is None else f" with {added} more results"
+        print(f"published {ref} in {target.root}{gained}{', active' if active else ''}")
     return 0
 
 
@@ -175,8 +191,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(found.model_dump(mode="json"))
     else:
-        for heads, rows, title in found.tables():
-            _print_table(heads, rows, title)
+        for heads, rows, title in found.tables(every=arguments.all):
+            _print_table(heads, rows, title, folded=2)
+        for sentence in found.summary():
+            print(sentence)
     return 0
 
 
@@ -226,8 +244,12 @@ def _facts(stored: "StoredVersion") -> dict[str, Any]:
 
 
 def _measured(stored: "StoredVersion") -> str:
+    """Accuracies on test pictures; on others with their split."""
     results = stored.manifest.results if stored.manifest else ()
-    return ", ".join(f"{one.data} {one.threat}{'' if one.eps == '0' else f' {one.eps}'} {100 * one.accuracy:.1f} %" for one in results)
+    return ", ".join(
+        f"{one.data}{'' if one.split == 'test' else f' {one.split}'} {one.threat}{'' if one.eps == '0' else f' {one.eps}'} {100 * one.accuracy:.1f} %"
+        for one in results
+    )
 
 
 def _text(value: Any) -> str:
@@ -238,14 +260,15 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str) -> None:
+def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str, *, folded: int = 1) -> None:
+    """`folded`: how many of the last columns go on in the next line where the terminal is narrow."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=escape(title), title_justify="left", show_header=any(heads))
     for index, head in enumerate(heads):
-        table.add_column(head, no_wrap=index < len(heads) - 1, overflow="fold")  # names and versions are copied from here
+        table.add_column(head, no_wrap=index < len(heads) - folded, overflow="fold")  # names and versions are copied from here
     for row in rows:
         table.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -5,6 +5,7 @@ A reading, not a proof: learned vectors often lie far from every word, which is 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.vocabulary import word_ids
 
 MAX_WORDS = 100
-_SHOWN_LABELS = 20
+SHOWN_ROWS = 20  # of a table for people
 _QUANTILES = (0.05, 0.5, 0.95)
 _SAMPLED_WORDS = 1000  # spread over the table, for the distances between words
 TableRow = tuple[str, ...]
@@ -39,13 +40,14 @@ class Word(_Data):
 
 
 class Vector(_Data):
-    """One learned vector. `context`: which of several, or for which label; `layer` from 1. Words are given for the text tower's first layer alone.
+    """One learned vector. `context`: which of several, or that of `label`; `layer` from 1. Words are given for the text tower's first layer alone.
 
     Deeper vectors replace hidden states and those of the image tower stand beside patches: there no word has a place to be near.
     """
 
     tower: str
     context: int
+    label: str | None = None
     layer: int
     place: int
     norm: float
@@ -77,27 +79,43 @@ class Explanation(_Data):
         nearest = [vector.by_distance[0].distance for vector in self.vectors if vector.by_distance]
         return sum(distance < self.table_distances[1] for distance in nearest), len(nearest)
 
-    def tables(self) -> list[tuple[TableRow, list[TableRow], str]]:
-        """(heads, rows, title) for people; of many labels, those that moved most."""
+    def tables(self, *, every: bool = False) -> list[tuple[TableRow, list[TableRow], str]]:
+        """(heads, rows, title) for people, unless `every` the first 20 rows: vectors nearest to a word, labels that moved most."""
+        shown = None if every else SHOWN_ROWS
+        vectors = [self._vectors_table(shown)] if self.vectors else []
+        moved = sorted(self.labels, key=lambda label: label.similarity)[:shown]
+        labels = [(label.label, f"{label.similarity:.3f}", f"{label.reads_as} {label.reads_as_similarity:.3f}") for label in moved]
+        title = f"cosine of text features with {HANDCRAFTED_TEMPLATE!r}, {len(moved)} of {len(self.labels)} labels, lowest first"
+        return [*vectors, (("label", "similarity", "nearest handcrafted label"), labels, title)]
+
+    def summary(self) -> tuple[str, ...]:
+        """What to hold the vectors' lengths and distances against, in sentences; none without vectors."""
         low, middle, high = self.table_norms
-        typical = f"lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and {high:.3f})"
         near, of = self.readable()
-        typical += f"; {near} of {of} vectors are nearer to a word than words to each other ({self.table_distances[1]:.2f})" if of else ""
-        heads = ("tower", "context", "layer", "vector", "length", "nearest by cosine", "nearest by distance")
+        lengths = f"Lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and {high:.3f})."
+        distances = (
+            f"{near} of {of} vectors in the text tower's first layer are nearer to a word than words to each other ({self.table_distances[1]:.2f})."
+        )
+        return ((lengths, distances) if of else (lengths,)) if self.vectors else ()
+
+    def _vectors_table(self, shown: int | None) -> tuple[TableRow, list[TableRow], str]:
+        """Those without words come last, in their order."""
+        nearest_first = sorted(self.vectors, key=lambda vector: vector.by_distance[0].distance if vector.by_distance else math.inf)[:shown]
+        labelled = any(vector.label is not None for vector in self.vectors)
         rows = [
             (
-                *(str(part) for part in (vector.tower, vector.context, vector.layer, vector.place)),
+                vector.tower,
+                (vector.label or "") if labelled else str(vector.context),
+                *(str(part) for part in (vector.layer, vector.place)),
                 f"{vector.norm:.3f}",
                 ", ".join(f"{near.word} {near.cosine:.2f}" for near in vector.by_cosine),
                 ", ".join(f"{near.word} {near.distance:.2f}" for near in vector.by_distance),
             )
-            for vector in self.vectors
+            for vector in nearest_first
         ]
-        moved = sorted(self.labels, key=lambda label: label.similarity)[:_SHOWN_LABELS]
-        labels = [(label.label, f"{label.similarity:.3f}", f"{label.reads_as} {label.reads_as_similarity:.3f}") for label in moved]
-        title = f"cosine of text features with {HANDCRAFTED_TEMPLATE!r}, {len(moved)} of {len(self.labels)} labels, lowest first"
-        vectors = [(heads, rows, f"{self.prompt_set}; {typical}")] if rows else []
-        return [*vectors, (("label", "similarity", "nearest handcrafted label"), labels, title)]
+        heads = ("tower", "label" if labelled else "context", "layer", "vector", "length", "nearest by cosine", "nearest by distance")
+        order = ", nearest to a word first" if self.readable()[1] else ""
+        return heads, rows, f"{self.prompt_set}, {len(rows)} of {len(self.vectors)} vectors{order}"
 
 
 def explain(clip: Clip, prompt_set: PromptSet, *, labels: Sequence[str] | None = None, words: int = 5) -> Explanation:
@@ -120,7 +138,10 @@ def explain(clip: Clip, prompt_set: PromptSet, *, labels: Sequence[str] | None =
         backbone=clip.arch,
         table_norms=_percentiles(table.norm(dim=1)),
         table_distances=_percentiles(_to_the_nearest(table)),
-        vectors=(*_text_vectors(prompts.text, table, names, words), *_visual_vectors(prompts.visual)),
+        vectors=(
+            *_text_vectors(prompts.text, table, names, words, labels=chosen if manifest.class_specific else None),
+            *_visual_vectors(prompts.visual),
+        ),
         labels=_labels(clip, prompts, chosen),
     )
 
@@ -145,7 +166,8 @@ def _percentiles(values: Tensor) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: int) -> list[Vector]:
+def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: int, *, labels: tuple[str, ...] | None) -> list[Vector]:
+    """`labels`: whose contexts they are, in order; None if no context belongs to a label."""
     if text is None:
         return []
     contexts = (text if text.ndim == 4 else text[None]).detach().float()  # [M, D, N, W]
@@ -165,6 +187,7 @@ def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: i
             Vector(
                 tower="text",
                 context=context,
+                label=labels[context] if labels else None,
                 layer=layer + 1,
                 place=place,
                 norm=norm,

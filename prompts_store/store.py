@@ -5,13 +5,14 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prompts_store.codec import MAX_BYTES, encode
 from prompts_store.files import read_bounded, write_whole, writing
-from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptSet, Ref
+from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptManifest, PromptSet, Ref, Result
+from prompts_store.results import joined
 from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
@@ -45,20 +46,33 @@ class PromptStore:
                 shelf.advance(prompt_set.version)
         return prompt_set.ref
 
-    def copy(self, ref: str | Ref, clip: Clip, source: "PromptStore", *, name: str | None = None, activate: bool = False) -> Ref:
-        """Publish a set of another store, or of this one, here, with its report. Under another name it is another version; its note names the first.
+    def copy(
+        self,
+        ref: str | Ref,
+        clip: Clip,
+        source: "PromptStore",
+        *,
+        name: str | None = None,
+        results: Sequence[Result] = (),
+        activate: bool = False,
+    ) -> Ref:
+        """Publish a set of another store, or of this one, here, with its report, which then names the copy.
 
-        Raises what `load`, `publish` and `activate` raise, InvalidInput for a name that breaks the rule.
+        Under another name it is another version, whose note names the first; with further `results` it is another one, too. Raises what `load`,
+        `publish` and `activate` raise, InvalidInput for a name that breaks the rule and for results of a set that fits any CLIP.
         """
         original = source.load(ref, clip)
         place, copied = place_of(original.manifest), original
         report = source._shelf(place, original.ref.name).report(original.version)
         page = read_bounded(report, MAX_BYTES) if report.exists() else None
+        if results:
+            copied = PromptSet(_with_results(original, results), original.prompts)
         if name is not None and name != original.ref.name:
             note = " ".join(filter(None, [original.manifest.note, f"A copy of {original.ref}."]))
-            copied = PromptSet(original.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts)
+            copied = PromptSet(copied.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts)
         published = self.publish(copied)
         if page is not None:
+            page = page.replace(str(original.ref).encode(), str(published).encode())
             with writing(self.root):
                 write_whole(self._shelf(place, published.name).report(published.version), page)
         return self.activate(published, clip.fingerprint) if activate else published
@@ -249,6 +263,14 @@ def _place(fingerprint: str) -> str:
 def _age(stored: StoredVersion) -> tuple[datetime, str]:
     """Sorts by creation; what can't be read is oldest."""
     return stored.created_at or _NEVER, stored.ref.version
+
+
+def _with_results(prompt_set: PromptSet, results: Sequence[Result]) -> PromptManifest:
+    if prompt_set.manifest.clip is None:
+        raise InvalidInput(
+            f"{prompt_set.ref} fits any CLIP: its manifest can't say on which it was measured.", field="--results", help="Leave it out."
+        )
+    return prompt_set.manifest.model_copy(update={"results": joined(prompt_set.manifest.results, results)})
 
 
 def _foreign(ref: Ref, fingerprint: str) -> PromptSetRefused:

@@ -58,6 +58,13 @@ def test_list_shows_every_version(capsys: pytest.CaptureFixture[str], versions: 
     assert "caltech-101 T0 4/255 33.4 %" in table
 
 
+def test_list_names_the_split_of_what_was_not_measured_on_test_pictures(capsys: pytest.CaptureFixture[str], store: PromptStore, tiny: Clip) -> None:
+    held_out = {**RESULT, "split": "train:validation", "threat": "clean", "eps": "0", "attack": None}
+    store.publish(learned_set(tiny, results=[held_out, RESULT]))
+    assert main(["list", "--backbone", "tiny"]) == 0
+    assert "caltech-101 train:validation clean 33.4 %, caltech-101 T0 4/255 33.4 %" in capsys.readouterr().out
+
+
 def test_show_tells_everything_of_the_active_or_the_named_version(capsys: pytest.CaptureFixture[str], versions: tuple[str, str]) -> None:
     shown = answer(capsys, "show", "demo")
     assert (shown["version"], shown["tensors"], shown["manifest"]["objective"]["kind"]) == (versions[0], {"text_context": [1, 4, 32]}, "advpt")
@@ -79,6 +86,19 @@ def test_explain_reads_the_vectors_and_the_labels(capsys: pytest.CaptureFixture[
         main(["explain", "words", "--backbone", "tiny"])
 
 
+def test_explain_shows_twenty_rows_or_all_and_sums_up_below_them(capsys: pytest.CaptureFixture[str], store: PromptStore, tiny: Clip) -> None:
+    store.publish(learned_set(tiny, labels=[f"thing {number}" for number in range(25)]), activate=True)
+    assert main(["explain", "demo", "--backbone", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 of 4 vectors, nearest to a word first" in shown
+    assert shown.count("\n│ thing ") == 20
+    assert shown.splitlines()[-2].startswith("Lengths of words in tiny's table")
+    assert shown.splitlines()[-1].startswith("0 of 4 vectors in the text tower's first layer are nearer to a word")
+    assert main(["explain", "demo", "--all", "--backbone", "tiny"]) == 0
+    assert capsys.readouterr().out.count("\n│ thing ") == 25
+    assert len(answer(capsys, "explain", "demo")["labels"]) == 25
+
+
 def test_activate_and_rollback_move_the_pointer(capsys: pytest.CaptureFixture[str], versions: tuple[str, str]) -> None:
     one, two = versions
     assert answer(capsys, "activate", f"demo@{two}") == {"name": "demo", "active": two, "previous": one}
@@ -94,13 +114,29 @@ def test_copy_publishes_under_another_name_or_in_another_store(
 ) -> None:
     copied = answer(capsys, "copy", f"demo@{versions[1]}", "--name", "promoted", "--to", str(tmp_path / "served"), "--activate")
     served = PromptStore(tmp_path / "served")
-    assert copied == {"ref": str(served.active(tiny.fingerprint)["promoted"]), "store": str(served.root), "active": True}
+    assert copied == {"ref": str(served.active(tiny.fingerprint)["promoted"]), "store": str(served.root), "active": True, "results_added": 0}
     assert main(["copy", "demo", "--name", "again", "--backbone", "tiny"]) == 0
     assert "published again@" in capsys.readouterr().out
     assert "again" not in store.active(tiny.fingerprint)
     with pytest.raises(InvalidInput, match="the set itself") as refused:
         main(["copy", "demo", "--backbone", "tiny"])
     assert refused.value.field == "--name"
+
+
+def test_copy_adds_what_a_file_measured_of_that_version(
+    capsys: pytest.CaptureFixture[str], store: PromptStore, versions: tuple[str, str], tmp_path: Path, tiny: Clip
+) -> None:
+    rows = [{**RESULT, "prompt_set": f"demo@{versions[0]}", "defense": "none", "threat": threat, "seconds": 1.5} for threat in ("T0", "T2")]
+    (tmp_path / "table.json").write_text(json.dumps({"results": rows}))
+    copied = answer(capsys, "copy", "demo", "--results", "table.json")
+    assert (copied["results_added"], copied["active"]) == (1, False)
+    assert [one.threat for one in store.load(copied["ref"], tiny).manifest.results] == ["T0", "T2"]
+    assert main(["copy", "demo", "--results", "table.json", "--name", "again", "--activate", "--backbone", "tiny"]) == 0
+    assert capsys.readouterr().out == f"published {store.active(tiny.fingerprint)['again']} in {store.root} with 1 more results, active\n"
+    with pytest.raises(InvalidInput, match="nothing about") as refused:
+        main(["copy", f"demo@{versions[1]}", "--results", "table.json", "--backbone", "tiny"])
+    assert refused.value.field == "--results"
+    assert {stored.ref.version for stored in store.versions("demo", tiny.fingerprint)} == {*versions, copied["ref"][-12:]}
 
 
 def test_verify_says_what_would_be_refused(capsys: pytest.CaptureFixture[str], store: PromptStore, versions: tuple[str, str], tiny: Clip) -> None:

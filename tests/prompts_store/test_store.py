@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from prompt_sets import learned_set, template_set
 
-from prompts_store.manifest import Ref
+from prompts_store.manifest import Ref, Result
 from prompts_store.shelf import Pointer
 from prompts_store.store import SHIPPED, PromptStore
 from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
 
 OTHER = "f" * 64  # the fingerprint of a CLIP that nobody has
+CLEAN = Result(data="caltech-101", split="test", threat="clean", eps="0", n=256, accuracy=0.5, low=0.44, high=0.56, seed=0)
 
 
 @pytest.fixture
@@ -218,6 +219,38 @@ def test_a_copy_under_another_name_is_the_same_prompts_and_says_whose_copy_it_is
     with pytest.raises(InvalidInput, match="small letters"):
         store.copy(ref, tiny, store, name="../promoted")
     assert store.verify(tiny) == []
+
+
+def test_a_copy_with_results_is_another_version_and_the_same_but_for_them(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
+    known = CLEAN.model_copy(update={"split": "train:validation"})
+    ref = store.publish(learned_set(tiny, results=[known]), activate=True)
+    copy = store.copy(ref, tiny, store, results=[CLEAN, known])
+    assert (copy.name, copy == ref, store.active(tiny.fingerprint)) == ("demo", False, {"demo": ref})
+    first, second = store.load(ref, tiny), store.load(copy, tiny)
+    assert second.prompts.digest() == first.prompts.digest()
+    assert second.manifest == first.manifest.model_copy(update={"results": (known, CLEAN)})
+    assert store.copy(copy, tiny, store, results=[CLEAN.model_copy(update={"accuracy": 0.6})]) == copy
+    elsewhere = PromptStore(tmp_path / "other")
+    promoted = elsewhere.load(elsewhere.copy(ref, tiny, store, name="promoted", results=[CLEAN]), tiny).manifest
+    assert (promoted.results, promoted.note) == ((known, CLEAN), f"A copy of {ref}.")
+    assert [*store.verify(tiny), *elsewhere.verify(tiny)] == []
+
+
+def test_words_for_any_clip_take_no_results_of_one(store: PromptStore, tiny: Clip) -> None:
+    ref = store.publish(template_set("a {}."))
+    with pytest.raises(InvalidInput, match="any CLIP") as refused:
+        store.copy(ref, tiny, store, results=[CLEAN])
+    assert refused.value.field == "--results"
+
+
+def test_the_report_of_a_copy_names_the_copy(store: PromptStore, tiny: Clip) -> None:
+    ref = store.publish(learned_set(tiny))
+    shelf = store.root / tiny.fingerprint[:8]
+    (shelf / "demo" / f"{ref.version}.html").write_text(f"<h1>{ref}</h1> beside {ref}, not demo@000000000000")
+    copies = [store.copy(ref, tiny, store, name="promoted"), store.copy(ref, tiny, store, results=[CLEAN])]
+    for copy in copies:
+        assert (shelf / copy.name / f"{copy.version}.html").read_text() == f"<h1>{copy}</h1> beside {copy}, not demo@000000000000"
+    assert str(ref) in (shelf / "demo" / f"{ref.version}.html").read_text()
 
 
 def test_a_copy_activates_as_activating_does_and_takes_no_link_for_a_report(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
