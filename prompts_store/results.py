@@ -18,7 +18,7 @@ _HELP = "robustclip evaluate --json and robustclip suite write one."
 
 
 class _Row(Result):
-    """A result, whose it is, what it is about that a manifest can't say, and the precision that its attack searched in; other keys are left to the file."""
+    """A result, whose it is, what it is about that a manifest can't say, and in which precision its attack searched; all else is left to the file."""
 
     model_config = ConfigDict(extra="ignore")
     prompt_set: str
@@ -29,7 +29,7 @@ class _Row(Result):
     def as_result(self) -> Result:
         """In the manifest, which has no place beside the attack for it, the attack says in which precision it searched."""
         attack = {**self.attack, "search": self.search} if self.attack is not None and self.search is not None else self.attack
-        return Result(**{**self.model_dump(include={*Result.model_fields}), "attack": attack})
+        return Result.model_validate({**self.model_dump(include={*Result.model_fields}), "attack": attack})
 
 
 class _Answer(BaseModel):
