@@ -103,12 +103,18 @@ def _drawn(content: Facts) -> str:
 
 
 def _about(results: Sequence[Facts]) -> list[str]:
-    """What was measured on, each place with its seeds."""
-    seeds: dict[tuple[str, str, int], set[int]] = {}
+    """What was measured on: each data set under each tower, on how many pictures, with which seeds."""
+    seeds: dict[tuple[str, str], dict[int, set[int]]] = {}
     for row in results:
-        seeds.setdefault((row["backbone"], data_of(row), row["n"]), set()).add(row["seed"])
-    words = {place: seeds_words(sorted(own)) for place, own in seeds.items()}
-    return sorted(f"{backbone}, {data}, {n} pictures, {words[backbone, data, n]}" for backbone, data, n in seeds)
+        seeds.setdefault((row["backbone"], data_of(row)), {}).setdefault(row["n"], set()).add(row["seed"])
+    lines: list[str] = []
+    for (backbone, data), by_count in sorted(seeds.items()):
+        counts: dict[str, list[int]] = {}
+        for count, own in sorted(by_count.items()):
+            counts.setdefault(seeds_words(sorted(own)), []).append(count)
+        on = [f"{' and '.join(f'{count:,}' for count in numbers)} pictures, {words}" for words, numbers in counts.items()]
+        lines.append(f"{backbone}, {data}, {', '.join(on)}")
+    return lines
 
 
 def _with_means(content: Facts) -> list[Facts]:
