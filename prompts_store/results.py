@@ -12,7 +12,7 @@ from robustclip.errors import InvalidInput, invalid_input
 
 _FIELD = "--results"
 _NO_DEFENSE = "none"
-_SUBJECT = {"data", "split", "threat", "eps", "attack", "seed"}  # what makes two results the same measurement
+_SUBJECT = {"data", "split", "threat", "eps", "attack", "seed", "n"}  # what makes two results the same measurement
 _NAMED = 5  # prompt sets in a message
 _HELP = "robustclip evaluate --json and robustclip suite write one."
 

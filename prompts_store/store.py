@@ -72,7 +72,8 @@ class PromptStore:
             copied = PromptSet(copied.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts)
         published = self.publish(copied)
         if page is not None:
-            page = page.replace(str(original.ref).encode(), str(published).encode())
+            for old, new in ((f"{original.ref}", f"{published}"), (f"<h1>{original.ref.name}:", f"<h1>{published.name}:")):
+                page = page.replace(old.encode(), new.encode())
             with writing(self.root):
                 write_whole(self._shelf(place, published.name).report(published.version), page)
         return self.activate(published, clip.fingerprint) if activate else published

@@ -51,7 +51,7 @@ def shown(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(str(part) for part in default)
     if isinstance(default, float):
-        return radius_text(default)
+        return f"{default:g}" if float(f"{default:g}") == default else radius_text(default)
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

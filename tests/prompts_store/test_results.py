@@ -81,6 +81,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_measurement_counts_once_and_the_first_stays() -> None:
     one = Result(**{name: ROW[name] for name in Result.model_fields})
-    again, other = one.model_copy(update={"accuracy": 0.6, "n": 512}), one.model_copy(update={"attack": {"kind": "pgd", "steps": 10}})
-    assert joined([other], [one, again, other]) == (other, one)
+    again, other = one.model_copy(update={"accuracy": 0.6}), one.model_copy(update={"attack": {"kind": "pgd", "steps": 10}})
+    wider = one.model_copy(update={"n": 512})  # other pictures
+    assert joined([other], [one, again, other, wider]) == (other, one, wider)
     assert joined([], [again, one]) == (again,)

@@ -246,10 +246,10 @@ def test_words_for_any_clip_take_no_results_of_one(store: PromptStore, tiny: Cli
 def test_the_report_of_a_copy_names_the_copy(store: PromptStore, tiny: Clip) -> None:
     ref = store.publish(learned_set(tiny))
     shelf = store.root / tiny.fingerprint[:8]
-    (shelf / "demo" / f"{ref.version}.html").write_text(f"<h1>{ref}</h1> beside {ref}, not demo@000000000000")
+    (shelf / "demo" / f"{ref.version}.html").write_text(f"<h1>demo: advpt</h1> {ref} beside {ref}, not demo@000000000000")
     copies = [store.copy(ref, tiny, store, name="promoted"), store.copy(ref, tiny, store, results=[CLEAN])]
     for copy in copies:
-        assert (shelf / copy.name / f"{copy.version}.html").read_text() == f"<h1>{copy}</h1> beside {copy}, not demo@000000000000"
+        assert (shelf / copy.name / f"{copy.version}.html").read_text() == f"<h1>{copy.name}: advpt</h1> {copy} beside {copy}, not demo@000000000000"
     assert str(ref) in (shelf / "demo" / f"{ref.version}.html").read_text()
 
 

@@ -138,6 +138,10 @@ def _print(made: Selection, path: Path, choosing: Choosing) -> None:
         table.add_row("*" if candidate.settings == made.chosen else "", settings, f"{100 * score(candidate.numbers, made.by):.1f}", numbers, gain)
     (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
     print(f"chosen {made.chosen}; the record: {path}")
-    as_judged = ["--selection", str(path), "--shots", str(made.shots), *(["--allow-fewer-shots"] if choosing.allow_fewer_shots else [])]
-    as_judged += [*(["--max-passes", str(made.max_passes)] if made.max_passes else []), "--precision", choosing.precision]
+    as_judged = ["--selection", str(path), "--backbone", choosing.backbone, "--shots", str(made.shots)]
+    given = {"--pretrained": choosing.pretrained, "--classes": choosing.classes, "--max-passes": made.max_passes, "--precision": choosing.precision}
+    as_judged += [
+        *(["--allow-fewer-shots"] if choosing.allow_fewer_shots else []),
+        *(str(word) for pair in given.items() if pair[1] for word in pair),
+    ]
     print(f"  robustclip train {shlex.join(as_judged)} --data DIR --name NAME")

@@ -123,7 +123,7 @@ def _methods(table: Table) -> dict[str, dict[str, Any]]:
         objective, selection = learned
         own, plain = objective.model_dump(), type(objective)().model_dump()
         settings = {name: shown(value) for name, value in own.items() if value != plain[name]}
-        chosen = [] if selection is None else [name for name in selection.over if name in settings]
+        chosen = [] if selection is None else [name for name in selection.over if name != "kind"]
         named = table.declared.methods[label].selection
         described[label] = {"kind": objective.kind, "settings": settings, "chosen": chosen, "selection": str(named) if named else None}
     return described

@@ -97,9 +97,13 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
             sentence = f"{threat} leaves more standing at {larger['eps']} than at {smaller['eps']}"
             yield from _order("M8", larger, smaller, sentence)
     for eps in radii:
-        by_steps = {effort_of(facts)["steps"]: facts for facts in group if (facts["threat"], facts["eps"]) == ("T2", eps)}
-        for few, many in itertools.pairwise(sorted(by_steps)):
-            yield from _order("M8", by_steps[many], by_steps[few], f"T2 of {many} steps leaves more standing than of {few}")
+        alike: dict[tuple[int, ...], dict[int, Facts]] = {}  # but for the steps
+        for facts in (facts for facts in group if (facts["threat"], facts["eps"]) == ("T2", eps)):
+            steps, *others = effort_of(facts).values()
+            alike.setdefault((facts["n"], *others), {})[steps] = facts
+        for by_steps in alike.values():
+            for few, many in itertools.pairwise(sorted(by_steps)):
+                yield from _order("M8", by_steps[many], by_steps[few], f"T2 of {many} steps leaves more standing than of {few}")
 
 
 def _of_ensemble(strongest: Facts) -> Iterator[Check]:

@@ -166,7 +166,7 @@ def _methods(content: Facts) -> list[str]:
     lines += table(["method", "objective", "settings", "chosen by"])
     for label, about in methods.items():
         settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
-        chosen = f"`{about['selection']}`: {', '.join(about['chosen'])}" if about["selection"] else ""
+        chosen = ": ".join(filter(None, [f"`{about['selection']}`", ", ".join(about["chosen"])])) if about["selection"] else ""
         lines.append(line([label, about["kind"], settings or "its own", chosen]))
     return lines
 

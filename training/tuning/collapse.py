@@ -33,7 +33,7 @@ class TrainingCollapsed(TrainingFailed):
 
 @dataclass
 class CollapseWatch:
-    """Counts consecutive steps that look collapsed. Not told about the first epoch of a phase, whose learning rate changes nothing yet.
+    """Counts consecutive steps that look collapsed. Not told about the first epoch of a phase: who has just begun may guess.
 
     Two looks: clean and attacked predictions are the same guess; somebody answers one label for nearly all pictures and is no better than a guess.
     """

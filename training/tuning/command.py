@@ -42,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with joined(settings.device, parts=settings.accumulate) as processes, bar(quiet=hidden or not processes.main) as progress:
         pictures = open_training(settings.data, settings.classes)
         run = open_run(settings, load_clip(settings.backbone, settings.pretrained, device=processes.device), pictures)
+        borrowed = None if settings.selection is None else settings.selection.borrowed_by(run.clip)
+        if borrowed is not None and processes.main:
+            print(f"{borrowed}: choose them there with robustclip select", file=sys.stderr)
         trained = train(run, processes, progress=progress)
     if trained is None:
         return 0
-    report = _report(trained, settings)
+    report = {**_report(trained, settings), "borrowed": borrowed}
     print(json.dumps(report, indent=2) if as_json else _text(report))
     return 0
 
@@ -65,7 +68,6 @@ def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
         "averaged": trained.averaged,
         "restarts": trained.fitted.restarts,
         "guesses": trained.guesses,
-        "borrowed": trained.borrowed,
         "results": [result.model_dump(mode="json") for result in trained.results],
         "companions": {name: [result.model_dump(mode="json") for result in found] for name, found in trained.companions.items()},
         "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
@@ -92,7 +94,6 @@ def _text(report: dict[str, Any]) -> str:
             *([f"  collapsed and began again {report['restarts']} time(s): see the report"] if report["restarts"] else []),
             *validated,
             *([GUESSES] if report["guesses"] else []),
-            *([f"  {report['borrowed']}: choose them there with robustclip select"] if report["borrowed"] else []),
             f"  took {whole['forward']} forward and {whole['backward']} backward image passes, {whole['text_passes']} text passes; "
             f"{preparing['seconds']:.0f} s preparing, {tuning['seconds']:.0f} s tuning",
             f"  report: {report['report']}",

@@ -116,7 +116,9 @@ class _Run:
         stream = f"epoch-{epoch}" + (f"-restart-{self.restarts}" if self.restarts else "")
         seeds = derive(draw_seeds(self.seed, len(examples)), stream)
         met, phases = _Met(), objective.phases()
-        slow = {sum(phases[:number]) for number in range(len(phases))}  # where a phase warms up
+        first = epoch in {sum(phases[:number]) for number in range(len(phases))}
+        if first:
+            watch.streaks.clear()
         if epoch:
             tended = objective.tend(self.task, self.parameters, epoch=epoch, seeds=derive(seeds, "tend"))
             met.spent(tended.cost, tended.text_passes)
@@ -131,7 +133,7 @@ class _Run:
             step = objective.loss(self.task, self.parameters, batch)
             self._descend(step, epoch, epoch * len(batches) + number)
             met.add(step, len(rows))
-            if epoch not in slow:
+            if not first:
                 watch.observe(step.signs)
             self.progress(epoch * len(examples) + met.seen, self.epochs * len(examples), met.sentence())
         return met.report(objective.rate(epoch + 0.5))

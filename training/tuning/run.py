@@ -80,10 +80,7 @@ class Run:
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than that), what it took.
-
-    `borrowed`: a sentence about settings that were chosen for another CLIP.
-    """
+    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than that), what it took."""
 
     ref: Ref
     page: Path
@@ -95,7 +92,6 @@ class Trained(NamedTuple):
     examples: Examples
     tuning_seconds: float
     guesses: bool
-    borrowed: str | None
 
     def account(self) -> Account:
         """The whole run's passes, whenever they were made."""
@@ -184,8 +180,7 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
     )
     manifest = store.load(ref, clip).manifest
     page = Shelf(settings.store / place_of(manifest) / ref.name).report(ref.version)
-    borrowed = None if settings.selection is None else settings.selection.borrowed_by(clip)
-    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses, borrowed)
+    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses)
     write_atomically(page, training_page(ref, manifest, fitted.history, trained.account()).encode())
     return trained
 

@@ -25,7 +25,7 @@ class Workshop:
     """The commands in a folder of their own."""
 
     def __init__(self, folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.pictures, self.capsys = folder, pictures, capsys
+        self.folder, self.pictures, self.capsys, self.said = folder, pictures, capsys, ""
         self.common = ["--data", str(pictures), "--backbone", "tiny", "--runs", str(folder / "runs")]
 
     def select(self, *options: str, tried: list[str] = TRIED) -> str:
@@ -34,7 +34,9 @@ class Workshop:
 
     def train(self, *options: str) -> dict[str, Any]:
         assert train([*self.common, "--store", str(self.folder / "store"), "--name", "learned", "--json", *options]) == 0
-        return json.loads(self.capsys.readouterr().out)
+        captured = self.capsys.readouterr()
+        self.said = captured.err
+        return json.loads(captured.out)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_a_bill_comes_first_and_writes_nothing(workshop: Workshop) -> None:
 def test_the_record_tells_what_was_tried_and_train_takes_its_winner(workshop: Workshop, tiny: Clip) -> None:
     path = workshop.folder / "record.json"
     said = workshop.select("--seed", "0,1", "--out", str(path))
-    assert f"robustclip train --selection {path} --shots 4 --precision float32" in said
+    assert f"robustclip train --selection {path} --backbone tiny --shots 4 --precision float32 " in said
     made = load_selection(path)
     assert [candidate.settings for candidate in made.candidates] == [{"vectors": 2}, {"vectors": 4}]
     assert [(number.threat, number.seed, number.split) for number in made.candidates[0].numbers] == [
@@ -80,9 +82,12 @@ def test_settings_of_another_clip_are_taken_but_not_in_silence(workshop: Worksho
     path = workshop.folder / "record.json"
     workshop.select("--out", str(path))
     assert workshop.train("--selection", str(path))["borrowed"] is None
+    assert "chosen for" not in workshop.said
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "clip": {**values["clip"], "arch": "elder", "fingerprint": "1" * 64}}))
-    assert "chosen for elder (11111111), not for tiny" in workshop.train("--selection", str(path))["borrowed"]
+    sentence = workshop.train("--selection", str(path))["borrowed"]
+    assert "chosen for elder (11111111), not for tiny" in sentence
+    assert sentence in workshop.said  # before it starts
 
 
 def test_what_was_chosen_cannot_be_changed(workshop: Workshop) -> None:

@@ -38,6 +38,7 @@ def test_more_steps_that_find_less_are_seen() -> None:
     (lost,) = fired(masking_checks([*honest(), row("T2", "1/255", 60, steps=10)]))
     assert (lost.found.id, lost.rows) == ("M8", (("T2", "1/255"), ("T2", "1/255")))
     assert "T2 of 100 steps leaves more standing than of 10" in lost.found.sentence
+    assert fired(masking_checks([*honest(), row("T2", "1/255", 60, steps=10, draws=4)])) == []  # other draws: not the steps' doing
 
 
 def with_row(changed: dict[str, Any]) -> list[dict[str, Any]]:

@@ -171,6 +171,20 @@ def test_collapse_is_fifty_steps_in_a_row() -> None:
         watch.observe(guess)
 
 
+def test_who_has_just_begun_may_guess(tiny: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taught(Fragile):
+        def phases(self) -> tuple[int, ...]:
+            return (3, self.epochs)
+
+        def loss(self, task: Task, parameters: Mapping[str, Tensor], batch: Batch) -> Step:
+            return super().loss(task, parameters, batch)._replace(signs=Signs(0.0, batch.epoch))
+
+    told: list[int] = []
+    monkeypatch.setattr(CollapseWatch, "observe", lambda self, signs: told.append(int(signs.cross_entropy)))
+    learn(tiny, tmp_path / "run", Taught(epochs=2, batch=20))
+    assert sorted(set(told)) == [1, 2, 4]
+
+
 def test_the_average_lags_behind_the_prompts(tiny: Clip, tmp_path: Path) -> None:
     fitted = learn(tiny, tmp_path / "run", Fragile(epochs=20, batch=20, strength=1.0, average=0.99, learning_rate=1.0))
     assert fitted.averaged is not None
