@@ -6,6 +6,7 @@ import torch
 from prompts_store.store import SHIPPED, PromptStore
 from robustclip.classifier import text_weights
 from robustclip.clip import load_clip
+from training.tuning.selection import check_carried
 
 METHODS = ("coop", "advpt", "advpt-plus", "apt", "fap", "capt", "apd")
 OF_THE_TABLES = {f"{data}-{method}" for data in ("caltech-101", "cifar-10") for method in METHODS}
@@ -30,11 +31,15 @@ def test_every_learned_set_ships_with_its_report_and_with_what_it_did_on_picture
     for name in OF_THE_TABLES:
         stored = next(one for one in store.versions(name, clip.fingerprint) if one.state == "active")
         assert stored.manifest is not None
-        assert stored.manifest.results
-        assert not any("test" in result.split for result in stored.manifest.results)  # nothing was chosen on test pictures
+        measured = {(result.split, result.threat) for result in stored.manifest.results}
+        assert measured >= {("train:validation", "clean"), ("test", "clean"), ("test", "T0"), ("test", "T2")}
+        selection = check_carried(stored.manifest.objective, ref=str(stored.ref))  # refuses one that was made on test pictures
+        assert (selection is not None) == (name.rsplit("-", 1)[-1] in ("apt", "capt", "apd"))
+        assert all(result.attack is not None and result.n == 256 for result in stored.manifest.results if result.threat != "clean")
         report = stored.path.with_suffix(".html").read_text()
         assert "Loss terms" in report
-        assert f"<h1>main-{name}" in report or f"<h1>natural-{name}" in report
+        assert f"<h1>{name}: " in report
+        assert str(stored.ref) in report
 
 
 def test_the_learned_set_says_how_it_was_made_and_how_it_did() -> None:
