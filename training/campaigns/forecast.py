@@ -11,7 +11,6 @@ from training.campaigns.record import Record
 from training.evaluation.plan import Planned, described, duration, plan
 from training.evaluation.prompt_sets import AskedSet
 from training.evaluation.rows import open_subjects
-from training.tuning.config import TrainSettings
 from training.tuning.run import Run
 
 
@@ -73,7 +72,7 @@ def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD
             standing[entry.label] = entry.asked
             if entry.settings is None:
                 continue
-            if sentence := _borrowed(opened, entry.settings):
+            if sentence := entry.settings.borrowed(opened.clip(entry.settings.backbone, entry.settings.pretrained)):
                 labels = borrowed.setdefault(sentence, [])
                 labels += [entry.label] if entry.label not in labels else []
             made = None if run is None else recall(run)
@@ -101,7 +100,3 @@ def _text_passes(run: Run) -> int:
     steps = sum(run.objective.phases()) * math.ceil(len(run.indices) / run.objective.batch)
     learners = 1 + len(run.objective.companions(run.clip, run.objective.new_parameters(run.clip, run.pictures.data.labels, run.settings.seed)))
     return steps * learners
-
-
-def _borrowed(opened: Opened, settings: TrainSettings) -> str | None:
-    return None if settings.selection is None else settings.selection.borrowed_by(opened.clip(settings.backbone, settings.pretrained))

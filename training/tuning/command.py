@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with joined(settings.device, parts=settings.accumulate) as processes, bar(quiet=hidden or not processes.main) as progress:
         pictures = open_training(settings.data, settings.classes)
         run = open_run(settings, load_clip(settings.backbone, settings.pretrained, device=processes.device), pictures)
-        borrowed = None if settings.selection is None else settings.selection.borrowed_by(run.clip)
+        borrowed = settings.borrowed(run.clip)
         if borrowed is not None and processes.main:
             print(f"{borrowed}: choose them there with robustclip select", file=sys.stderr)
         trained = train(run, processes, progress=progress)

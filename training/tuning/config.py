@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
 from robustclip import DEFAULT_BACKBONE
+from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.inner import Precision
@@ -53,6 +54,10 @@ class TrainSettings(BaseModel):
         None, description="record of `robustclip select`: its winner's settings, of which those that were chosen stay as they are"
     )
     note: str = Field("", description="words for the manifest")
+
+    def borrowed(self, clip: Clip) -> str | None:
+        """What is to be said of a selection that was made for another CLIP, if one was."""
+        return None if self.selection is None else self.selection.borrowed_by(clip)
 
     @field_validator("validate_at", mode="before")
     @classmethod

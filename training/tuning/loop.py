@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,8 +116,8 @@ class _Run:
         examples, objective = self.task.examples, self.objective
         stream = f"epoch-{epoch}" + (f"-restart-{self.restarts}" if self.restarts else "")
         seeds = derive(draw_seeds(self.seed, len(examples)), stream)
-        met, phases = _Met(), objective.phases()
-        first = epoch in {sum(phases[:number]) for number in range(len(phases))}
+        met = _Met()
+        first = epoch in {0, *accumulate(objective.phases())}  # of a phase
         if first:
             watch.streaks.clear()
         if epoch:

@@ -97,6 +97,7 @@ def test_the_training_attack_stays_in_its_ball_and_in_the_box(tiny: Clip, pictur
         attacked, _ = made.objective.perturb(made.task, made.batch, untouched, opponent, clean=clean)
         assert float((attacked - untouched).abs().amax()) == pytest.approx(64 / 255, abs=1e-6), start
         assert (float(attacked.amin()), float(attacked.amax())) == (0.0, 1.0), start
+        assert int(made.task.memory["change"].abs().amax()) == 127, start  # in units of eps / 127: the ball's edge, and nothing beyond
 
 
 def test_capt_without_the_frozen_clip_and_fap_without_weights_are_trades(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
