@@ -45,10 +45,10 @@ format: $(STAMP)  ## put the sources in order
 	$(BIN)/ruff format .
 
 results: $(STAMP)  ## write training/RESULTS.md from the JSON files beside it
-	$(BIN)/python -m training.pages.results
+	$(BIN)/python -m training.measuring.pages.results
 
 results-check: $(STAMP)  ## compare training/RESULTS.md with the JSON files
-	$(BIN)/python -m training.pages.results --check
+	$(BIN)/python -m training.measuring.pages.results --check
 
 pins: $(STAMP)  ## rewrite constraints.txt from what .venv holds
 	@# onnxruntime-gpu can't live beside onnxruntime: its pin is carried over. A build's suffix (+cpu) is dropped: any build of the version will do.

@@ -11,10 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prompts_store.manifest import FORMAT_VERSION, PromptManifest, PromptSet
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, PromptSetRefused
-from robustclip.prompts import Prompts
-from robustclip.towers import check_prompts
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.models.towers import check_prompts
 
 MAX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 4 * 2**20  # 100,000 labels fit

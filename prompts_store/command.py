@@ -14,7 +14,7 @@ from robustclip.errors import InvalidInput
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.shelf import StoredVersion
     from prompts_store.store import PromptStore
-    from robustclip.clip import Clip
+    from robustclip.models.clip import Clip
 
 DEFAULT_STORE = "var/prompts"
 _ENVIRONMENT = "ROBUSTCLIP_STORE__PATH"
@@ -183,11 +183,13 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from prompts_store.explanation import explain
+    from robustclip.models.explanation import explain
 
     store, clip = _store(arguments, reading=True), _clip(arguments)
     labels = [label.strip() for label in arguments.labels.split(",")] if arguments.labels is not None else None
-    found = explain(clip, store.load(arguments.ref, clip), labels=labels, words=arguments.words)
+    loaded = store.load(arguments.ref, clip)
+    learned_on = loaded.manifest.labels
+    found = explain(clip, loaded.prompts, name=str(loaded.ref), learned_on=learned_on, labels=labels, words=arguments.words)
     if arguments.json:
         _print_json(found.model_dump(mode="json"))
     else:
@@ -223,7 +225,7 @@ def _store(arguments: argparse.Namespace, *, reading: bool = False) -> "PromptSt
 
 
 def _clip(arguments: argparse.Namespace) -> "Clip":
-    from robustclip.clip import load_clip
+    from robustclip.models.clip import load_clip
 
     return load_clip(arguments.backbone, arguments.pretrained)
 

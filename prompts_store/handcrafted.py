@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from prompts_store.manifest import PromptManifest, PromptSet
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
 
 # The seven that OpenAI's notebook "Prompt Engineering for ImageNet" (2021) found best together.
 ENSEMBLE = (

@@ -11,10 +11,10 @@ import torch
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from torch import Tensor
 
-from robustclip.clip import Clip
 from robustclip.digests import canonical_json
 from robustclip.errors import InvalidInput
-from robustclip.prompts import Prompts
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 
 FORMAT_VERSION = 1
 ACTIVE = "active"

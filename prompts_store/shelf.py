@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from prompts_store.codec import MAX_BYTES, decode, foreign
 from prompts_store.files import read_bounded, write_whole
 from prompts_store.manifest import VERSION_PATTERN, PromptManifest, PromptSet, Ref
-from robustclip.clip import Clip
 from robustclip.errors import PromptSetRefused
+from robustclip.models.clip import Clip
 
 ANY = "any"  # where sets without tensors live: they fit every CLIP
 POINTER = "ACTIVE"

@@ -14,8 +14,8 @@ from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptManifest, PromptSet, Ref, Result
 from prompts_store.results import joined
 from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
+from robustclip.models.clip import Clip
 
 SHIPPED = Path(__file__).parent / "sets"  # read-only sets that come with the package, themselves a store
 _PLACE_PATTERN = rf"^({ANY}|[0-9a-f]{{8}})$"

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from prompts_store.shelf import State, StoredVersion
-from robustclip.clip import Clip
+from robustclip.certificates.vote import Ballot
 from robustclip.defenses import AnyDefense
 from robustclip.images import ImageInfo
-from robustclip.report import ProbeReport, VerdictValue
-from robustclip.smoothing import Ballot
+from robustclip.models.clip import Clip
+from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.types import ImageEncoder
 from service.engine import Classified, Engine
 from service.jobs import Job

@@ -18,18 +18,18 @@ from torch import Tensor
 from prompts_store.manifest import Ref
 from prompts_store.store import PromptStore
 from prompts_store.watcher import Watcher
-from robustclip.classifier import Defended, LabelCache, ZeroShotClassifier
-from robustclip.clip import Clip
+from robustclip.certificates.vote import smoothing_of, vote_seeds
 from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
 from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
+from robustclip.models.classifier import Defended, LabelCache, ZeroShotClassifier
+from robustclip.models.clip import Clip
 from robustclip.purifiers import is_file
-from robustclip.replay import Replay, replay
+from robustclip.reports.replay import Replay, replay
+from robustclip.reports.witnesses import Witness
 from robustclip.seeds import draw_seeds
-from robustclip.smoothing import smoothing_of, vote_seeds
 from robustclip.types import Defense, Features, ImageEncoder, Logits, Pixels, Seeds
-from robustclip.witnesses import Witness
 from service.admission import Admission
 from service.batching import Batcher, Pass
 from service.config import ServeSettings

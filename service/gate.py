@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from robustclip.errors import GateFailed, InvalidInput, ReportRefused
-from robustclip.replay import Rejudged, Replay, check_size, newly_fooled
-from robustclip.witnesses import Witness, collect
+from robustclip.reports.replay import Rejudged, Replay, check_size, newly_fooled
+from robustclip.reports.witnesses import Witness, collect
 from service.loaded import LoadedSet
 
 _NAMED = 5  # witnesses that a refusal tells of

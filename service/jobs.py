@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from robustclip.errors import Cancelled
-from robustclip.probe_events import AttackProgress, ProbeEvent, ProbeFinished
+from robustclip.probing.events import AttackProgress, ProbeEvent, ProbeFinished
 from service.probing import Admitted, Probed, ProbeRunner
 from service.problems import Problem, as_problem
 from service.timing import Timing

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from robustclip.errors import Cancelled, DeadlineExceeded
+from robustclip.scores.wrappers import guarded
 from robustclip.types import Classifier, Logits, Pixels, Score, Seeds
-from robustclip.wrappers import guarded
 from service.device import DeviceLock, Priority
 
 

@@ -8,7 +8,7 @@ import torch
 from prompts_store.manifest import PromptSet, Ref
 from robustclip.digests import tensor_digest
 from robustclip.errors import InvalidInput
-from robustclip.prompts import Prompts
+from robustclip.models.prompts import Prompts
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from prompts_store.manifest import PromptSet
-from robustclip.classifier import LabelCache
+from robustclip.models.classifier import LabelCache
 from service.device import Priority
 
 _HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)

@@ -17,18 +17,18 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from robustclip.attacker import sources_among
 from robustclip.attacks.events import Meter
 from robustclip.defenses import AnyDefense
 from robustclip.errors import DeadlineExceeded, ProbeTooExpensive, RobustClipError
-from robustclip.probe import events
-from robustclip.probe_events import ProbeEvent, ProbeFinished
-from robustclip.probe_options import ProbeOptions
-from robustclip.probe_plan import charged_passes, wants_sources
-from robustclip.report import ProbeReport, VerdictValue
+from robustclip.probing.attacker import sources_among
+from robustclip.probing.events import ProbeEvent, ProbeFinished
+from robustclip.probing.options import ProbeOptions
+from robustclip.probing.plan import charged_passes, wants_sources
+from robustclip.probing.run import events
+from robustclip.probing.verdict import worst
+from robustclip.probing.victim import Victim
+from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.threat import Linf, radius_text
-from robustclip.verdict import worst
-from robustclip.victim import Victim
 from service.config import ProbeSettings
 from service.engine import Engine
 from service.leave import Leave

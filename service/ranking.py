@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustclip.classifier import ZeroShotClassifier
+from robustclip.certificates.vote import Ballot, count_votes, elect
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.smoothing import Ballot, count_votes, elect
+from robustclip.models.classifier import ZeroShotClassifier
 from robustclip.types import Logits
 from service.problems import Problem
 

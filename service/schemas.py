@@ -14,10 +14,10 @@ from pydantic_core import PydanticCustomError
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
-from robustclip.certify import NoiseOptions
+from robustclip.certificates.certify import NoiseOptions
 from robustclip.defenses import AnyDefense
-from robustclip.probe_options import Include, Mode, ProbeOptions, strong_attack
-from robustclip.scores import AnyScoreName
+from robustclip.probing.options import Include, Mode, ProbeOptions, strong_attack
+from robustclip.scores.kinds import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
 from service.config import LimitSettings
 from service.problems import invalid, of_validation

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from prompts_store.manifest import Ref
 from prompts_store.shelf import ANY, Shelf
 from prompts_store.store import PromptStore
-from robustclip.clip import Clip
 from robustclip.errors import PromptSetRefused, RobustClipError, UnknownPromptSet
+from robustclip.models.clip import Clip
 from service.gate import Gate, open_gate
 from service.loaded import LoadedSet
 from service.metrics import Metrics

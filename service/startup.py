@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.classifier import TorchImageEncoder
-from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput
-from robustclip.onnx import OrtImageEncoder
+from robustclip.models.classifier import TorchImageEncoder
+from robustclip.models.clip import Clip, load_clip
+from robustclip.models.onnx import OrtImageEncoder
 from robustclip.types import ImageEncoder
 from service.config import ServeSettings
 from service.device import available_cpus

@@ -7,10 +7,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from robustclip.classifier import LabelCache
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
-from robustclip.prompts import Prompts
+from robustclip.models.classifier import LabelCache
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from service.device import DeviceLock, Priority, Turns
 from service.loaded import LoadedSet
 from service.metrics import Metrics

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustclip.clip import Clip, load_clip
+from robustclip.models.clip import Clip, load_clip
 
 torch.set_num_threads(1)  # small tensors: more threads cost more than they give, and sums stay the same from machine to machine
 

@@ -7,12 +7,12 @@ import torch
 from tuning import silent
 
 from robustclip.backbones import build
-from robustclip.clip import describe
+from robustclip.models.clip import describe
 from robustclip.types import Progress
-from training.pretraining.captions import gather_names
-from training.pretraining.corpus import Corpus
-from training.pretraining.recipe import MINI, Recipe
-from training.pretraining.run import Trainer
+from training.foundry.pretraining.captions import gather_names
+from training.foundry.pretraining.corpus import Corpus
+from training.foundry.pretraining.recipe import MINI, Recipe
+from training.foundry.pretraining.run import Trainer
 from training.processes import ALONE, Processes
 
 RECIPE = Recipe(

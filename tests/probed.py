@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from probing import LABELS, options, picture, victim
 
-from robustclip.clip import Clip
-from robustclip.probe import probe
-from robustclip.report import ProbeReport
+from robustclip.models.clip import Clip
+from robustclip.probing.run import probe
+from robustclip.reports.report import ProbeReport
 from robustclip.types import Pixels
 
 

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import Defended, TorchImageEncoder, text_weights
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
-from robustclip.probe_options import ProbeOptions
-from robustclip.prompts import Prompts
+from robustclip.models.classifier import Defended, TorchImageEncoder, text_weights
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.probing.options import ProbeOptions
+from robustclip.probing.victim import Victim
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from robustclip.victim import Victim
 
 LABELS = ("cat", "dog", "car", "ship")
 SPARED = 1e-6  # a radius within which no decision changes

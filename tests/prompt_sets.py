@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet
-from robustclip.clip import Clip
-from robustclip.prompts import LEARNED_TEMPLATE, Prompts
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import LEARNED_TEMPLATE, Prompts
 
 
 def learned_set(clip: Clip, *, name: str = "demo", seed: int = 0, visual: bool = False, **manifest: Any) -> PromptSet:

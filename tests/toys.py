@@ -117,7 +117,7 @@ class ConvClassifier:
 
 @dataclass(frozen=True, eq=False)
 class Purified:
-    """A toy behind a defense, as `robustclip.classifier.Defended` is a CLIP behind one."""
+    """A toy behind a defense, as `robustclip.models.classifier.Defended` is a CLIP behind one."""
 
     classifier: Classifier
     defense: Defense

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustclip.clip import Clip
+from robustclip.models.clip import Clip
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost
 from training.data.folders import load_data
-from training.objectives import OBJECTIVES
-from training.objectives.base import Batch, Examples, Task
-from training.objectives.contexts import Parameters
+from training.learning.objectives import OBJECTIVES
+from training.learning.objectives.base import Batch, Examples, Task
+from training.learning.objectives.contexts import Parameters
 
 
 def silent(done: int, total: int, what: str) -> None:

@@ -15,12 +15,12 @@ from robustclip.attacks.base import Record, check_seeds, pick
 from robustclip.attacks.events import AttackEnded, AttackStarted, Done, Event, Meter, Progress, Started, Witness
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.losses import LossName, runners_up
-from robustclip.scores import decision, restated
+from robustclip.scores.kinds import decision, restated
+from robustclip.scores.losses import LossName, runners_up
+from robustclip.scores.wrappers import reduced, transferred
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds
-from robustclip.wrappers import reduced, transferred
 
 Judge: TypeAlias = Callable[[Pixels, Tensor], Tensor]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
 Precision: TypeAlias = Literal["float32", "bfloat16"]

@@ -21,11 +21,11 @@ from robustclip.attacks.events import AttackEnded, AttackStarted, Bracket, Done,
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
-from robustclip.scores import decision, restated
+from robustclip.scores.kinds import decision, restated
+from robustclip.scores.wrappers import reduced
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec, Linf, Radius
 from robustclip.types import FREE, Cost, Pixels, Score, Seeds
-from robustclip.wrappers import reduced
 
 SHRUNK = 8  # smaller radii at which a witness is tried as it is
 RADII = 4  # tried at once, each from the shrunk witness and from a random point

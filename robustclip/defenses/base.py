@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
+from robustclip.models.clip import Clip
 from robustclip.purifiers import Named
 from robustclip.seeds import derive
 from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll

@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.classifier import text_weights
-from robustclip.clip import Clip
 from robustclip.defenses.base import Bound, Declared, Status, clip_of
-from robustclip.prompts import Prompts
+from robustclip.models.classifier import text_weights
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from robustclip.types import Features, ImageEncoder, Seeds, Stage
 
 

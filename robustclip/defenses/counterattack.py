@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robustclip.clip import Clip
 from robustclip.defenses.base import Bound, Declared, Status, clip_of, straight_through, unchanged
+from robustclip.models.clip import Clip
+from robustclip.models.towers import encode_image
 from robustclip.threat import Linf, LinfRadius
-from robustclip.towers import encode_image
 from robustclip.types import FREE, Cost, ImageEncoder, Pixels, Seeds
 
 

@@ -1,4 +1,4 @@
-"""Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918), the noise of it: what one vote sees. The vote itself is robustclip/smoothing.py."""
+"""Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918), the noise of it: what one vote sees. The vote itself is robustclip/certificates/vote.py."""
 
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 

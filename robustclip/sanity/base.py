@@ -13,9 +13,9 @@ from torch import Tensor
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
-from robustclip.losses import LossName
+from robustclip.scores.losses import LossName
+from robustclip.scores.wrappers import Averaged
 from robustclip.types import FREE, Cost, Pixels, Score
-from robustclip.wrappers import Averaged
 
 Severity: TypeAlias = Literal["hard", "soft"]
 Judge: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
-from robustclip.losses import LossName
 from robustclip.sanity.base import CLIMB_STEPS, DIRECTIONS, M1, M2, M3, M4, M14, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
-from robustclip.scores import decision, restated
+from robustclip.scores.kinds import decision, restated
+from robustclip.scores.losses import LossName
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds

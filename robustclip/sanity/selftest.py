@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import Embedding
+from robustclip.models.classifier import Embedding
 from robustclip.sanity.base import S1, Diagnostic
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
+from robustclip.scores.wrappers import averaged
 from robustclip.seeds import derive, row_normal
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import NO_TOLL, Cost, Embed, Guard, Logits, Pixels, Seeds, Share, Toll, price
-from robustclip.wrappers import averaged
 
 PROBLEMS = 3
 INNER = 255
@@ -73,7 +73,7 @@ def self_test(
     """Pose problems in the ball around one picture [1, 3, S, S], and attack each by margin PGD-20 from the picture and from a random point.
 
     `embed` gives features [B, E] through the defense (`Defended.features`), differentiable as the victim is attacked. `eot` draws of a randomized
-    defense are averaged in each gradient, and where a point is judged; `toll` is what it takes. `guard` and `share` as in `robustclip.probe`.
+    defense are averaged in each gradient, and where a point is judged; `toll` is what it takes. `guard` and `share` as in `robustclip.probing.run`.
     """
     found = valid = easy = void = 0
     random_rate = 0.0

@@ -22,14 +22,14 @@ from torch import Tensor
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.events import Bracket, Done, Event, Meter, Witness
 from robustclip.attacks.minimal import Minimal
-from robustclip.classifier import ZeroShotClassifier, zero_shot
-from robustclip.clip import load_clip
-from robustclip.scores import label_score
+from robustclip.models.classifier import ZeroShotClassifier, zero_shot
+from robustclip.models.clip import load_clip
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, parse_radius, radius_text
 from robustclip.types import Cost, Pixels
 from training.data.sampling import balanced_subset, open_split
-from training.evaluation.prompt_sets import load_prompts
+from training.measuring.evaluation.prompt_sets import load_prompts
 from training.options import default_store
 
 FAR = {"linf": Linf(radius=64 / 255), "l2": L2(radius=20)}  # as far as a bracket looks

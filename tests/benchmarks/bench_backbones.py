@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from robustclip.backbones import build, embedded_names, read_config
-from robustclip.clip import Clip, describe, load_clip
-from robustclip.towers import encode_image
+from robustclip.models.clip import Clip, describe, load_clip
+from robustclip.models.towers import encode_image
 
 RUNS = 5
 PICTURES = 64

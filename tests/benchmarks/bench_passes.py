@@ -18,8 +18,8 @@ import open_clip
 import torch
 
 from robustclip.backbones import embedded_names
-from robustclip.clip import Clip, describe, load_clip
-from robustclip.towers import encode_image
+from robustclip.models.clip import Clip, describe, load_clip
+from robustclip.models.towers import encode_image
 from training.memory import keep_freed_memory
 
 ROWS = (8, 32)

@@ -1,4 +1,4 @@
-"""What a gradient pass costs, each choice of `robustclip/towers.py` against what it replaced, in one run: `python tests/benchmarks/bench_towers.py`.
+"""What a gradient pass costs, each choice of `robustclip/models/towers.py` against what it replaced, in one run: `python tests/benchmarks/bench_towers.py`.
 
 Prints one JSON object; ratios above 1 are in our favour. Nothing here is asserted: machines differ, and that is the point of running it on yours.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.clip import Clip, describe, load_clip
-from robustclip.towers import encode_image, encode_text
+from robustclip.models.clip import Clip, describe, load_clip
+from robustclip.models.towers import encode_image, encode_text
 
 RUNS = 5
 PICTURES = 8

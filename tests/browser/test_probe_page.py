@@ -7,8 +7,8 @@ import pytest
 from chromium import Tab, browsing
 from probed import probed
 
-from robustclip.clip import Clip
-from robustclip.pages import probe_page
+from robustclip.models.clip import Clip
+from robustclip.reports.pages import probe_page
 
 HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror="document.title=\'owned\'">', "x" * 150, "cat")
 CONTRAST = """

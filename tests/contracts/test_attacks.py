@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from toys import gratings, trained_conv
 
 from robustclip.attacks import AnyAttack, parse_attack
-from robustclip.scores import AnyScoreName, label_score
+from robustclip.scores.kinds import AnyScoreName, label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
 from robustclip.types import Attacked, Score, Seeds

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from toys import Purified, gratings, trained_conv
 
-from robustclip import sanity
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, zero_shot
-from robustclip.clip import Clip
 from robustclip.defenses import DEFENSES, AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.base import PixelDefense
-from robustclip.prompts import Prompts
-from robustclip.scores import label_score
+from robustclip.models.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.sanity import gradients
+from robustclip.scores.kinds import label_score
+from robustclip.scores.wrappers import averaged
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import FREE, Cost, Defense, Pixels, Seeds
-from robustclip.wrappers import averaged
 
 Options: TypeAlias = dict[str, str | float]
 Run: TypeAlias = Callable[[Pixels, Seeds], Tensor]
@@ -227,7 +227,7 @@ def test_the_probe_s_own_check_believes_a_gradient_that_is_called_exact(chain: l
     for row in (0, 3):
         pixels, seeds = PIXELS[row : row + 1], SEEDS[row : row + 1]
         score = label_score("margin", victim, victim(pixels, seeds).argmax(dim=1))
-        assert sanity.gradient_true(score, pixels, seeds)[0].number > 0.75  # a median has kinks within the step
+        assert gradients.gradient_true(score, pixels, seeds)[0].number > 0.75  # a median has kinks within the step
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)

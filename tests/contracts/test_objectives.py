@@ -9,12 +9,12 @@ from pictures import write_pictures
 from tuning import Bench, bench, silent
 
 from prompts_store.store import PromptStore
-from robustclip.clip import Clip
-from robustclip.towers import check_prompts
+from robustclip.models.clip import Clip
+from robustclip.models.towers import check_prompts
 from training.data.folders import load_data
-from training.objectives import OBJECTIVES
-from training.tuning.loop import fit
-from training.tuning.publish import publish
+from training.learning.objectives import OBJECTIVES
+from training.learning.tuning.loop import fit
+from training.learning.tuning.publish import publish
 
 KINDS = sorted(OBJECTIVES)
 

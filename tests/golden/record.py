@@ -20,16 +20,16 @@ from unittest.mock import patch
 from prompts_store.store import PromptStore
 from robustclip import backbones
 from robustclip.attacks import parse_attack
-from robustclip.clip import load_clip
 from robustclip.defenses import DEFENSES
+from robustclip.models.clip import load_clip
 from service.app import create_app
 from service.config import ServeSettings
 from training.data.sources import Source
-from training.evaluation.question import THREATS, Question
-from training.evaluation.rows import cell_of, open_subjects
-from training.objectives import OBJECTIVES
-from training.tuning.config import TrainSettings
-from training.tuning.run import open_run, open_training
+from training.learning.objectives import OBJECTIVES
+from training.learning.tuning.config import TrainSettings
+from training.learning.tuning.run import open_run, open_training
+from training.measuring.evaluation.question import THREATS, Question
+from training.measuring.evaluation.rows import cell_of, open_subjects
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "prompts_store" / "sets"

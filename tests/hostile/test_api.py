@@ -16,7 +16,7 @@ from PIL import Image
 from prompt_sets import learned_set
 from serving import LABELS, Running, picture, serving
 
-from robustclip.clip import Clip
+from robustclip.models.clip import Clip
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from prompts_store.codec import MAX_BYTES, decode, encode
 from prompts_store.shelf import Shelf
 from prompts_store.store import PromptStore
-from robustclip.clip import Clip
 from robustclip.errors import PromptSetRefused
+from robustclip.models.clip import Clip
 
 CONTEXT = numpy.zeros((1, 4, 32), numpy.float32)
 

@@ -7,9 +7,9 @@ import pytest
 from pictures import write_pictures
 
 from prompts_store.store import PromptStore
-from robustclip.clip import Clip
 from robustclip.errors import DataRefused
-from training.tuning.command import main
+from robustclip.models.clip import Clip
+from training.learning.tuning.command import main
 
 
 def learn(pictures: Path, folder: Path, *options: str) -> PromptStore:

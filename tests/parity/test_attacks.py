@@ -15,8 +15,8 @@ from robustclip.attacks.apgd import APGD
 from robustclip.attacks.ensemble import Ensemble
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
-from robustclip.losses import runners_up, untargeted_margin
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
+from robustclip.scores.losses import runners_up, untargeted_margin
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Cost

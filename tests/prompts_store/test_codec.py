@@ -7,8 +7,8 @@ from safetensors.torch import load
 
 from prompts_store.codec import decode, encode
 from prompts_store.manifest import PromptSet
-from robustclip.clip import Clip
 from robustclip.errors import PromptSetRefused
+from robustclip.models.clip import Clip
 
 
 def class_specific_set(clip: Clip) -> PromptSet:

@@ -9,8 +9,8 @@ from prompt_sets import learned_set, template_set
 
 from prompts_store.command import main
 from prompts_store.store import PromptStore
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, UnknownPromptSet, UnknownVersion
+from robustclip.models.clip import Clip
 
 RESULT = {
     "data": "caltech-101", "split": "test", "threat": "T0", "eps": "4/255", "n": 256, "accuracy": 0.334, "low": 0.28, "high": 0.39,
@@ -30,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PromptStore:
 @pytest.fixture(autouse=True)
 def _load_once(tiny: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command loads its CLIP; these share the one that the session has loaded already."""
-    monkeypatch.setattr("robustclip.clip.load_clip", lambda arch, pretrained: {("tiny", None): tiny}[arch, pretrained])
+    monkeypatch.setattr("robustclip.models.clip.load_clip", lambda arch, pretrained: {("tiny", None): tiny}[arch, pretrained])
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from prompts_store.handcrafted import handcrafted_sets
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.classifier import zero_shot
-from robustclip.clip import Clip
+from robustclip.models.classifier import zero_shot
+from robustclip.models.clip import Clip
 
 
 def files_below(root: Path) -> dict[str, bytes]:

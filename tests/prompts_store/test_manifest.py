@@ -9,8 +9,8 @@ from prompt_sets import learned_set, template_set
 from pydantic import ValidationError
 
 from prompts_store.manifest import PromptSet, Ref
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput
+from robustclip.models.clip import Clip
 
 
 def test_version_is_the_digest_that_format_md_describes(tiny: Clip) -> None:

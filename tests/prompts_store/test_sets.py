@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.classifier import text_weights
-from robustclip.clip import load_clip
-from training.tuning.selection import check_carried
+from robustclip.models.classifier import text_weights
+from robustclip.models.clip import load_clip
+from training.learning.tuning.selection import check_carried
 
 METHODS = ("coop", "advpt", "advpt-plus", "apt", "fap", "capt", "apd")
 OF_THE_TABLES = {f"{data}-{method}" for data in ("caltech-101", "cifar-10") for method in METHODS}

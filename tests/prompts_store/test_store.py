@@ -12,8 +12,8 @@ from prompt_sets import learned_set, template_set
 from prompts_store.manifest import Ref, Result
 from prompts_store.shelf import Pointer
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
+from robustclip.models.clip import Clip
 
 OTHER = "f" * 64  # the fingerprint of a CLIP that nobody has
 CLEAN = Result(data="caltech-101", split="test", threat="clean", eps="0", n=256, accuracy=0.5, low=0.44, high=0.56, seed=0)

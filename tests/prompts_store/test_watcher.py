@@ -9,7 +9,7 @@ from prompt_sets import learned_set
 from prompts_store.manifest import Ref
 from prompts_store.store import PromptStore
 from prompts_store.watcher import Watcher
-from robustclip.clip import Clip
+from robustclip.models.clip import Clip
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from prompt_sets import learned_set
 from serving import LABELS, Running, picture
 
 from prompts_store.manifest import PromptSet
-from robustclip.classifier import Defended, zero_shot
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.images import load_pixels
-from robustclip.prompts import Prompts
+from robustclip.models.classifier import Defended, zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from service.answers import ClassifyAnswer
 

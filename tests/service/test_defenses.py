@@ -11,12 +11,12 @@ import torch
 from serving import LABELS, Running, picture
 
 from robustclip import purifiers
-from robustclip.classifier import Defended, zero_shot
-from robustclip.clip import Clip
 from robustclip.defenses import DEFENSES, bind_chain, parse_defenses
 from robustclip.images import load_pixels
+from robustclip.models.classifier import Defended, zero_shot
+from robustclip.models.clip import Clip
 from robustclip.seeds import draw_seeds
-from service.local import probe
+from service.local.probe import main as probe
 
 
 def ask(server: Running, path: str, **fields: Any) -> httpx.Response:

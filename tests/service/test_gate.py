@@ -12,8 +12,8 @@ from prompt_sets import learned_set
 from serving import LABELS, Running, picture, serving, wait_until
 
 from prompts_store.manifest import Ref
-from robustclip.clip import Clip
 from robustclip.errors import InvalidInput, ReportRefused
+from robustclip.models.clip import Clip
 
 
 class Gated(NamedTuple):

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from serving import LABELS, Running, picture, serving, wait_until
 
-from robustclip.probe_events import AttackProgress, CleanDecided
-from robustclip.report import Decision
+from robustclip.probing.events import AttackProgress, CleanDecided
+from robustclip.reports.report import Decision
 from service.answers import JobAnswer, ProbeAnswer
 from service.jobs import Job, _Thinned  # pyright: ignore[reportPrivateUsage]
 

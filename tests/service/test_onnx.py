@@ -6,8 +6,8 @@ import pytest
 from prompt_sets import learned_set
 from serving import LABELS, Running, picture, serving
 
-from robustclip.clip import Clip
 from robustclip.errors import EncoderRefused
+from robustclip.models.clip import Clip
 
 pytest.importorskip("onnxruntime")
 

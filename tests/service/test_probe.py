@@ -11,8 +11,8 @@ import pytest
 from prompt_sets import learned_set
 from serving import LABELS, Running, picture, serving, wait_until
 
-from robustclip import sanity
-from robustclip.clip import Clip
+from robustclip.models.clip import Clip
+from robustclip.sanity import checks, strength
 from service.answers import ProbeAnswer
 from service.config import LimitSettings, ProbeSettings
 from service.probing import patience_seconds
@@ -182,14 +182,14 @@ def test_patience_grows_with_the_reports_up_to_two_minutes_unless_it_is_named(as
 def test_the_deadline_holds_for_the_diagnostics_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"eps": "16/255", "steps": 10}
     assert report(server, **asked)["verdict"] == "broken", "after M7 only checks follow that ask the classifier without a score"
-    honest = sanity.noise_weaker
+    honest = strength.noise_weaker
 
     def late(*arguments: Any) -> Any:
         found = honest(*arguments)
         time.sleep(1.1)
         return found
 
-    monkeypatch.setattr(sanity, "noise_weaker", late)
+    monkeypatch.setattr(checks, "noise_weaker", late)
     body = report(server, **asked, deadline_ms=1000)
     assert body["verdict"] == "broken"
     assert body["reports"][0]["cut"] == "deadline"

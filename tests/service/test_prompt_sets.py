@@ -11,7 +11,7 @@ from serving import LABELS, Running, picture, serving, wait_until
 
 from prompts_store.codec import encode
 from prompts_store.manifest import Ref
-from robustclip.clip import Clip
+from robustclip.models.clip import Clip
 from service.answers import SetList, SetState, VersionList
 
 

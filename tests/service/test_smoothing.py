@@ -9,13 +9,13 @@ import pytest
 import torch
 from serving import LABELS, Running, picture, serving
 
-from robustclip.classifier import Defended, zero_shot
-from robustclip.clip import Clip
+from robustclip.certificates.vote import count_votes, draw, elect, smoothing_of, vote_seeds
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import InvalidInput
 from robustclip.images import load_pixels
+from robustclip.models.classifier import Defended, zero_shot
+from robustclip.models.clip import Clip
 from robustclip.seeds import draw_seeds
-from robustclip.smoothing import count_votes, draw, elect, smoothing_of, vote_seeds
 from service.answers import ClassifyAnswer
 
 CHAIN = [{"kind": "smoothing", "sigma": 0.5, "votes": 40, "alpha": 0.01}, "bit_depth:4", "resize_pad"]

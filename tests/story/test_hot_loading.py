@@ -15,7 +15,7 @@ from prompts_store.codec import encode
 from prompts_store.manifest import PromptSet
 from robustclip.backbones import build
 from robustclip.backbones.tiny import TINY_CONFIG
-from robustclip.clip import Clip, describe
+from robustclip.models.clip import Clip, describe
 
 NAME = "story"
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tuning import silent
 
-from robustclip.clip import Clip, load_clip
 from robustclip.errors import InvalidInput
+from robustclip.models.clip import Clip, load_clip
 from robustclip.types import Progress
 from training.data.folders import load_data
-from training.inner import Precision
-from training.objectives import OBJECTIVES
+from training.learning.inner import Precision
+from training.learning.objectives import OBJECTIVES
+from training.learning.tuning.checkpoint import Epoch
+from training.learning.tuning.loop import fit
 from training.processes import ALONE, Processes, joined
-from training.tuning.checkpoint import Epoch
-from training.tuning.loop import fit
 
 CPU = torch.device("cpu")
 SMALL = {"vectors": 2, "epochs": 3, "batch": 4}
@@ -37,7 +37,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from test_processes import CASES, learn, line_of_rows
-from robustclip.clip import load_clip
+from robustclip.models.clip import load_clip
 from training.processes import joined
 
 folder, pictures = Path(sys.argv[1]), Path(sys.argv[2])

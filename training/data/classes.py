@@ -13,8 +13,8 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 
 from robustclip.errors import DataRefused
-from robustclip.vocabulary import imagenet_names
-from training.data.folders import LabelledImages
+from robustclip.models.vocabulary import imagenet_names
+from training.data.labelled import LabelledImages
 
 Among: TypeAlias = Literal["all", "these"]
 BASE, NEW = "base", "new"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from PIL.Image import Image
 
 from robustclip.errors import DataRefused
-from training.data.folders import ALL, LabelledImages, labelled
+from training.data.labelled import ALL, LabelledImages, labelled
 
 PREFIX = "torchvision:"
 DEFAULT_FOLDER = Path("var/data")

@@ -1,90 +1,15 @@
-"""Labelled pictures from folders of files.
+"""Labelled pictures from folders of files, or from what `torchvision:NAME` means."""
 
-Pictures become pixels through `robustclip.images`, the same path that a request to the service takes; there is no augmentation here.
-"""
-
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from robustclip.errors import DataRefused, FeatureNotInstalled
+from training.data.downloads import download, named_data
+from training.data.labelled import ALL, LabelledImages, labelled
 
-from robustclip.errors import DataRefused, FeatureNotInstalled, ImageRefused
-from robustclip.images import load_pixels
-from robustclip.types import Pixels
-
-ALL = "all"  # the split of a folder that has class folders and no splits
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SPLITS = ("train", "val", "validation", "test")
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """The pictures of one split.
-
-    labels   distinct texts, underscores written as spaces; `targets` [n] int64 are indices into them.
-    names    one a picture, for messages: a file name or a row.
-    read     gives the encoded bytes of picture i.
-    """
-
-    folder: Path
-    split: str
-    labels: tuple[str, ...]
-    targets: Tensor
-    names: tuple[str, ...]
-    read: Callable[[int], bytes]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def image_bytes(self, index: int) -> bytes:
-        """The encoded picture; DataRefused if its file is gone."""
-        try:
-            return self.read(index)
-        except OSError as error:
-            raise DataRefused(f"{self.names[index]} can't be read: {error.strerror}.", field=str(self.folder)) from error
-
-    def pixels(self, indices: Iterable[int] | Tensor, size: int) -> Pixels:
-        """[n, 3, S, S] in [0, 1] on the k/255 lattice. DataRefused names a picture that does not decode."""
-        rows = [self._pixels(int(index), size) for index in indices]
-        return torch.stack(rows) if rows else torch.empty(0, 3, size, size)
-
-    def subset(self, indices: Tensor, split: str) -> "LabelledImages":
-        """Only these pictures, in this order, under the name of another split."""
-        rows: list[int] = indices.tolist()
-        names = tuple(self.names[row] for row in rows)
-
-        def read(index: int) -> bytes:
-            return self.read(rows[index])
-
-        return replace(self, split=split, targets=self.targets[indices], names=names, read=read)
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 over labels, targets and every picture's bytes: the key under which anything derived from this split is cached."""
-        state = hashlib.sha256(repr((self.labels, self.targets.tolist())).encode())
-        for index in range(len(self)):
-            state.update(hashlib.sha256(self.image_bytes(index)).digest())
-        return state.hexdigest()
-
-    def _pixels(self, index: int, size: int) -> Tensor:
-        try:
-            return load_pixels(self.image_bytes(index), size)
-        except ImageRefused as error:
-            raise DataRefused(f"{self.names[index]} is no usable picture: {error}", field=str(self.folder), help="Repair or remove it.") from error
-
-
-def with_labels(data: LabelledImages, labels: tuple[str, ...]) -> LabelledImages:
-    """The same pictures under other names, one for each label; names that come twice become one label."""
-    if labels == data.labels:
-        return data
-    distinct = tuple(dict.fromkeys(labels))
-    position = torch.tensor([distinct.index(label) for label in labels])
-    return replace(data, labels=distinct, targets=position[data.targets])
 
 
 def load_data(folder: Path, split: str) -> LabelledImages:
@@ -96,8 +21,6 @@ def load_data(folder: Path, split: str) -> LabelledImages:
 
     Labels that read the same are merged. Raises DataRefused with what was found and what to do.
     """
-    from training.data.downloads import download, named_data  # stands on this file
-
     named = named_data(folder)
     if named is not None:
         return download(named, split)
@@ -194,18 +117,3 @@ def _pictures(folder: Path) -> Iterator[str]:
         for entry in entries:
             if Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
                 yield entry.name
-
-
-def labelled(
-    folder: Path, split: str, classes: list[str], targets: list[int], names: tuple[str, ...], read: Callable[[int], bytes]
-) -> LabelledImages:
-    """Merge classes that read the same and refuse what no classifier can be measured on."""
-    texts = [" ".join(name.replace("_", " ").split()) for name in classes]
-    labels = tuple(dict.fromkeys(texts))
-    if len(labels) < 2:
-        raise DataRefused(f"expected at least 2 classes, found {len(labels)}.", field=str(folder))
-    if not names:
-        raise DataRefused(f"the split {split!r} has no pictures.", field=str(folder))
-    position = [labels.index(text) for text in texts]
-    merged = [position[target] for target in targets]
-    return LabelledImages(folder, split, labels, torch.tensor(merged, dtype=torch.int64), names, read)

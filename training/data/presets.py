@@ -13,9 +13,9 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from robustclip.errors import DataRefused, InvalidInput
-from robustclip.vocabulary import imagenet_templates
+from robustclip.models.vocabulary import imagenet_templates
 from training.data.downloads import PREFIX, SPLITS, Named, download
-from training.data.folders import ALL
+from training.data.labelled import ALL
 from training.data.sources import Source
 
 _FACTS = Path(__file__).with_name("presets.json")

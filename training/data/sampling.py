@@ -7,7 +7,8 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused
 from robustclip.seeds import derive, draw_seeds
-from training.data.folders import LabelledImages, load_data
+from training.data.folders import load_data
+from training.data.labelled import LabelledImages
 
 TRAIN = "train"
 HELD_OUT = "train:validation"  # the split name under which `evaluate` finds what `train` never trains on

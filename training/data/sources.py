@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from robustclip.prompts import HANDCRAFTED_TEMPLATE
+from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
 from training.data.classes import Among, choose_classes, imagenet_words
 from training.data.downloads import named_data
-from training.data.folders import LabelledImages, with_labels
+from training.data.labelled import LabelledImages, with_labels
 from training.data.sampling import open_split
 
 

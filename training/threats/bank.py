@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import ZeroShotClassifier, zero_shot
-from robustclip.clip import Clip
-from robustclip.prompts import Prompts
-from robustclip.scores import EmbeddingShift, label_score
+from robustclip.models.classifier import ZeroShotClassifier, zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.models.towers import encode_image
+from robustclip.scores.kinds import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
-from robustclip.towers import encode_image
 from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
 from training.cache import Rows, cached_rows
-from training.data.folders import LabelledImages
+from training.data.labelled import LabelledImages
 from training.processes import ALONE, Processes
 
 BankStart: TypeAlias = Literal["one_sided", "symmetric"]

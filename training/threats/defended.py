@@ -10,9 +10,9 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from robustclip.attacks.square import Square
-from robustclip.clip import Clip
-from robustclip.measure import Jury, measure
-from robustclip.prompts import Prompts
+from robustclip.measuring import Jury, measure
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from robustclip.threat import Linf
 from robustclip.types import Classifier, Progress
 from training.threats.judging import AtLevel, Pictures, batches, judge_made, score_of

@@ -9,18 +9,18 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from robustclip.attacks.cascade import Precision
-from robustclip.clip import Clip
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.losses import LossName
-from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measure
-from robustclip.prompts import HANDCRAFTED_TEMPLATE
-from robustclip.scores import label_score
+from robustclip.measuring import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measure
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
+from robustclip.scores.kinds import label_score
+from robustclip.scores.losses import LossName
+from robustclip.scores.wrappers import averaged, guarded, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.threat import BallSpec
 from robustclip.types import Classifier, Progress, Score
-from robustclip.wrappers import averaged, guarded, reduced
 from training.cache import Rows
-from training.data.folders import LabelledImages
+from training.data.labelled import LabelledImages
 
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
 GRADIENT_DRAWS, JUDGING_DRAWS = 20, 10  # for a randomized defense: draws behind each gradient, and fresh ones to judge by

@@ -22,12 +22,12 @@ from typing import Literal, TypeAlias, get_args
 from robustclip.attacks.cascade import Precision
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import Defended, ZeroShotClassifier
-from robustclip.clip import Clip
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
-from robustclip.measure import measure
-from robustclip.prompts import Prompts
+from robustclip.measuring import measure
+from robustclip.models.classifier import Defended, ZeroShotClassifier
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from robustclip.threat import Linf
 from robustclip.types import Progress
 from training.cache import Rows

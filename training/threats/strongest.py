@@ -17,10 +17,10 @@ from robustclip.attacks.base import pick
 from robustclip.attacks.cascade import Judge, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.events import Meter, Witness
-from robustclip.classifier import Defended, ZeroShotClassifier
-from robustclip.clip import Clip
-from robustclip.measure import Jury, Measured, verdict
-from robustclip.scores import decision
+from robustclip.measuring import Jury, Measured, verdict
+from robustclip.models.classifier import Defended, ZeroShotClassifier
+from robustclip.models.clip import Clip
+from robustclip.scores.kinds import decision
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Attack, Attacked, Pixels, Progress, Score, Seeds

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.classifier import zero_shot
-from robustclip.clip import Clip, load_clip
 from robustclip.defenses.resize_pad import ResizePad
-from robustclip.measure import ONE_ANSWER, Jury
-from robustclip.prompts import Prompts
-from robustclip.scores import EmbeddingShift, label_score
+from robustclip.measuring import ONE_ANSWER, Jury
+from robustclip.models.classifier import zero_shot
+from robustclip.models.clip import Clip, load_clip
+from robustclip.models.prompts import Prompts
+from robustclip.models.towers import encode_image
+from robustclip.models.vocabulary import imagenet_names
+from robustclip.scores.kinds import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds, row_uniform
 from robustclip.threat import Linf
-from robustclip.towers import encode_image
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds
-from robustclip.vocabulary import imagenet_names
 from training.cache import Rows, cached_rows
-from training.data.folders import LabelledImages
-from training.pretraining.teachers import TEACHER_SIZE, picture_teacher
+from training.data.labelled import LabelledImages
+from training.teachers import TEACHER_SIZE, picture_teacher
 from training.threats.bank import CHUNK, feature_attack
 from training.threats.judging import AtLevel, Pictures, judge_made, worst_of
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.classifier import zero_shot
-from robustclip.clip import Clip
-from robustclip.prompts import Prompts
-from robustclip.scores import label_score
+from robustclip.models.classifier import zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Progress
 from training.cache import Rows, cached_rows
-from training.data.folders import LabelledImages
+from training.data.labelled import LabelledImages
 from training.threats.bank import CHUNK, cache_key
 
 STEPS = 100

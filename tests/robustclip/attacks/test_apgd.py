@@ -5,8 +5,8 @@ from toys import gratings, linear, smallest_radius, trained_conv
 
 from robustclip.attacks.apgd import APGD, _checkpoints
 from robustclip.attacks.pgd import PGD
-from robustclip.losses import runners_up, untargeted_margin
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
+from robustclip.scores.losses import runners_up, untargeted_margin
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
 from robustclip.types import Cost

@@ -10,15 +10,15 @@ from toys import LinearClassifier, gratings, linear, smallest_radius, trained_co
 from robustclip.attacks.cascade import Source
 from robustclip.attacks.ensemble import Ensemble
 from robustclip.attacks.events import AttackEnded, AttackStarted, Done, Event, Meter, Progress, Started, Witness
-from robustclip.classifier import zero_shot
-from robustclip.clip import Clip
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput, NoDecisionToAttack
-from robustclip.prompts import Prompts
-from robustclip.scores import EmbeddingShift, label_score
+from robustclip.models.classifier import zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.scores.kinds import EmbeddingShift, label_score
+from robustclip.scores.wrappers import guarded, recorded
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
 from robustclip.types import Logits, Pixels, Seeds
-from robustclip.wrappers import guarded, recorded
 
 PIXELS, TARGETS = gratings(12, seed=9)
 SEEDS = draw_seeds(9, 12)

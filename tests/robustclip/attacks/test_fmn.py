@@ -3,7 +3,7 @@ import torch
 from toys import gratings, linear, smallest_radius, trained_conv
 
 from robustclip.attacks.fmn import FMN
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
 

@@ -9,11 +9,11 @@ from toys import LinearClassifier, Lottery, gratings, linear, smallest_radius, t
 from robustclip.attacks.events import Bracket, Done, Event, Meter, Started, Witness
 from robustclip.attacks.minimal import Minimal
 from robustclip.errors import InvalidInput
-from robustclip.scores import EmbeddingShift, label_score
+from robustclip.scores.kinds import EmbeddingShift, label_score
+from robustclip.scores.wrappers import averaged, guarded, recorded
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, Linf
 from robustclip.types import Logits, Pixels, Seeds
-from robustclip.wrappers import averaged, guarded, recorded
 
 PIXELS, TARGETS = gratings(1, seed=5)
 SEEDS = draw_seeds(9, 1)

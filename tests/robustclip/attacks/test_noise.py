@@ -2,7 +2,7 @@ import torch
 from toys import gratings, trained_conv
 
 from robustclip.attacks.noise import Noise
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Cost

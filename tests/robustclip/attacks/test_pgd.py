@@ -8,12 +8,12 @@ from toys import gratings, linear, smallest_radius, trained_conv
 from robustclip.attacks import parse_attack
 from robustclip.attacks.pgd import FGSM, PGD
 from robustclip.errors import Cancelled, InvalidInput
-from robustclip.losses import untargeted_margin
-from robustclip.scores import EmbeddingShift, label_score
+from robustclip.scores.kinds import EmbeddingShift, label_score
+from robustclip.scores.losses import untargeted_margin
+from robustclip.scores.wrappers import averaged, guarded
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.threat import L2, Linf
 from robustclip.types import Cost, Evaluation, Logits, Pixels, Score, Seeds
-from robustclip.wrappers import averaged, guarded
 
 PIXELS, TARGETS = gratings(16, seed=9)
 SEEDS = draw_seeds(9, 16)

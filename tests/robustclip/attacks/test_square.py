@@ -2,7 +2,7 @@ import torch
 from toys import gratings, trained_conv
 
 from robustclip.attacks.square import Square, _bump, _side, _stripes, _tiles, _window_l2, _window_linf
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
 from robustclip.types import Evaluation, Pixels, Seeds

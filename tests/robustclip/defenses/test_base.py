@@ -11,7 +11,7 @@ from robustclip.defenses.jpeg import Jpeg
 from robustclip.defenses.median import Median
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.errors import InvalidInput
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Pixels, Seeds

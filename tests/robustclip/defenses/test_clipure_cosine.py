@@ -3,10 +3,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.classifier import text_weights
-from robustclip.clip import Clip
 from robustclip.defenses.clipure_cosine import empty_text, turned
-from robustclip.prompts import Prompts
+from robustclip.models.classifier import text_weights
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 
 
 def unit(*shape: int, seed: int) -> Tensor:

@@ -5,19 +5,19 @@ import torch
 from torch import Tensor
 from toys import gratings
 
-from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
-from robustclip.clip import Clip
 from robustclip.defenses.base import clip_of
 from robustclip.defenses.counterattack import Counterattack, drift
 from robustclip.errors import InvalidInput
-from robustclip.measure import Batch, Jury, measure
-from robustclip.prompts import Prompts
-from robustclip.scores import label_score
+from robustclip.measuring import Batch, Jury, measure
+from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.models.towers import encode_image
+from robustclip.scores.kinds import label_score
+from robustclip.scores.wrappers import averaged, bypassed
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from robustclip.towers import encode_image
 from robustclip.types import FREE, Cost
-from robustclip.wrappers import averaged, bypassed
 
 PIXELS, _ = gratings(6, seed=91)
 SEEDS = draw_seeds(91, 6)

@@ -5,11 +5,11 @@ import torch
 from toys import gratings
 
 from robustclip import purifiers
-from robustclip.classifier import TorchImageEncoder
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, network_digests, parse_defenses
 from robustclip.defenses.diffusion import Diffusion
 from robustclip.errors import InvalidInput, PurifierRefused
+from robustclip.models.classifier import TorchImageEncoder
+from robustclip.models.clip import Clip
 from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
 from robustclip.purifiers.diffusion import diffused, parts
 from robustclip.seeds import draw_seeds, row_normal

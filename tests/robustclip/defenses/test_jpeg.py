@@ -11,7 +11,7 @@ from toys import Purified, gratings, trained_conv
 
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses.jpeg import Jpeg, soft_jpeg
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 

@@ -5,7 +5,7 @@ from toys import Purified, gratings, trained_conv
 
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses.median import Median
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 

@@ -5,10 +5,10 @@ from toys import Purified, gratings, trained_conv
 
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses.resize_pad import ResizePad, shrink_into_field
-from robustclip.scores import label_score
+from robustclip.scores.kinds import label_score
+from robustclip.scores.wrappers import averaged
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
-from robustclip.wrappers import averaged
 
 PIXELS, TARGETS = gratings(32, seed=61)
 SEEDS = draw_seeds(61, 32)

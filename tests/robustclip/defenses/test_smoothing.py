@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustclip.classifier import TorchImageEncoder
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput, PurifierRefused
+from robustclip.models.classifier import TorchImageEncoder
+from robustclip.models.clip import Clip
 from robustclip.seeds import draw_seeds
 
 

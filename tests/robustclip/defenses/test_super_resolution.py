@@ -5,12 +5,12 @@ import torch
 from toys import gratings
 
 from robustclip import purifiers
-from robustclip.classifier import TorchImageEncoder
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.defenses.super_resolution import SuperResolution
 from robustclip.defenses.wavelet import Wavelet
 from robustclip.errors import InvalidInput, PurifierRefused
+from robustclip.models.classifier import TorchImageEncoder
+from robustclip.models.clip import Clip
 from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape, enlarged, shrunk
 from robustclip.seeds import draw_seeds
 

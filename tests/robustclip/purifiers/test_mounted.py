@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustclip.classifier import TorchImageEncoder
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
 from robustclip.errors import FeatureNotInstalled, PurifierRefused
+from robustclip.models.classifier import TorchImageEncoder
+from robustclip.models.clip import Clip
 from robustclip.purifiers import load_purifier
 from robustclip.seeds import draw_seeds
 

@@ -7,8 +7,9 @@ import pytest
 
 from robustclip.errors import DataRefused
 from training.data.classes import choose_classes, imagenet_words, read_classes
-from training.data.folders import LabelledImages, load_data
-from training.pretraining.captions import HELD_OUT_SYNONYMS
+from training.data.folders import load_data
+from training.data.labelled import LabelledImages
+from training.foundry.pretraining.captions import HELD_OUT_SYNONYMS
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch
 from pictures import LABELS, write_pictures
 
 from robustclip.errors import DataRefused
-from training.data.folders import LabelledImages, load_data
+from training.data.folders import load_data
+from training.data.labelled import LabelledImages
 
 
 def write_parquet(folder: Path, split: str, pictures: list[tuple[bytes, int]], classes: str) -> Path:

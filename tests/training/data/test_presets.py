@@ -4,7 +4,7 @@ import pytest
 from pictures import write_pictures
 
 from robustclip.errors import DataRefused, InvalidInput
-from robustclip.prompts import check_template
+from robustclip.models.prompts import check_template
 from training.data.downloads import SPLITS
 from training.data.presets import facts, preset_sources, templates
 from training.data.sources import Source

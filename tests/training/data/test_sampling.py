@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from robustclip.errors import DataRefused
-from training.data.folders import LabelledImages, load_data
+from training.data.folders import load_data
+from training.data.labelled import LabelledImages
 from training.data.sampling import HELD_OUT, balanced_subset, carve_validation, few_shot, open_split
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.clip import Clip
+from robustclip.models.clip import Clip
+from robustclip.models.towers import encode_image
 from robustclip.seeds import derive, draw_seeds, row_uniform
-from robustclip.towers import encode_image
 from robustclip.types import Cost
 from training.cache import Rows
-from training.data.folders import LabelledImages, load_data
+from training.data.folders import load_data
+from training.data.labelled import LabelledImages
 from training.threats.bank import embedding_bank, feature_attack, shifted_pixels
 
 EPS = 8 / 255

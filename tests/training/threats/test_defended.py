@@ -3,11 +3,11 @@
 import torch
 from tuning import silent
 
-from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
-from robustclip.clip import Clip
 from robustclip.defenses import bind_chain, parse_defenses
-from robustclip.measure import Jury
-from robustclip.prompts import Prompts
+from robustclip.measuring import Jury
+from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from robustclip.types import Cost
 from training.threats.defended import measure_black_box, measure_static
 from training.threats.judging import AtLevel, Pictures, jury_of

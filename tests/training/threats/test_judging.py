@@ -1,6 +1,6 @@
 import torch
 
-from robustclip.measure import Measured
+from robustclip.measuring import Measured
 from robustclip.types import Cost
 from training.threats.judging import worst_of
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from tuning import silent
 
-from robustclip.classifier import Defended, TorchImageEncoder, zero_shot
-from robustclip.clip import Clip
+from robustclip.certificates.vote import smoothing_of
 from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.errors import InvalidInput
-from robustclip.prompts import Prompts
-from robustclip.smoothing import smoothing_of
+from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
 from robustclip.types import Cost, Progress
 from training.data.folders import load_data
 from training.threats.judging import AtLevel, Pictures

@@ -7,8 +7,8 @@ import torch
 from toys import Lottery, gratings, trained_conv
 
 from robustclip.attacks.ensemble import Preset
-from robustclip.measure import ONE_ANSWER, Batch, Jury, Measured, measure
-from robustclip.scores import label_score
+from robustclip.measuring import ONE_ANSWER, Batch, Jury, Measured, measure
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.types import Attacked, Pixels, Score, Seeds
 from training.threats.judging import GRADIENT_DRAWS, JUDGING_DRAWS, score_of

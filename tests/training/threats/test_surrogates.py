@@ -3,10 +3,10 @@ from pathlib import Path
 import torch
 from toys import drawn_linear, gratings
 
-from robustclip.classifier import zero_shot
-from robustclip.clip import Clip
-from robustclip.prompts import Prompts
-from robustclip.scores import label_score
+from robustclip.models.classifier import zero_shot
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from training.data.folders import load_data

@@ -1,0 +1,164 @@
+"""Noisy embeddings on disk: a picture is encoded once, then certified for any labels and text prompts, with a record of what the noise was asked.
+
+A folder for everything that the embeddings depend on, named by its digest. In it `noise-0.safetensors` and `noise-0.question`: the question for which
+that portion of noise was first used. Another question to the same noise is exploratory, since it may have been chosen for the answers before; a fresh
+portion confirms it, once.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustclip.certificates.certify import CertifyOptions, NoisyFeatures
+from robustclip.defenses import AnyDefense, network_digests
+from robustclip.digests import canonical_json, json_digest, tensor_digest
+from robustclip.errors import DataRefused
+from robustclip.files import write_atomically, write_once
+from robustclip.models.classifier import ZeroShotClassifier
+from robustclip.models.clip import Clip
+from robustclip.purifiers import digest_of
+
+
+class NoiseKey(BaseModel):
+    """Everything that noisy embeddings depend on. Text prompts and labels do not; visual prompts do, and the weights of purifying networks.
+
+    `denoise` and `networks` are digests: of what takes the noise away in one shot, and of what works in the chain behind it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    picture: str
+    sigma: float
+    n0: int
+    n: int
+    seed: int
+    backbone: str
+    encoder: str
+    visual: str | None
+    denoiser: tuple[dict[str, Any], ...]
+    denoise: str | None = None
+    networks: tuple[str, ...] = ()
+    width: int
+
+    @classmethod
+    def of(
+        cls, clip: Clip, classifier: ZeroShotClassifier, pixels: Tensor, options: CertifyOptions, denoiser: Sequence[AnyDefense] = ()
+    ) -> "NoiseKey":
+        return cls(
+            picture=tensor_digest(pixels),
+            sigma=options.sigma,
+            n0=options.n0,
+            n=options.n,
+            seed=options.seed,
+            backbone=clip.fingerprint,
+            encoder=classifier.encoder.backend,
+            visual=None if classifier.visual is None else tensor_digest(classifier.visual),
+            denoiser=tuple(spec.model_dump(mode="json") for spec in denoiser),
+            denoise=None if options.denoise is None else digest_of("denoiser", options.denoise),
+            networks=network_digests(denoiser),
+            width=clip.embed_dim,
+        )
+
+    @property
+    def folder(self) -> str:
+        return json_digest(self.model_dump(mode="json"))[:16]
+
+    @property
+    def text(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+class Portion(NamedTuple):
+    """Which noise a question is put to, and whether another one was there first."""
+
+    number: int
+    exploratory: bool
+
+
+def question_of(classifiers: Sequence[ZeroShotClassifier], alpha: float) -> str:
+    """sha256 of all statements that are asked for at once, whatever their order: labels and what they mean to CLIP."""
+    statements = sorted(repr((classifier.labels, tensor_digest(classifier.weights))) for classifier in classifiers)
+    return hashlib.sha256(repr((statements, alpha)).encode()).hexdigest()
+
+
+def portion_for(root: Path, key: NoiseKey, question: str, *, confirm: bool = False) -> Portion:
+    """The portion of noise that answers a question, on record before anybody has seen the answer.
+
+    A question keeps the portion that was its own first. A new one gets portion 0, exploratory if that is taken; with `confirm`, one never used.
+    Raises DataRefused where the record can't be read or written.
+    """
+    folder = root / key.folder
+    try:
+        asked = _asked(folder)
+        if question in asked:
+            return Portion(asked.index(question), exploratory=False)
+        if asked and not confirm:
+            return Portion(0, exploratory=True)
+        if write_once(_record(folder, len(asked)), question.encode()):
+            return Portion(len(asked), exploratory=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(folder, error) from error
+    return portion_for(root, key, question, confirm=confirm)  # another process took it meanwhile
+
+
+def cached_features(root: Path, key: NoiseKey, make: Callable[[int], NoisyFeatures], *, portion: int = 0) -> NoisyFeatures:
+    """The features under a key, from their file or else made and kept. Raises DataRefused for a file that is damaged or belongs to another key."""
+    path = noise_path(root, key, portion=portion)
+    try:
+        if not path.exists():
+            made = {name: features.cpu().contiguous() for name, features in make(portion)._asdict().items()}
+            _check(made, key, path)
+            write_atomically(path, save(made, {"key": key.text, "portion": str(portion)}))
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() != {"key": key.text, "portion": str(portion)}:
+                raise _refused(path, "it holds noise of another picture, tower or question.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise _refused(path, f"damaged: {error}.") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+    _check(tensors, key, path)
+    return NoisyFeatures(**tensors)
+
+
+def noise_path(root: Path, key: NoiseKey, *, portion: int = 0) -> Path:
+    """Where the features under a key are kept."""
+    return root / key.folder / f"noise-{portion}.safetensors"
+
+
+def _asked(folder: Path) -> list[str]:
+    """The question that each portion was first used for."""
+    asked: list[str] = []
+    while (record := _record(folder, len(asked))).exists():
+        asked.append(record.read_text(encoding="ascii"))
+    return asked
+
+
+def _record(folder: Path, portion: int) -> Path:
+    return folder / f"noise-{portion}.question"
+
+
+def _check(tensors: Mapping[str, Tensor], key: NoiseKey, path: Path) -> None:
+    expected = {"choosing": (key.n0, key.width), "counting": (key.n, key.width)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise _refused(path, f"expected float32 {expected}, found {found}.")
+    if not all(bool(((tensor.norm(dim=1) - 1).abs() < 1e-3).all()) for tensor in tensors.values()):
+        raise _refused(path, "not all of its rows are finite and of unit norm.")
+
+
+def _refused(path: Path, reason: str) -> DataRefused:
+    return DataRefused(reason, field=str(path), help="Remove this file: it will be made again.")
+
+
+def _unusable(path: Path, error: Exception) -> DataRefused:
+    return DataRefused(f"can't be used: {error}.", field=str(path), help="Choose another folder for the cache.")

@@ -1,0 +1,243 @@
+"""From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a classifier behind a defense.
+
+`/classify`, `/probe`, training's measuring and `robustclip evaluate` all pass through `Defended(ZeroShotClassifier, defense)`: no second path.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.errors import InvalidInput
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.models.towers import check_prompts, encode_image, encode_text
+from robustclip.types import Cost, Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds
+
+TEXT_CHUNK = 64  # labels a text pass: bounds memory and how long a cold label list can hold the device
+
+
+@dataclass(frozen=True, eq=False)
+class TorchImageEncoder:
+    """The reference `ImageEncoder`: float32 torch, differentiable in pixels and in the visual prompts."""
+
+    clip: Clip
+    backend: str = "torch"
+
+    def __call__(self, pixels: Pixels, visual: Tensor | None) -> Features:
+        return F.normalize(encode_image(self.clip, pixels, visual), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Features in the shape of a classifier, [B, E] where it has logits, so that they are shared like one."""
+
+    embed: Embed
+    labels: tuple[str, ...] = ()
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.embed(pixels, seeds)
+
+
+def text_weights(
+    clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, chunk: int = TEXT_CHUNK, on_chunk: Callable[[], None] | None = None
+) -> Tensor:
+    """[C, E] unit text features of labels under prompts.
+
+    Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`.
+    `on_chunk` is called before each text pass of at most `chunk` labels (a service counts and yields there). InvalidInput names the first label that
+    spells one of CLIP's special tokens or does not fit its context: nothing is cut off.
+    """
+    check_prompts(clip, prompts, labels=len(labels))
+    contexts: list[Tensor | None] = [prompts.text] if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific else list(prompts.text)
+    features: list[Tensor] = []
+    for template in prompts.templates:
+        tokens = _tokens(clip, template, labels, vectors=0 if prompts.text is None else prompts.text.shape[-2]).to(clip.device)
+        for context in contexts:
+            chunks: list[Tensor] = []
+            for start in range(0, len(labels), chunk):
+                if on_chunk is not None:
+                    on_chunk()
+                rows = slice(start, start + chunk)
+                own = context[rows] if context is not None and context.ndim == 4 else context
+                chunks.append(encode_text(clip, tokens[rows], own))
+            features.append(F.normalize(torch.cat(chunks), dim=-1))
+    if len(features) == 1:
+        return features[0]
+    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int) -> Tensor:
+    """[C, T] token ids of the labels in a template, with room for the vectors before them."""
+    length = clip.context_length
+    tokens = clip.tokenize([template.replace("{}", label) for label in labels], length + 1)
+    special = (tokens >= tokens[:, :1]).sum(dim=1)  # the first is [SOS], and only [EOS] is higher
+    if bool((wrong := special != 2).any()):
+        index = int(wrong.int().argmax())
+        raise InvalidInput(
+            f"{labels[index]!r:.80} spells one of CLIP's special tokens.",
+            field=f"labels/{index}",
+            help="Leave out <start_of_text> and <end_of_text>.",
+        )
+    if bool((long := tokens.argmax(dim=1) + 1 + vectors > length).any()):
+        index = int(long.int().argmax())
+        found = f"{labels[index]!r:.80} needs more" + (f" behind {vectors} prompt vectors." if vectors else ".")
+        raise InvalidInput(f"at most {length} tokens fit, {found}", field=f"labels/{index}", help="Shorten it.")
+    return tokens[:, :length]
+
+
+class LabelCache:
+    """Text weights by (CLIP fingerprint, prompt digest, labels), least recently used out, bounded in bytes, one computation a key.
+
+    A second asker waits for the first; a failure is not kept and reaches all who waited. Thread-safe.
+    """
+
+    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self.hits = 0
+        self.misses = 0
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[str, str, tuple[str, ...]], Future[Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def get(self, clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
+        """[C, E] unit text features, computed once, without gradients. Raises InvalidInput as `check_labels` and `text_weights`."""
+        key = (clip.fingerprint, prompts.digest(), labels)
+        with self._lock:
+            future = self._entries.get(key)
+            owner = future is None
+            if future is None:
+                self.misses += 1
+                future = self._entries[key] = Future()
+            else:
+                self.hits += 1
+                self._entries.move_to_end(key)
+        if not owner:
+            return future.result()
+        try:
+            check_labels(labels, clip)
+            with torch.no_grad():
+                weights = text_weights(clip, prompts, labels, on_chunk=on_chunk)
+        except BaseException as error:
+            with self._lock:
+                self._entries.pop(key, None)
+            future.set_exception(error)
+            raise
+        future.set_result(weights)
+        with self._lock:
+            self._bytes += _size(weights)
+            while self._bytes > self.max_bytes and len(self._entries) > 1:
+                oldest, entry = next(iter(self._entries.items()))
+                if not entry.done() or oldest == key:
+                    break
+                del self._entries[oldest]
+                self._bytes -= _size(entry.result())
+        return weights
+
+
+def _size(weights: Tensor) -> int:
+    return weights.numel() * weights.element_size()
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotClassifier:
+    """`logit_scale * features @ weights.T` over an image encoder; differentiable in pixels when the encoder is.
+
+    weights [C, E] unit text features of `labels`; visual: the prompt set's [D, N, W] image vectors or None.
+    """
+
+    encoder: ImageEncoder
+    labels: tuple[str, ...]
+    weights: Tensor
+    logit_scale: Tensor
+    visual: Tensor | None = None
+
+    def features(self, pixels: Pixels) -> Features:
+        """[B, E] unit image features."""
+        return self.encoder(pixels, self.visual)
+
+    def judge(self, features: Features) -> Logits:
+        """[B, C] logits of unit features."""
+        return self.logit_scale * features @ self.weights.T
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.judge(self.features(pixels))
+
+
+def zero_shot(
+    clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, encoder: ImageEncoder | None = None, cache: LabelCache | None = None
+) -> ZeroShotClassifier:
+    """The classifier of a prompt set over labels; torch encoder and a fresh text pass unless given an encoder and a cache.
+
+    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never be positive), and as `text_weights`.
+    """
+    check_labels(labels, clip)
+    prompts = prompts.to(clip.device)
+    if cache is not None:
+        weights = cache.get(clip, prompts, labels)
+    else:
+        with torch.no_grad():
+            weights = text_weights(clip, prompts, labels)
+    return ZeroShotClassifier(encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, prompts.visual)
+
+
+def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
+    """InvalidInput unless there are two or more distinct, non-empty labels, to a reader and to `clip`; the field names the first offender."""
+    if len(labels) < 2:
+        raise InvalidInput(f"expected at least 2 labels, found {len(labels)}.", field="labels", help="Name the alternatives to choose from.")
+    seen: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        if not label.strip():
+            raise InvalidInput("a label is empty.", field=f"labels/{index}")
+        if label in seen:
+            raise InvalidInput(f"{label!r} repeats label {seen[label]}.", field=f"labels/{index}", help="Give each label once.")
+        seen[label] = index
+    if clip is None:
+        return
+    read: dict[tuple[int, ...], int] = {}
+    for index, tokens in enumerate(clip.tokenize(list(labels)).tolist()):
+        first = read.setdefault(tuple(tokens), index)
+        if first != index:
+            reason = f"{labels[index]!r:.80} is the same to CLIP as label {first}, {labels[first]!r:.80}."
+            raise InvalidInput(reason, field=f"labels/{index}", help="Give each label once: capitals and spaces around words make no difference.")
+
+
+@dataclass(frozen=True, eq=False)
+class Defended:
+    """A classifier behind a defense: the chain that is deployed, and the one that is attacked.
+
+    What of the defense works on pixels runs before the image tower, what works on features between tower and text weights.
+    """
+
+    classifier: ZeroShotClassifier
+    defense: Defense
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    @property
+    def passes(self) -> Cost:
+        return self.defense.passes
+
+    @property
+    def gradient_passes(self) -> Cost:
+        return self.defense.gradient_passes
+
+    def features(self, pixels: Pixels, seeds: Seeds) -> Features:
+        """[B, E] unit features through the defense."""
+        before, behind = self.defense.at("pixels"), self.defense.at("features")
+        features = self.classifier.features(pixels if before is None else before(pixels, seeds))
+        return features if behind is None else behind(features, seeds)
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.classifier.judge(self.features(pixels, seeds))

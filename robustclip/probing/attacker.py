@@ -1,0 +1,118 @@
+"""Who attacks a deployed decision: the scores that each level of knowledge may build on. Judging is not done here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustclip.attacks.cascade import Source
+from robustclip.defenses import bind_chain
+from robustclip.errors import InvalidInput, ProbeUnavailable
+from robustclip.models.classifier import Defended, Embedding, TorchImageEncoder
+from robustclip.models.towers import encode_image
+from robustclip.probing.plan import is_randomized, stand_ins
+from robustclip.probing.served import Aim
+from robustclip.probing.victim import Victim
+from robustclip.reports.report import Knowledge
+from robustclip.scores.kinds import AnyScoreName, EmbeddingShift, label_score
+from robustclip.scores.wrappers import averaged, bypassed, pooled
+from robustclip.types import Classifier, Defense, Guard, Pixels, Score, Seeds, Share
+
+
+@dataclass(frozen=True, eq=False)
+class Attacker:
+    """The scores of one decision, behind the guard of whoever lends the device.
+
+    eot      draws of a randomized defense in each gradient
+    sources  other victims over the same labels, whose gradients may stand in
+    """
+
+    victim: Victim
+    aim: Aim
+    name: AnyScoreName
+    eot: int
+    guard: Guard
+    share: Share
+    sources: tuple[Victim, ...] = ()
+
+    def __post_init__(self) -> None:
+        for index, source in enumerate(self.sources):
+            if source.labels != self.victim.labels or source.clip.image_size != self.victim.clip.image_size:
+                raise InvalidInput("a stand-in decides between other labels or sees other sizes.", field=f"sources/{index}")
+
+    def score(self, knowledge: Knowledge, pixels: Pixels, seeds: Seeds) -> Score:
+        """What an attack on `pixels` [1, 3, S, S] may raise. Through a defense without a gradient, values are true and gradients go past it."""
+        match knowledge:
+            case "static":
+                return self._undefended()
+            case "transfer":
+                return pooled([self._through(source) for source in self.sources])
+            case "oblivious":
+                return self.guard(EmbeddingShift(lambda inputs: encode_image(self.victim.clip, inputs), self._embedding(pixels, seeds)))
+            case "adaptive" | "black_box":
+                return self._through(self.victim)
+
+    def draws(self, knowledge: Knowledge) -> int:
+        """How many draws each gradient averages."""
+        return self.eot if is_randomized(self.victim) and knowledge in ("adaptive", "black_box", "transfer") else 1
+
+    def gradient(self, knowledge: Knowledge) -> str:
+        """How gradients pass the victim, for the report."""
+        if knowledge in ("static", "oblivious"):
+            return "exact"
+        if knowledge == "black_box":
+            return "values"
+        declared = self._chain(self.victim).gradient
+        return "bypassed" if declared == "none" else declared
+
+    def stand_ins(self) -> tuple[Source, ...]:
+        """What a cascade tries beside the victim's own gradients, in the order of `robustclip.probing.plan.stand_ins`."""
+        scores: dict[str, Callable[[], Score]] = {
+            "undefended": self._undefended,
+            "bypassed": lambda: self._bypassed(self.victim, self._chain(self.victim)),
+        }
+        others = [source.prompt_set for source in self.sources]
+        own = stand_ins(self.victim, ())
+        return (
+            *(Source(name, scores[name]()) for name in own),
+            *(Source(name, self._through(source)) for name, source in zip(others, self.sources, strict=True)),
+        )
+
+    def _undefended(self) -> Score:
+        return self.guard(self._about(self.victim.classifier(TorchImageEncoder(self.victim.clip))))
+
+    def _through(self, victim: Victim) -> Score:
+        chain = self._chain(victim)
+        if chain.gradient == "none":
+            return self._bypassed(victim, chain)
+        return self._averaged(self._about(Defended(victim.classifier(TorchImageEncoder(victim.clip)), chain)), chain)
+
+    def _bypassed(self, victim: Victim, chain: Defense) -> Score:
+        """Values through the whole chain, gradients past its part on pixels."""
+        before, behind = chain.at("pixels"), chain.at("features")
+        if before is None or (behind is not None and behind.gradient == "none"):
+            raise ProbeUnavailable("this defense offers no gradient.", field="defenses", help="Ask for the static mode only.")
+        undefended = victim.classifier(TorchImageEncoder(victim.clip))
+        return self._averaged(bypassed(self._about(undefended if behind is None else Defended(undefended, behind)), before), chain)
+
+    def _averaged(self, score: Score, chain: Defense) -> Score:
+        guarded = self.guard(score)
+        return averaged(guarded, self.eot) if chain.randomized and self.eot > 1 else guarded
+
+    def _about(self, classifier: Classifier) -> Score:
+        truth, goal = (None if index is None else torch.tensor([index], device=self.victim.clip.device) for index in self.aim)
+        assert truth is not None
+        return label_score(self.name, classifier, truth, goal)
+
+    def _embedding(self, pixels: Pixels, seeds: Seeds) -> Tensor:
+        with torch.no_grad():
+            return self.share(Embedding(lambda inputs, seeds: encode_image(self.victim.clip, inputs)))(pixels, seeds)
+
+    def _chain(self, victim: Victim) -> Defense:
+        return bind_chain(victim.defense, TorchImageEncoder(victim.clip))
+
+
+def sources_among(victims: Sequence[Victim], victim: Victim) -> tuple[Victim, ...]:
+    """The others of several victims that share this one's defense: other prompt sets, each a stand-in."""
+    return tuple(each for each in victims if each is not victim and each.defense == victim.defense and each.prompt_set != victim.prompt_set)

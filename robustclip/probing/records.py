@@ -1,0 +1,131 @@
+"""From what an attack found, and what the deployed chain says of it, to the parts of a report."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from robustclip.attacks import AnyAttack
+from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.events import Meter
+from robustclip.attacks.minimal import Minimal
+from robustclip.certificates.certify import CertifyOptions, certify, noisy_classifier
+from robustclip.certificates.vote import smoothing_of
+from robustclip.probing.attacker import Attacker
+from robustclip.probing.options import ProbeOptions
+from robustclip.probing.served import Candidate
+from robustclip.probing.trials import Bracketed, Found
+from robustclip.probing.victim import Victim
+from robustclip.reports.report import AttackRecord, CertificatePart, Heat, Knowledge, MinimalRadius, Trace
+from robustclip.reports.witnesses import size_of
+from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
+from robustclip.types import Cost, Pixels, Share, price
+
+
+def attack_record(
+    attack: AnyAttack | Minimal, knowledge: Knowledge, candidate: Candidate, *, origin: Pixels, attacker: Attacker, options: ProbeOptions, cost: Cost
+) -> AttackRecord:
+    """What is told of any attack: its parameters, both judgements, and how far it went."""
+    change = candidate.pixels - origin
+    linf = change.abs().max().item()
+    score = "cascade" if isinstance(attack, Ensemble) else "embedding_shift" if knowledge == "oblivious" else options.score
+    return AttackRecord(
+        kind=attack.kind,
+        params=attack.model_dump(mode="json", exclude={"kind"}),
+        score=score,
+        knowledge=knowledge,
+        gradient=attacker.gradient(knowledge),
+        eot=attacker.draws(knowledge),
+        success=candidate.success,
+        success_8bit=candidate.success_8bit,
+        rate=candidate.rate,
+        label=candidate.decision.label,
+        probability=candidate.decision.probability,
+        margin=candidate.decision.margin,
+        linf=linf,
+        linf_levels=round(linf * LEVELS, 4),
+        l2=change.norm().item(),
+        first_success_step=None,
+        trace=None,
+        heat=Heat.of(change) if "heat" in options.include else None,
+        adversarial_png=_base64(candidate) if "adversarial" in options.include else None,
+        witness_sha256=None if candidate.float_only else hashlib.sha256(candidate.png).hexdigest(),
+        forward=cost.forward,
+        backward=cost.backward,
+    )
+
+
+def with_search(record: AttackRecord, found: Found, options: ProbeOptions) -> AttackRecord:
+    """The same with what was seen on the way."""
+    first = int(found.attacked.first_success[0])
+    trace = Trace.of(found.attacked.trace_value[:, 0], found.attacked.trace_margin[:, 0]) if "curve" in options.include else None
+    return record.model_copy(update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": found.stages})
+
+
+def certificate_of(victim: Victim, pixels: Tensor, options: CertifyOptions, *, share: Share, meter: Meter) -> CertificatePart:
+    """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid for."""
+    rule = smoothing_of(victim.defense)
+    denoiser = victim.defense if rule is None else victim.defense[1:]
+    vote = noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser, denoise=options.denoise)
+    found = certify(share(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
+    return CertificatePart(**found.model_dump(), served=rule is not None and (rule.sigma, rule.denoise) == (options.sigma, options.denoise))
+
+
+def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]) -> MinimalRadius:
+    """The bracket in the units of a report. A PNG of any attack can be the one of the fewest levels."""
+    norm, broken = minimal.ball.kind, found.bracket.broken
+    levels = [record.linf_levels for record in records if record.success_8bit]
+    witness = candidate if candidate is not None and candidate.success_8bit else None
+    if witness is not None and norm == "linf" and broken is not None:
+        levels.append(_levels(broken))
+    return MinimalRadius(
+        norm=norm,
+        unbroken=found.bracket.unbroken,
+        unbroken_text=radius_text(found.bracket.unbroken, norm),
+        broken=broken,
+        broken_text=None if broken is None else radius_text(broken, norm),
+        label=None if candidate is None else candidate.decision.label,
+        level_8bit=round(min(levels)) if levels and norm == "linf" else None,
+        farthest=minimal.ball.radius,
+        width=minimal.closeness,
+        complete=found.complete,
+        witness_sha256=None if witness is None else hashlib.sha256(witness.png).hexdigest(),
+        forward=found.cost.forward,
+        backward=found.cost.backward,
+    )
+
+
+def brought_nearer(found: MinimalRadius, record: AttackRecord) -> MinimalRadius:
+    """The bracket after an attack outside its search; what withstood is withdrawn where that attack broke at a smaller radius."""
+    size, norm = size_of(record, found.norm), found.norm
+    if not (record.success or record.success_8bit) or (found.broken is not None and size >= found.broken):
+        return found
+    unbroken = found.unbroken if found.unbroken < size else 0.0
+    levels = [level for level in (found.level_8bit, round(record.linf_levels) if record.success_8bit else None) if level is not None]
+    update = {
+        "unbroken": unbroken,
+        "unbroken_text": radius_text(unbroken, norm),
+        "broken": size,
+        "broken_text": radius_text(size, norm),
+        "label": record.label,
+        "level_8bit": min(levels) if levels and norm == "linf" else None,
+        "complete": size - unbroken <= found.width * (1 + 1e-3),
+        "witness_sha256": record.witness_sha256 if record.success_8bit else None,
+    }
+    return found.model_copy(update=update)
+
+
+def just_around(ball: BallSpec, radius: float, *, at_most: float) -> BallSpec:
+    """The smallest ball that holds a witness at `radius` and its PNG: up to the next level for Linf; never larger than `at_most`."""
+    wide = _levels(radius) / LEVELS if isinstance(ball, Linf) else radius
+    return ball.model_copy(update={"radius": max(radius, min(wide, at_most))})
+
+
+def _levels(radius: float) -> int:
+    return math.ceil(radius * LEVELS - 1e-4)
+
+
+def _base64(candidate: Candidate) -> str | None:
+    return None if candidate.float_only else base64.b64encode(candidate.png).decode()

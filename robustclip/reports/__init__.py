@@ -1,0 +1,1 @@
+"""What a probe leaves behind: the report, its witnesses, and how both are shown, exported and replayed."""

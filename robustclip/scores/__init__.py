@@ -1,0 +1,1 @@
+"""What attacks raise: losses on logits, the scores made of them, and wrappers around scores."""

@@ -1,0 +1,1 @@
+"""The commands that decide on this machine, without a server: classify, probe, certify, replay."""

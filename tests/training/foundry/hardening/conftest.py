@@ -1,0 +1,26 @@
+"""A few small pictures with labels and a teacher, for towers of 32 pixels."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.foundry.pretraining.captions import Names
+from training.foundry.pretraining.corpus import Corpus
+
+
+@pytest.fixture(scope="session")
+def toys() -> Corpus:
+    """Two data sets that share a name; 60 pictures, twelve kept back. The teacher knows the first four names."""
+    generator = np.random.default_rng(0)
+    names = Names(("cat", "dog", "fish", "lamp", "toy car"), {"animals": torch.tensor([0, 1, 2]), "things": torch.tensor([3, 4, 2])})
+    source = torch.arange(60) % 2
+    chosen = torch.arange(60) // 2 % 3
+    return Corpus(
+        names=names,
+        sets=("animals", "things"),
+        images=generator.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8),
+        teacher=generator.dirichlet(np.full(4, 0.3), 60).astype(np.float16),
+        name=torch.where(source == 0, names.members["animals"][chosen], names.members["things"][chosen]),
+        source=source,
+        validation=torch.arange(60) % 10 < 2,
+    )

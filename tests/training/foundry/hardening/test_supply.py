@@ -1,0 +1,64 @@
+"""What a step draws, and folders as pictures to harden on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import write_pictures
+
+from robustclip.errors import DataRefused
+from training.data.folders import load_data
+from training.foundry.hardening.supply import BLOCK, ahead, draw_blocks, folder_supply, open_supply
+from training.foundry.pretraining.corpus import Corpus
+
+
+def silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_block_does_not_depend_on_who_draws_it_and_beside_what(toys: Corpus, augmented: bool) -> None:
+    rows = torch.arange(40)
+    together = draw_blocks(toys, rows, [0, 1, 2], seed=3, step=7, augmented=augmented)
+    alone = draw_blocks(toys, rows, [2], seed=3, step=7, augmented=augmented)
+    for all_three, last in zip(together, alone, strict=True):
+        assert torch.equal(all_three[2 * BLOCK :], last)
+    other = draw_blocks(toys, rows, [2], seed=3, step=8, augmented=augmented)
+    assert not torch.equal(other.noise, alone.noise)
+    assert alone.noise.abs().max() <= 1
+    assert alone.noise.min() < -0.9
+
+
+def test_a_folder_keeps_a_tenth_of_each_class_back_and_answers_among_its_own_names(picture_folder: Path) -> None:
+    supply = folder_supply(load_data(picture_folder, "train"), 32)
+    own = [supply.names.texts[name] for name in supply.names.members[supply.sets[0]].tolist()]
+    assert own == ["blue thing", "green thing", "red thing"]
+    assert [int(supply.validation[supply.name == name].sum()) for name in supply.names.members[supply.sets[0]].tolist()] == [1, 1, 1]
+    assert supply.teacher is None
+
+
+def test_a_picture_of_a_folder_is_not_touched_before_it_is_asked_for(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures", train=6)
+    (folder / "train" / "blue_thing" / "0.png").write_bytes(b"no picture")
+    supply = open_supply(folder, tmp_path / "cache", size=32, workers=2, progress=silent)
+    assert len(supply.name) == 18
+    assert supply.pixels(torch.tensor([1, 17])).shape == (2, 3, 32, 32)
+    with pytest.raises(DataRefused, match=r"blue_thing/0\.png is no usable picture"):
+        supply.pixels(torch.tensor([1, 0]))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_threads_read_the_same_pictures(picture_folder: Path) -> None:
+    data, rows = load_data(picture_folder, "train"), torch.tensor([5, 0, 17])
+    assert torch.equal(folder_supply(data, 32, workers=3).pixels(rows), folder_supply(data, 32).pixels(rows))
+
+
+def test_a_limit_leaves_that_many_pictures(picture_folder: Path, tmp_path: Path) -> None:
+    supply = open_supply(picture_folder, tmp_path, size=32, limit=9, progress=silent)
+    assert len(supply.name) == 9
+    assert len(supply.name.unique()) == 3
+
+
+def test_what_is_made_ahead_comes_in_order_and_complete() -> None:
+    assert list(ahead(lambda a, b: 10 * a + b, [(1, 2), (3, 4), (5, 6)])) == [12, 34, 56]
+    assert list(ahead(lambda a: a, [])) == []

@@ -1,0 +1,162 @@
+"""What a purifying network is worth: PSNR and CLIP's accuracy on clean pictures, each beside what costs nothing: bicubic, or leaving the noise."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustclip.defenses.diffusion import Diffusion
+from robustclip.models.classifier import TorchImageEncoder, text_weights
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import Prompts
+from robustclip.purifiers.denoiser import Denoiser
+from robustclip.purifiers.diffusion import diffused, one_shot, restored
+from robustclip.purifiers.super_resolver import SuperResolver, enlarged, shrunk
+from robustclip.seeds import derive, draw_seeds, row_normal
+from robustclip.types import Pixels
+from training.data.labelled import LabelledImages
+from training.data.sampling import seeded
+from training.foundry.hardening.check import own_names
+from training.foundry.hardening.supply import Supply
+from training.foundry.purifying.pictures import halved
+
+SIGMAS = (0.1, 0.25)
+PURIFYING = Diffusion()
+_CHUNK = 32
+
+OnRows: TypeAlias = Callable[[int], None]
+Versions: TypeAlias = Mapping[str, Pixels]  # of the same pictures, by what was done to them
+
+
+class Reading(NamedTuple):
+    """Of one version of all pictures: mean PSNR to the untouched ones in dB (None for those themselves), and the share that CLIP names rightly, %."""
+
+    psnr: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """`count` pictures, asked for by rows, and which of some changed ones are still named rightly: `right(changed, rows)` [B] bool."""
+
+    count: int
+    pixels: Callable[[Tensor], Pixels]
+    right: Callable[[Pixels, Tensor], Tensor]
+
+    def take(self, change: Callable[[Pixels, Tensor], Versions], *, on_rows: OnRows = lambda rows: None) -> dict[str, Reading]:
+        """A reading of the untouched pictures and of each version; `change(pixels, rows)` makes them, some pictures at a time."""
+        errors: dict[str, list[Tensor]] = {}
+        hits: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for rows in torch.arange(self.count).split(_CHUNK):
+                clean = self.pixels(rows)
+                for name, version in {"untouched": clean, **change(clean, rows)}.items():
+                    served = version.clamp(0, 1)
+                    errors.setdefault(name, []).append((served - clean).square().mean(dim=(1, 2, 3)))
+                    hits.setdefault(name, []).append(self.right(served, rows))
+                on_rows(len(rows))
+        return {
+            name: Reading(
+                None if name == "untouched" else round(_psnr(torch.cat(errors[name])), 2), round(100 * torch.cat(hits[name]).float().mean().item(), 1)
+            )
+            for name in errors
+        }
+
+
+def examine(network: SuperResolver | Denoiser, exam: Exam, *, seed: int = 0, on_rows: OnRows = lambda rows: None) -> dict[str, Reading]:
+    """All readings of a network, deterministic given the seed of the noise.
+
+    Of a super-resolver: `bicubic` and `network` enlarge a picture of half the size; `purified` is enlarged and shrunk back. Of a denoiser, for each
+    noise: `noisy_S` as it is and `denoised_S` in one step; `purified` there and back as the defense `diffusion` goes by default.
+    """
+    if isinstance(network, SuperResolver):
+        return exam.take(_enlargements(network), on_rows=on_rows)
+    return exam.take(_restorations(network, draw_seeds(seed, exam.count)), on_rows=on_rows)
+
+
+def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
+    """Where a network does no better than what costs nothing, in words."""
+    pairs = [("bicubic", "network"), *((name, name.replace("noisy", "denoised")) for name in readings if name.startswith("noisy"))]
+    found: list[str] = []
+    for free, own in pairs:
+        if free in readings:
+            cheap, dear = readings[free], readings[own]
+            if (dear.psnr or 0.0) <= (cheap.psnr or 0.0):
+                found.append(f"{own} has {dear.psnr} dB, {free} {cheap.psnr}")
+            if dear.accuracy <= cheap.accuracy:
+                found.append(f"of {own} pictures {dear.accuracy} % are named rightly, of {free} ones {cheap.accuracy} %")
+    return found
+
+
+def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
+    """Pictures that nothing was trained on, each to be told among the names of its own data set; read once, for many looks."""
+    rows = supply.validation.nonzero().flatten()
+    rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
+    used = torch.cat([supply.names.members[name] for name in supply.sets]).unique()
+    own = own_names(supply, rows)[:, used]
+    pixels = torch.cat([_at(supply.pixels(chunk), clip.image_size) for chunk in rows.split(_CHUNK)])
+    labels = tuple(supply.names.texts[index] for index in used.tolist())
+    return _exam(clip, lambda rows: pixels[rows], labels, torch.searchsorted(used, supply.name[rows]), own)
+
+
+def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
+    """Labelled pictures, each to be told among all labels, and read whenever it is looked at."""
+    own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
+    return _exam(clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own)
+
+
+def _exam(clip: Clip, pixels: Callable[[Tensor], Pixels], labels: tuple[str, ...], targets: Tensor, own: Tensor) -> Exam:
+    with torch.no_grad():
+        weights = text_weights(clip, Prompts(), labels)
+    encoder = TorchImageEncoder(clip)
+
+    def right(changed: Pixels, rows: Tensor) -> Tensor:
+        features = encoder(changed.to(clip.device), None)
+        return (features @ weights.T).cpu().masked_fill(~own[rows], -torch.inf).argmax(dim=1) == targets[rows]
+
+    return Exam(len(targets), pixels, right)
+
+
+def _enlargements(network: SuperResolver) -> Callable[[Pixels, Tensor], Versions]:
+    def change(pixels: Pixels, rows: Tensor) -> Versions:
+        height, width = pixels.shape[-2:]
+        half = halved(pixels)
+        return {
+            "bicubic": _at(enlarged(half), height),
+            "network": _at(_on(network, half), height),
+            "purified": shrunk(_on(network, pixels).clamp(0, 1), height, width),
+        }
+
+    return change
+
+
+def _restorations(network: Denoiser, seeds: Tensor) -> Callable[[Pixels, Tensor], Versions]:
+    device = next(network.parameters()).device
+
+    def change(pixels: Pixels, rows: Tensor) -> Versions:
+        versions: dict[str, Tensor] = {}
+        for sigma in SIGMAS:
+            noisy = pixels + sigma * row_normal(derive(seeds[rows], f"noise-{sigma}"), tuple(pixels.shape[1:]), like=pixels)
+            versions[f"noisy_{sigma}"] = noisy
+            versions[f"denoised_{sigma}"] = one_shot(network, noisy.to(device), sigma).cpu()
+        noise = row_normal(derive(seeds[rows], "purify"), tuple(pixels.shape[1:]), like=pixels)
+        start = diffused(pixels, noise, PURIFYING.time).to(device)
+        versions["purified"] = restored(network, start, PURIFYING.time, steps=PURIFYING.steps).cpu()
+        return versions
+
+    return change
+
+
+def _on(network: SuperResolver, pixels: Pixels) -> Tensor:
+    return network(pixels.to(next(network.parameters()).device)).cpu()
+
+
+def _at(pixels: Tensor, size: int) -> Tensor:
+    """The same at another size; odd sizes are half a pixel off twice their half."""
+    return pixels if pixels.shape[-1] == size else shrunk(pixels, size, size).clamp(0, 1)
+
+
+def _psnr(errors: Tensor) -> float:
+    return (-10 * errors.clamp_min(1e-10).log10()).mean().item()

@@ -1,0 +1,50 @@
+"""The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is given."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustclip.purifiers.super_resolver import SCALE, shrunk
+from robustclip.types import Pixels
+from training.foundry.hardening.supply import Supply, in_blocks
+
+
+class Draw(NamedTuple):
+    """Squares of a step [B, 3, size, size], and for each a time [B] in [0, 1) and noise like it."""
+
+    pixels: Pixels
+    time: Tensor
+    noise: Tensor
+
+
+def draw_blocks(supply: Supply, trained: Tensor, blocks: Iterable[int], *, size: int, seed: int, step: int) -> Draw:
+    """Some blocks of a step."""
+
+    def draw(rows: Tensor, generator: torch.Generator) -> Draw:
+        pixels = squares(supply.pixels(rows), size, generator)
+        return Draw(pixels, torch.rand(len(rows), generator=generator), torch.randn(pixels.shape, generator=generator))
+
+    return Draw(*in_blocks(draw, trained, blocks, seed=seed, stream=f"purify-{step}"))
+
+
+def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
+    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk alike, to anything between S and `size`, then a place and a mirror of its own for each.
+
+    Pictures of 64 pixels and less that were enlarged are smooth; shrunk, they are as sharp as photographs at the size that a CLIP sees.
+    """
+    full = pixels.shape[-1]
+    side = int(torch.randint(size, full + 1, (), generator=generator))
+    if side < full:
+        pixels = shrunk(pixels, side, side).clamp(0, 1)
+    corners = torch.randint(side - size + 1, (len(pixels), 2), generator=generator).tolist()
+    mirrored = (torch.rand(len(pixels), generator=generator) < 0.5).tolist()
+    cut = [picture[:, top : top + size, left : left + size] for picture, (top, left) in zip(pixels, corners, strict=True)]
+    return torch.stack([picture.flip(-1) if mirror else picture for picture, mirror in zip(cut, mirrored, strict=True)])
+
+
+def halved(pixels: Pixels) -> Pixels:
+    """[B, 3, H, W] -> [B, 3, H // 2, W // 2], in the 8-bit levels that a file of them could hold."""
+    height, width = pixels.shape[-2:]
+    return (shrunk(pixels, height // SCALE, width // SCALE).clamp(0, 1) * 255).round() / 255

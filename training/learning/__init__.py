@@ -1,0 +1,1 @@
+"""Prompt learning: objectives, and the loop that tunes prompts by them."""

@@ -1,0 +1,80 @@
+"""The inner attack of adversarial prompt learning: a few sign steps on pixels, everything else constant.
+
+Not `attacks.pgd.PGD`: that judges its last point, too, which here the training step's own forward does; with two steps that is a fifth of the cost.
+Prompts are fixed while pixels move, so text features are computed once, outside; towers are frozen, so that the backward reaches pixels only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.models.clip import Clip
+from robustclip.models.towers import encode_image
+from robustclip.threat import Linf
+from robustclip.types import Cost, Features, Logits, Pixels, Seeds
+from training.learning.losses import divergence
+
+InnerScore: TypeAlias = Literal["cross_entropy", "kl"]
+Precision: TypeAlias = Literal["bf16", "float32"]
+
+KEPT_LEVELS = 127  # a kept perturbation is int8, in units of eps / 127
+
+
+@dataclass(frozen=True, eq=False)
+class Opponent:
+    """What the inner attack looks at: unit text features [C, E] and visual prompts, both off any graph.
+
+    Towers run in bfloat16 if asked, which has float32's range: at CLIP's temperature nothing underflows, and a sign needs no digits (where it would
+    matter, in the loss, everything is float32).
+    """
+
+    clip: Clip
+    weights: Features
+    visual: Tensor | None
+    precision: Precision = "bf16"
+
+    def logits(self, pixels: Pixels) -> Logits:
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            embeddings = encode_image(self.clip, pixels, self.visual)
+        return self.clip.logit_scale * F.normalize(embeddings.float(), dim=-1) @ self.weights.T
+
+
+def label_loss(opponent: Opponent, targets: Tensor) -> Callable[[Pixels], Tensor]:
+    """[B] cross-entropy of the targets."""
+    return lambda pixels: F.cross_entropy(opponent.logits(pixels), targets, reduction="none")
+
+
+def consistency_loss(opponent: Opponent, clean: Logits) -> Callable[[Pixels], Tensor]:
+    """[B] KL(p(x), p(x_a)). Its gradient at the clean picture is 0: start elsewhere."""
+    reference = clean.detach()
+    return lambda pixels: divergence(reference, opponent.logits(pixels))
+
+
+def climb(loss: Callable[[Pixels], Tensor], pixels: Pixels, start: Pixels, *, eps: float, step: float, steps: int) -> tuple[Pixels, Cost]:
+    """The last of `steps` sign steps up the loss, each brought back into the ball of radius eps around `pixels` and into [0, 1]; and its cost."""
+    ball, current = Linf(radius=eps), start.detach()
+    for _ in range(steps if eps else 0):
+        inputs = current.requires_grad_()
+        gradient = torch.autograd.grad(loss(inputs).sum(), inputs)[0]
+        current = ball.project(ball.ascend(inputs.detach(), gradient, step), pixels)
+    passes = len(pixels) * steps if eps else 0
+    return current.detach(), Cost(passes, passes)
+
+
+def drawn_start(pixels: Pixels, seeds: Seeds, eps: float) -> Pixels:
+    """Uniform in the ball, each row from its seed."""
+    return Linf(radius=eps).sample(pixels, seeds)
+
+
+def keep_change(attacked: Pixels, pixels: Pixels, eps: float) -> Tensor:
+    """The change as int8 in units of eps / 127."""
+    return ((attacked - pixels) * (KEPT_LEVELS / eps)).round().clamp(-KEPT_LEVELS, KEPT_LEVELS).to(torch.int8)
+
+
+def kept_start(pixels: Pixels, kept: Tensor, eps: float) -> Pixels:
+    """Where a kept change leads from the same picture."""
+    return Linf(radius=eps).project(pixels + kept.to(pixels) * (eps / KEPT_LEVELS), pixels)

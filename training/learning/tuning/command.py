@@ -1,0 +1,102 @@
+"""`robustclip train`: learn a prompt set on labelled pictures and publish it."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from robustclip.models.clip import load_clip
+from training.learning.tuning.config import TrainSettings, add_options, read_settings
+from training.learning.tuning.run import Trained, open_run, open_training, train
+from training.memory import keep_freed_memory
+from training.options import check_device
+from training.processes import joined
+from training.progress import bar
+
+EXAMPLES = """examples:
+  robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt --objective.eps 1/255
+  robustclip train --objective.kind coop --data pictures/caltech-101 --name caltech-coop --activate
+  robustclip train --objective.kind capt --data pictures/caltech-101 --shots 16 --name caltech-capt --objective.eps 2/255 --validate-at clean,T2
+  robustclip train --selection capt-alpha.json --data pictures/caltech-101 --shots 16 --name caltech-capt
+  robustclip train --objective.kind fap --data pictures/caltech-101 --shots 16 --name caltech-fap-base --classes base
+"""
+GUESSES = "  NO BETTER THAN A GUESS on held-out pictures: lower --objective.learning_rate or --objective.eps, or give more shots"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Learn a prompt set on labelled pictures and publish it."""
+    parser = argparse.ArgumentParser(
+        prog="robustclip train", description=main.__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object")
+    arguments = vars(parser.parse_args(argv))
+    as_json: bool = arguments.pop("as_json")
+    settings = read_settings(arguments)
+    keep_freed_memory()
+    if settings.device is not None:
+        check_device(settings.device)
+    hidden = as_json and not sys.stderr.isatty()
+    with joined(settings.device, parts=settings.accumulate) as processes, bar(quiet=hidden or not processes.main) as progress:
+        pictures = open_training(settings.data, settings.classes)
+        run = open_run(settings, load_clip(settings.backbone, settings.pretrained, device=processes.device), pictures)
+        borrowed = settings.borrowed(run.clip)
+        if borrowed is not None and processes.main:
+            print(f"{borrowed}: choose them there with robustclip select", file=sys.stderr)
+        trained = train(run, processes, progress=progress)
+    if trained is None:
+        return 0
+    report = {**_report(trained, settings), "borrowed": borrowed}
+    print(json.dumps(report, indent=2) if as_json else _text(report))
+    return 0
+
+
+def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
+    account, last = trained.account(), trained.fitted.history[-1]
+    return {
+        "ref": str(trained.ref),
+        "active": settings.activate,
+        "store": str(settings.store),
+        "report": str(trained.page),
+        "pictures": trained.pictures,
+        "epochs": len(trained.fitted.history),
+        "loss": last.loss,
+        "training_accuracy": last.accuracy,
+        "attacked_training_accuracy": last.robust,
+        "averaged": trained.averaged,
+        "restarts": trained.fitted.restarts,
+        "guesses": trained.guesses,
+        "results": [result.model_dump(mode="json") for result in trained.results],
+        "companions": {name: [result.model_dump(mode="json") for result in found] for name, found in trained.companions.items()},
+        "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
+        "tuning": {"text_passes": trained.fitted.text_passes, "seconds": trained.tuning_seconds},
+        "whole_run": {"forward": account.forward, "backward": account.backward, "text_passes": account.text_passes},
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    named = {"": report["results"], **{f"{name}: ": found for name, found in report["companions"].items()}}
+    validated = [
+        f"  {name}{found['threat']:<5} {'' if found['threat'] == 'clean' else 'at ' + found['eps'] + ' '}{found['accuracy']:.1%} "
+        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['n']} held-out pictures"
+        for name, results in named.items()
+        for found in results
+    ]
+    accuracies = {"training accuracy": report["training_accuracy"], "attacked": report["attacked_training_accuracy"]}
+    learned = ", ".join([f"loss {report['loss']:.3f}", *(f"{what} {value:.1%}" for what, value in accuracies.items() if value is not None)])
+    preparing, tuning, whole = report["preparing"], report["tuning"], report["whole_run"]
+    return "\n".join(
+        [
+            f"published {report['ref']} in {report['store']}{', active' if report['active'] else ''}",
+            f"  {report['epochs']} epochs on {report['pictures']} pictures: {learned}",
+            *([f"  collapsed and began again {report['restarts']} time(s): see the report"] if report["restarts"] else []),
+            *validated,
+            *([GUESSES] if report["guesses"] else []),
+            f"  took {whole['forward']} forward and {whole['backward']} backward image passes, {whole['text_passes']} text passes; "
+            f"{preparing['seconds']:.0f} s preparing, {tuning['seconds']:.0f} s tuning",
+            f"  report: {report['report']}",
+            *([] if report["active"] else [f"  serve it: robustclip prompts activate {report['ref']} --store {shlex.quote(report['store'])}"]),
+        ]
+    )

@@ -1,0 +1,196 @@
+"""A table as it is declared, in TOML: methods x defenses x data sets x seeds, what is measured of them, and the cap on training that all share.
+
+`training/results/*.toml` are such files. Settings that were chosen come from records of `robustclip select`, which are checked when a table is read.
+"""
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+from prompts_store.manifest import NAME_PATTERN
+from robustclip.attacks.cascade import Precision as SearchPrecision
+from robustclip.attacks.ensemble import Preset
+from robustclip.attacks.square import MAX_QUERIES
+from robustclip.defenses import parse_defenses
+from robustclip.errors import InvalidInput, invalid_input
+from robustclip.threat import LinfRadius
+from training.data.sources import Source
+from training.learning.inner import Precision
+from training.learning.objectives import AnyMethod, AnyObjective
+from training.learning.tuning.config import TrainSettings
+from training.learning.tuning.selection import Selection, load_selection
+from training.measuring.campaigns.campaign import Entry, Round
+from training.measuring.evaluation.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Threat
+from training.threats.defended import QUERIES
+from training.threats.levels import T2_STEPS
+
+_METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
+Label = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(_Declared):
+    """A row of the table: a prompt set that is there, or an objective to learn by, whose parameters a `selection` may hold (beside the table)."""
+
+    prompt_set: str | None = None
+    objective: dict[str, JsonValue] = {}
+    selection: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.prompt_set is None) != bool(self.objective or self.selection):
+            raise ValueError("a method is either a prompt_set, or an objective, a selection or both")
+        return self
+
+
+class Measure(_Declared):
+    """Columns: threat levels and radii; of some methods, defenses, data sets and seeds alone, or of all; on at most `limit` test pictures, 0 for all.
+
+    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear; `surrogates` are what T0b attacks.
+    """
+
+    threats: tuple[Threat, ...] = Field(min_length=1)
+    eps: tuple[LinfRadius, ...] = Field((0.0,), min_length=1)
+    methods: tuple[str, ...] | None = None
+    defenses: tuple[str, ...] | None = None
+    data: tuple[str, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
+    limit: int = Field(0, ge=0)
+    steps: int = Field(T2_STEPS, ge=1, le=MAX_STEPS)
+    draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
+    queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
+    surrogates: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _surrogates_are_t0b_s(self) -> Self:
+        if (self.surrogates and set(self.threats) != {"T0b"}) or (not self.surrogates and "T0b" in self.threats):
+            raise ValueError("T0b is a measure of its own with the `surrogates` that it attacks, and they serve nothing else")
+        return self
+
+
+class Declaration(_Declared):
+    """The whole file. `against`: methods that the others are compared with, picture by picture; none: all with all. `defenses`: chains by names."""
+
+    title: str
+    says: str = ""
+    backbone: str
+    pretrained: str | None = None
+    preset: str = "local"
+    data: tuple[str, ...] = Field(min_length=1)
+    shots: int = Field(16, ge=0)
+    allow_fewer_shots: bool = False
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    max_passes: int = Field(ge=1)
+    precision: Precision = "float32"
+    strength: Preset = "standard"
+    search: SearchPrecision = "float32"
+    batch: int = Field(64, ge=1, le=4096)
+    methods: dict[Label, Method] = Field(min_length=1)
+    against: tuple[str, ...] = ()
+    defenses: dict[Label, str] = Field({NO_DEFENSE: NO_DEFENSE}, min_length=1)
+    measures: tuple[Measure, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        known: dict[str, tuple[Any, ...]] = {name: tuple(getattr(self, name)) for name in ("methods", "defenses", "data", "seeds")}
+        for measure, (field, names) in itertools.product(self.measures, known.items()):
+            for name in getattr(measure, field) or ():
+                if name not in names:
+                    raise ValueError(f"a measure names {name!r}, which is not among {field}: {', '.join(map(str, names))}")
+        for name in self.against:
+            if name not in self.methods:
+                raise ValueError(f"`against` names {name!r}, which is not among methods: {', '.join(self.methods)}")
+        return self
+
+
+class Table(_Declared):
+    """A declaration with the objectives that its methods mean, None where a prompt set is there; `name` is that of the file."""
+
+    name: str
+    declared: Declaration
+    objectives: dict[str, tuple[Any, Selection | None] | None]
+
+
+def read_table(path: Path) -> Table:
+    """InvalidInput names the file and the field at fault, be it in the record of a selection."""
+    values: dict[str, Any] = {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        declared = Declaration.model_validate(values)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(f"can't be read as a table's declaration: {error}", field=str(path), help="training/results has examples.") from error
+    except ValidationError as error:
+        raise invalid_input(error, values, field=str(path)) from error
+    for name, chain in declared.defenses.items():
+        parse_defenses(chain, field=f"{path}/defenses/{name}")
+    objectives = {name: _objective(method, path, f"{path}/methods/{name}") for name, method in declared.methods.items()}
+    return Table(name=path.stem, declared=declared, objectives=objectives)
+
+
+def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs: Path, device: str) -> list[Round]:
+    """All that is to be learned and measured on the data sets, by name, seed by seed: a table that is stopped early has whole seeds."""
+    declared = table.declared
+    shared = ("backbone", "pretrained", "shots", "allow_fewer_shots", "max_passes", "precision")
+    common: dict[str, Any] = {name: getattr(declared, name) for name in shared} | {"store": store, "runs": runs}
+    rounds: list[Round] = []
+    for seed, (data, source) in itertools.product(declared.seeds, sources.items()):
+        entries: list[Entry] = []
+        for label, method in declared.methods.items():
+            learned = table.objectives[label]
+            if learned is None:
+                entries.append(Entry(label, method.prompt_set or ""))
+                continue
+            name = f"{table.name}-{data}-{label}-{seed}".lower().replace("_", "-")
+            values = {**common, "objective": learned[0], "selection": learned[1], "data": source.folder, "name": name, "seed": seed}
+            try:
+                entries.append(Entry(label, name, TrainSettings.model_validate(values)))
+            except ValidationError as error:
+                raise invalid_input(error, values, field=f"{table.name}/methods/{label}") from error
+        asked: dict[str, Any] = {"backbones": [declared.backbone], "pretrained": declared.pretrained, "prompt_sets": ["-"], "data": [source]}
+        asked |= {
+            "seeds": [seed],
+            "strength": declared.strength,
+            "search": declared.search,
+            "batch": declared.batch,
+            "store": store,
+            "runs": runs,
+            "device": device,
+        }
+        questions = [
+            (
+                Question.model_validate({**asked, **_asked_of(measure, declared)}),
+                tuple(label for label in declared.methods if measure.methods is None or label in measure.methods),
+            )
+            for measure in declared.measures
+            if (measure.seeds is None or seed in measure.seeds) and (measure.data is None or data in measure.data)
+        ]
+        rounds.append(Round(data, seed, tuple(entries), tuple(questions)))
+    return rounds
+
+
+def _asked_of(measure: Measure, declared: Declaration) -> dict[str, Any]:
+    own: dict[str, Any] = {name: getattr(measure, name) for name in ("threats", "eps", "limit", "steps", "draws", "queries", "surrogates")}
+    names = declared.defenses if measure.defenses is None else measure.defenses
+    return own | {"defenses": [declared.defenses[name] for name in names]}
+
+
+def _objective(method: Method, path: Path, field: str) -> tuple[AnyMethod, Selection | None] | None:
+    if method.prompt_set is not None:
+        return None
+    record = None if method.selection is None else load_selection(path.parent / method.selection)
+    chosen: dict[str, Any] = {} if record is None else record.objective
+    for name in method.objective:
+        if record is not None and (name in record.over or (name == "kind" and method.objective[name] != chosen["kind"])):
+            raise InvalidInput("this was chosen by the selection.", field=f"{field}/objective/{name}", help="Leave one of them out.")
+    values = {**chosen, **method.objective}
+    try:
+        return _METHOD.validate_python(values), record
+    except ValidationError as error:
+        raise invalid_input(error, values, field=f"{field}/objective") from error

@@ -1,0 +1,183 @@
+"""`robustclip suite`: fill a declared table, cell by cell, and write what `make results` makes a page of."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustclip.errors import InvalidInput
+from robustclip.files import write_atomically
+from training.data.presets import facts, preset_sources
+from training.measuring.campaigns.campaign import Gap, Learned, Round, perform
+from training.measuring.campaigns.declaration import Table, read_table, rounds_of
+from training.measuring.campaigns.forecast import forecast
+from training.measuring.campaigns.opened import Opened
+from training.measuring.campaigns.record import read_record
+from training.measuring.evaluation.checks import headlines, masking_checks
+from training.measuring.evaluation.comparison import compare, over_data, over_seeds
+from training.measuring.evaluation.illusions import illusions
+from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.rows import Row
+from training.measuring.pages.results import FOLDER
+from training.measuring.pages.wording import absent
+from training.memory import keep_freed_memory
+from training.options import DEFAULT_RUNS, check_device, default_store, shown, words
+from training.processes import joined
+from training.progress import bar
+
+EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
+(T0, T1, static) too. Where these are gone, on another machine say, the JSON beside the table does for every prompt set that it has whole. Stop it
+at any time; the same command goes on, and --so-far writes what there is. Start it several times, once a core or a GPU, and they share the work.
+Only what --only, --method, --defense and --seed name is worked on, but the JSON always holds all that is done of the table. What can't be trained is
+a gap with its reason, and so is a defense whose network is not there.
+
+examples:
+  robustclip suite main --data pictures --dry-run
+  robustclip suite main --data pictures --seed 0 --only caltech-101 && make results
+  robustclip suite defenses-mini --data pictures --defense none,jpeg,median
+  robustclip suite tables/own.toml --data pictures --so-far
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill a declared table of methods, data sets and attacks."""
+    options = _parser().parse_args(argv)
+    path: Path = options.table if options.table.suffix == ".toml" else FOLDER / f"{options.table}.toml"
+    table = read_table(path)
+    found_at = preset_sources(table.declared.preset, options.data, only=table.declared.data)
+    names = [name for name in facts().presets[table.declared.preset].data if name in table.declared.data]
+    sources = dict(zip(names, found_at, strict=True))
+    if options.device is not None:
+        check_device(options.device)
+    keep_freed_memory()
+    with joined(options.device) as processes, bar(quiet=options.json and not sys.stderr.isatty()) as progress:
+        if processes.count > 1:
+            raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
+        opened = Opened(processes)
+        rounds = rounds_of(table, sources, store=options.store, runs=options.runs, device=str(processes.device))
+        record = read_record(path.with_suffix(".json"))
+        wanted = [] if options.so_far else _wanted(table, rounds, options)
+        if not options.so_far:
+            print(forecast(wanted, opened, record).sentence(), file=sys.stderr if options.json and not options.dry_run else sys.stdout, flush=True)
+            if options.dry_run:
+                return 0
+        found = list(perform(wanted, opened, progress=progress, record=record))
+        if wanted != rounds:
+            found = list(perform(rounds, opened, progress=progress, only_kept=True, record=record))
+    command = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
+    content = assembled(table, found, command=shlex.join(command))
+    if not content["results"]:
+        raise InvalidInput("no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin.")
+    out: Path = options.out or path.with_suffix(".json")
+    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    said = {"out": str(out), "cells": len(content["results"]), "missing": content["missing"], "checks_fired": len(content["checks"])}
+    if options.json:
+        print(json.dumps(said))
+    else:
+        lines = [f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; {len(content['missing'])} gaps"]
+        print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content["missing"]))]))
+    return 0
+
+
+def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: str) -> dict[str, Any]:
+    """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those that fired, and how many there were."""
+    rows = [row for row in found if isinstance(row, Row)]
+    results = [row.facts for row in rows]
+    checks = masking_checks(results)
+    wide = over_data(rows, against=table.declared.against)
+    return {
+        "title": table.declared.title,
+        "says": table.declared.says.strip(),
+        "command": command,
+        "max_passes": table.declared.max_passes,
+        "methods": _methods(table),
+        "defenses": table.declared.defenses,
+        "results": results,
+        "paired": compare(rows, against=table.declared.against),
+        "illusions": illusions(rows),
+        "over_seeds": over_seeds(rows),
+        "over_data": wide.means,
+        "paired_over_data": wide.paired,
+        "left_out_over_data": wide.left_out,
+        "checks": [check.as_json() for check in checks if check.found.fired],
+        "checks_made": len(checks),
+        "headlines": headlines(results, checks),
+        "trainings": [_training(learned) for learned in found if isinstance(learned, Learned)],
+        "missing": [
+            {"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why, **({"pending": True} if gap.pending else {})}
+            for gap in found
+            if isinstance(gap, Gap)
+        ],
+    }
+
+
+def _methods(table: Table) -> dict[str, dict[str, Any]]:
+    """What the methods that learn are here: in which settings an objective is not what its name alone means, and which record chose some of them."""
+    described: dict[str, dict[str, Any]] = {}
+    for label, learned in table.objectives.items():
+        if learned is None:
+            continue
+        objective, selection = learned
+        own, plain = objective.model_dump(), type(objective)().model_dump()
+        settings = {name: shown(value) for name, value in own.items() if value != plain[name]}
+        chosen = [] if selection is None else [name for name in selection.over if name != "kind"]
+        named = table.declared.methods[label].selection
+        described[label] = {"kind": objective.kind, "settings": settings, "chosen": chosen, "selection": str(named) if named else None}
+    return described
+
+
+def _training(learned: Learned) -> dict[str, Any]:
+    made = learned.made.model_dump(mode="json", exclude={"why"})
+    return {"method": learned.label, "data": learned.data, "seed": learned.seed, "run": learned.run, **made}
+
+
+def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:
+    """The part of the table that is to be worked on now."""
+    methods = _among(options.method, list(table.declared.methods), "--method")
+    chains = {table.declared.defenses[name] for name in _among(options.defense, list(table.declared.defenses), "--defense")}
+    data, seeds = _among(options.only, list(table.declared.data), "--only"), _among(options.seed, list(map(str, table.declared.seeds)), "--seed")
+    return [
+        Round(
+            turn.data,
+            turn.seed,
+            tuple(entry for entry in turn.entries if entry.label in methods),
+            tuple((_behind(question, chains), tuple(label for label in labels if label in methods)) for question, labels in turn.questions),
+        )
+        for turn in rounds
+        if turn.data in data and str(turn.seed) in seeds
+    ]
+
+
+def _behind(question: Question, chains: Collection[str]) -> Question:
+    return question.model_copy(update={"defenses": tuple(chain for chain in question.defenses if chain in chains)})
+
+
+def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
+    asked = words(given or ())
+    for word in asked:
+        if word not in known:
+            raise InvalidInput(f"the table has no {word!r}.", field=option, help=f"It has {', '.join(known)}.")
+    return asked or known
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robustclip suite", description=main.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", type=Path, metavar="TABLE", help="a declaration in TOML, or the name of one in training/results")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what holds the data sets of the table's preset, a folder each")
+    parser.add_argument("--only", action="append", metavar="DATA", help="some of its data sets now (default: all)")
+    parser.add_argument("--method", action="append", metavar="NAME", help="some of its methods now (default: all)")
+    parser.add_argument("--defense", action="append", metavar="NAME", help="some of its defenses now, by the table's names (default: all)")
+    parser.add_argument("--seed", action="append", metavar="N", help="some of its seeds now (default: all)")
+    parser.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="where sets are published (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, metavar="DIR", help="what is kept between sittings (default: %(default)s)")
+    parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes (default: beside the table)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured, and what that takes at most")
+    parser.add_argument("--so-far", action="store_true", help="compute nothing: write what is done already")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

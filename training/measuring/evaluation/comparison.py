@@ -1,0 +1,217 @@
+"""What may be said about rows that belong together: two prompt sets on the same pictures, one over several seeds, one over several data sets.
+
+Every interval is a bootstrap over pictures and, where there are several, over seeds; data sets are not drawn: each counts the same.
+"""
+
+import itertools
+import statistics
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustclip.measuring import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
+from training.measuring.evaluation.rows import Row
+from training.measuring.pages.wording import UNUSUAL
+
+_CHUNK = 500
+_ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps", *UNUSUAL)
+_SHARED = ("backbone", "data", *_ACROSS[1:], "n")
+Facts: TypeAlias = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """The rows of one prompt set, as it was asked for, under one condition: a row a seed."""
+
+    asked: str
+    condition: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """The method of a table; else the version that was measured, or, if seeds have their own, what was asked for."""
+        if "method" in self.rows[0].facts:
+            return self.asked
+        versions = {row.facts["prompt_set"] for row in self.rows}
+        return versions.pop() if len(versions) == 1 else self.asked
+
+    @property
+    def folder(self) -> Path:
+        return self.rows[0].folder
+
+    @property
+    def n(self) -> int:
+        return len(self.rows[0].correct)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(row.facts["seed"] for row in self.rows)
+
+    @property
+    def correct(self) -> Tensor:
+        """[S, n] float: 1 where a seed was right about a picture."""
+        return torch.stack([row.correct for row in self.rows]).float()
+
+    def of_seeds(self, seeds: Sequence[int]) -> "Cell":
+        by_seed = {row.facts["seed"]: row for row in self.rows}
+        return self._replace(rows=tuple(by_seed[seed] for seed in seeds))
+
+
+class OverData(NamedTuple):
+    """`means` over data sets, `paired` differences of such means, and who is `left_out` of them, for want of which cells."""
+
+    means: list[Facts]
+    paired: list[Facts]
+    left_out: list[Facts]
+
+
+def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts]:
+    """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on the same pictures, `a` named later.
+
+    `against`: only those pairs, as they were asked for, of which one is among these.
+
+    McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the same.
+    """
+    paired: list[Facts] = []
+    for second, first in itertools.combinations(_cells(rows), 2):
+        if first.condition == second.condition and first.seeds == second.seeds and _wanted(first, second, against):
+            if len(first.rows) == 1:
+                ours, theirs = first.rows[0].correct, second.rows[0].correct
+                interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
+            else:
+                interval, test = resampled_mean([first.correct - second.correct]), None
+            several = {} if len(first.rows) == 1 else {"seeds": list(first.seeds)}
+            sets = {"a": first.name, "b": second.name}
+            paired.append({**_shared(first.rows[0].facts, _SHARED), **several, **sets, **_named(interval, "difference"), "mcnemar": test})
+    return paired
+
+
+def over_seeds(rows: Sequence[Row]) -> list[Facts]:
+    """Mean and standard deviation (n - 1) of each cell that was measured with several seeds."""
+    return [
+        {
+            **_shared(cell.rows[0].facts, _SHARED),
+            **({"method": cell.asked} if "method" in cell.rows[0].facts else {}),
+            "prompt_set": cell.name,
+            "seeds": list(cell.seeds),
+            **_named(resampled_mean([cell.correct]), "accuracy"),
+            "deviation": statistics.stdev(row.facts["accuracy"] for row in cell.rows),
+        }
+        for cell in _cells(rows)
+        if len(cell.rows) > 1
+    ]
+
+
+def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData:
+    """Means over data sets, each counted the same, and the paired differences of such means; nothing where only one was measured.
+
+    All means under a condition are over the same cells: every data set that anybody was measured on there, with as many pictures as anybody was, and
+    the seeds that all these data sets have, of anybody. Who lacks one of these cells has no mean.
+    """
+    found = OverData([], [], [])
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in _cells(rows):
+        groups.setdefault(_key(cell.rows[0].facts, _ACROSS), []).append(cell)
+    for group in groups.values():
+        frame = _frame(group)
+        if len(frame.data) < 2 or not frame.seeds:
+            continue
+        whole: list[list[Cell]] = []
+        for asked in dict.fromkeys(cell.asked for cell in group):
+            own = {(cell.folder, cell.n): cell for cell in group if cell.asked == asked}
+            seeds = {place: own[place].seeds if place in own else () for place in frame.data}
+            missing = [{"data": name, "seeds": [seed for seed in frame.seeds if seed not in seeds[place]]} for place, name in frame.data.items()]
+            missing = [part for part in missing if part["seeds"]]
+            if missing:
+                found.left_out.append({**_over(group, frame), "prompt_set": asked, "missing": missing})
+            else:
+                whole.append([own[place].of_seeds(frame.seeds) for place in frame.data])
+        for cells in whole:
+            interval = resampled_mean([cell.correct for cell in cells])
+            found.means.append({**_over(group, frame), "prompt_set": cells[0].asked, **_named(interval, "accuracy")})
+        for second, first in itertools.combinations(whole, 2):
+            if _wanted(first[0], second[0], against):
+                interval = resampled_mean([ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)])
+                sets = {"a": first[0].asked, "b": second[0].asked}
+                found.paired.append({**_over(group, frame), **sets, **_named(interval, "difference"), "mcnemar": None})
+    return found
+
+
+def resampled_mean(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
+    """The mean over parts of the mean of [S, n] each, with the percentile interval of drawing a part's S seeds and its n pictures again."""
+    means = torch.stack(redrawn_means(parts, seed=seed, draws=draws)).mean(dim=0)
+    return percentile_interval(sum(float(part.mean()) for part in parts) / len(parts), means)
+
+
+def redrawn_means(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> list[Tensor]:
+    """[draws] means of each part after drawing its seeds and pictures again; parts of equal shapes are drawn alike in two calls."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.cat([_redrawn(part, min(_CHUNK, draws - start), generator) for start in range(0, draws, _CHUNK)]) for part in parts]
+
+
+def percentile_interval(value: float, drawn: Tensor) -> Interval:
+    """95 %."""
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(value, low, high)
+
+
+def _redrawn(part: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """[draws] means of a part whose seeds and pictures were drawn again; a picture is drawn for all seeds at once."""
+    weights = [_weights(count, draws, generator) for count in part.shape]
+    return ((weights[0] @ part) * weights[1]).sum(dim=1)
+
+
+def _weights(count: int, draws: int, generator: torch.Generator) -> Tensor:
+    """[draws, count] how often each of `count` was drawn with replacement, as shares."""
+    drawn = torch.randint(count, (draws, count), generator=generator)
+    return torch.zeros(draws, count).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / count))
+
+
+def _wanted(first: Cell, second: Cell, against: Collection[str]) -> bool:
+    return not against or bool({first.asked, second.asked} & {*against})
+
+
+def _cells(rows: Sequence[Row]) -> list[Cell]:
+    grouped: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row.asked, (str(row.folder), *_key(row.facts, (*_ACROSS, "n")))), []).append(row)
+    return [Cell(asked, condition, tuple(cell)) for (asked, condition), cell in grouped.items()]
+
+
+class _Frame(NamedTuple):
+    """The cells that a mean has to have: data sets by folder and pictures, with their names, and seeds."""
+
+    data: dict[tuple[Path, int], str]
+    seeds: tuple[int, ...]
+
+
+def _frame(group: Sequence[Cell]) -> _Frame:
+    most: dict[Path, int] = {}
+    for cell in group:
+        most[cell.folder] = max(cell.n, most.get(cell.folder, 0))
+    widest = [cell for cell in group if cell.n == most[cell.folder]]
+    seeds: dict[Path, set[int]] = {}
+    for cell in widest:
+        seeds.setdefault(cell.folder, set()).update(cell.seeds)
+    names = {(cell.folder, cell.n): cell.rows[0].facts["data"] for cell in widest}
+    everywhere, known = set.intersection(*seeds.values()), dict.fromkeys(seed for cell in widest for seed in cell.seeds)
+    return _Frame(names, tuple(seed for seed in known if seed in everywhere))
+
+
+def _over(group: Sequence[Cell], frame: _Frame) -> Facts:
+    shared = _shared(group[0].rows[0].facts, _ACROSS)
+    return {**shared, "data": list(frame.data.values()), "seeds": list(frame.seeds), "n_each": [n for _, n in frame.data]}
+
+
+def _shared(facts: Facts, names: Sequence[str]) -> Facts:
+    return {name: facts[name] for name in names if name in facts}
+
+
+def _key(facts: Facts, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(facts.get(name)) for name in names)
+
+
+def _named(interval: Interval, value: str) -> Facts:
+    return {value: interval.value, "low": interval.low, "high": interval.high}
