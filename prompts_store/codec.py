@@ -1,4 +1,6 @@
-"""Prompt sets to bytes and back. Reading trusts nothing: every refusal of FORMAT.md is decided here, before a tensor reaches a tower."""
+"""Prompt sets to bytes and back. Reading trusts nothing: every refusal of FORMAT.md is decided here, before a
+tensor reaches a tower.
+"""
 
 import json
 import struct
@@ -34,7 +36,8 @@ def encode(prompt_set: PromptSet) -> bytes:
 
 
 def decode(data: bytes, *, clip: Clip | None) -> PromptSet:
-    """The prompt set in a file's bytes, on the CPU. With a CLIP, its fingerprint and its towers' shapes must fit too.
+    """The prompt set in a file's bytes, on the CPU. With a CLIP, its fingerprint and its towers' shapes must
+    fit too.
 
     Raises PromptSetRefused; `reason` is a code of FORMAT.md.
     """
@@ -45,7 +48,12 @@ def decode(data: bytes, *, clip: Clip | None) -> PromptSet:
         raise foreign(manifest, clip.fingerprint, clip.arch)
     tensors = _tensors(data)
     try:
-        prompts = Prompts(tensors.get("text_context"), tensors.get("visual_context"), manifest.templates, manifest.class_specific)
+        prompts = Prompts(
+            tensors.get("text_context"),
+            tensors.get("visual_context"),
+            manifest.templates,
+            manifest.class_specific,
+        )
         prompt_set = PromptSet(manifest, prompts)
         if clip is not None:
             check_prompts(clip, prompts)
@@ -56,18 +64,28 @@ def decode(data: bytes, *, clip: Clip | None) -> PromptSet:
 
 
 def decode_manifest(data: bytes) -> PromptManifest:
-    """The manifest alone: enough to list a set. PromptSetRefused for `not-safetensors`, `format-version`, `bad-name`, `manifest-invalid`."""
+    """The manifest alone: enough to list a set. PromptSetRefused for `not-safetensors`, `format-version`,
+    `bad-name`, `manifest-invalid`.
+    """
     metadata = _header(data).get("__metadata__")
     if not isinstance(metadata, dict) or list(cast(dict[str, Any], metadata)) != ["manifest"]:
-        raise PromptSetRefused("expected exactly one metadata key, `manifest`.", reason="manifest-invalid", help="Publish with this package.")
+        raise PromptSetRefused(
+            "expected exactly one metadata key, `manifest`.",
+            reason="manifest-invalid",
+            help="Publish with this package.",
+        )
     text = cast(dict[str, str], metadata)["manifest"]
     try:
         version = cast(dict[str, Any], json.loads(text))["format_version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise PromptSetRefused("the manifest is no JSON object with a format_version.", reason="manifest-invalid") from error
+        raise PromptSetRefused(
+            "the manifest is no JSON object with a format_version.", reason="manifest-invalid"
+        ) from error
     if version != FORMAT_VERSION:
         raise PromptSetRefused(
-            f"expected format version {FORMAT_VERSION}, found {version!r:.40}.", reason="format-version", help="Use a robustclip that knows it."
+            f"expected format version {FORMAT_VERSION}, found {version!r:.40}.",
+            reason="format-version",
+            help="Use a robustclip that knows it.",
         )
     try:
         manifest = PromptManifest.model_validate_json(text)
@@ -78,17 +96,24 @@ def decode_manifest(data: bytes) -> PromptManifest:
         reason = "bad-name" if field == "name" else "manifest-invalid"
         raise PromptSetRefused(f"{first['msg']}.", reason=reason, field=f"manifest/{field}") from error
     except (ValueError, RecursionError) as error:
-        raise PromptSetRefused(f"the manifest has no canonical form: {error}.", reason="manifest-invalid") from error
+        raise PromptSetRefused(
+            f"the manifest has no canonical form: {error}.", reason="manifest-invalid"
+        ) from error
     return manifest
 
 
 def foreign(manifest: PromptManifest, fingerprint: str, arch: str | None = None) -> PromptSetRefused:
     """The refusal of a set that was learned on another CLIP."""
     learned = manifest.clip
-    found = "any CLIP" if learned is None else f"{learned.arch} {learned.pretrained} ({learned.fingerprint[:8]})"
+    found = (
+        "any CLIP" if learned is None else f"{learned.arch} {learned.pretrained} ({learned.fingerprint[:8]})"
+    )
     expected = f"{arch or 'a CLIP'} ({fingerprint[:8]})"
     return PromptSetRefused(
-        f"expected a set for {expected}, found one for {found}.", reason="foreign-fingerprint", field="prompt_set", help="Train it on this CLIP."
+        f"expected a set for {expected}, found one for {found}.",
+        reason="foreign-fingerprint",
+        field="prompt_set",
+        help="Train it on this CLIP.",
     )
 
 
@@ -122,12 +147,20 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, entry in entries:
         if name not in _DIMENSIONS:
-            raise PromptSetRefused(f"expected {' or '.join(_DIMENSIONS)}, found {name[:80]!r}.", reason="unknown-tensor")
+            raise PromptSetRefused(
+                f"expected {' or '.join(_DIMENSIONS)}, found {name[:80]!r}.", reason="unknown-tensor"
+            )
         if entry["dtype"] != "F32":
-            raise PromptSetRefused(f"expected float32, found {entry['dtype']}.", reason="wrong-dtype", field=name)
+            raise PromptSetRefused(
+                f"expected float32, found {entry['dtype']}.", reason="wrong-dtype", field=name
+            )
         shape = cast(list[int], entry["shape"])
         if len(shape) not in _DIMENSIONS[name] or 0 in shape:
-            raise PromptSetRefused(f"expected {' or '.join(map(str, _DIMENSIONS[name]))} axes, found {shape}.", reason="wrong-shape", field=name)
+            raise PromptSetRefused(
+                f"expected {' or '.join(map(str, _DIMENSIONS[name]))} axes, found {shape}.",
+                reason="wrong-shape",
+                field=name,
+            )
         tensors[name] = torch.frombuffer(cast(bytearray, entry["data"]), dtype=torch.float32).reshape(shape)
         _check_finite(name, tensors[name])
     return tensors
@@ -135,8 +168,14 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 
 def _check_finite(name: str, tensor: Tensor) -> None:
     if not bool(tensor.isfinite().all()):
-        raise PromptSetRefused(f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values are NaN or infinite.", reason="not-finite", field=name)
+        raise PromptSetRefused(
+            f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values are NaN or infinite.",
+            reason="not-finite",
+            field=name,
+        )
 
 
 def _not_safetensors(detail: str) -> PromptSetRefused:
-    return PromptSetRefused(f"not a whole safetensors file: {detail}.", reason="not-safetensors", help="Copy or publish it again.")
+    return PromptSetRefused(
+        f"not a whole safetensors file: {detail}.", reason="not-safetensors", help="Copy or publish it again."
+    )

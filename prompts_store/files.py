@@ -24,7 +24,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """The bytes of a plain file, at most `max_bytes`, whatever happens to it meanwhile.
 
-    Raises FileNotFoundError, or PromptSetRefused: `not-a-file` for links, folders and devices, `unreadable`, and `too-large` before anything is read.
+    Raises FileNotFoundError, or PromptSetRefused: `not-a-file` for links, folders and devices, `unreadable`,
+    and `too-large` before anything is read.
     """
     if path.parent.is_symlink():
         raise _unreadable(path.parent, "not-a-file", "is a link")
@@ -33,7 +34,11 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _unreadable(path, "not-a-file" if error.errno == errno.ELOOP else "unreadable", f"can't be read: {error.strerror}") from error
+        raise _unreadable(
+            path,
+            "not-a-file" if error.errno == errno.ELOOP else "unreadable",
+            f"can't be read: {error.strerror}",
+        ) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -47,24 +52,36 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
             size = len(data)
     finally:
         os.close(descriptor)
-    raise PromptSetRefused(f"expected at most {max_bytes} bytes, found {size}.", reason="too-large", field=path.name)
+    raise PromptSetRefused(
+        f"expected at most {max_bytes} bytes, found {size}.", reason="too-large", field=path.name
+    )
 
 
 @contextlib.contextmanager
 def writing(root: Path) -> Generator[None]:
-    """Hold the store's writer lock; the kernel frees it when a process dies. StoreReadOnly where the file system refuses; InvalidInput: no folder."""
+    """Hold the store's writer lock; the kernel frees it when a process dies. StoreReadOnly where the file
+    system refuses; InvalidInput: no folder.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise InvalidInput(f"{root} is no folder.", field="--store", help="Name the store's folder.") from error
+        raise InvalidInput(
+            f"{root} is no folder.", field="--store", help="Name the store's folder."
+        ) from error
     except OSError as error:
         if error.errno in _READ_ONLY:
-            raise StoreReadOnly(f"{root} can't be written: {error.strerror}.", field="--store", help="Mount it writable, or name another.") from error
+            raise StoreReadOnly(
+                f"{root} can't be written: {error.strerror}.",
+                field="--store",
+                help="Mount it writable, or name another.",
+            ) from error
         raise
 
 
 def _unreadable(path: Path, reason: str, what: str) -> PromptSetRefused:
-    return PromptSetRefused(f"{path.name} {what}.", reason=reason, field=path.name, help="Put a plain, readable file there.")
+    return PromptSetRefused(
+        f"{path.name} {what}.", reason=reason, field=path.name, help="Put a plain, readable file there."
+    )

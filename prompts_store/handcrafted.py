@@ -1,4 +1,6 @@
-"""The prompt sets that need no training: words around the label. `python -m prompts_store.handcrafted` writes them into the package."""
+"""The prompt sets that need no training: words around the label. `python -m prompts_store.handcrafted` writes
+them into the package.
+"""
 
 from datetime import UTC, datetime
 
@@ -16,20 +18,35 @@ ENSEMBLE = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-_CREATED_AT = datetime(2026, 11, 22, tzinfo=UTC)  # fixed, like the code version: writing them again gives the same bytes
+_CREATED_AT = datetime(
+    2026, 11, 22, tzinfo=UTC
+)  # fixed, like the code version: writing them again gives the same bytes
 
 
 def handcrafted_sets() -> tuple[PromptSet, ...]:
     """`handcrafted`, the one template that every method is compared with, and `handcrafted-ensemble`."""
     return (
-        _template_set("handcrafted", (HANDCRAFTED_TEMPLATE,), note="The plain template; a baseline without any training."),
-        _template_set("handcrafted-ensemble", ENSEMBLE, note="Seven templates, their text features averaged; without any training."),
+        _template_set(
+            "handcrafted",
+            (HANDCRAFTED_TEMPLATE,),
+            note="The plain template; a baseline without any training.",
+        ),
+        _template_set(
+            "handcrafted-ensemble",
+            ENSEMBLE,
+            note="Seven templates, their text features averaged; without any training.",
+        ),
     )
 
 
 def _template_set(name: str, templates: tuple[str, ...], *, note: str) -> PromptSet:
     manifest = PromptManifest(
-        name=name, objective={"kind": "handcrafted"}, templates=templates, code_version="0.1.0", created_at=_CREATED_AT, note=note
+        name=name,
+        objective={"kind": "handcrafted"},
+        templates=templates,
+        code_version="0.1.0",
+        created_at=_CREATED_AT,
+        note=note,
     )
     return PromptSet(manifest, Prompts(templates=templates))
 

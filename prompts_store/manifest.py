@@ -1,4 +1,6 @@
-"""What a prompt set is: its manifest, its tensors, and the version that follows from both. FORMAT.md is the norm, this file its types."""
+"""What a prompt set is: its manifest, its tensors, and the version that follows from both. FORMAT.md is the
+norm, this file its types.
+"""
 
 import hashlib
 import re
@@ -30,7 +32,9 @@ def _with_kind(parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Parameters = Annotated[dict[str, JsonValue], AfterValidator(_with_kind)]  # any parametrised thing as data: {"kind": "pgd", "steps": 10, ...}
+Parameters = Annotated[
+    dict[str, JsonValue], AfterValidator(_with_kind)
+]  # any parametrised thing as data: {"kind": "pgd", "steps": 10, ...}
 
 
 class _Data(BaseModel):
@@ -50,7 +54,9 @@ class ClipIdentity(_Data):
 
 
 class Result(_Data):
-    """One measured accuracy in [0, 1] with its interval, and the attack that measured it (None for clean pictures, `eps` then "0")."""
+    """One measured accuracy in [0, 1] with its interval, and the attack that measured it (None for clean
+    pictures, `eps` then "0").
+    """
 
     data: str
     split: str
@@ -68,7 +74,8 @@ class PromptManifest(_Data):
     """Everything about a prompt set but its tensors.
 
     clip      None fits any CLIP: allowed only without tensors.
-    objective how the prompts were found, with all parameters; attack: what training attacked with (None: nothing).
+    objective how the prompts were found, with all parameters; attack: what training attacked with (None:
+    nothing).
     labels    what the prompts were trained on; a bound on their use only if `class_specific`.
     """
 
@@ -108,9 +115,13 @@ class Ref(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Ref":
-        """From `name`, `name@active` or `name@3f9c21d07b1e`; InvalidInput for anything else, path tricks among it."""
+        """From `name`, `name@active` or `name@3f9c21d07b1e`; InvalidInput for anything else, path tricks
+        among it.
+        """
         name, _, version = text.partition("@")
-        if not re.fullmatch(NAME_PATTERN, name) or (version != ACTIVE and "@" in text and not re.fullmatch(VERSION_PATTERN, version)):
+        if not re.fullmatch(NAME_PATTERN, name) or (
+            version != ACTIVE and "@" in text and not re.fullmatch(VERSION_PATTERN, version)
+        ):
             raise InvalidInput(
                 f"expected NAME, NAME@active or NAME@VERSION, found {text[:80]!r}.",
                 field="prompt_set",
@@ -123,7 +134,8 @@ class Ref(NamedTuple):
 class PromptSet:
     """Prompts with their manifest. Raises InvalidInput when the two contradict each other.
 
-    `version` is the content's digest: two sets of the same version are the same set, whenever and wherever they were made.
+    `version` is the content's digest: two sets of the same version are the same set, whenever and wherever
+    they were made.
     """
 
     manifest: PromptManifest
@@ -132,15 +144,31 @@ class PromptSet:
     def __post_init__(self) -> None:
         manifest, prompts = self.manifest, self.prompts
         if (manifest.templates, manifest.class_specific) != (prompts.templates, prompts.class_specific):
-            raise InvalidInput("templates and class_specific of manifest and prompts differ.", field="manifest")
+            raise InvalidInput(
+                "templates and class_specific of manifest and prompts differ.", field="manifest"
+            )
         if manifest.clip is None and prompts.modalities:
-            raise InvalidInput("learned vectors belong to one CLIP.", field="manifest/clip", help="Name it, or leave the tensors out.")
-        if manifest.class_specific and prompts.text is not None and prompts.text.shape[0] != len(manifest.labels):
-            raise InvalidInput(f"class-specific text for {prompts.text.shape[0]} labels, found {len(manifest.labels)} labels.", field="text_context")
+            raise InvalidInput(
+                "learned vectors belong to one CLIP.",
+                field="manifest/clip",
+                help="Name it, or leave the tensors out.",
+            )
+        if (
+            manifest.class_specific
+            and prompts.text is not None
+            and prompts.text.shape[0] != len(manifest.labels)
+        ):
+            raise InvalidInput(
+                f"class-specific text for {prompts.text.shape[0]} labels, found {len(manifest.labels)} "
+                f"labels.",
+                field="text_context",
+            )
 
     @cached_property
     def version(self) -> str:
-        state = hashlib.sha256(canonical_json(self.manifest.model_dump(mode="json", exclude={"created_at"})).encode())
+        state = hashlib.sha256(
+            canonical_json(self.manifest.model_dump(mode="json", exclude={"created_at"})).encode()
+        )
         for name, tensor in self.tensors():
             state.update(f"\n{name} F32 {canonical_json(list(tensor.shape))}\n".encode())
             state.update(tensor.numpy().astype("<f4", copy=False).tobytes())
@@ -151,7 +179,9 @@ class PromptSet:
         return Ref(self.manifest.name, self.version)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors there are, by their names in a file, in order of name: float32, contiguous, on the CPU."""
+        """The tensors there are, by their names in a file, in order of name: float32, contiguous, on the
+        CPU.
+        """
         for name, tensor in (("text_context", self.prompts.text), ("visual_context", self.prompts.visual)):
             if tensor is not None:
                 yield name, tensor.detach().to("cpu", torch.float32).contiguous()

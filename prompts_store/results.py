@@ -1,4 +1,6 @@
-"""What an evaluation's JSON says about one version of a prompt set, in the manifest's words. Training writes that JSON, and is not asked here."""
+"""What an evaluation's JSON says about one version of a prompt set, in the manifest's words. Training writes
+that JSON, and is not asked here.
+"""
 
 import json
 from collections.abc import Iterable
@@ -12,13 +14,23 @@ from robustclip.errors import InvalidInput, invalid_input
 
 _FIELD = "--results"
 _NO_DEFENSE = "none"
-_SUBJECT = {"data", "split", "threat", "eps", "attack", "seed", "n"}  # what makes two results the same measurement
+_SUBJECT = {
+    "data",
+    "split",
+    "threat",
+    "eps",
+    "attack",
+    "seed",
+    "n",
+}  # what makes two results the same measurement
 _NAMED = 5  # prompt sets in a message
 _HELP = "robustclip evaluate --json and robustclip suite write one."
 
 
 class _Row(Result):
-    """A result, whose it is, what it is about that a manifest can't say, and in which precision its attack searched; all else is left to the file."""
+    """A result, whose it is, what it is about that a manifest can't say, and in which precision its attack
+    searched; all else is left to the file.
+    """
 
     model_config = ConfigDict(extra="ignore")
     prompt_set: str
@@ -27,8 +39,14 @@ class _Row(Result):
     search: str | None = None
 
     def as_result(self) -> Result:
-        """In the manifest, which has no place beside the attack for it, the attack says in which precision it searched."""
-        attack = {**self.attack, "search": self.search} if self.attack is not None and self.search is not None else self.attack
+        """In the manifest, which has no place beside the attack for it, the attack says in which precision it
+        searched.
+        """
+        attack = (
+            {**self.attack, "search": self.search}
+            if self.attack is not None and self.search is not None
+            else self.attack
+        )
         return Result.model_validate({**self.model_dump(include={*Result.model_fields}), "attack": attack})
 
 
@@ -38,7 +56,9 @@ class _Answer(BaseModel):
 
 
 def read_results(path: Path, ref: Ref) -> tuple[Result, ...]:
-    """What was measured of exactly that version, on all classes and without a defense, in the file's order. Raises InvalidInput for `--results`."""
+    """What was measured of exactly that version, on all classes and without a defense, in the file's order.
+    Raises InvalidInput for `--results`.
+    """
     values: object = None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -46,14 +66,25 @@ def read_results(path: Path, ref: Ref) -> tuple[Result, ...]:
         for row in rows:
             canonical_json(row.attack)
     except OSError as error:
-        raise InvalidInput(f"{path} can't be read: {error.strerror}.", field=_FIELD, help="Name a file that is there.") from error
+        raise InvalidInput(
+            f"{path} can't be read: {error.strerror}.", field=_FIELD, help="Name a file that is there."
+        ) from error
     except ValidationError as error:
-        raise InvalidInput(f"{path} is no evaluation: {invalid_input(error, values)}", field=_FIELD, help=_HELP) from error
+        raise InvalidInput(
+            f"{path} is no evaluation: {invalid_input(error, values)}", field=_FIELD, help=_HELP
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is no evaluation: {error}.", field=_FIELD, help=_HELP) from error
-    found = tuple(row.as_result() for row in rows if (row.prompt_set, row.defense, row.classes) == (str(ref), _NO_DEFENSE, None))
+    found = tuple(
+        row.as_result()
+        for row in rows
+        if (row.prompt_set, row.defense, row.classes) == (str(ref), _NO_DEFENSE, None)
+    )
     if not found:
-        known = sorted(dict.fromkeys(row.prompt_set for row in rows), key=lambda known: known.partition("@")[0] != ref.name)  # its own versions first
+        known = sorted(
+            dict.fromkeys(row.prompt_set for row in rows),
+            key=lambda known: known.partition("@")[0] != ref.name,
+        )  # its own versions first
         more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
         raise InvalidInput(
             f"{path} has nothing about {ref}, measured on all classes without a defense.",

@@ -1,4 +1,6 @@
-"""One prompt set's folder: its immutable versions and the pointer that names the active one, the only thing in a store that ever changes."""
+"""One prompt set's folder: its immutable versions and the pointer that names the active one, the only thing
+in a store that ever changes.
+"""
 
 import contextlib
 import os
@@ -33,7 +35,9 @@ class Pointer(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """A version as it lies in a store, `shapes` by tensor name. Refused: `reason` and `message` say why, and there is no manifest."""
+    """A version as it lies in a store, `shapes` by tensor name. Refused: `reason` and `message` say why, and
+    there is no manifest.
+    """
 
     ref: Ref
     state: State
@@ -48,7 +52,9 @@ class StoredVersion:
 
 @dataclass(frozen=True)
 class Finding:
-    """A file of a store that will not be served: its path below the root, the refusal's code, the explanation."""
+    """A file of a store that will not be served: its path below the root, the refusal's code, the
+    explanation.
+    """
 
     path: str
     reason: str
@@ -78,7 +84,9 @@ class Shelf:
 
     def versions(self) -> list[str]:
         """The versions on this shelf, by file name alone, unread."""
-        return sorted(path.stem for path in self.path.glob(f"*{SUFFIX}") if re.fullmatch(VERSION_PATTERN, path.stem))
+        return sorted(
+            path.stem for path in self.path.glob(f"*{SUFFIX}") if re.fullmatch(VERSION_PATTERN, path.stem)
+        )
 
     def has(self, version: str) -> bool:
         return os.path.lexists(self.file(version))
@@ -87,7 +95,9 @@ class Shelf:
         return os.path.lexists(self.path / POINTER)
 
     def read(self, version: str, *, clip: Clip | None = None) -> PromptSet:
-        """A version, verified against its file name and folder. Raises FileNotFoundError or PromptSetRefused."""
+        """A version, verified against its file name and folder. Raises FileNotFoundError or
+        PromptSetRefused.
+        """
         prompt_set = decode(read_bounded(self.file(version), MAX_BYTES), clip=clip)
         if prompt_set.version != version:
             raise PromptSetRefused(
@@ -97,7 +107,11 @@ class Shelf:
                 help="It was changed or damaged after it was published: publish it again.",
             )
         if prompt_set.manifest.name != self.name:
-            raise PromptSetRefused(f"{prompt_set.manifest.name!r} lies in the folder of {self.name!r}.", reason="bad-name", field="manifest/name")
+            raise PromptSetRefused(
+                f"{prompt_set.manifest.name!r} lies in the folder of {self.name!r}.",
+                reason="bad-name",
+                field="manifest/name",
+            )
         if place_of(prompt_set.manifest) != self.place:
             raise foreign(prompt_set.manifest, self.place)
         return prompt_set
@@ -111,7 +125,9 @@ class Shelf:
         return True
 
     def inspect(self, version: str, *, state: State = "available") -> Iterator[StoredVersion]:
-        """A version with all that can be said about it, nothing if it is gone meanwhile; `refused` replaces the state if it can't be read."""
+        """A version with all that can be said about it, nothing if it is gone meanwhile; `refused` replaces
+        the state if it can't be read.
+        """
         path, ref = self.file(version), Ref(self.name, version)
         with contextlib.suppress(FileNotFoundError):
             size = path.lstat().st_size
@@ -140,17 +156,26 @@ class Shelf:
         else:
             for version in pointer or ():
                 if version is not None and not self.file(version).exists():
-                    yield Finding(f"{below}/{POINTER}", "dangling-pointer", f"it names {version}, which is not there.")
+                    yield Finding(
+                        f"{below}/{POINTER}", "dangling-pointer", f"it names {version}, which is not there."
+                    )
 
     def pointer(self) -> Pointer | None:
-        """What is active here, None if nothing ever was. PromptSetRefused (`bad-pointer`) if the file says something else than versions."""
+        """What is active here, None if nothing ever was. PromptSetRefused (`bad-pointer`) if the file says
+        something else than versions.
+        """
         try:
-            lines = read_bounded(self.path / POINTER, _POINTER_BYTES).decode("ascii", errors="replace").split()
+            lines = (
+                read_bounded(self.path / POINTER, _POINTER_BYTES).decode("ascii", errors="replace").split()
+            )
         except FileNotFoundError:
             return None
         if not 1 <= len(lines) <= 2 or not all(re.fullmatch(VERSION_PATTERN, line) for line in lines):
             raise PromptSetRefused(
-                f"{POINTER} of {self.name!r} names no version.", reason="bad-pointer", field=POINTER, help="Activate a version: this writes it anew."
+                f"{POINTER} of {self.name!r} names no version.",
+                reason="bad-pointer",
+                field=POINTER,
+                help="Activate a version: this writes it anew.",
             )
         return Pointer(*lines)
 

@@ -1,7 +1,9 @@
-"""A folder of prompt sets: immutable versions, one pointer a set. Publishing adds files, activating moves a pointer, and nothing else ever changes.
+"""A folder of prompt sets: immutable versions, one pointer a set. Publishing adds files, activating moves a
+pointer, and nothing else ever changes.
 
 <root>/<first 8 digits of the CLIP's fingerprint, or "any">/<name>/<version>.safetensors
-                                                                  /ACTIVE    line 1 active, line 2 the one before
+                                                                  /ACTIVE    line 1 active, line 2 the one
+                                                                             before
 """
 
 import re
@@ -14,7 +16,14 @@ from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptManifest, PromptSet, Ref, Result
 from prompts_store.results import joined
 from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
-from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
+from robustclip.errors import (
+    InvalidInput,
+    NothingToRollBack,
+    PromptSetRefused,
+    StoreReadOnly,
+    UnknownPromptSet,
+    UnknownVersion,
+)
 from robustclip.models.clip import Clip
 
 SHIPPED = Path(__file__).parent / "sets"  # read-only sets that come with the package, themselves a store
@@ -25,9 +34,10 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 class PromptStore:
     """Prompt sets below `root`. Reading is safe while other processes write; writers wait for each other.
 
-    `fingerprint` arguments say for which CLIP a question is asked, and are the whole of `Clip.fingerprint`. A set on a CLIP's own shelf wins over
-    one of the same name under `any` as soon as one of its versions is active. Everything that writes raises StoreReadOnly on a store that was opened
-    `read_only`, or whose file system refuses.
+    `fingerprint` arguments say for which CLIP a question is asked, and are the whole of `Clip.fingerprint`. A
+    set on a CLIP's own shelf wins over one of the same name under `any` as soon as one of its versions is
+    active. Everything that writes raises StoreReadOnly on a store that was opened `read_only`, or whose file
+    system refuses.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
@@ -35,7 +45,9 @@ class PromptStore:
         self.read_only = read_only
 
     def publish(self, prompt_set: PromptSet, *, activate: bool = False) -> Ref:
-        """Keep a set; the same content again changes nothing. Raises PromptSetRefused for what would be refused when read."""
+        """Keep a set; the same content again changes nothing. Raises PromptSetRefused for what would be
+        refused when read.
+        """
         data = encode(prompt_set)
         shelf = self._shelf(place_of(prompt_set.manifest), prompt_set.manifest.name)
         self._refuse_if_read_only()
@@ -58,8 +70,9 @@ class PromptStore:
     ) -> Ref:
         """Publish a set of another store, or of this one, here, with its report, which then names the copy.
 
-        Under another name it is another version, whose note names the first; with further `results` it is another one, too. Raises what `load`,
-        `publish` and `activate` raise, InvalidInput for a name that breaks the rule and for results of a set that fits any CLIP.
+        Under another name it is another version, whose note names the first; with further `results` it is
+        another one, too. Raises what `load`, `publish` and `activate` raise, InvalidInput for a name that
+        breaks the rule and for results of a set that fits any CLIP.
         """
         original = source.load(ref, clip)
         place, copied = place_of(original.manifest), original
@@ -69,10 +82,15 @@ class PromptStore:
             copied = PromptSet(_with_results(original, results), original.prompts)
         if name is not None and name != original.ref.name:
             note = " ".join(filter(None, [original.manifest.note, f"A copy of {original.ref}."]))
-            copied = PromptSet(copied.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts)
+            copied = PromptSet(
+                copied.manifest.model_copy(update={"name": _name(name), "note": note}), original.prompts
+            )
         published = self.publish(copied)
         if page is not None:
-            for old, new in ((f"{original.ref}", f"{published}"), (f"<h1>{original.ref.name}:", f"<h1>{published.name}:")):
+            for old, new in (
+                (f"{original.ref}", f"{published}"),
+                (f"<h1>{original.ref.name}:", f"<h1>{published.name}:"),
+            ):
                 page = page.replace(old.encode(), new.encode())
             with writing(self.root):
                 write_whole(self._shelf(place, published.name).report(published.version), page)
@@ -81,7 +99,8 @@ class PromptStore:
     def load(self, ref: str | Ref, clip: Clip) -> PromptSet:
         """The set that `name`, `name@active` or `name@3f9c21d07b1e` means for a CLIP, fully checked.
 
-        Raises InvalidInput, UnknownPromptSet, UnknownVersion, or PromptSetRefused (`foreign-fingerprint` if only other CLIPs have it).
+        Raises InvalidInput, UnknownPromptSet, UnknownVersion, or PromptSetRefused (`foreign-fingerprint` if
+        only other CLIPs have it).
         """
         ref = _parsed(ref)
         if not ref.pinned:
@@ -89,7 +108,11 @@ class PromptStore:
             pointer = shelf.pointer() if shelf else None
             if pointer is None:
                 self._refuse_unless_known(ref.name, clip.fingerprint)
-                raise UnknownVersion(f"no version of {ref.name!r} is active.", field="prompt_set", help="Activate one, or name a version.")
+                raise UnknownVersion(
+                    f"no version of {ref.name!r} is active.",
+                    field="prompt_set",
+                    help="Activate one, or name a version.",
+                )
             ref = Ref(ref.name, pointer.active)
         try:
             return self._holding_shelf(ref, clip.fingerprint).read(ref.version, clip=clip)
@@ -97,35 +120,52 @@ class PromptStore:
             raise _unknown_version(ref) from error
 
     def activate(self, ref: str | Ref, fingerprint: str) -> Ref:
-        """Move the pointer to a pinned version, which must be readable; the one before becomes what `rollback` returns to."""
+        """Move the pointer to a pinned version, which must be readable; the one before becomes what
+        `rollback` returns to.
+        """
         ref = _parsed(ref)
         if not ref.pinned:
-            raise InvalidInput(f"expected {ref.name}@VERSION, found {ref}.", field="version", help="Name the version to activate.")
+            raise InvalidInput(
+                f"expected {ref.name}@VERSION, found {ref}.",
+                field="version",
+                help="Name the version to activate.",
+            )
         self._refuse_if_read_only()
         with writing(self.root):
             shelf = self._holding_shelf(ref, fingerprint)
             if shelf.place == ANY and self._shelf(_place(fingerprint), ref.name).has_pointer():
-                raise InvalidInput(f"{ref.name!r} has an active version of this CLIP's own, which wins over {ref}.", field="version")
+                raise InvalidInput(
+                    f"{ref.name!r} has an active version of this CLIP's own, which wins over {ref}.",
+                    field="version",
+                )
             shelf.read(ref.version)
             shelf.advance(ref.version)
         return ref
 
     def rollback(self, name: str, fingerprint: str) -> Ref:
-        """Swap the active version and the one before; twice is where it began. Raises NothingToRollBack if there is none before."""
+        """Swap the active version and the one before; twice is where it began. Raises NothingToRollBack if
+        there is none before.
+        """
         self._refuse_if_read_only()
         with writing(self.root):
             self._refuse_unless_known(name, fingerprint)
             shelf = self._pointing_shelf(name, fingerprint)
             pointer = shelf.pointer() if shelf else None
             if shelf is None or pointer is None or pointer.previous is None:
-                raise NothingToRollBack(f"{name!r} has had no other active version.", field="prompt_set", help="Activate a version by name.")
+                raise NothingToRollBack(
+                    f"{name!r} has had no other active version.",
+                    field="prompt_set",
+                    help="Activate a version by name.",
+                )
             before = Ref(name, pointer.previous)
             self._holding_shelf(before, fingerprint).read(before.version)
             shelf.point(Pointer(pointer.previous, pointer.active))
         return before
 
     def active(self, fingerprint: str) -> dict[str, Ref]:
-        """What the pointers say for a CLIP, the sets themselves unread. A damaged pointer is left out; `verify` shows it."""
+        """What the pointers say for a CLIP, the sets themselves unread. A damaged pointer is left out;
+        `verify` shows it.
+        """
         found: dict[str, Ref] = {}
         for name in self.names(fingerprint):
             try:
@@ -145,24 +185,36 @@ class PromptStore:
         """The sets that a CLIP can use; without a fingerprint those of all CLIPs."""
         places = None if fingerprint is None else (_place(fingerprint), ANY)
         shelves = (shelf for shelf in self._shelves() if places is None or shelf.place in places)
-        return sorted({shelf.name for shelf in shelves if shelf.has_pointer() or shelf.versions()})  # a killed publisher may leave an empty folder
+        return sorted(
+            {shelf.name for shelf in shelves if shelf.has_pointer() or shelf.versions()}
+        )  # a killed publisher may leave an empty folder
 
     def versions(self, name: str, fingerprint: str) -> list[StoredVersion]:
-        """All versions of a set, newest first, each read and verified; those of other CLIPs have the state `other-backbone`."""
+        """All versions of a set, newest first, each read and verified; those of other CLIPs have the state
+        `other-backbone`.
+        """
         found: list[StoredVersion] = []
         pointing = self._pointing_shelf(name, fingerprint)
         for shelf in self._shelves(name):
             active = self.active(fingerprint).get(name) if shelf == pointing else None
             usable = shelf.place in (_place(fingerprint), ANY)
             for version in shelf.versions():
-                state: State = "other-backbone" if not usable else "active" if active is not None and version == active.version else "available"
+                state: State = (
+                    "other-backbone"
+                    if not usable
+                    else "active"
+                    if active is not None and version == active.version
+                    else "available"
+                )
                 found += shelf.inspect(version, state=state)
         if not found:
             raise self._unknown(name)
         return sorted(found, key=_age, reverse=True)
 
     def seed_from(self, shipped: Path) -> list[Ref]:
-        """Copy the sets of another store that are absent here, and its pointers where there is none yet; the versions that were added."""
+        """Copy the sets of another store that are absent here, and its pointers where there is none yet; the
+        versions that were added.
+        """
         self._refuse_if_read_only()
         added: list[Ref] = []
         with writing(self.root):
@@ -178,7 +230,8 @@ class PromptStore:
         return added
 
     def prune(self, name: str, fingerprint: str, *, keep: int = 3) -> list[Ref]:
-        """Remove all versions but the newest `keep`, the active one and the one before; the versions that were removed.
+        """Remove all versions but the newest `keep`, the active one and the one before; the versions that
+        were removed.
 
         What can't be read stays: it may belong to a newer format.
         """
@@ -199,15 +252,23 @@ class PromptStore:
         return removed
 
     def verify(self, clip: Clip | None = None) -> list[Finding]:
-        """Read everything: versions that would be refused, pointers to nothing. With a CLIP, its own sets must also fit its towers."""
+        """Read everything: versions that would be refused, pointers to nothing. With a CLIP, its own sets
+        must also fit its towers.
+        """
         usable = () if clip is None else (_place(clip.fingerprint), ANY)
-        return [finding for shelf in self._shelves() for finding in shelf.findings(clip if shelf.place in usable else None)]
+        return [
+            finding
+            for shelf in self._shelves()
+            for finding in shelf.findings(clip if shelf.place in usable else None)
+        ]
 
     def _shelf(self, place: str, name: str) -> Shelf:
         return Shelf(self.root / place / _name(name))
 
     def _shelves(self, name: str | None = None) -> Iterator[Shelf]:
-        """Every folder that is a shelf by its path, in order; whatever else lies in the root is none of ours."""
+        """Every folder that is a shelf by its path, in order; whatever else lies in the root is none of
+        ours.
+        """
         for path in sorted(self.root.glob(f"*/{'*' if name is None else _name(name)}/")):
             if re.fullmatch(_PLACE_PATTERN, path.parent.name) and re.fullmatch(NAME_PATTERN, path.name):
                 yield Shelf(path)
@@ -237,11 +298,17 @@ class PromptStore:
 
     def _unknown(self, name: str) -> UnknownPromptSet:
         known = ", ".join(self.names()) or "none yet"
-        return UnknownPromptSet(f"there is no prompt set {name!r}.", field="prompt_set", help=f"Known: {known}.")
+        return UnknownPromptSet(
+            f"there is no prompt set {name!r}.", field="prompt_set", help=f"Known: {known}."
+        )
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
-            raise StoreReadOnly(f"{self.root} was opened for reading only.", field="--store", help="Write where the store is mounted writable.")
+            raise StoreReadOnly(
+                f"{self.root} was opened for reading only.",
+                field="--store",
+                help="Write where the store is mounted writable.",
+            )
 
 
 def _parsed(ref: str | Ref) -> Ref:
@@ -251,7 +318,9 @@ def _parsed(ref: str | Ref) -> Ref:
 
 def _name(name: str) -> str:
     if not re.fullmatch(NAME_PATTERN, name):
-        raise InvalidInput(f"expected small letters, digits and dashes, at most 64, found {name[:80]!r}.", field="prompt_set")
+        raise InvalidInput(
+            f"expected small letters, digits and dashes, at most 64, found {name[:80]!r}.", field="prompt_set"
+        )
     return name
 
 
@@ -269,16 +338,25 @@ def _age(stored: StoredVersion) -> tuple[datetime, str]:
 def _with_results(prompt_set: PromptSet, results: Sequence[Result]) -> PromptManifest:
     if prompt_set.manifest.clip is None:
         raise InvalidInput(
-            f"{prompt_set.ref} fits any CLIP: its manifest can't say on which it was measured.", field="--results", help="Leave it out."
+            f"{prompt_set.ref} fits any CLIP: its manifest can't say on which it was measured.",
+            field="--results",
+            help="Leave it out.",
         )
     return prompt_set.manifest.model_copy(update={"results": joined(prompt_set.manifest.results, results)})
 
 
 def _foreign(ref: Ref, fingerprint: str) -> PromptSetRefused:
     return PromptSetRefused(
-        f"{ref} belongs to another CLIP than {fingerprint[:8]}.", reason="foreign-fingerprint", field="prompt_set", help="Train it on this CLIP."
+        f"{ref} belongs to another CLIP than {fingerprint[:8]}.",
+        reason="foreign-fingerprint",
+        field="prompt_set",
+        help="Train it on this CLIP.",
     )
 
 
 def _unknown_version(ref: Ref) -> UnknownVersion:
-    return UnknownVersion(f"there is no version {ref.version} of {ref.name!r}.", field="version", help="robustclip prompts list shows the versions.")
+    return UnknownVersion(
+        f"there is no version {ref.version} of {ref.name!r}.",
+        field="version",
+        help="robustclip prompts list shows the versions.",
+    )

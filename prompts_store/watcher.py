@@ -1,4 +1,6 @@
-"""Follows a store's pointers by asking for them: notification of changes is unreliable on mounted volumes, a handful of small reads costs nothing."""
+"""Follows a store's pointers by asking for them: notification of changes is unreliable on mounted volumes, a
+handful of small reads costs nothing.
+"""
 
 import logging
 import threading
@@ -11,11 +13,12 @@ _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Calls `on_change(active)` from a thread of its own, at the start and then whenever what is active for a CLIP changes.
+    """Calls `on_change(active)` from a thread of its own, at the start and then whenever what is active for a
+    CLIP changes.
 
-    `on_change` loads and swaps; it may take its time, and polls wait for it. One that answers False is called again at the next poll (a pointer may
-    arrive before the file that it names), one that raises is logged and called again at the next change. A name missing from `active` has no readable
-    pointer now.
+    `on_change` loads and swaps; it may take its time, and polls wait for it. One that answers False is called
+    again at the next poll (a pointer may arrive before the file that it names), one that raises is logged and
+    called again at the next change. A name missing from `active` has no readable pointer now.
     """
 
     def __init__(

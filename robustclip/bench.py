@@ -1,4 +1,6 @@
-"""`robustclip bench NAME` runs `tests/benchmarks/bench_NAME.py` of a checkout. Each prints one JSON object and asserts nothing: machines differ."""
+"""`robustclip bench NAME` runs `tests/benchmarks/bench_NAME.py` of a checkout. Each prints one JSON object
+and asserts nothing: machines differ.
+"""
 
 import ast
 import os
@@ -18,19 +20,41 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(tests: Path, argv: Sequence[str]) -> int:
-    """Exit status of the benchmark that argv names. FeatureNotInstalled where there are none, InvalidInput for an unknown one."""
-    scripts = {path.stem.removeprefix("bench_"): path for path in sorted((tests / "benchmarks").glob("bench_*.py"))}
+    """Exit status of the benchmark that argv names. FeatureNotInstalled where there are none, InvalidInput
+    for an unknown one.
+    """
+    scripts = {
+        path.stem.removeprefix("bench_"): path for path in sorted((tests / "benchmarks").glob("bench_*.py"))
+    }
     if not scripts:
-        raise FeatureNotInstalled("benchmarks are not installed with the package.", field="bench", help="Run it in a checkout of the repository.")
+        raise FeatureNotInstalled(
+            "benchmarks are not installed with the package.",
+            field="bench",
+            help="Run it in a checkout of the repository.",
+        )
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, scripts))
         lines = [f"  {name:<{width}}  {_summary(path)}" for name, path in scripts.items()]
-        print("\n".join(["usage: robustclip bench NAME [OPTIONS]", "", *lines, "", "`robustclip bench NAME --help` says more."]))
+        print(
+            "\n".join(
+                [
+                    "usage: robustclip bench NAME [OPTIONS]",
+                    "",
+                    *lines,
+                    "",
+                    "`robustclip bench NAME --help` says more.",
+                ]
+            )
+        )
         return 0
     if argv[0] not in scripts:
-        raise InvalidInput(f"there is no benchmark {argv[0]!r}.", field="bench", help=f"Known: {', '.join(scripts)}.")
+        raise InvalidInput(
+            f"there is no benchmark {argv[0]!r}.", field="bench", help=f"Known: {', '.join(scripts)}."
+        )
     path = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run([sys.executable, scripts[argv[0]], *argv[1:]], env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+    return subprocess.run(
+        [sys.executable, scripts[argv[0]], *argv[1:]], env={**os.environ, "PYTHONPATH": path}, check=False
+    ).returncode
 
 
 def _summary(script: Path) -> str:

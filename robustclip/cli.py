@@ -1,6 +1,8 @@
-"""The `robustclip` command: finds its commands among entry points and runs one. Imports no command before it is asked for, so `--help` is instant.
+"""The `robustclip` command: finds its commands among entry points and runs one. Imports no command before it
+is asked for, so `--help` is instant.
 
-A command is a function `main(argv) -> int`, listed under `robustclip.commands` in pyproject.toml; the first line of its docstring is its summary.
+A command is a function `main(argv) -> int`, listed under `robustclip.commands` in pyproject.toml; the first
+line of its docstring is its summary.
 """
 
 import ast
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(commands: Mapping[str, EntryPoint], argv: Sequence[str]) -> int:
-    """Exit status of the command that argv names: its own, or 2 for what the user can cure, 1 for a defect, 130 when interrupted.
+    """Exit status of the command that argv names: its own, or 2 for what the user can cure, 1 for a defect,
+    130 when interrupted.
 
     No traceback is shown unless `--debug` stands first.
     """
@@ -47,7 +50,9 @@ def run(commands: Mapping[str, EntryPoint], argv: Sequence[str]) -> int:
         return commands[arguments[0]].load()(arguments[1:])
     except KeyboardInterrupt:
         return _complain("interrupted.", INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe left (`| head`): no error, but the interpreter must not flush into the pipe again at exit
+    # the reader of a pipe left (`| head`): no error, but the interpreter must not flush into the pipe again
+    # at exit
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
@@ -56,7 +61,11 @@ def run(commands: Mapping[str, EntryPoint], argv: Sequence[str]) -> int:
         if isinstance(error, RobustClipError):
             return _complain(str(error), USER_ERROR)
         detail = " ".join(str(error).split())
-        return _complain(f"internal error, {type(error).__name__}: {detail} (`robustclip --debug {arguments[0]} ...` shows where)", DEFECT)
+        return _complain(
+            f"internal error, {type(error).__name__}: {detail} (`robustclip --debug {arguments[0]} ...` "
+            f"shows where)",
+            DEFECT,
+        )
 
 
 def overview(commands: Mapping[str, EntryPoint]) -> str:
@@ -79,7 +88,9 @@ def overview(commands: Mapping[str, EntryPoint]) -> str:
 
 
 def summary(command: EntryPoint) -> str:
-    """First docstring line of a command's function, read from its source: importing it could load torch. Empty when there is none."""
+    """First docstring line of a command's function, read from its source: importing it could load torch.
+    Empty when there is none.
+    """
     spec = importlib.util.find_spec(command.module)
     if spec is None or spec.origin is None:
         return ""

@@ -21,7 +21,10 @@ def json_digest(values: object) -> str:
 
 def tensor_digest(tensor: Tensor) -> str:
     """sha256 of the values as float32, shape included."""
-    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        repr(tuple(tensor.shape)).encode()
+        + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    ).hexdigest()
 
 
 def levels_digest(pixels: Pixels) -> str:

@@ -1,4 +1,6 @@
-"""The few errors of the library. Each says what was expected, what was found and what to do; no web status here (service/problems.py maps codes)."""
+"""The few errors of the library. Each says what was expected, what was found and what to do; no web status
+here (service/problems.py maps codes).
+"""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,8 @@ if TYPE_CHECKING:  # the command line imports this file and must start at once
 class RobustClipError(Exception):
     """Base of every error that a user can cause or cure.
 
-    `code` is a stable kebab-case identifier, `field` names the input at fault (`labels/3`, `--eps`), `help` is one sentence: what to do.
+    `code` is a stable kebab-case identifier, `field` names the input at fault (`labels/3`, `--eps`), `help`
+    is one sentence: what to do.
     """
 
     code: ClassVar[str] = "error"
@@ -65,11 +68,15 @@ class UnsupportedClip(RobustClipError):
 
 
 class PromptSetRefused(RobustClipError):
-    """A prompt set file that is not loaded; `reason` is one of the refusal codes of prompts_store/FORMAT.md."""
+    """A prompt set file that is not loaded; `reason` is one of the refusal codes of
+    prompts_store/FORMAT.md.
+    """
 
     code = "prompt-set-invalid"
 
-    def __init__(self, message: str, *, reason: str, field: str | None = None, help: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str, field: str | None = None, help: str | None = None
+    ) -> None:
         super().__init__(message, field=field, help=help)
         self.reason = reason
 
@@ -143,7 +150,9 @@ class FeatureNotInstalled(RobustClipError):
 
 
 def invalid_input(error: "ValidationError", data: object, *, field: str | None = None) -> InvalidInput:
-    """The first complaint of a pydantic model about `data`, with the path to the value at fault below `field` (`attack/ball/radius`)."""
+    """The first complaint of a pydantic model about `data`, with the path to the value at fault below `field`
+    (`attack/ball/radius`).
+    """
     first = error.errors(include_url=False)[0]
     path = ([field] if field else []) + written_path(first["loc"], data, missing=first["type"] == "missing")
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
@@ -152,14 +161,17 @@ def invalid_input(error: "ValidationError", data: object, *, field: str | None =
 
 
 def written_path(location: Sequence[int | str], data: object, *, missing: bool) -> list[str]:
-    """A pydantic location as keys and indices of `data`: without the branches of unions, which pydantic names and nobody wrote.
+    """A pydantic location as keys and indices of `data`: without the branches of unions, which pydantic names
+    and nobody wrote.
 
     The last part of a `missing` complaint stays, although the data lacks it.
     """
     path: list[str] = []
     node: Any = data
     for position, part in enumerate(location):
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, list | tuple) and isinstance(part, int)):
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, list | tuple) and isinstance(part, int)
+        ):
             node = cast(Any, node)[part]
         elif not (missing and position == len(location) - 1):
             continue

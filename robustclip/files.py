@@ -1,4 +1,6 @@
-"""Files that are whole or absent, whoever writes at the same time and whenever a writer is killed. Every package writes through these."""
+"""Files that are whole or absent, whoever writes at the same time and whenever a writer is killed. Every
+package writes through these.
+"""
 
 import contextlib
 import fcntl
@@ -11,13 +13,17 @@ PARTIAL = ".partial"  # how the name of a file ends that is being written; its n
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a reader sees the old file or the new, a power cut leaves one of them."""
+    """Put `content` at `path` in one step: a reader sees the old file or the new, a power cut leaves one of
+    them.
+    """
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def write_once(path: Path, content: bytes) -> bool:
-    """Put `content` at `path` unless there is a file already; whether it was put. Of several writers exactly one succeeds."""
+    """Put `content` at `path` unless there is a file already; whether it was put. Of several writers exactly
+    one succeeds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
@@ -34,9 +40,11 @@ def write_once(path: Path, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """The name of a file to write, in the same folder and nobody else's; at the end of the block it is synced and becomes `path`.
+    """The name of a file to write, in the same folder and nobody else's; at the end of the block it is synced
+    and becomes `path`.
 
-    Folders are made as needed. An exception in the block leaves no trace. A killed writer leaves a hidden file that no reader takes for anything.
+    Folders are made as needed. An exception in the block leaves no trace. A killed writer leaves a hidden
+    file that no reader takes for anything.
     """
     folders = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +62,12 @@ def replacing(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def claimed(path: Path, *, wait: bool) -> Generator[bool]:
-    """Whether the work that ends in the file `path` is ours until the end of the block: of all who claim it at once exactly one gets it.
+    """Whether the work that ends in the file `path` is ours until the end of the block: of all who claim it
+    at once exactly one gets it.
 
-    Who doesn't `wait` for another is told so at once. A claim is a lock on a hidden file beside `path`; it ends with the process, however that ends.
-    Look for `path` again inside the block: whoever was waited for may have finished it.
+    Who doesn't `wait` for another is told so at once. A claim is a lock on a hidden file beside `path`; it
+    ends with the process, however that ends. Look for `path` again inside the block: whoever was waited for
+    may have finished it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.claim")

@@ -1,6 +1,8 @@
-"""From untrusted bytes to RGB to pixels, and back to PNG. The one decoder of training, classification and probes.
+"""From untrusted bytes to RGB to pixels, and back to PNG. The one decoder of training, classification and
+probes.
 
-The guard runs in order of cost: size in bytes, magic bytes, the header's width and height, number of frames; only then are pixels allocated.
+The guard runs in order of cost: size in bytes, magic bytes, the header's width and height, number of frames;
+only then are pixels allocated.
 """
 
 import hashlib
@@ -18,7 +20,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from robustclip.errors import ImageFormatRefused, ImageRefused, ImageTooManyBytes, ImageTooManyPixels, InvalidInput
+from robustclip.errors import (
+    ImageFormatRefused,
+    ImageRefused,
+    ImageTooManyBytes,
+    ImageTooManyPixels,
+    InvalidInput,
+)
 from robustclip.truncation import jpeg_is_whole, png_is_whole
 from robustclip.types import Pixels
 
@@ -59,7 +67,8 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class _Format:
-    """`open` reads headers only; Pillow's own `Image.open` would try further parsers and warn about large pictures on its own terms.
+    """`open` reads headers only; Pillow's own `Image.open` would try further parsers and warn about large
+    pictures on its own terms.
 
     `is_whole` looks for what Pillow overlooks: data that end before the picture does.
     """
@@ -73,19 +82,29 @@ class _Format:
 _FORMATS = (
     _Format("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImageFile, jpeg_is_whole),
     _Format("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile, png_is_whole),
-    _Format("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImageFile, lambda data, image: True),
+    _Format(
+        "WebP",
+        lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
+        WebPImageFile,
+        lambda data, image: True,
+    ),
 )
 
 
 def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
     """The upright RGB picture in JPEG, PNG or WebP bytes.
 
-    To RGB: 16 bits keep their upper 8, palettes and CMYK are converted without colour profiles, transparency is laid over white; EXIF turns the
-    picture, all other metadata is ignored. Raises ImageRefused (empty, truncated, damaged), ImageFormatRefused (another format, an animation),
-    ImageTooManyBytes, ImageTooManyPixels.
+    To RGB: 16 bits keep their upper 8, palettes and CMYK are converted without colour profiles, transparency
+    is laid over white; EXIF turns the picture, all other metadata is ignored. Raises ImageRefused (empty,
+    truncated, damaged), ImageFormatRefused (another format, an animation), ImageTooManyBytes,
+    ImageTooManyPixels.
     """
     if len(data) > limits.max_bytes:
-        raise ImageTooManyBytes(f"expected at most {limits.max_bytes} bytes, found {len(data)}.", field="image", help="Send a smaller picture.")
+        raise ImageTooManyBytes(
+            f"expected at most {limits.max_bytes} bytes, found {len(data)}.",
+            field="image",
+            help="Send a smaller picture.",
+        )
     kind = _format_of(data)
     if kind.open is WebPImageFile:  # its decoder allocates the canvas when it opens
         _check_size(*_webp_canvas(data), limits)
@@ -93,15 +112,23 @@ def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
         image = kind.open(io.BytesIO(data))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's parsers let through whatever a strange header provokes: SyntaxError, struct.error, IndexError, ...
+    # Pillow's parsers let through whatever a strange header provokes: SyntaxError, struct.error, IndexError,
+    # ...
+    except Exception as error:
         raise _damaged(kind, error) from error
     _check_size(*image.size, limits)
     if getattr(image, "n_frames", 1) > 1:
-        raise ImageFormatRefused("expected one picture, found an animation.", field="image", help="Send one of its frames.")
+        raise ImageFormatRefused(
+            "expected one picture, found an animation.", field="image", help="Send one of its frames."
+        )
     try:
         image.load()
         if not kind.is_whole(data, image):
-            raise ImageRefused(f"this {kind.name} file ends before its picture does.", field="image", help="Save or send it again.")
+            raise ImageRefused(
+                f"this {kind.name} file ends before its picture does.",
+                field="image",
+                help="Save or send it again.",
+            )
         return _upright(_to_rgb(image), image)
     except (MemoryError, ImageRefused):
         raise
@@ -110,10 +137,12 @@ def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int) -> Pixels:
-    """[3, size, size] float32 multiples of 1/255: the shorter side resized to `size` (bicubic, antialiased), the centre cropped.
+    """[3, size, size] float32 multiples of 1/255: the shorter side resized to `size` (bicubic, antialiased),
+    the centre cropped.
 
-    Within one level of torchvision's Resize and CenterCrop, which open_clip uses, on photographs: the same filter at the same places, but only the
-    crop is computed, so that a 16384 x 1 picture costs no more than a square one, and Pillow may take its two passes in another order.
+    Within one level of torchvision's Resize and CenterCrop, which open_clip uses, on photographs: the same
+    filter at the same places, but only the crop is computed, so that a 16384 x 1 picture costs no more than a
+    square one, and Pillow may take its two passes in another order.
     """
     width, height = image.size
     short = min(width, height)
@@ -131,7 +160,9 @@ def load_pixels(data: bytes, size: int, *, limits: ImageLimits = LIMITS) -> Pixe
 
 
 def pixels_to_png(pixels: Pixels) -> bytes:
-    """Lossless bytes of [3, H, W] pixels; each value goes to the nearest multiple of 1/255, so that decoding returns those multiples exactly."""
+    """Lossless bytes of [3, H, W] pixels; each value goes to the nearest multiple of 1/255, so that decoding
+    returns those multiples exactly.
+    """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise InvalidInput(f"expected pixels [3, H, W], found {list(pixels.shape)}.", field="pixels")
     levels = (pixels.detach().to("cpu", torch.float32) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -153,17 +184,26 @@ def image_info(data: bytes, image: Image.Image) -> ImageInfo:
 def _format_of(data: bytes) -> _Format:
     """By magic bytes alone: what the sender calls it is not evidence."""
     if not data:
-        raise ImageRefused("expected a picture, found no bytes.", field="image", help="Send the content of a JPEG, PNG or WebP file.")
+        raise ImageRefused(
+            "expected a picture, found no bytes.",
+            field="image",
+            help="Send the content of a JPEG, PNG or WebP file.",
+        )
     for kind in _FORMATS:
         if kind.matches(data[:12]):
             return kind
-    raise ImageFormatRefused(f"expected JPEG, PNG or WebP, found bytes that begin {data[:8]!r}.", field="image", help="Convert it first.")
+    raise ImageFormatRefused(
+        f"expected JPEG, PNG or WebP, found bytes that begin {data[:8]!r}.",
+        field="image",
+        help="Convert it first.",
+    )
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels or max(width, height) > limits.max_side:
         raise ImageTooManyPixels(
-            f"expected at most {limits.max_pixels / _MEGA:g} megapixels and {limits.max_side} a side, found {width} x {height}.",
+            f"expected at most {limits.max_pixels / _MEGA:g} megapixels and {limits.max_side} a side, found "
+            f"{width} x {height}.",
             field="image",
             help="Scale it down: the classifier sees a small square of it anyway.",
         )
@@ -183,7 +223,9 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
         if chunk == b"VP8 ":
             width, height = struct.unpack("<HH", body[6:10])
             return width & 0x3FFF, height & 0x3FFF
-    raise ImageRefused("this WebP file has no picture in its first chunk.", field="image", help="Save it again.")
+    raise ImageRefused(
+        "this WebP file has no picture in its first chunk.", field="image", help="Save it again."
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -201,7 +243,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Turn as the EXIF block says. An unreadable block says nothing: cameras and editors write many, and the picture is fine."""
+    """Turn as the EXIF block says. An unreadable block says nothing: cameras and editors write many, and the
+    picture is fine.
+    """
     if "exif" not in source.info:
         return image
     try:
@@ -212,4 +256,8 @@ def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _damaged(kind: _Format, error: Exception) -> ImageRefused:
-    return ImageRefused(f"this {kind.name} file is truncated or damaged ({error}).", field="image", help="Save or send it again.")
+    return ImageRefused(
+        f"this {kind.name} file is truncated or damaged ({error}).",
+        field="image",
+        help="Save or send it again.",
+    )

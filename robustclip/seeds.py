@@ -1,6 +1,7 @@
 """Row seeds: all randomness of row i comes from seeds[i].
 
-Thus row i depends on its seed only, not on batch mates, batch size or rows dropped before; the global generators are neither read nor written.
+Thus row i depends on its seed only, not on batch mates, batch size or rows dropped before; the global
+generators are neither read nor written.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ def draw_seeds(seed: int, count: int) -> Seeds:
 
 
 def derive(seeds: Seeds, stream: str) -> Seeds:
-    """[B] int64 seeds of an independent stream (`start`, `defense`, `eot-3`), so that attack noise and defense noise never share draws."""
+    """[B] int64 seeds of an independent stream (`start`, `defense`, `eot-3`), so that attack noise and
+    defense noise never share draws.
+    """
     return torch.tensor([_mixed(int(seed), stream) for seed in seeds.tolist()], dtype=torch.int64)
 
 
@@ -40,4 +43,6 @@ def _rows(seeds: Seeds, shape: tuple[int, ...], draw: Callable[..., Tensor]) -> 
 
 
 def _mixed(seed: int, stream: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest(), "little") & _MASK
+    return (
+        int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest(), "little") & _MASK
+    )

@@ -1,5 +1,6 @@
-"""Whether encoded bytes held the whole picture that a decoder made of them. Pillow is content with less: it leaves the rows of a PNG black that the
-file never brought, and libjpeg paints grey what is missing before a JPEG's end mark. (libwebp refuses by itself.)
+"""Whether encoded bytes held the whole picture that a decoder made of them. Pillow is content with less: it
+leaves the rows of a PNG black that the file never brought, and libjpeg paints grey what is missing before a
+JPEG's end mark. (libwebp refuses by itself.)
 """
 
 import io
@@ -10,7 +11,15 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # left, top, across, down
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)  # left, top, across, down
 _ONE_PASS = ((0, 0, 1, 1),)
 _INFLATE_BYTES = 2**20
 _JPEG_END = b"\xff\xd9"
@@ -21,7 +30,9 @@ _FILLER = bytes(range(1, 255)) * 8  # decodes to coefficients of some kind, and 
 
 
 def png_is_whole(data: bytes, image: Image.Image) -> bool:
-    """Whether the file ends as a PNG does and its compressed data hold every row. `image` is what Pillow made of them."""
+    """Whether the file ends as a PNG does and its compressed data hold every row. `image` is what Pillow made
+    of them.
+    """
     if not any(kind == b"IEND" for kind, _ in _png_chunks(data)):
         return False
     interlaced = data[28]
@@ -39,8 +50,9 @@ def png_is_whole(data: bytes, image: Image.Image) -> bool:
 def jpeg_is_whole(data: bytes, image: Image.Image) -> bool:
     """Whether the file has its end mark, and its compressed data go on until there.
 
-    What libjpeg paints is mid grey, so a picture that ends in another colour is whole. For a grey one the data are lengthened: a decoder that had all
-    it needs makes the same picture of them. Blind to a loss within the last block, and to lost scans of a progressive file, which only refine.
+    What libjpeg paints is mid grey, so a picture that ends in another colour is whole. For a grey one the
+    data are lengthened: a decoder that had all it needs makes the same picture of them. Blind to a loss
+    within the last block, and to lost scans of a progressive file, which only refine.
     """
     end = data.find(_JPEG_END, _jpeg_scan(data))
     if end < 0:
@@ -64,7 +76,9 @@ def _png_chunks(data: bytes) -> Generator[tuple[bytes, slice]]:
 
 
 def _png_bytes(data: bytes) -> int:
-    """How many bytes the rows of all passes have together, by IHDR: each row is led by the number of its filter."""
+    """How many bytes the rows of all passes have together, by IHDR: each row is led by the number of its
+    filter.
+    """
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     bits, total = data[24] * _PNG_CHANNELS[data[25]], 0
     for left, top, across, down in _ADAM7 if data[28] else _ONE_PASS:
@@ -75,7 +89,9 @@ def _png_bytes(data: bytes) -> int:
 
 
 def _jpeg_scan(data: bytes) -> int:
-    """Where the compressed data of the first scan begin: behind the headers, which may hold a thumbnail with an end mark of its own."""
+    """Where the compressed data of the first scan begin: behind the headers, which may hold a thumbnail with
+    an end mark of its own.
+    """
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF or data[position + 1] == 0xFF:  # padding

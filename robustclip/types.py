@@ -1,6 +1,7 @@
 """The nouns of the library and the shapes that travel between them.
 
-Everything else implements one of these protocols or passes these tensors on. This file imports only torch and must not know any implementation.
+Everything else implements one of these protocols or passes these tensors on. This file imports only torch and
+must not know any implementation.
 """
 
 from collections.abc import Callable, Iterable
@@ -8,10 +9,14 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-Pixels: TypeAlias = Tensor  # [B, 3, S, S] float32 in [0, 1]; S is the CLIP's input size, before any mean/std normalisation
+Pixels: TypeAlias = (
+    Tensor  # [B, 3, S, S] float32 in [0, 1]; S is the CLIP's input size, before any mean/std normalisation
+)
 Logits: TypeAlias = Tensor  # [B, C], C = len(labels); temperature applied, not softmaxed
 Features: TypeAlias = Tensor  # [B, E] unit norm
-Seeds: TypeAlias = Tensor  # [B] int64, one a row: all randomness of row i comes from seeds[i], whatever its batch mates are
+Seeds: TypeAlias = (
+    Tensor  # [B] int64, one a row: all randomness of row i comes from seeds[i], whatever its batch mates are
+)
 
 
 class Classifier(Protocol):
@@ -33,7 +38,9 @@ class ImageEncoder(Protocol):
 
 
 class Cost(NamedTuple):
-    """Image rows through the tower: forward and backward passes. One charged pass = F + 2 B (ROBUSTNESS 2.9)."""
+    """Image rows through the tower: forward and backward passes. One charged pass = F + 2 B (ROBUSTNESS
+    2.9).
+    """
 
     forward: int = 0
     backward: int = 0
@@ -50,7 +57,9 @@ class Cost(NamedTuple):
 
     def through(self, spending: "Spending") -> "Cost":
         """The same passes, of a classifier that spends more of each picture."""
-        return self.plus(spending.passes.times(self.forward)).plus(spending.gradient_passes.times(self.backward))
+        return self.plus(spending.passes.times(self.forward)).plus(
+            spending.gradient_passes.times(self.backward)
+        )
 
 
 FREE = Cost()
@@ -58,7 +67,9 @@ FREE = Cost()
 
 @runtime_checkable
 class Spending(Protocol):
-    """What takes more of a picture than the pass that classifies, in passes through the image tower: a defense, and a classifier behind one."""
+    """What takes more of a picture than the pass that classifies, in passes through the image tower: a
+    defense, and a classifier behind one.
+    """
 
     @property
     def passes(self) -> Cost:
@@ -95,10 +106,12 @@ def price(classifier: Classifier, rows: int, *, grad: bool = False) -> Cost:
 
 
 class Evaluation(NamedTuple):
-    """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is reached, `grad` = d value / d pixels.
+    """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is
+    reached, `grad` = d value / d pixels.
 
-    `cost` is what this one call took: a score that asks its classifier several times a row says so here, and whoever sums it up is right. `logits`,
-    where the score is about labels, are for those who choose which label to go for.
+    `cost` is what this one call took: a score that asks its classifier several times a row says so here, and
+    whoever sums it up is right. `logits`, where the score is about labels, are for those who choose which
+    label to go for.
     """
 
     value: Tensor
@@ -114,7 +127,9 @@ class Evaluation(NamedTuple):
 
 
 class Score(Protocol):
-    """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an index (targets follow their pixels)."""
+    """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an
+    index (targets follow their pixels).
+    """
 
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation: ...
 
@@ -124,8 +139,9 @@ class Score(Protocol):
 class Attacked(NamedTuple):
     """The result of an attack, a row an image.
 
-    `pixels` [B, 3, S, S] inside the ball and the box; `value`, `margin` [B] at those pixels; `first_success` [B] int64, the step (over all starts)
-    at which the goal was first reached, -1 if never; `trace_value`, `trace_margin` [T, B], NaN where a row had already left the batch.
+    `pixels` [B, 3, S, S] inside the ball and the box; `value`, `margin` [B] at those pixels; `first_success`
+    [B] int64, the step (over all starts) at which the goal was first reached, -1 if never; `trace_value`,
+    `trace_margin` [T, B], NaN where a row had already left the batch.
     """
 
     pixels: Pixels
@@ -138,7 +154,9 @@ class Attacked(NamedTuple):
 
 
 class Attack(Protocol):
-    """Raises a score inside a ball. A frozen pydantic model: its own configuration, request schema and repr."""
+    """Raises a score inside a ball. A frozen pydantic model: its own configuration, request schema and
+    repr.
+    """
 
     def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked: ...
 
@@ -149,7 +167,8 @@ Stage: TypeAlias = Literal["pixels", "features"]
 class Defense(Spending, Protocol):
     """Maps inputs to inputs of the same shape and range, row by row: a batch mate changes nothing.
 
-    `pixels` before the image tower, `features` behind it; a chain may do `both`, and then is called in the parts that it has `at` each stage.
+    `pixels` before the image tower, `features` behind it; a chain may do `both`, and then is called in the
+    parts that it has `at` each stage.
     """
 
     @property
@@ -171,7 +190,9 @@ class Defense(Spending, Protocol):
 
 
 class DefenseSpec(Protocol):
-    """A defense as data (a frozen pydantic model with `kind`); `bind` gives the thing that runs, and may cost a pass through a tower: bind once."""
+    """A defense as data (a frozen pydantic model with `kind`); `bind` gives the thing that runs, and may cost
+    a pass through a tower: bind once.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -182,4 +203,6 @@ class DefenseSpec(Protocol):
 Embed: TypeAlias = Callable[[Pixels, Seeds], Features]  # through whatever stands before the image tower
 Guard: TypeAlias = Callable[[Score], Score]  # wraps what is attacked: a device's lock, a deadline
 Share: TypeAlias = Callable[[Classifier], Classifier]  # the same for what is only asked
-Progress: TypeAlias = Callable[[int, int, str], None]  # (done, total, what): library code reports, applications draw
+Progress: TypeAlias = Callable[
+    [int, int, str], None
+]  # (done, total, what): library code reports, applications draw

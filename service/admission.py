@@ -1,4 +1,6 @@
-"""How much may be on its way at once. Beyond that a request is refused at once: that costs nothing, an answer too late costs all the work."""
+"""How much may be on its way at once. Beyond that a request is refused at once: that costs nothing, an answer
+too late costs all the work.
+"""
 
 import math
 import time
@@ -23,11 +25,15 @@ class Admission:
 
     @contextmanager
     def images(self, count: int) -> Generator[None]:
-        """Take room for `count` images while the block runs. Raises Problem `queue-full` with the time after which to ask again."""
+        """Take room for `count` images while the block runs. Raises Problem `queue-full` with the time after
+        which to ask again.
+        """
         if count > self._free:
             waiting = self._budget - self._free
             raise Problem(
-                "queue-full", f"{waiting} images are waiting, {self._budget} may.", headers={"Retry-After": str(self._retry_after(waiting + count))}
+                "queue-full",
+                f"{waiting} images are waiting, {self._budget} may.",
+                headers={"Retry-After": str(self._retry_after(waiting + count))},
             )
         self._take(count)
         try:

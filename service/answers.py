@@ -1,4 +1,6 @@
-"""What answers look like. The models describe them for OpenAPI and the tests; answers themselves are written by orjson without another validation."""
+"""What answers look like. The models describe them for OpenAPI and the tests; answers themselves are written
+by orjson without another validation.
+"""
 
 import time
 from collections.abc import Mapping
@@ -58,7 +60,9 @@ class ImageResult(_Answer):
     index: int
     predictions: list[Prediction] | None = None
     margin: float | None = Field(default=None, description="best score minus the second")
-    smoothing: Ballot | None = Field(default=None, description="how the noisy copies voted, where the defense begins with smoothing")
+    smoothing: Ballot | None = Field(
+        default=None, description="how the noisy copies voted, where the defense begins with smoothing"
+    )
     image: ImageFacts | None = None
     error: ImageProblem | None = None
 
@@ -103,7 +107,9 @@ class NotProbed(_Answer):
 
 
 class ProbeAnswer(_Answer):
-    """One report for every prompt set and defense; `verdict` is the worst of them, and inconclusive at best if any is missing."""
+    """One report for every prompt set and defense; `verdict` is the worst of them, and inconclusive at best
+    if any is missing.
+    """
 
     id: str
     object: Literal["probe"]
@@ -174,7 +180,9 @@ class VersionList(_Answer):
     data: list[VersionState]
 
 
-def json_response(content: Mapping[str, Any], *, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+def json_response(
+    content: Mapping[str, Any], *, headers: Mapping[str, str] | None = None, status: int = 200
+) -> Response:
     return Response(orjson.dumps(content), status, headers=dict(headers or {}), media_type="application/json")
 
 
@@ -189,7 +197,9 @@ def model_facts(clip: Clip, encoder: ImageEncoder) -> dict[str, Any]:
     }
 
 
-def classify_answer(engine: Engine, classified: Classified, *, request_id: str, timing_ms: Mapping[str, float]) -> dict[str, Any]:
+def classify_answer(
+    engine: Engine, classified: Classified, *, request_id: str, timing_ms: Mapping[str, float]
+) -> dict[str, Any]:
     manifest = classified.loaded.prompt_set.manifest
     return {
         "id": request_id,
@@ -211,12 +221,17 @@ def classify_answer(engine: Engine, classified: Classified, *, request_id: str, 
     }
 
 
-def probe_answer(engine: Engine, probed: Probed, *, request_id: str, seed: int, timing_ms: Mapping[str, float]) -> dict[str, Any]:
+def probe_answer(
+    engine: Engine, probed: Probed, *, request_id: str, seed: int, timing_ms: Mapping[str, float]
+) -> dict[str, Any]:
     return {
         "id": request_id,
         "object": "probe",
         "reports": [report.model_dump(mode="json", by_alias=True) for report in probed.reports],
-        "missing": [{"prompt_set": prompt_set, "defense": defense_facts(chain)} for prompt_set, chain in probed.missing],
+        "missing": [
+            {"prompt_set": prompt_set, "defense": defense_facts(chain)}
+            for prompt_set, chain in probed.missing
+        ],
         "verdict": probed.verdict,
         "model": model_facts(engine.clip, engine.encoder),
         "seed": seed,
@@ -286,11 +301,16 @@ def _refused(refusal: Refusal | None) -> dict[str, Any]:
 def _image_result(index: int, result: tuple[Ranked, ImageInfo] | Problem) -> dict[str, Any]:
     if isinstance(result, Problem):
         errors = [item.model_dump() for item in result.errors]
-        return {"index": index, "error": {"code": result.code, "detail": result.detail, "errors": errors, "help": result.help}}
+        return {
+            "index": index,
+            "error": {"code": result.code, "detail": result.detail, "errors": errors, "help": result.help},
+        }
     ranked, info = result
     return {
         "index": index,
-        "predictions": [{"label": label, "score": score, "logit": logit} for label, score, logit in ranked.predictions],
+        "predictions": [
+            {"label": label, "score": score, "logit": logit} for label, score, logit in ranked.predictions
+        ],
         "margin": ranked.margin,
         **({} if ranked.ballot is None else {"smoothing": ranked.ballot.model_dump()}),
         "image": {"width": info.width, "height": info.height, "format": info.format, "sha256": info.sha256},

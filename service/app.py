@@ -26,7 +26,8 @@ _LAG_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Zero-shot image classification behind defenses, with learned prompts that change without a restart, and live attacks on every decision."
+    "Zero-shot image classification behind defenses, with learned prompts that change without a "
+    "restart, and live attacks on every decision."
 )
 
 
@@ -38,15 +39,16 @@ def create_app(
 ) -> FastAPI:
     """The service as an ASGI application; settings from the environment unless given.
 
-    `report(phase)` hears what the start is doing. `on_started(service)` is called on the event loop when it is over; `service.failure` then says
-    whether it failed. Without it a failure is logged.
+    `report(phase)` hears what the start is doing. `on_started(service)` is called on the event loop when it
+    is over; `service.failure` then says whether it failed. Without it a failure is logged.
     """
     settings = settings or load_settings()
     service = Service(settings, report)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        # Health and metrics answer while models load: an orchestrator can tell a slow start from a dead process.
+        # Health and metrics answer while models load: an orchestrator can tell a slow start from a dead
+        # process.
         starting = asyncio.create_task(_start(service, on_started or _log_failure))
         lag = asyncio.create_task(_watch_lag(service.metrics))
         yield
@@ -57,7 +59,13 @@ def create_app(
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
-        title="robustclip", version=SERVICE, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="robustclip",
+        version=SERVICE,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     for routes in (classify, probe, jobs, prompt_sets, health):
@@ -79,7 +87,11 @@ async def _start(service: Service, on_started: Callable[[Service], None]) -> Non
 def _log_failure(service: Service) -> None:
     error = service.failure
     if error is not None:
-        _log.error("the service can't start: %s", error, exc_info=None if isinstance(error, RobustClipError) else error)
+        _log.error(
+            "the service can't start: %s",
+            error,
+            exc_info=None if isinstance(error, RobustClipError) else error,
+        )
 
 
 async def _watch_lag(metrics: Metrics) -> None:
@@ -103,7 +115,9 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
 def _of_framework(error: Exception) -> Problem:
     match error:
         case HTTPException(status_code=405):
-            return Problem("method-not-allowed", "this address takes other methods.", headers=error.headers or {})
+            return Problem(
+                "method-not-allowed", "this address takes other methods.", headers=error.headers or {}
+            )
         case HTTPException(status_code=404):
             return Problem("unknown-route", "there is no such address.")
         case RequestValidationError():

@@ -1,7 +1,8 @@
-"""Pull when idle: one thread takes what waits, runs it as a batch, and takes again. Nobody waits for company that may not come.
+"""Pull when idle: one thread takes what waits, runs it as a batch, and takes again. Nobody waits for company
+that may not come.
 
-Lanes keep apart what can't share a pass: pictures under different visual prompts or defenses. Randomness comes from row seeds, so batch mates change
-nothing.
+Lanes keep apart what can't share a pass: pictures under different visual prompts or defenses. Randomness
+comes from row seeds, so batch mates change nothing.
 """
 
 import asyncio
@@ -51,7 +52,8 @@ class _Ticket(Generic[Lane]):
 
 
 class Batcher(Generic[Lane]):
-    """Turns single pictures into batches. `run(lane, pixels, seeds)` computes one; `on_drop(reason)` hears of pictures that were not computed.
+    """Turns single pictures into batches. `run(lane, pixels, seeds)` computes one; `on_drop(reason)` hears of
+    pictures that were not computed.
 
     A batch that fails is repeated picture by picture, so that one of them fails alone.
     """
@@ -89,7 +91,9 @@ class Batcher(Generic[Lane]):
         return self._thread.is_alive()
 
     async def encode(self, lane: Lane, pixels: Tensor, seed: int, *, deadline: float) -> Encoded:
-        """Features of one picture [3, S, S]. Raises DeadlineExceeded if its turn comes after `deadline` (time.monotonic)."""
+        """Features of one picture [3, S, S]. Raises DeadlineExceeded if its turn comes after `deadline`
+        (time.monotonic).
+        """
         loop = asyncio.get_running_loop()
         ticket = _Ticket(lane, pixels, seed, deadline, loop.create_future(), loop)
         with self._condition:
@@ -137,13 +141,24 @@ class Batcher(Generic[Lane]):
                 for ticket in tickets:
                     self._answer([ticket])
 
-    def _computed(self, tickets: Sequence[_Ticket[Lane]]) -> "list[tuple[_Ticket[Lane], Encoded | Exception]]":
+    def _computed(
+        self, tickets: Sequence[_Ticket[Lane]]
+    ) -> "list[tuple[_Ticket[Lane], Encoded | Exception]]":
         started = time.monotonic()
         seeds = torch.tensor([ticket.seed for ticket in tickets], dtype=torch.int64)
         result = self._run(tickets[0].lane, torch.stack([ticket.pixels for ticket in tickets]), seeds)
         self._on_batch(len(tickets))
         return [
-            (ticket, Encoded(features, started - ticket.arrived, result.defense_seconds, result.infer_seconds, len(tickets)))
+            (
+                ticket,
+                Encoded(
+                    features,
+                    started - ticket.arrived,
+                    result.defense_seconds,
+                    result.infer_seconds,
+                    len(tickets),
+                ),
+            )
             for ticket, features in zip(tickets, result.features, strict=True)
         ]
 

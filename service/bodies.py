@@ -1,4 +1,5 @@
-"""From an HTTP request to the fields of a request model, whatever the form: JSON, form data, or an image as the body with options in the query.
+"""From an HTTP request to the fields of a request model, whatever the form: JSON, form data, or an image as
+the body with options in the query.
 
 Bytes are counted while they are read, nothing is written to disk, and long parsing leaves the event loop.
 """
@@ -26,12 +27,16 @@ _SMALL_BODY = 256 * 1024  # parsed on the event loop in well under a millisecond
 _SLOWEST_BYTES_A_SECOND = 10_000
 _WORDS = ("labels", "prompt_sets", "modes", "return")  # a comma list, a JSON list, or repeated
 _LISTS = ("defenses", "attacks")  # a JSON list, or repeated
-_LAST = {"Connection": "close"}  # where the rest of a body is not read, its connection can't carry another request
+_LAST = {
+    "Connection": "close"
+}  # where the rest of a body is not read, its connection can't carry another request
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_request(request: Request, model: type[Model], limits: LimitSettings, *, labels: int | None = None) -> Model:
+async def read_request(
+    request: Request, model: type[Model], limits: LimitSettings, *, labels: int | None = None
+) -> Model:
     """The request in any of the accepted forms, checked. Raises Problem."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ACCEPTED:
@@ -43,7 +48,9 @@ async def read_request(request: Request, model: type[Model], limits: LimitSettin
 
     def finish() -> Model:
         said = fields if kind == FORM else load_json(body) if kind == JSON else {"image": body}
-        return parse(model, _merged(said, _from_texts(request.query_params.multi_items())), limits, labels=labels)
+        return parse(
+            model, _merged(said, _from_texts(request.query_params.multi_items())), limits, labels=labels
+        )
 
     large = len(body) > _SMALL_BODY or kind == FORM
     return await asyncio.to_thread(finish) if large else finish()
@@ -58,7 +65,9 @@ async def read_json(request: Request, model: type[Model], limits: LimitSettings)
 
 
 async def read_body(request: Request, limits: LimitSettings) -> bytes:
-    """The whole body. Raises Problem `body-too-large`, `body-too-slow`, `unsupported-media-type` (compressed), `client-gone`."""
+    """The whole body. Raises Problem `body-too-large`, `body-too-slow`, `unsupported-media-type`
+    (compressed), `client-gone`.
+    """
     async with _patience(limits) as patience:
         return b"".join([chunk async for chunk in _chunks(request, limits, patience)])
 
@@ -77,7 +86,10 @@ def load_json(body: bytes) -> dict[str, Any]:
 def unsupported(kind: str, accepted: Sequence[str]) -> Problem:
     detail = f"expected {', '.join(accepted)}, found {kind[:80] or 'no Content-Type'}."
     return Problem(
-        "unsupported-media-type", detail, help="With curl: -F image=@cat.jpg -F labels=cat,dog.", headers={"Accept-Post": ", ".join(accepted)}
+        "unsupported-media-type",
+        detail,
+        help="With curl: -F image=@cat.jpg -F labels=cat,dog.",
+        headers={"Accept-Post": ", ".join(accepted)},
     )
 
 
@@ -87,14 +99,24 @@ async def _patience(limits: LimitSettings) -> AsyncGenerator[asyncio.Timeout, No
         async with asyncio.timeout(limits.body_seconds) as patience:
             yield patience
     except TimeoutError as error:
-        raise Problem("body-too-slow", f"waited {limits.body_seconds:g} seconds for the next part of the body.", headers=_LAST) from error
+        raise Problem(
+            "body-too-slow",
+            f"waited {limits.body_seconds:g} seconds for the next part of the body.",
+            headers=_LAST,
+        ) from error
     except ClientDisconnect as error:
         raise Problem("client-gone", "the client left while it was sending.") from error
 
 
-async def _chunks(request: Request, limits: LimitSettings, patience: asyncio.Timeout) -> AsyncGenerator[bytes, None]:
+async def _chunks(
+    request: Request, limits: LimitSettings, patience: asyncio.Timeout
+) -> AsyncGenerator[bytes, None]:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem("unsupported-media-type", "compressed bodies are not accepted.", help="Images are compressed already: send them as they are.")
+        raise Problem(
+            "unsupported-media-type",
+            "compressed bodies are not accepted.",
+            help="Images are compressed already: send them as they are.",
+        )
     announced = request.headers.get("content-length", "0")
     if not announced.isascii() or not announced.isdigit():
         raise Problem("bad-header", "Content-Length is no number.")
@@ -110,16 +132,22 @@ async def _chunks(request: Request, limits: LimitSettings, patience: asyncio.Tim
 
 def _check_size(size: int, limits: LimitSettings) -> None:
     if size > limits.body_bytes:
-        raise Problem("body-too-large", f"expected a body of at most {limits.body_bytes} bytes.", headers=_LAST)
+        raise Problem(
+            "body-too-large", f"expected a body of at most {limits.body_bytes} bytes.", headers=_LAST
+        )
 
 
 class _InMemoryParser(MultiPartParser):
-    """Starlette's, without its temporary files: the body is bounded, and a service writes no pictures to disk."""
+    """Starlette's, without its temporary files: the body is bounded, and a service writes no pictures to
+    disk.
+    """
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: LimitSettings) -> None:
         self.spool_max_size = limits.body_bytes + 1
         texts = limits.labels * limits.label_characters * 4
-        super().__init__(headers, stream, max_files=limits.images + 1, max_fields=limits.labels + 16, max_part_size=texts)
+        super().__init__(
+            headers, stream, max_files=limits.images + 1, max_fields=limits.labels + 16, max_part_size=texts
+        )
 
 
 async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
@@ -142,7 +170,10 @@ async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
         await form.close()
     except MultiPartException as error:
         too_many = "Too many" in error.message
-        raise Problem("too-many-images" if too_many and "files" in error.message else "malformed-multipart", f"{error.message}") from error
+        raise Problem(
+            "too-many-images" if too_many and "files" in error.message else "malformed-multipart",
+            f"{error.message}",
+        ) from error
     except (FormParserError, ValueError, LookupError) as error:
         raise Problem("malformed-multipart", "the parts can't be told apart.") from error
     pictures = {} if not images else {"images": images} if several else {"image": images[0]}

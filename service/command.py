@@ -1,4 +1,6 @@
-"""`robustclip serve`: settings, one socket, uvicorn, and a few lines that tell a person what is there and what to try."""
+"""`robustclip serve`: settings, one socket, uvicorn, and a few lines that tell a person what is there and
+what to try.
+"""
 
 import argparse
 import os
@@ -34,12 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if server.failure is not None:
         raise server.failure
     if server.force_exit:
-        os._exit(1)  # somebody insisted: a thread may be in the middle of a long pass, and Python would wait for it
+        os._exit(
+            1
+        )  # somebody insisted: a thread may be in the middle of a long pass, and Python would wait for it
     return 0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal etiquette: a first SIGTERM or SIGINT finishes what was accepted and exits 0, a second one exits now."""
+    """uvicorn without its own signal etiquette: a first SIGTERM or SIGINT finishes what was accepted and
+    exits 0, a second one exits now.
+    """
 
     def __init__(self, settings: ServeSettings, listener: socket.socket) -> None:
         self.failure: Exception | None = None
@@ -49,7 +55,14 @@ class _Server(uvicorn.Server):
         app = create_app(settings, report=lambda phase: _say(f"{phase} ..."), on_started=self._started)
         self._service: Service = app.state.service
         super().__init__(
-            uvicorn.Config(app, access_log=False, log_config=None, timeout_graceful_shutdown=_SHUTDOWN_SECONDS, server_header=False, lifespan="on")
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+                server_header=False,
+                lifespan="on",
+            )
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -84,7 +97,11 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise InvalidInput(f"can't listen on {host}:{port}: {error.strerror}.", field="server.port", help="Choose another: --port 9000.") from error
+        raise InvalidInput(
+            f"can't listen on {host}:{port}: {error.strerror}.",
+            field="server.port",
+            help="Choose another: --port 9000.",
+        ) from error
 
 
 def _address(listener: socket.socket) -> str:
@@ -108,12 +125,18 @@ def _welcome(service: "Service", address: str) -> str:
 
 def _inventory(service: "Service") -> str:
     clip, sets = service.engine.clip, service.engine.sets.snapshot
-    facts = f"{clip.pretrained}, {clip.image_size} pixels, {service.engine.encoder.backend}, fingerprint {clip.fingerprint[:8]}"
+    facts = (
+        f"{clip.pretrained}, {clip.image_size} pixels, {service.engine.encoder.backend}, fingerprint "
+        f"{clip.fingerprint[:8]}"
+    )
     lines = [f"  backbone     {clip.arch} ({facts})"]
     for name, loaded in sorted(sets.active.items()):
         default = ", the default" if name == service.settings.store.default_set else ""
         lines.append(f"  prompt set   {loaded.ref} ({loaded.prompt_set.manifest.objective['kind']}{default})")
-    lines += [f"  refused      {refusal.ref} ({refusal.reason}): {refusal.message}" for _, refusal in sorted(sets.refused.items())]
+    lines += [
+        f"  refused      {refusal.ref} ({refusal.reason}): {refusal.message}"
+        for _, refusal in sorted(sets.refused.items())
+    ]
     return "\n".join(lines)
 
 
@@ -126,8 +149,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="robustclip serve",
         usage="robustclip serve [OPTIONS]",
         description="Serve classification and probes over HTTP.",
-        epilog=f"Every setting can also stand in the environment (--clip.arch is {environment_name('clip', 'arch')}) or in ./{CONFIG_FILE} "
-        "(arch under [clip]). Neither may hold anything else: unknown names are refused, and no other command reads them.",
+        epilog=f"Every setting can also stand in the environment (--clip.arch is "
+        f"{environment_name('clip', 'arch')}) or in ./{CONFIG_FILE} "
+        "(arch under [clip]). Neither may hold anything else: unknown names are refused, and no other "
+        "command reads them.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=40, width=140),
         allow_abbrev=False,
     )
@@ -136,9 +161,15 @@ def _parser() -> argparse.ArgumentParser:
         names = [f"--{section}.{field}"]
         if section == "server":
             names.insert(0, f"--{field.replace('_', '-')}")
-        kind: dict[str, Any] = {"action": "store_true"} if info.annotation is bool and info.default is False else {"metavar": field.upper()}
+        kind: dict[str, Any] = (
+            {"action": "store_true"}
+            if info.annotation is bool and info.default is False
+            else {"metavar": field.upper()}
+        )
         described = f"{info.description} (default: {info.default})".replace("%", "%%")
-        parser.add_argument(*names, dest=f"{section}.{field}", default=argparse.SUPPRESS, help=described, **kind)
+        parser.add_argument(
+            *names, dest=f"{section}.{field}", default=argparse.SUPPRESS, help=described, **kind
+        )
     return parser
 
 

@@ -13,7 +13,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
@@ -39,33 +45,53 @@ class _Section(BaseModel):
 
 
 class ClipSettings(_Section):
-    arch: str = Field(default=DEFAULT_BACKBONE, description="embedded backbone, open_clip architecture, or hf-hub:owner/repository")
-    pretrained: str | None = Field(default=None, description="open_clip tag or path of a weights file; not for embedded backbones")
+    arch: str = Field(
+        default=DEFAULT_BACKBONE,
+        description="embedded backbone, open_clip architecture, or hf-hub:owner/repository",
+    )
+    pretrained: str | None = Field(
+        default=None, description="open_clip tag or path of a weights file; not for embedded backbones"
+    )
     device: str = Field(default="cpu", description="where torch computes: cpu, cuda, cuda:1")
 
 
 class StoreSettings(_Section):
-    path: Path = Field(default=Path("var/prompts"), description="folder of prompt sets; seeded with the shipped ones at the first start")
-    read_only: bool = Field(default=False, description="never write into the store: no seeding, no activation over HTTP")
+    path: Path = Field(
+        default=Path("var/prompts"),
+        description="folder of prompt sets; seeded with the shipped ones at the first start",
+    )
+    read_only: bool = Field(
+        default=False, description="never write into the store: no seeding, no activation over HTTP"
+    )
     poll_seconds: Seconds = Field(default=0.5, description="how often the pointers are looked at")
     default_set: str = Field(default="handcrafted", description="the prompt set of a request that names none")
     witnesses: Path | None = Field(
-        default=None, description="folder of probe reports: who falls for a witness that the served version withstands is refused"
+        default=None,
+        description="folder of probe reports: who falls for a witness that the served version withstands is "
+        "refused",
     )
 
 
 class EncoderSettings(_Section):
-    backend: Literal["torch", "onnx"] = Field(default="torch", description="what encodes the pictures of /classify; gradients always run in torch")
-    path: Path | None = Field(default=None, description="exported image tower, written if absent; default var/onnx/FINGERPRINT.onnx")
+    backend: Literal["torch", "onnx"] = Field(
+        default="torch", description="what encodes the pictures of /classify; gradients always run in torch"
+    )
+    path: Path | None = Field(
+        default=None, description="exported image tower, written if absent; default var/onnx/FINGERPRINT.onnx"
+    )
 
 
 class DefenseSettings(_Section):
-    default: str = Field(default="none", description='the chain that "default" means, like jpeg:75,bit_depth:4')
+    default: str = Field(
+        default="none", description='the chain that "default" means, like jpeg:75,bit_depth:4'
+    )
 
 
 class LimitSettings(_Section):
     body_bytes: Count = Field(default=64 * 2**20, description="a request's body, counted while it is read")
-    body_seconds: Seconds = Field(default=15.0, description="time for a body to arrive, and one second more for every 10 kB")
+    body_seconds: Seconds = Field(
+        default=15.0, description="time for a body to arrive, and one second more for every 10 kB"
+    )
     image_bytes: Count = Field(default=20 * 2**20, description="one encoded picture")
     images: Count = Field(default=32, description="pictures a request")
     labels: int = Field(default=2000, ge=2, description="labels a request")
@@ -74,23 +100,46 @@ class LimitSettings(_Section):
 
 
 class EngineSettings(_Section):
-    threads: int = Field(default=0, ge=0, description="threads of a tower's computation; 0: the CPUs this process may use")
-    decode_threads: int = Field(default=0, ge=0, description="threads that decode pictures; 0: the CPUs this process may use, at least 2")
+    threads: int = Field(
+        default=0, ge=0, description="threads of a tower's computation; 0: the CPUs this process may use"
+    )
+    decode_threads: int = Field(
+        default=0,
+        ge=0,
+        description="threads that decode pictures; 0: the CPUs this process may use, at least 2",
+    )
     max_batch: Count = Field(default=32, description="pictures a pass through the image tower")
-    queue_images: Count = Field(default=256, description="pictures accepted and not yet answered; beyond that 503")
-    label_cache_bytes: Count = Field(default=256 * 2**20, description="memory for the text features of label lists")
+    queue_images: Count = Field(
+        default=256, description="pictures accepted and not yet answered; beyond that 503"
+    )
+    label_cache_bytes: Count = Field(
+        default=256 * 2**20, description="memory for the text features of label lists"
+    )
 
 
 class ProbeSettings(_Section):
-    charged_passes: Count = Field(default=16_000, description="cost of one report at most: forward passes and twice the backward ones")
+    charged_passes: Count = Field(
+        default=16_000, description="cost of one report at most: forward passes and twice the backward ones"
+    )
     queue: int = Field(default=8, ge=0, description="probes that may wait while one runs; beyond that 503")
     reports: Count = Field(default=16, description="prompt sets times defenses a request")
     labels: int = Field(default=256, ge=2, description="labels a probe")
-    radius: Radius = Field(default=64 / 255, description="largest radius, Linf; for L2 that change of every value")
-    report_seconds: Seconds = Field(default=60.0, description="deadline of a probe that names none: so long for each report, 120 seconds at most")
-    chunk_rows: Count = Field(default=4, description="rows of one gradient step before others may have the device")
-    job_charged_passes: Count = Field(default=50_000, description="cost of one report at most, where the probe is a job")
-    job_seconds: Seconds = Field(default=600.0, description="time of a job that names no deadline, from its start")
+    radius: Radius = Field(
+        default=64 / 255, description="largest radius, Linf; for L2 that change of every value"
+    )
+    report_seconds: Seconds = Field(
+        default=60.0,
+        description="deadline of a probe that names none: so long for each report, 120 seconds at most",
+    )
+    chunk_rows: Count = Field(
+        default=4, description="rows of one gradient step before others may have the device"
+    )
+    job_charged_passes: Count = Field(
+        default=50_000, description="cost of one report at most, where the probe is a job"
+    )
+    job_seconds: Seconds = Field(
+        default=600.0, description="time of a job that names no deadline, from its start"
+    )
     jobs: Count = Field(default=64, description="jobs that are remembered")
     job_result_seconds: Seconds = Field(default=900.0, description="how long the result of a job is kept")
 
@@ -98,11 +147,16 @@ class ProbeSettings(_Section):
 class ServerSettings(_Section):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    insecure_no_auth: bool = Field(default=False, description="accept an address that others can reach, although nobody has to show a key")
+    insecure_no_auth: bool = Field(
+        default=False,
+        description="accept an address that others can reach, although nobody has to show a key",
+    )
 
 
 class LogSettings(_Section):
-    form: Literal["auto", "json", "console"] = Field(default="auto", description="log lines; auto: for people on a terminal, else JSON")
+    form: Literal["auto", "json", "console"] = Field(
+        default="auto", description="log lines; auto: for people on a terminal, else JSON"
+    )
     requests: bool = Field(default=True, description="a line for every request; errors are logged anyway")
 
 
@@ -110,7 +164,12 @@ class ServeSettings(BaseSettings):
     """All settings of `robustclip serve`. Unknown keys are refused, wherever they come from."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, nested_model_default_partial_update=True
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        nested_model_default_partial_update=True,
     )
 
     clip: ClipSettings = ClipSettings()
@@ -127,14 +186,18 @@ class ServeSettings(BaseSettings):
     def _nobody_is_let_in_by_accident(self) -> Self:
         if not is_loopback(self.server.host) and not self.server.insecure_no_auth:
             raise ValueError(
-                f"{self.server.host} can be reached from other machines and nobody has to show a key; if that is meant, add --insecure-no-auth"
+                f"{self.server.host} can be reached from other machines and nobody has to show a key; if "
+                f"that is meant, add --insecure-no-auth"
             )
         return self
 
     @model_validator(mode="after")
     def _one_request_fits_the_queue(self) -> Self:
         if self.engine.queue_images < self.limits.images:
-            raise ValueError(f"engine.queue_images ({self.engine.queue_images}) is below limits.images ({self.limits.images})")
+            raise ValueError(
+                f"engine.queue_images ({self.engine.queue_images}) is below limits.images "
+                f"({self.limits.images})"
+            )
         return self
 
     @classmethod
@@ -150,7 +213,9 @@ class ServeSettings(BaseSettings):
 
 
 def load_settings(overrides: Mapping[str, Mapping[str, Any]] | None = None) -> ServeSettings:
-    """The settings of this process, `overrides` ({section: {field: value}}) first. Raises InvalidInput that names the setting at fault."""
+    """The settings of this process, `overrides` ({section: {field: value}}) first. Raises InvalidInput that
+    names the setting at fault.
+    """
     refuse_unknown_environment(os.environ)
     try:
         return ServeSettings(**(overrides or {}))  # pyright: ignore[reportArgumentType] - validated by the call itself
@@ -159,7 +224,9 @@ def load_settings(overrides: Mapping[str, Mapping[str, Any]] | None = None) -> S
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise InvalidInput(
-            f"{message}, found {first['input']!r:.60}." if field else f"{message}.", field=field or None, help=_nearest(field)
+            f"{message}, found {first['input']!r:.60}." if field else f"{message}.",
+            field=field or None,
+            help=_nearest(field),
         ) from error
     except SettingsError as error:
         raise InvalidInput(f"{error}.", help="Set single fields, like ROBUSTCLIP_CLIP__ARCH=mini.") from error
@@ -190,12 +257,18 @@ def environment_name(section: str, field: str) -> str:
 
 
 def refuse_unknown_environment(environment: Mapping[str, str]) -> None:
-    """InvalidInput for a variable with our prefix that means nothing: a misspelt setting must not pass for a set one."""
+    """InvalidInput for a variable with our prefix that means nothing: a misspelt setting must not pass for a
+    set one.
+    """
     known = [environment_name(section, field) for section, field, _ in each_setting()]
     for name in environment:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
-            raise InvalidInput("no such setting.", field=name, help=f"Did you mean {near[0]}?" if near else "`robustclip serve --help` lists all.")
+            raise InvalidInput(
+                "no such setting.",
+                field=name,
+                help=f"Did you mean {near[0]}?" if near else "`robustclip serve --help` lists all.",
+            )
 
 
 def _nearest(field: str) -> str | None:
@@ -203,6 +276,9 @@ def _nearest(field: str) -> str | None:
     if field in known:
         return None
     if field and "." not in field:
-        return f"The sections are {', '.join(ServeSettings.model_fields)}: settings of the service and of nothing else."
+        return (
+            f"The sections are {', '.join(ServeSettings.model_fields)}: settings of the service and of "
+            f"nothing else."
+        )
     near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
     return f"Did you mean {near[0]}?" if near else None

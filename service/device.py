@@ -23,8 +23,8 @@ class Priority(IntEnum):
 class DeviceLock:
     """A mutex whose next owner is the most urgent waiter, first come first served among equals.
 
-    `threading.Lock` promises no order: a probe that takes the lock for one gradient step after another would starve classification.
-    `on_wait(priority, seconds)` is told how long each owner waited. Not reentrant.
+    `threading.Lock` promises no order: a probe that takes the lock for one gradient step after another would
+    starve classification. `on_wait(priority, seconds)` is told how long each owner waited. Not reentrant.
     """
 
     def __init__(self, on_wait: Callable[[Priority, float], None] = lambda priority, seconds: None) -> None:
@@ -74,9 +74,11 @@ class Turn:
 
 
 class Turns:
-    """A turn for work in pieces: `next_piece` hands the device to whoever is more urgent and takes it again; leaving the block gives it back.
+    """A turn for work in pieces: `next_piece` hands the device to whoever is more urgent and takes it again;
+    leaving the block gives it back.
 
-    The device is taken at the first piece, not before: whoever only waits for another thread's result must not hold it.
+    The device is taken at the first piece, not before: whoever only waits for another thread's result must
+    not hold it.
     """
 
     def __init__(self, device: DeviceLock, priority: Priority) -> None:
@@ -102,7 +104,9 @@ class Turns:
 
 
 def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPUs that this process may use, at least 1: the affinity mask, and a container's quota (cgroup v2), never the machine's total."""
+    """CPUs that this process may use, at least 1: the affinity mask, and a container's quota (cgroup v2),
+    never the machine's total.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         share, _, period = quota.read_text().partition(" ")

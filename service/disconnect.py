@@ -13,7 +13,9 @@ T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; a client that leaves cancels the work. Only after the body was read: what arrives now can only be the goodbye."""
+    """The work's result; a client that leaves cancels the work. Only after the body was read: what arrives
+    now can only be the goodbye.
+    """
     task = asyncio.ensure_future(work)
     goodbye = asyncio.ensure_future(_goodbye(request))
     try:

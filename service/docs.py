@@ -26,7 +26,14 @@ def body_of(model: type[BaseModel], *, forms: bool = True) -> dict[str, Any]:
     reference = {"$ref": _REF.format(model=model.__name__)}
     content: dict[str, Any] = {JSON: {"schema": reference}}
     if forms:
-        content[FORM] = {"schema": {"type": "object", "properties": _form(model), "required": ["image", "labels"], "additionalProperties": False}}
+        content[FORM] = {
+            "schema": {
+                "type": "object",
+                "properties": _form(model),
+                "required": ["image", "labels"],
+                "additionalProperties": False,
+            }
+        }
         content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -35,7 +42,14 @@ def query_of(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
     """Query parameters for a body that is nothing but the image."""
     properties = model.model_json_schema(ref_template=_REF)["properties"]
     return [
-        {"name": name, "in": "query", "required": False, "schema": _plain(properties[name]), "description": "for a raw image body"} for name in names
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": _plain(properties[name]),
+            "description": "for a raw image body",
+        }
+        for name in names
     ]
 
 
@@ -44,13 +58,20 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for status in sorted({PROBLEMS[code].status for code in codes}):
         named = ", ".join(code for code in codes if PROBLEMS[code].status == status)
-        found[status] = {"description": named, "content": {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemBody")}}}}
+        found[status] = {
+            "description": named,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemBody")}}},
+        }
     return found
 
 
 def install_docs(app: FastAPI) -> None:
     """`/docs`, and an `/openapi.json` that knows the models which routes parse by themselves."""
-    app.mount("/docs/assets", StaticFiles(directory=Path(str(files("fastapi_offline"))) / "static"), name="docs-assets")
+    app.mount(
+        "/docs/assets",
+        StaticFiles(directory=Path(str(files("fastapi_offline"))) / "static"),
+        name="docs-assets",
+    )
 
     async def page(request: Request) -> HTMLResponse:
         return get_swagger_ui_html(
@@ -65,8 +86,12 @@ def install_docs(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            _, definitions = models_json_schema(
+                [(model, "validation") for model in _MODELS], ref_template=_REF
+            )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions.get("$defs", {}))
             app.openapi_schema = schema
         return app.openapi_schema
@@ -77,13 +102,20 @@ def install_docs(app: FastAPI) -> None:
 def _form(model: type[BaseModel]) -> dict[str, Any]:
     """Form fields: the picture as a file, everything else as text or repeated text."""
     binary: dict[str, Any] = {"type": "string", "format": "binary"}
-    texts = {name: _plain(schema) for name, schema in model.model_json_schema(ref_template=_REF)["properties"].items()}
-    return {**texts, "image": binary} | ({"images": {"type": "array", "items": binary}} if "images" in texts else {})
+    texts = {
+        name: _plain(schema)
+        for name, schema in model.model_json_schema(ref_template=_REF)["properties"].items()
+    }
+    return {**texts, "image": binary} | (
+        {"images": {"type": "array", "items": binary}} if "images" in texts else {}
+    )
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     """A field as a text in a form or query can say it: unions of structures are text there."""
     if schema.get("type") in ("array", "integer", "number", "string"):
         return schema
-    simple = [option for option in schema.get("anyOf", []) if option.get("type") in ("integer", "number", "string")]
+    simple = [
+        option for option in schema.get("anyOf", []) if option.get("type") in ("integer", "number", "string")
+    ]
     return simple[0] if simple else {"type": "string"}

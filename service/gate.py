@@ -1,4 +1,6 @@
-"""What a version has to pass before it is served in another's place: pictures that fooled somebody once, and that the served version withstands."""
+"""What a version has to pass before it is served in another's place: pictures that fooled somebody once, and
+that the served version withstands.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,9 @@ from service.loaded import LoadedSet
 
 _NAMED = 5  # witnesses that a refusal tells of
 
-Gate: TypeAlias = Callable[[LoadedSet, LoadedSet | None], None]  # (candidate, what it would replace); raises GateFailed
+Gate: TypeAlias = Callable[
+    [LoadedSet, LoadedSet | None], None
+]  # (candidate, what it would replace); raises GateFailed
 Replayed: TypeAlias = Callable[[LoadedSet, Sequence[Witness]], Replay]
 
 
@@ -20,15 +24,19 @@ def open_gate(candidate: LoadedSet, current: LoadedSet | None) -> None:
 
 
 class WitnessGate:
-    """Refuses a version that is fooled by a stored witness which the served version of the same name withstands.
+    """Refuses a version that is fooled by a stored witness which the served version of the same name
+    withstands.
 
-    The folder is read anew each time, so that a witness counts from the moment it lies there. Where nothing is served yet there is nothing to be
-    worse than, and everything passes. Raises InvalidInput and ReportRefused for a folder that can't be used, also when it is made.
+    The folder is read anew each time, so that a witness counts from the moment it lies there. Where nothing
+    is served yet there is nothing to be worse than, and everything passes. Raises InvalidInput and
+    ReportRefused for a folder that can't be used, also when it is made.
     """
 
     def __init__(self, folder: Path, replayed: Replayed, *, size: int) -> None:
         if not folder.is_dir():
-            raise InvalidInput(f"expected a folder of probe reports, found {folder}.", field="store.witnesses")
+            raise InvalidInput(
+                f"expected a folder of probe reports, found {folder}.", field="store.witnesses"
+            )
         self._folder = folder
         self._replayed = replayed
         self._size = size
@@ -43,7 +51,8 @@ class WitnessGate:
             named = "; ".join(self._told(each) for each in found[:_NAMED])
             more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
             raise GateFailed(
-                f"{candidate.ref} is fooled by {len(found)} of {len(witnesses)} stored witnesses that {current.ref} withstands: {named}{more}.",
+                f"{candidate.ref} is fooled by {len(found)} of {len(witnesses)} stored witnesses that "
+                f"{current.ref} withstands: {named}{more}.",
                 field="version",
                 help="Look at them with `robustclip replay`; force serves the version all the same.",
             )
@@ -54,11 +63,16 @@ class WitnessGate:
             witnesses = collect([self._folder]).witnesses
             check_size(witnesses, self._size)
         except ReportRefused as error:
-            raise ReportRefused(error.message, field=self._place(error.field or ""), help=error.help) from error
+            raise ReportRefused(
+                error.message, field=self._place(error.field or ""), help=error.help
+            ) from error
         return witnesses
 
     def _place(self, source: str) -> str:
         return source.removeprefix(f"{self._folder}/")
 
     def _told(self, found: Rejudged) -> str:
-        return f"{self._place(found.source)} ({found.true_label!r} taken for {found.label!r}, {found.change:g}/255)"
+        return (
+            f"{self._place(found.source)} ({found.true_label!r} taken for {found.label!r}, "
+            f"{found.change:g}/255)"
+        )

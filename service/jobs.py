@@ -1,4 +1,5 @@
-"""Probes that nobody waits for: what each is doing, what it told so far, and what came of it. All in memory; a restart forgets them.
+"""Probes that nobody waits for: what each is doing, what it told so far, and what came of it. All in memory;
+a restart forgets them.
 
 A job's story can be read from any event on, as often as wanted, while it happens and after.
 """
@@ -87,15 +88,20 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def start(self, admitted: Admitted, answer: Callable[[Probed, str, Timing], Mapping[str, Any]]) -> Job:
-        """Run an admitted request; the oldest jobs that are over make room. `answer` makes the body of a result.
+        """Run an admitted request; the oldest jobs that are over make room. `answer` makes the body of a
+        result.
 
         Raises Problem where every job that is remembered still runs.
         """
         self._expire()
-        for old in [job for job in self._jobs.values() if job.over][: max(0, len(self._jobs) - self._kept + 1)]:
+        for old in [job for job in self._jobs.values() if job.over][
+            : max(0, len(self._jobs) - self._kept + 1)
+        ]:
             del self._jobs[old.id]
         if len(self._jobs) >= self._kept:
-            raise Problem("queue-full", f"{len(self._jobs)} jobs are running or waiting.", headers={"Retry-After": "5"})
+            raise Problem(
+                "queue-full", f"{len(self._jobs)} jobs are running or waiting.", headers={"Retry-After": "5"}
+            )
         job = Job(f"prb_{secrets.token_hex(12)}", len(admitted.victims), _now())
         self._jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job, admitted, answer))
@@ -118,7 +124,9 @@ class Jobs:
             job.task.cancel()
         return job
 
-    async def _run(self, job: Job, admitted: Admitted, answer: Callable[[Probed, str, Timing], Mapping[str, Any]]) -> None:
+    async def _run(
+        self, job: Job, admitted: Admitted, answer: Callable[[Probed, str, Timing], Mapping[str, Any]]
+    ) -> None:
         timing, loop = Timing(), asyncio.get_running_loop()
         thinned = _Thinned()
 

@@ -1,4 +1,6 @@
-"""What a probe may use of the device, and when it has to stop: a few rows at a time, between those of everybody more urgent."""
+"""What a probe may use of the device, and when it has to stop: a few rows at a time, between those of
+everybody more urgent.
+"""
 
 import threading
 import time
@@ -14,7 +16,9 @@ from service.device import DeviceLock, Priority
 
 @dataclass(frozen=True)
 class Leave:
-    """`deadline` is a `time.monotonic()`; `gone` and `closing` say that nobody waits any more. `rows` bound one gradient step."""
+    """`deadline` is a `time.monotonic()`; `gone` and `closing` say that nobody waits any more. `rows` bound
+    one gradient step.
+    """
 
     device: DeviceLock
     rows: int
@@ -34,7 +38,10 @@ class Leave:
         """Raises Cancelled, or DeadlineExceeded when the time is over."""
         self.check_wanted()
         if time.monotonic() > self.deadline:
-            raise DeadlineExceeded("the probe did not end in time.", help="Ask for fewer steps, attacks or reports, or give deadline_ms more.")
+            raise DeadlineExceeded(
+                "the probe did not end in time.",
+                help="Ask for fewer steps, attacks or reports, or give deadline_ms more.",
+            )
 
     def guard(self, score: Score) -> Score:
         """The score, a chunk of rows at a time under the device's lock."""

@@ -15,7 +15,8 @@ from robustclip.models.prompts import Prompts
 class LoadedSet:
     """A verified prompt set with its tensors on the device.
 
-    `lane` tells image towers apart: sets without visual prompts share one. `generation` is the snapshot that brought it in.
+    `lane` tells image towers apart: sets without visual prompts share one. `generation` is the snapshot that
+    brought it in.
     """
 
     prompt_set: PromptSet
@@ -40,13 +41,17 @@ class LoadedSet:
         return f'"{self.ref.version}-{self.generation}"'
 
     def prompts_for(self, labels: tuple[str, ...]) -> Prompts:
-        """The prompts in the order of `labels`: a set with one context a label knows only the labels that it was trained on."""
+        """The prompts in the order of `labels`: a set with one context a label knows only the labels that it
+        was trained on.
+        """
         if not self.prompts.class_specific or self.prompts.text is None:
             return self.prompts
         known = {label: row for row, label in enumerate(self.prompt_set.manifest.labels)}
         for index, label in enumerate(labels):
             if label not in known:
                 raise InvalidInput(
-                    f"{str(self.ref)!r} has no context for {label!r}.", field=f"labels/{index}", help="Use its training labels, or another set."
+                    f"{str(self.ref)!r} has no context for {label!r}.",
+                    field=f"labels/{index}",
+                    help="Use its training labels, or another set.",
                 )
         return replace(self.prompts, text=self.prompts.text[[known[label] for label in labels]])

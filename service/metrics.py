@@ -1,8 +1,17 @@
-"""Every metric name of the service. Seconds and bytes; labels are bounded: no class name, path or request id among them."""
+"""Every metric name of the service. Seconds and bytes; labels are bounded: no class name, path or request id
+among them.
+"""
 
 from collections.abc import Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -19,32 +28,86 @@ _PROBES = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own, so that several applications fit into one process."""
+    """The metrics of one application, in a registry of its own, so that several applications fit into one
+    process.
+    """
 
     def __init__(self) -> None:
         own = self.registry = CollectorRegistry()
         ProcessCollector(registry=own)
         p = "robustclip_"
-        self.requests = Histogram(f"{p}http_request_duration_seconds", "Requests", ["method", "route", "status"], buckets=_HTTP, registry=own)
-        self.stages = Histogram(f"{p}stage_duration_seconds", "Stages of a request", ["stage"], buckets=_STAGES, registry=own)
-        self.batches = Histogram(f"{p}batch_images", "Images a pass through the image tower", buckets=_BATCHES, registry=own)
+        self.requests = Histogram(
+            f"{p}http_request_duration_seconds",
+            "Requests",
+            ["method", "route", "status"],
+            buckets=_HTTP,
+            registry=own,
+        )
+        self.stages = Histogram(
+            f"{p}stage_duration_seconds", "Stages of a request", ["stage"], buckets=_STAGES, registry=own
+        )
+        self.batches = Histogram(
+            f"{p}batch_images", "Images a pass through the image tower", buckets=_BATCHES, registry=own
+        )
         self.images = Counter(f"{p}images_total", "Images received", ["route"], registry=own)
-        self.predictions = Counter(f"{p}predictions_total", "Images classified", ["prompt_set", "defense"], registry=own)
+        self.predictions = Counter(
+            f"{p}predictions_total", "Images classified", ["prompt_set", "defense"], registry=own
+        )
         self.inflight = Gauge(f"{p}inflight_requests", "Requests being answered", registry=own)
         self.queued = Gauge(f"{p}queue_images", "Images accepted and not yet answered", registry=own)
-        self.rejected = Counter(f"{p}rejected_total", "Requests answered with a problem", ["reason"], registry=own)
-        self.dropped = Counter(f"{p}dropped_total", "Images not computed since nobody waits any more", ["stage", "reason"], registry=own)
-        self.text_forwards = Counter(f"{p}text_forwards_total", "Passes through the text tower, of at most 64 labels", registry=own)
-        self.prompt_sets = Gauge(f"{p}prompt_set_info", "Prompt sets that are served", ["name", "version", "modalities"], registry=own)
-        self.loads = Counter(f"{p}prompt_set_loads_total", "Prompt sets loaded, or refused by the refusal's code", ["result"], registry=own)
-        self.activations = Counter(f"{p}prompt_set_activations_total", "Prompt sets made active, or refused", ["result"], registry=own)
-        self.generation = Gauge(f"{p}snapshot_generation", "How often what is served has changed", registry=own)
-        self.probe_runs = Counter(f"{p}probe_runs_total", "Attacks run", ["attack", "mode", "verdict", "prompt_set"], registry=own)
-        self.probes = Histogram(f"{p}probe_duration_seconds", "Reports of probes", buckets=_PROBES, registry=own)
-        self.waits = Histogram(f"{p}device_lock_wait_seconds", "Waiting for the device", ["who"], buckets=_WAITS, registry=own)
-        self.loop_lag = Histogram(f"{p}event_loop_lag_seconds", "How late the event loop woke up", buckets=_WAITS, registry=own)
-        self.precision = Gauge(f"{p}precision_info", "The image encoder in use", ["precision", "backend", "device"], registry=own)
-        self.parity = Gauge(f"{p}parity_cosine_min", "Smallest cosine between the image encoder and the reference", registry=own)
+        self.rejected = Counter(
+            f"{p}rejected_total", "Requests answered with a problem", ["reason"], registry=own
+        )
+        self.dropped = Counter(
+            f"{p}dropped_total",
+            "Images not computed since nobody waits any more",
+            ["stage", "reason"],
+            registry=own,
+        )
+        self.text_forwards = Counter(
+            f"{p}text_forwards_total", "Passes through the text tower, of at most 64 labels", registry=own
+        )
+        self.prompt_sets = Gauge(
+            f"{p}prompt_set_info",
+            "Prompt sets that are served",
+            ["name", "version", "modalities"],
+            registry=own,
+        )
+        self.loads = Counter(
+            f"{p}prompt_set_loads_total",
+            "Prompt sets loaded, or refused by the refusal's code",
+            ["result"],
+            registry=own,
+        )
+        self.activations = Counter(
+            f"{p}prompt_set_activations_total",
+            "Prompt sets made active, or refused",
+            ["result"],
+            registry=own,
+        )
+        self.generation = Gauge(
+            f"{p}snapshot_generation", "How often what is served has changed", registry=own
+        )
+        self.probe_runs = Counter(
+            f"{p}probe_runs_total", "Attacks run", ["attack", "mode", "verdict", "prompt_set"], registry=own
+        )
+        self.probes = Histogram(
+            f"{p}probe_duration_seconds", "Reports of probes", buckets=_PROBES, registry=own
+        )
+        self.waits = Histogram(
+            f"{p}device_lock_wait_seconds", "Waiting for the device", ["who"], buckets=_WAITS, registry=own
+        )
+        self.loop_lag = Histogram(
+            f"{p}event_loop_lag_seconds", "How late the event loop woke up", buckets=_WAITS, registry=own
+        )
+        self.precision = Gauge(
+            f"{p}precision_info", "The image encoder in use", ["precision", "backend", "device"], registry=own
+        )
+        self.parity = Gauge(
+            f"{p}parity_cosine_min",
+            "Smallest cosine between the image encoder and the reference",
+            registry=own,
+        )
 
     def watch_label_cache(self, cache: LabelCache) -> None:
         """Show the cache's own counts, read when somebody asks."""
@@ -57,7 +120,9 @@ class Metrics:
         """What is served now, in place of what was."""
         self.prompt_sets.clear()
         for each in prompt_sets:
-            self.prompt_sets.labels(each.manifest.name, each.version, "+".join(each.prompts.modalities) or "none").set(1)
+            self.prompt_sets.labels(
+                each.manifest.name, each.version, "+".join(each.prompts.modalities) or "none"
+            ).set(1)
         self.generation.set(generation)
 
     def page(self) -> tuple[bytes, str]:
@@ -70,6 +135,12 @@ class _LabelCacheCollector(Collector):
         self._cache = cache
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily("robustclip_label_cache_hits", "Label lists found in the cache", value=self._cache.hits)
-        yield CounterMetricFamily("robustclip_label_cache_misses", "Label lists computed", value=self._cache.misses)
-        yield GaugeMetricFamily("robustclip_label_cache_bytes", "Memory of the label cache", value=self._cache.bytes)
+        yield CounterMetricFamily(
+            "robustclip_label_cache_hits", "Label lists found in the cache", value=self._cache.hits
+        )
+        yield CounterMetricFamily(
+            "robustclip_label_cache_misses", "Label lists computed", value=self._cache.misses
+        )
+        yield GaugeMetricFamily(
+            "robustclip_label_cache_bytes", "Memory of the label cache", value=self._cache.bytes
+        )

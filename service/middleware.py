@@ -1,4 +1,5 @@
-"""What happens to every request: who may ask, an id, the clock, metrics, one log line, and a problem for whatever was not foreseen.
+"""What happens to every request: who may ask, an id, the clock, metrics, one log line, and a problem for
+whatever was not foreseen.
 
 Pure ASGI: no task and no copied body a request.
 """
@@ -55,7 +56,9 @@ class RequestContext:
             return
         started = time.perf_counter()
         wanted = Headers(scope=scope).get("x-request-id", "")
-        context = scope[_KEY] = Context(wanted if _REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}")
+        context = scope[_KEY] = Context(
+            wanted if _REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}"
+        )
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -75,14 +78,20 @@ class RequestContext:
             if not status:
                 problem = as_problem(error)
                 context.code = problem.code
-                await problem.response(instance=scope["path"], request_id=context.request_id)(scope, receive, send_with_headers)
+                await problem.response(instance=scope["path"], request_id=context.request_id)(
+                    scope, receive, send_with_headers
+                )
         finally:
             self._metrics.inflight.dec()
             self._record(scope, context, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, context: Context, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")  # the template, never the path: its values are unbounded
-        self._metrics.requests.labels(scope["method"] if scope["method"].isalpha() else "other", route, str(status)).observe(seconds)
+        route = getattr(
+            scope.get("route"), "path", "none"
+        )  # the template, never the path: its values are unbounded
+        self._metrics.requests.labels(
+            scope["method"] if scope["method"].isalpha() else "other", route, str(status)
+        ).observe(seconds)
         for stage, spent in context.timing.stages.items():
             self._metrics.stages.labels(stage).observe(spent)
         if context.code is not None:
@@ -101,7 +110,9 @@ class RequestContext:
 
 
 class SameMachine:
-    """Keeps other sites' pages out: a foreign Host on a loopback address (DNS rebinding), a foreign Origin on anything that is not a mere read."""
+    """Keeps other sites' pages out: a foreign Host on a loopback address (DNS rebinding), a foreign Origin on
+    anything that is not a mere read.
+    """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         self._app = app
@@ -114,14 +125,18 @@ class SameMachine:
             if problem is not None:
                 context: Context = scope[_KEY]
                 context.code = problem.code
-                await problem.response(instance=scope["path"], request_id=context.request_id)(scope, receive, send)
+                await problem.response(instance=scope["path"], request_id=context.request_id)(
+                    scope, receive, send
+                )
                 return
         await self._app(scope, receive, send)
 
     def _refusal(self, method: str, headers: Headers) -> Problem | None:
         host = headers.get("host", "")
         if self._check_host and host and not is_loopback(_name_of(f"//{host}")):
-            return Problem("host-refused", f"this service answers to 127.0.0.1 and localhost, not to {host[:80]!r}.")
+            return Problem(
+                "host-refused", f"this service answers to 127.0.0.1 and localhost, not to {host[:80]!r}."
+            )
         if method in _SAFE_METHODS:
             return None
         origin = headers.get("origin")

@@ -1,7 +1,8 @@
-"""Live probes: one at a time on a thread of their own, a few waiting, each a good neighbour of the classifier it attacks.
+"""Live probes: one at a time on a thread of their own, a few waiting, each a good neighbour of the classifier
+it attacks.
 
-A probe takes the device for a chunk of one gradient step, gives it back, and looks whether it is still wanted. When its time is almost over it stops
-searching, judges what it has, and answers with that.
+A probe takes the device for a chunk of one gradient step, gives it back, and looks whether it is still
+wanted. When its time is almost over it stops searching, judges what it has, and answers with that.
 """
 
 import asyncio
@@ -37,9 +38,14 @@ from service.problems import Problem, as_problem, invalid
 from service.schemas import MAX_PROBE_SECONDS, ProbeRequest
 from service.timing import Timing
 
-Tell: TypeAlias = Callable[[int, ProbeEvent], None]  # (which report, what happened), on the probe's own thread
+Tell: TypeAlias = Callable[
+    [int, ProbeEvent], None
+]  # (which report, what happened), on the probe's own thread
 
-_JUDGING = 0.1, 3.0  # share of a caller's patience that is kept for judging what was found, and the most of it in seconds
+_JUDGING = (
+    0.1,
+    3.0,
+)  # share of a caller's patience that is kept for judging what was found, and the most of it in seconds
 
 
 class Probed(NamedTuple):
@@ -57,7 +63,9 @@ class Probed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Admitted:
-    """A request that was found valid and affordable; `deadline` None: `seconds` count from when the probe starts."""
+    """A request that was found valid and affordable; `deadline` None: `seconds` count from when the probe
+    starts.
+    """
 
     request: ProbeRequest
     options: ProbeOptions
@@ -87,21 +95,29 @@ class ProbeRunner:
         self._thread.shutdown(cancel_futures=True)
 
     async def run(self, request: ProbeRequest, timing: Timing) -> Probed:
-        """A report for every prompt set and defense, for a caller who waits. Cancelling the call cancels the probe."""
+        """A report for every prompt set and defense, for a caller who waits. Cancelling the call cancels the
+        probe.
+        """
         return await self.attack(await self.admit(request), timing)
 
     async def admit(self, request: ProbeRequest, *, job: bool = False) -> Admitted:
-        """Check all that can be checked before work; a job may cost more, and its time starts when it does. Raises Problem and RobustClipError."""
+        """Check all that can be checked before work; a job may cost more, and its time starts when it does.
+        Raises Problem and RobustClipError.
+        """
         started = time.monotonic()
         options = request.options()
         cap = self._settings.job_charged_passes if job else self._settings.charged_passes
         victims = await self._victims(request, options, cap)
         if self._pending > self._settings.queue:
-            raise Problem("queue-full", f"{self._pending} probes are waiting or running.", headers={"Retry-After": "5"})
+            raise Problem(
+                "queue-full", f"{self._pending} probes are waiting or running.", headers={"Retry-After": "5"}
+            )
         seconds = patience_seconds(request, self._settings, job=job)
         return Admitted(request, options, victims, seconds, None if job else started + seconds)
 
-    async def attack(self, admitted: Admitted, timing: Timing, tell: Tell = lambda index, event: None) -> Probed:
+    async def attack(
+        self, admitted: Admitted, timing: Timing, tell: Tell = lambda index, event: None
+    ) -> Probed:
         """Attack in turn. Cancelling the call cancels the probe."""
         cancelled = threading.Event()
         self._pending += 1
@@ -112,21 +128,39 @@ class ProbeRunner:
             cancelled.set()
             self._pending -= 1
 
-    async def _victims(self, request: ProbeRequest, options: ProbeOptions, cap: int) -> list[tuple[LoadedSet, Victim]]:
+    async def _victims(
+        self, request: ProbeRequest, options: ProbeOptions, cap: int
+    ) -> list[tuple[LoadedSet, Victim]]:
         """What will be attacked, once all of it was found affordable."""
         engine = self._engine
         names = request.prompt_sets or (engine.settings.store.default_set,)
         if len(names) * len(request.defenses) > self._settings.reports:
             raise ProbeTooExpensive(
-                f"expected at most {self._settings.reports} reports, found {len(names)} prompt sets times {len(request.defenses)} defenses.",
+                f"expected at most {self._settings.reports} reports, found {len(names)} prompt sets times "
+                f"{len(request.defenses)} defenses.",
                 field="prompt_sets",
             )
         self._check_radius(request, options)
-        chains = [engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)]
+        chains = [
+            engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)
+        ]
         sets = [await self._find(name, f"#/prompt_sets/{index}") for index, name in enumerate(names)]
-        weights = torch.empty(0, engine.clip.embed_dim)  # computed on the probe's own thread, when it is known to be affordable
+        weights = torch.empty(
+            0, engine.clip.embed_dim
+        )  # computed on the probe's own thread, when it is known to be affordable
         found = [
-            (loaded, Victim(engine.clip, loaded.prompts_for(request.labels), str(loaded.ref), request.labels, weights, chain, serving=engine.encoder))
+            (
+                loaded,
+                Victim(
+                    engine.clip,
+                    loaded.prompts_for(request.labels),
+                    str(loaded.ref),
+                    request.labels,
+                    weights,
+                    chain,
+                    serving=engine.encoder,
+                ),
+            )
             for loaded, chain in itertools.product(sets, chains)
         ]
         victims = [victim for _, victim in found]
@@ -134,9 +168,19 @@ class ProbeRunner:
             cost = charged_passes(victim, options, sources=len(_sources(victims, victim, options)))
             if cost > cap:
                 votes = 0 if options.certify is None else options.certify.n
-                field = "attacks" if request.attacks is not None else "minimal" if request.minimal else "preset" if request.preset else "steps"
+                field = (
+                    "attacks"
+                    if request.attacks is not None
+                    else "minimal"
+                    if request.minimal
+                    else "preset"
+                    if request.preset
+                    else "steps"
+                )
                 field = "certify/n" if votes > cost - votes else field
-                raise ProbeTooExpensive(f"a report would cost {cost} charged passes, at most {cap} are allowed.", field=field)
+                raise ProbeTooExpensive(
+                    f"a report would cost {cost} charged passes, at most {cap} are allowed.", field=field
+                )
         return found
 
     async def _find(self, name: str, pointer: str) -> LoadedSet:
@@ -157,13 +201,22 @@ class ProbeRunner:
 
     def _work(self, admitted: Admitted, cancelled: threading.Event, timing: Timing, tell: Tell) -> Probed:
         engine, metrics = self._engine, self._engine.metrics
-        leave = Leave(engine.device, self._settings.chunk_rows, admitted.deadline or time.monotonic() + admitted.seconds, cancelled, self._closing)
+        leave = Leave(
+            engine.device,
+            self._settings.chunk_rows,
+            admitted.deadline or time.monotonic() + admitted.seconds,
+            cancelled,
+            self._closing,
+        )
         leave.check()
         pixels, _ = engine.pixels(admitted.request.image)
         pixels = pixels.to(engine.clip.device)
         searching = leave.deadline - min(_JUDGING[0] * admitted.seconds, _JUDGING[1])
         probed = Probed([], [])
-        victims = [replace(victim, weights=engine.text.of(loaded, victim.labels)) for loaded, victim in admitted.victims]
+        victims = [
+            replace(victim, weights=engine.text.of(loaded, victim.labels))
+            for loaded, victim in admitted.victims
+        ]
         for index, victim in enumerate(victims):
             started = time.perf_counter()
             told = events(
@@ -189,12 +242,16 @@ class ProbeRunner:
             metrics.probes.observe(seconds)
             timing.stages["probe"] = timing.stages.get("probe", 0.0) + seconds
             for record in report.attacks:
-                metrics.probe_runs.labels(record.kind, record.knowledge, report.verdict.value, report.victim.prompt_set).inc()
+                metrics.probe_runs.labels(
+                    record.kind, record.knowledge, report.verdict.value, report.victim.prompt_set
+                ).inc()
         return probed
 
 
 def patience_seconds(request: ProbeRequest, settings: ProbeSettings, *, job: bool = False) -> float:
-    """How long a caller waits: as said, else as many reports as were asked for may take. Nobody waits for a job, so it has its own time."""
+    """How long a caller waits: as said, else as many reports as were asked for may take. Nobody waits for a
+    job, so it has its own time.
+    """
     if request.deadline_ms is not None:
         return request.deadline_ms / 1000
     if job:

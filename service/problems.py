@@ -1,4 +1,5 @@
-"""Errors as `application/problem+json` (RFC 9457). One table says what each code means; nothing else decides a status.
+"""Errors as `application/problem+json` (RFC 9457). One table says what each code means; nothing else decides
+a status.
 
 An error that is not ours becomes `internal` and its text stays in the log.
 """
@@ -25,21 +26,35 @@ class Kind(NamedTuple):
 
 
 PROBLEMS: Mapping[str, Kind] = {
-    "malformed-json": Kind(400, "The body is not valid JSON", "Send one JSON object in UTF-8; NaN and Infinity are no JSON."),
-    "malformed-multipart": Kind(400, "The body is not valid form data", "Let your client build the form: curl -F image=@cat.jpg -F labels=cat,dog."),
+    "malformed-json": Kind(
+        400, "The body is not valid JSON", "Send one JSON object in UTF-8; NaN and Infinity are no JSON."
+    ),
+    "malformed-multipart": Kind(
+        400,
+        "The body is not valid form data",
+        "Let your client build the form: curl -F image=@cat.jpg -F labels=cat,dog.",
+    ),
     "bad-header": Kind(400, "A header is not valid"),
     "host-refused": Kind(403, "This host name is not served here", "Call 127.0.0.1 or localhost."),
     "origin-refused": Kind(403, "Another site's page may not call this service"),
     "unknown-prompt-set": Kind(404, "There is no such prompt set", "GET /prompt-sets lists them."),
     "unknown-version": Kind(404, "There is no such version", "GET /prompt-sets/NAME/versions lists them."),
-    "unknown-job": Kind(404, "There is no such job", "Jobs are remembered for a while, in memory: a restart forgets them."),
+    "unknown-job": Kind(
+        404, "There is no such job", "Jobs are remembered for a while, in memory: a restart forgets them."
+    ),
     "unknown-route": Kind(404, "There is no such address", "GET /docs lists them."),
     "method-not-allowed": Kind(405, "This address takes other methods"),
-    "body-too-slow": Kind(408, "The body took too long to arrive", "Send it again over a faster connection, or send less."),
+    "body-too-slow": Kind(
+        408, "The body took too long to arrive", "Send it again over a faster connection, or send less."
+    ),
     "nothing-to-roll-back": Kind(409, "There is no version to return to"),
-    "store-read-only": Kind(409, "The prompt store is read-only", "Publish and activate where the store is writable."),
+    "store-read-only": Kind(
+        409, "The prompt store is read-only", "Publish and activate where the store is writable."
+    ),
     "gate-failed": Kind(409, "Stored witnesses fool this version anew"),
-    "etag-mismatch": Kind(412, "The prompt set has changed meanwhile", "Look at it again, then decide again."),
+    "etag-mismatch": Kind(
+        412, "The prompt set has changed meanwhile", "Look at it again, then decide again."
+    ),
     "body-too-large": Kind(413, "Too many bytes"),
     "unsupported-media-type": Kind(415, "This kind of body is not understood"),
     "validation": Kind(422, "The request is not valid"),
@@ -53,10 +68,14 @@ PROBLEMS: Mapping[str, Kind] = {
     "purifier-refused": Kind(422, "A purifier has no weights that can be used"),
     "no-decision-to-attack": Kind(422, "One label is no decision", "Name the alternatives."),
     "probe-too-expensive": Kind(
-        422, "The probe costs too much", "Ask for fewer steps, restarts, draws or attacks, or for a job (Prefer: respond-async)."
+        422,
+        "The probe costs too much",
+        "Ask for fewer steps, restarts, draws or attacks, or for a job (Prefer: respond-async).",
     ),
     "client-gone": Kind(499, "The client went away"),
-    "internal": Kind(500, "Something failed here", "Try again; the log has the details under this request's id."),
+    "internal": Kind(
+        500, "Something failed here", "Try again; the log has the details under this request's id."
+    ),
     "nonfinite-scores": Kind(500, "The scores are not finite", "Try another prompt set or no temperature."),
     "encoder-refused": Kind(500, "The image encoder is refused"),
     "unsupported-clip": Kind(500, "The backbone can't be served"),
@@ -66,7 +85,9 @@ PROBLEMS: Mapping[str, Kind] = {
     "feature-not-installed": Kind(501, "A dependency is missing"),
     "queue-full": Kind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
     "starting": Kind(503, "The service is starting", "Ask /startupz what it is doing."),
-    "deadline-exceeded": Kind(504, "The answer would come too late", "Ask for less, or give deadline_ms more time."),
+    "deadline-exceeded": Kind(
+        504, "The answer would come too late", "Ask for less, or give deadline_ms more time."
+    ),
 }
 
 
@@ -108,7 +129,13 @@ class Problem(Exception):
 
     def at(self, pointer: str) -> "Problem":
         """The same problem about another place in the request."""
-        return Problem(self.code, self.detail, [ErrorItem(pointer=pointer, code=self.code, detail=self.detail)], self.help, self.headers)
+        return Problem(
+            self.code,
+            self.detail,
+            [ErrorItem(pointer=pointer, code=self.code, detail=self.detail)],
+            self.help,
+            self.headers,
+        )
 
     def body(self, *, instance: str, request_id: str) -> dict[str, Any]:
         kind = PROBLEMS[self.code]
@@ -140,10 +167,16 @@ def as_problem(error: Exception) -> Problem:
         case Problem():
             return error
         case PromptSetRefused():
-            item = ErrorItem(pointer=f"#/{error.field or 'prompt_set'}", code=error.reason, detail=error.message)
+            item = ErrorItem(
+                pointer=f"#/{error.field or 'prompt_set'}", code=error.reason, detail=error.message
+            )
             return Problem(error.code, f"{error.reason}: {error.message}", [item], error.help)
         case RobustClipError() if error.code in PROBLEMS:
-            errors = [ErrorItem(pointer=f"#/{error.field}", code=error.code, detail=error.message)] if error.field else []
+            errors = (
+                [ErrorItem(pointer=f"#/{error.field}", code=error.code, detail=error.message)]
+                if error.field
+                else []
+            )
             return Problem(error.code, error.message, errors, error.help)
         case _:
             return Problem("internal", "The request failed for a reason that is not its own.")
@@ -156,11 +189,19 @@ def of_validation(error: ValidationError, data: object) -> Problem:
         value, missing = complaint["input"], complaint["type"] == "missing"
         path = written_path(complaint["loc"], data, missing=missing)
         message = complaint["msg"].removeprefix("Value error, ").rstrip(".")
-        found = f", found {reprlib.repr(value)}" if not missing and isinstance(value, str | int | float | None) else ""
+        found = (
+            f", found {reprlib.repr(value)}"
+            if not missing and isinstance(value, str | int | float | None)
+            else ""
+        )
         pointer = "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in path)
-        items.append(ErrorItem(pointer=pointer, code=complaint["type"].replace("_", "-"), detail=f"{message}{found}."))
+        items.append(
+            ErrorItem(pointer=pointer, code=complaint["type"].replace("_", "-"), detail=f"{message}{found}.")
+        )
     # A union complains once for every branch; the branch that got deepest is the one that was meant.
-    meant = [item for item in items if not any(other.pointer.startswith(f"{item.pointer}/") for other in items)]
+    meant = [
+        item for item in items if not any(other.pointer.startswith(f"{item.pointer}/") for other in items)
+    ]
     first, further = meant[0], error.error_count() - (len(items) - len(meant)) - 1
     code = first.code if first.code in PROBLEMS else "validation"
     rest = f" ({further} more)" if further else ""

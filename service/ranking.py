@@ -13,23 +13,35 @@ from service.problems import Problem
 
 
 class Ranked(NamedTuple):
-    """One picture's labels, best first: [(label, score, logit)], and by how much the first score leads. After a vote, how that went; if it proves
-    nothing there are no predictions."""
+    """One picture's labels, best first: [(label, score, logit)], and by how much the first score leads. After
+    a vote, how that went; if it proves nothing there are no predictions.
+    """
 
     predictions: list[tuple[str, float, float]]
     margin: float | None
     ballot: Ballot | None = None
 
 
-def rank(classifier: ZeroShotClassifier, features: Tensor, temperature: float | None, top_k: int) -> list[Ranked]:
-    """The labels of unit features [B, E]; `top_k` 0 keeps all. Raises Problem `nonfinite-scores` rather than answer with NaN."""
+def rank(
+    classifier: ZeroShotClassifier, features: Tensor, temperature: float | None, top_k: int
+) -> list[Ranked]:
+    """The labels of unit features [B, E]; `top_k` 0 keeps all. Raises Problem `nonfinite-scores` rather than
+    answer with NaN.
+    """
     with torch.inference_mode():
         logits = _logits(classifier, features, temperature)
-        return [Ranked(*_best(classifier.labels, scores, own, top_k)) for scores, own in zip(logits.softmax(dim=1), logits, strict=True)]
+        return [
+            Ranked(*_best(classifier.labels, scores, own, top_k))
+            for scores, own in zip(logits.softmax(dim=1), logits, strict=True)
+        ]
 
 
-def rank_by_votes(classifier: ZeroShotClassifier, features: Tensor, rule: Smoothing, temperature: float | None, top_k: int) -> list[Ranked]:
-    """The labels of pictures from features [B, V, E] of V noisy copies: scores are shares of the votes, logits their means. Raises as `rank`."""
+def rank_by_votes(
+    classifier: ZeroShotClassifier, features: Tensor, rule: Smoothing, temperature: float | None, top_k: int
+) -> list[Ranked]:
+    """The labels of pictures from features [B, V, E] of V noisy copies: scores are shares of the votes,
+    logits their means. Raises as `rank`.
+    """
     ranked: list[Ranked] = []
     with torch.inference_mode():
         for copies in features:
@@ -48,11 +60,15 @@ def _logits(classifier: ZeroShotClassifier, features: Tensor, temperature: float
     return logits
 
 
-def _best(labels: tuple[str, ...], scores: Tensor, logits: Tensor, top_k: int) -> tuple[list[tuple[str, float, float]], float]:
+def _best(
+    labels: tuple[str, ...], scores: Tensor, logits: Tensor, top_k: int
+) -> tuple[list[tuple[str, float, float]], float]:
     """The `top_k` labels by score and then by logit, and the lead of the first."""
     by_logit = logits.argsort(descending=True, stable=True)
     order = by_logit[scores[by_logit].argsort(descending=True, stable=True)]
     first, second = scores[order[:2]].tolist()
     kept = order[: top_k or None]
     columns = (kept.tolist(), scores[kept].tolist(), logits[kept].tolist())
-    return [(labels[index], score, logit) for index, score, logit in zip(*columns, strict=True)], first - second
+    return [
+        (labels[index], score, logit) for index, score, logit in zip(*columns, strict=True)
+    ], first - second

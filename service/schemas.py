@@ -1,4 +1,5 @@
-"""What requests may say. Every form of a request (JSON, form data, raw image) ends in one of these models, so that limits are checked in one place.
+"""What requests may say. Every form of a request (JSON, form data, raw image) ends in one of these models, so
+that limits are checked in one place.
 
 Operators set limits, so they come with the validation: `parse(ClassifyRequest, data, limits)`.
 """
@@ -8,7 +9,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import pybase64
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from robustclip.attacks import AnyAttack
@@ -28,8 +39,12 @@ DEFAULT_TOP_K = 5
 Request = TypeVar("Request", bound=BaseModel)
 
 
-def parse(model: type[Request], data: Mapping[str, Any], limits: LimitSettings, *, labels: int | None = None) -> Request:
-    """A request from its fields. Raises Problem with a pointer to each value at fault. `labels` caps their number below the general limit."""
+def parse(
+    model: type[Request], data: Mapping[str, Any], limits: LimitSettings, *, labels: int | None = None
+) -> Request:
+    """A request from its fields. Raises Problem with a pointer to each value at fault. `labels` caps their
+    number below the general limit.
+    """
     if labels is not None:
         limits = limits.model_copy(update={"labels": min(labels, limits.labels)})
     try:
@@ -46,24 +61,39 @@ def _cleaned(label: str) -> str:
 def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     limits = cast(LimitSettings, info.context)
     if len(labels) > limits.labels:
-        raise invalid("#/labels", f"expected at most {limits.labels} labels, found {len(labels)}.", code="too-many-labels")
+        raise invalid(
+            "#/labels",
+            f"expected at most {limits.labels} labels, found {len(labels)}.",
+            code="too-many-labels",
+        )
     cleaned = tuple(map(_cleaned, labels))
     seen: dict[str, int] = {}
     for index, label in enumerate(cleaned):
         if not label:
             raise invalid(f"#/labels/{index}", "a label is empty.")
         if len(label) > limits.label_characters:
-            raise invalid(f"#/labels/{index}", f"expected at most {limits.label_characters} characters, found {len(label)}.")
+            raise invalid(
+                f"#/labels/{index}",
+                f"expected at most {limits.label_characters} characters, found {len(label)}.",
+            )
         if label in seen:
-            raise invalid(f"#/labels/{index}", f"{label!r} repeats label {seen[label]}.", help="Give each label once.")
+            raise invalid(
+                f"#/labels/{index}", f"{label!r} repeats label {seen[label]}.", help="Give each label once."
+            )
         seen[label] = index
     if len(cleaned) < 2:
-        raise invalid("#/labels", f"expected at least 2 labels, found {len(cleaned)}.", help="Name the alternatives to choose from.")
+        raise invalid(
+            "#/labels",
+            f"expected at least 2 labels, found {len(cleaned)}.",
+            help="Name the alternatives to choose from.",
+        )
     return cleaned
 
 
 def _image(value: object, info: ValidationInfo) -> bytes:
-    """Encoded image bytes from a form's part, a base64 object or a data URI; their number is bounded before they are decoded."""
+    """Encoded image bytes from a form's part, a base64 object or a data URI; their number is bounded before
+    they are decoded.
+    """
     if isinstance(value, bytes):
         return value
     limits = cast(LimitSettings, info.context)
@@ -83,7 +113,9 @@ def _image(value: object, info: ValidationInfo) -> bytes:
     else:
         raise ValueError('an image is {"type": "base64", "data": "..."} or a data URI')
     if len(text) * 3 // 4 > limits.image_bytes + 2:
-        raise PydanticCustomError("body-too-large", "expected an image of at most {limit} bytes", {"limit": limits.image_bytes})
+        raise PydanticCustomError(
+            "body-too-large", "expected an image of at most {limit} bytes", {"limit": limits.image_bytes}
+        )
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError as error:
@@ -94,7 +126,10 @@ _IMAGE_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {
             "type": "object",
-            "properties": {"type": {"const": "base64"}, "data": {"type": "string", "contentEncoding": "base64"}},
+            "properties": {
+                "type": {"const": "base64"},
+                "data": {"type": "string", "contentEncoding": "base64"},
+            },
             "required": ["type", "data"],
             "additionalProperties": False,
         },
@@ -113,9 +148,17 @@ Labels = Annotated[
 ]
 Chain = Annotated[
     str | tuple[str | AnyDefense, ...],
-    Field(description='"none", "default" (the operator\'s), words like "jpeg:75,bit_depth:4", or a list of words and specifications; left to right'),
+    Field(
+        description='"none", "default" (the operator\'s), words like "jpeg:75,bit_depth:4", or a list of '
+        "words and specifications; left to right"
+    ),
 ]
-SetName = Annotated[str, Field(max_length=80, description="NAME, NAME@active, or NAME@VERSION to pin one", examples=["handcrafted"])]
+SetName = Annotated[
+    str,
+    Field(
+        max_length=80, description="NAME, NAME@active, or NAME@VERSION to pin one", examples=["handcrafted"]
+    ),
+]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _DEADLINE = "milliseconds after which nobody wants the answer any more"
 
@@ -128,26 +171,42 @@ class ClassifyRequest(_Request):
     """One picture or several, and the labels to choose from."""
 
     image: EncodedImage | None = None
-    images: tuple[EncodedImage, ...] | None = Field(default=None, description="instead of `image`; a bad one fails alone")
+    images: tuple[EncodedImage, ...] | None = Field(
+        default=None, description="instead of `image`; a bad one fails alone"
+    )
     labels: Labels
     prompt_set: SetName | None = Field(default=None, description="absent: the service's default set")
     defense: Chain = "default"
     top_k: int = Field(default=DEFAULT_TOP_K, ge=0, le=100_000, description="predictions to return; 0: all")
     temperature: float | None = Field(
-        default=None, ge=0.01, le=100, allow_inf_nan=False, description="divides the logits, which carry CLIP's own scale"
+        default=None,
+        ge=0.01,
+        le=100,
+        allow_inf_nan=False,
+        description="divides the logits, which carry CLIP's own scale",
     )
-    seed: Seed | None = Field(default=None, description="of randomised defenses; absent: drawn, and told in the answer")
+    seed: Seed | None = Field(
+        default=None, description="of randomised defenses; absent: drawn, and told in the answer"
+    )
     deadline_ms: int = Field(default=10_000, ge=100, le=60_000, description=_DEADLINE)
 
     @model_validator(mode="after")
     def _one_form_of_images(self, info: ValidationInfo) -> Self:
         limits = cast(LimitSettings, info.context)
         if (self.image is None) == (self.images is None):
-            raise invalid("#/image", "expected either `image` or `images`.", help="Send one picture as `image`, several as `images`.")
+            raise invalid(
+                "#/image",
+                "expected either `image` or `images`.",
+                help="Send one picture as `image`, several as `images`.",
+            )
         if self.images is not None and not self.images:
             raise invalid("#/images", "expected at least 1 image, found none.")
         if self.images is not None and len(self.images) > limits.images:
-            raise invalid("#/images", f"expected at most {limits.images} images, found {len(self.images)}.", code="too-many-images")
+            raise invalid(
+                "#/images",
+                f"expected at most {limits.images} images, found {len(self.images)}.",
+                code="too-many-images",
+            )
         return self
 
     def pictures(self) -> tuple[tuple[str, bytes], ...]:
@@ -160,44 +219,81 @@ class ClassifyRequest(_Request):
 class ProbeRequest(_Request):
     """One decision to attack, through every prompt set and every defense named.
 
-    Either `attacks`, or norm and eps of one: PGD with steps and restarts, or with `preset` the strong attack. Prompt sets that are named together
-    lend each other their gradients, to the strong attack and to the mode `transfer`.
+    Either `attacks`, or norm and eps of one: PGD with steps and restarts, or with `preset` the strong attack.
+    Prompt sets that are named together lend each other their gradients, to the strong attack and to the mode
+    `transfer`.
     """
 
     image: EncodedImage
     labels: Labels
-    true_label: Label | None = Field(default=None, description="what the picture shows; absent: the clean decision")
+    true_label: Label | None = Field(
+        default=None, description="what the picture shows; absent: the clean decision"
+    )
     target_label: Label | None = Field(default=None, description="the label to reach; absent: any other")
-    prompt_sets: tuple[SetName, ...] | None = Field(default=None, min_length=1, description="absent: the service's default set")
-    defenses: tuple[Chain, ...] = Field(default=((),), min_length=1, description="chains to attack, one report each; absent: none")
+    prompt_sets: tuple[SetName, ...] | None = Field(
+        default=None, min_length=1, description="absent: the service's default set"
+    )
+    defenses: tuple[Chain, ...] = Field(
+        default=((),), min_length=1, description="chains to attack, one report each; absent: none"
+    )
     attacks: tuple[AnyAttack, ...] | None = Field(default=None, min_length=1, max_length=16)
     norm: Literal["linf", "l2"] = "linf"
     eps: Radius | None = Field(default=None, description='"4/255" or a number; absent: 4/255 for linf')
     steps: int = Field(default=20, ge=1, le=MAX_STEPS)
-    restarts: int = Field(default=1, ge=1, le=MAX_STARTS, description="random starts, beside the picture itself")
+    restarts: int = Field(
+        default=1, ge=1, le=MAX_STARTS, description="random starts, beside the picture itself"
+    )
     preset: Preset | None = Field(default=None, description="the strong attack instead of PGD")
-    minimal: bool = Field(default=False, description="bracket the smallest radius that breaks the decision, up to 64/255")
-    self_test: bool = Field(default=False, description="where nothing breaks, give the attack problems that have an answer")
-    certify: NoiseOptions | None = Field(default=None, description="also certify the vote; sigma absent: that of smoothing in the defense, else 0.25")
+    minimal: bool = Field(
+        default=False, description="bracket the smallest radius that breaks the decision, up to 64/255"
+    )
+    self_test: bool = Field(
+        default=False, description="where nothing breaks, give the attack problems that have an answer"
+    )
+    certify: NoiseOptions | None = Field(
+        default=None,
+        description="also certify the vote; sigma absent: that of smoothing in the defense, else 0.25",
+    )
     loss: AnyScoreName = "margin"
-    modes: tuple[Mode, ...] = Field(default=("static", "adaptive"), min_length=1, max_length=4, json_schema_extra={"uniqueItems": True})
-    eot: int = Field(default=8, ge=1, le=64, description="draws of a randomised defense averaged in each gradient")
-    fresh_draws: int = Field(default=64, ge=1, le=1024, description="draws of a randomised defense on which a candidate is judged")
+    modes: tuple[Mode, ...] = Field(
+        default=("static", "adaptive"), min_length=1, max_length=4, json_schema_extra={"uniqueItems": True}
+    )
+    eot: int = Field(
+        default=8, ge=1, le=64, description="draws of a randomised defense averaged in each gradient"
+    )
+    fresh_draws: int = Field(
+        default=64, ge=1, le=1024, description="draws of a randomised defense on which a candidate is judged"
+    )
     seed: Seed = 0
     include: tuple[Include, ...] = Field(default=(), alias="return", json_schema_extra={"uniqueItems": True})
     deadline_ms: int | None = Field(
-        default=None, ge=1000, le=MAX_PROBE_SECONDS * 1000, description=f"{_DEADLINE}; absent: the operator's `probe.report_seconds` a report"
+        default=None,
+        ge=1000,
+        le=MAX_PROBE_SECONDS * 1000,
+        description=f"{_DEADLINE}; absent: the operator's `probe.report_seconds` a report",
     )
 
     @model_validator(mode="after")
     def _one_way_to_name_attacks(self) -> Self:
         short = sorted(self.model_fields_set & {"norm", "eps", "steps", "restarts", "preset"})
         if self.attacks is not None and short:
-            raise invalid(f"#/{short[0]}", f"expected either `attacks` or `{short[0]}`.", help="An attack carries its own ball and steps.")
+            raise invalid(
+                f"#/{short[0]}",
+                f"expected either `attacks` or `{short[0]}`.",
+                help="An attack carries its own ball and steps.",
+            )
         if self.preset is not None and (beside := sorted({"steps", "restarts"} & set(short))):
-            raise invalid(f"#/{beside[0]}", f"expected either `preset` or `{beside[0]}`.", help="A preset has its own steps.")
+            raise invalid(
+                f"#/{beside[0]}",
+                f"expected either `preset` or `{beside[0]}`.",
+                help="A preset has its own steps.",
+            )
         if self.norm == "l2" and self.eps is None:
-            raise invalid("#/eps", "an L2 ball needs a radius.", help="A few units, say 1.0, is visible on small pictures.")
+            raise invalid(
+                "#/eps",
+                "an L2 ball needs a radius.",
+                help="A few units, say 1.0, is visible on small pictures.",
+            )
         if len(set(self.modes)) < len(self.modes):
             raise invalid("#/modes", "a mode repeats.")
         if self.norm == "linf" and self.eps is not None and self.eps > 1:
@@ -233,4 +329,6 @@ class ActivateRequest(_Request):
     """The version to serve under this name."""
 
     version: str = Field(pattern=r"^[0-9a-f]{12}$", examples=["3f9c21d07b1e"])
-    force: bool = Field(default=False, description="serve it even if stored witnesses fool it anew (store.witnesses)")
+    force: bool = Field(
+        default=False, description="serve it even if stored witnesses fool it anew (store.witnesses)"
+    )

@@ -1,7 +1,8 @@
-"""What is served: one immutable snapshot, replaced as a whole. A request takes it once and keeps it, so that no answer mixes two versions.
+"""What is served: one immutable snapshot, replaced as a whole. A request takes it once and keeps it, so that
+no answer mixes two versions.
 
-A set gets in only after it was read, verified, tried and warmed, off the request path. What is refused is remembered with its reason, and the set
-that was served before stays.
+A set gets in only after it was read, verified, tried and warmed, off the request path. What is refused is
+remembered with its reason, and the set that was served before stays.
 """
 
 import contextlib
@@ -45,23 +46,36 @@ class Snapshot:
     refused: Mapping[str, Refusal] = field(default_factory=dict[str, Refusal])
 
     def named(self, name: str) -> LoadedSet:
-        """The active set of that name. Raises UnknownPromptSet, or PromptSetRefused if there is one and none of its versions could be served."""
+        """The active set of that name. Raises UnknownPromptSet, or PromptSetRefused if there is one and none
+        of its versions could be served.
+        """
         if name in self.active:
             return self.active[name]
         if name in self.refused:
             refusal = self.refused[name]
             raise PromptSetRefused(refusal.message, reason=refusal.reason, field="prompt_set")
-        raise UnknownPromptSet(f"no prompt set {name!r} is served.", field="prompt_set", help=f"Served: {', '.join(sorted(self.active))}.")
+        raise UnknownPromptSet(
+            f"no prompt set {name!r} is served.",
+            field="prompt_set",
+            help=f"Served: {', '.join(sorted(self.active))}.",
+        )
 
 
 class ServedSets:
     """Keeps the snapshot in step with a store.
 
-    `admit` tries and warms a set before it is served and raises PromptSetRefused against it; `gate` compares it with the version that it would
-    replace. A rollback over HTTP passes no gate: the way back stays open.
+    `admit` tries and warms a set before it is served and raises PromptSetRefused against it; `gate` compares
+    it with the version that it would replace. A rollback over HTTP passes no gate: the way back stays open.
     """
 
-    def __init__(self, store: PromptStore, clip: Clip, admit: Callable[[LoadedSet], None], metrics: Metrics, gate: Gate = open_gate) -> None:
+    def __init__(
+        self,
+        store: PromptStore,
+        clip: Clip,
+        admit: Callable[[LoadedSet], None],
+        metrics: Metrics,
+        gate: Gate = open_gate,
+    ) -> None:
         self.store = store
         self._clip = clip
         self._admit = admit
@@ -72,9 +86,11 @@ class ServedSets:
         self.snapshot = Snapshot()
 
     def follow(self, pointers: Mapping[str, Ref]) -> bool:
-        """Serve what the pointers name now. What can't be served is refused with its reason and the old set goes on.
+        """Serve what the pointers name now. What can't be served is refused with its reason and the old set
+        goes on.
 
-        Answers whether all is as the pointers want it; if not, call again: a file may have arrived after its pointer.
+        Answers whether all is as the pointers want it; if not, call again: a file may have arrived after its
+        pointer.
         """
         with self._changing:
             before = self.snapshot
@@ -96,13 +112,17 @@ class ServedSets:
                     if fallback is not None:
                         active[name] = fallback
             for name in active.keys() - pointers.keys():
-                refused[name] = Refusal(Ref(name), "no-pointer", "its pointer is gone or damaged; what was served goes on.")
+                refused[name] = Refusal(
+                    Ref(name), "no-pointer", "its pointer is gone or damaged; what was served goes on."
+                )
             if active != before.active or refused != before.refused:
                 self._replace(active, refused)
             return not refused
 
     def find(self, ref: Ref) -> LoadedSet | None:
-        """The set if it is in memory; None for a pinned version that would have to be read. Raises as `Snapshot.named`."""
+        """The set if it is in memory; None for a pinned version that would have to be read. Raises as
+        `Snapshot.named`.
+        """
         if not ref.pinned:
             return self.snapshot.named(ref.name)
         current = self.snapshot.active.get(ref.name)
@@ -123,7 +143,8 @@ class ServedSets:
     def activate(self, ref: Ref, *, if_match: str | None, force: bool = False) -> LoadedSet:
         """Serve a pinned version and move the store's pointer to it. Blocks; `force` passes the gate by.
 
-        Raises PromptSetRefused and GateFailed before anything moved, `etag-mismatch` if `if_match` is given and another version is active meanwhile.
+        Raises PromptSetRefused and GateFailed before anything moved, `etag-mismatch` if `if_match` is given
+        and another version is active meanwhile.
         """
         with self._changing:
             self._check_match(ref.name, if_match)
@@ -134,7 +155,9 @@ class ServedSets:
             return self._serve(loaded)
 
     def rollback(self, name: str, *, if_match: str | None) -> LoadedSet:
-        """Serve the version that was active before, and swap the store's pointer. Blocks; raises NothingToRollBack and as `activate`."""
+        """Serve the version that was active before, and swap the store's pointer. Blocks; raises
+        NothingToRollBack and as `activate`.
+        """
         with self._changing:
             self._check_match(name, if_match)
             pointer = self.store.pointer(name, self._clip.fingerprint)
@@ -172,10 +195,16 @@ class ServedSets:
                 _log.info("serving %s", loaded.ref)
 
     def _refuse(self, ref: Ref, error: RobustClipError | OSError, files: object) -> Refusal:
-        message = error.message if isinstance(error, RobustClipError) else f"its file can't be read: {error.strerror}."
+        message = (
+            error.message
+            if isinstance(error, RobustClipError)
+            else f"its file can't be read: {error.strerror}."
+        )
         refusal = Refusal(ref, _reason(error), message, files)
         self._metrics.activations.labels(refusal.reason).inc()
-        _log.error("%s is refused (%s): %s What was served before goes on.", ref, refusal.reason, refusal.message)
+        _log.error(
+            "%s is refused (%s): %s What was served before goes on.", ref, refusal.reason, refusal.message
+        )
         return refusal
 
     def _files(self, ref: Ref) -> object:
@@ -191,7 +220,11 @@ class ServedSets:
         """At the start nothing is served yet: the version before a refused one is better than none."""
         try:
             pointer = self.store.pointer(name, self._clip.fingerprint)
-            return None if pointer is None or pointer.previous is None else self._load(Ref(name, pointer.previous), generation)
+            return (
+                None
+                if pointer is None or pointer.previous is None
+                else self._load(Ref(name, pointer.previous), generation)
+            )
         except (RobustClipError, OSError):
             return None
 
@@ -203,7 +236,9 @@ class ServedSets:
         if current is None or current.etag not in tags:
             now = "nothing" if current is None else current.etag
             raise Problem(
-                "etag-mismatch", f"expected {if_match[:80]}, found {now} active.", headers={} if current is None else {"ETag": current.etag}
+                "etag-mismatch",
+                f"expected {if_match[:80]}, found {now} active.",
+                headers={} if current is None else {"ETag": current.etag},
             )
 
 

@@ -23,7 +23,9 @@ Report = Callable[[str], None]
 
 
 class Service:
-    """An application's engine and how far it has come. `phase` is what it does now; `failure` why it will never be ready."""
+    """An application's engine and how far it has come. `phase` is what it does now; `failure` why it will
+    never be ready.
+    """
 
     def __init__(self, settings: ServeSettings, report: Report = lambda phase: None) -> None:
         self.settings = settings
@@ -88,7 +90,11 @@ class Service:
             engine.close()
             raise
         probes = ProbeRunner(engine)
-        return engine, probes, Jobs(probes, kept=settings.probe.jobs, result_seconds=settings.probe.job_result_seconds)
+        return (
+            engine,
+            probes,
+            Jobs(probes, kept=settings.probe.jobs, result_seconds=settings.probe.job_result_seconds),
+        )
 
     def _encoder(self, clip: Clip, threads: int) -> ImageEncoder:
         self.metrics.precision.labels("fp32", self.settings.encoder.backend, str(clip.device)).set(1)
@@ -111,6 +117,13 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch has no one kind of error for a device that is not there
-        raise InvalidInput(f"torch can't compute on {name!r}.", field="clip.device", help="Use cpu, or install a torch for this device.") from error
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch has no one kind of error for a device that is not there
+        raise InvalidInput(
+            f"torch can't compute on {name!r}.",
+            field="clip.device",
+            help="Use cpu, or install a torch for this device.",
+        ) from error
     return device

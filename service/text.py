@@ -1,4 +1,6 @@
-"""Text features of label lists: cached, computed in turns with pictures, and computed ahead of time for a set that is about to be served."""
+"""Text features of label lists: cached, computed in turns with pictures, and computed ahead of time for a set
+that is about to be served.
+"""
 
 import threading
 import time
@@ -31,8 +33,8 @@ class TextWeights:
         self._lock = threading.Lock()
 
     def of(self, loaded: LoadedSet, labels: tuple[str, ...], *, recent: bool = True) -> Tensor:
-        """The features; a list of labels seen before costs a look into the cache. Raises InvalidInput for labels that the set does not know or that
-        CLIP can't read or tell apart.
+        """The features; a list of labels seen before costs a look into the cache. Raises InvalidInput for
+        labels that the set does not know or that CLIP can't read or tell apart.
 
         `recent`: remember the list, so that a set is warmed with it before it is served.
         """

@@ -23,7 +23,9 @@ class Timing:
 
 
 class TimedDefense:
-    """A defense with a stop watch that its parts share, so that purifying and encoding can be told apart in one pass."""
+    """A defense with a stop watch that its parts share, so that purifying and encoding can be told apart in
+    one pass.
+    """
 
     def __init__(self, defense: Defense, whole: "TimedDefense | None" = None) -> None:
         self._defense = defense

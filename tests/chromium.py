@@ -1,4 +1,6 @@
-"""A headless Chromium for tests, spoken to over its debugging socket: what a page really does, and how it really looks."""
+"""A headless Chromium for tests, spoken to over its debugging socket: what a page really does, and how it
+really looks.
+"""
 
 import contextlib
 import itertools
@@ -17,7 +19,12 @@ from websockets.sync.client import ClientConnection, connect
 _SECONDS = 60
 _QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--remote-debugging-port=0",
+    ),
 )
 
 
@@ -42,7 +49,13 @@ class Tab:
 
     def open(self, page: Path, *, width: int = 1200, dark: bool = False) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.faults.clear()
         self.send("Page.navigate", url=page.as_uri())
@@ -71,11 +84,15 @@ class Tab:
 
 @contextlib.contextmanager
 def browsing(folder: Path) -> Generator[Tab]:
-    """A tab of a browser that keeps its files in `folder`; the test is skipped where no Chromium is installed."""
+    """A tab of a browser that keeps its files in `folder`; the test is skipped where no Chromium is
+    installed.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium is installed (on Debian: apt install chromium)")
-    process = subprocess.Popen([program, *_QUIET, f"--user-data-dir={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [program, *_QUIET, f"--user-data-dir={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         started, port_file = time.monotonic(), folder / "DevToolsActivePort"
         while not (port_file.exists() and port_file.read_text().strip()):

@@ -16,7 +16,9 @@ def run_two(code: str, *arguments: str) -> list[str]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    paths = {"PYTHONPATH": os.pathsep.join(str(folder) for folder in (TESTS.parent, TESTS, TESTS / "training"))}
+    paths = {
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in (TESTS.parent, TESTS, TESTS / "training"))
+    }
     with contextlib.ExitStack() as living:
         processes = [
             living.enter_context(

@@ -7,7 +7,9 @@ import torch
 
 from robustclip.models.clip import Clip, load_clip
 
-torch.set_num_threads(1)  # small tensors: more threads cost more than they give, and sums stay the same from machine to machine
+torch.set_num_threads(
+    1
+)  # small tensors: more threads cost more than they give, and sums stay the same from machine to machine
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,7 +1,8 @@
 """The outside judge of our attacks: pyautoattack, with the passes counted that it asks for.
 
-It reseeds the global generator and installs a tracer, so tests run it in a process of its own: `python tests/outside_judge.py IN OUT`, where IN has a
-dictionary of tensors and plain values saved by torch and OUT gets the answer.
+It reseeds the global generator and installs a tracer, so tests run it in a process of its own: `python
+tests/outside_judge.py IN OUT`, where IN has a dictionary of tensors and plain values saved by torch and OUT
+gets the answer.
 """
 
 import logging
@@ -21,7 +22,9 @@ from robustclip.types import Classifier, Cost, Logits, Pixels, Seeds
 
 @dataclass(eq=False)
 class Counted:
-    """A classifier that counts the rows it is asked for, and those whose gradient is taken: whoever attacks, by whatever way."""
+    """A classifier that counts the rows it is asked for, and those whose gradient is taken: whoever attacks,
+    by whatever way.
+    """
 
     classifier: Classifier
     cost: Cost = field(default_factory=Cost)
@@ -60,7 +63,9 @@ def standing(
     queries: int = 5000,
     batch: int = 64,
 ) -> tuple[Tensor, Cost]:
-    """[B] which pictures it leaves standing, and what that took. Without `attacks` its `standard` version, else those; `queries` are Square's."""
+    """[B] which pictures it leaves standing, and what that took. Without `attacks` its `standard` version,
+    else those; `queries` are Square's.
+    """
     counted = Counted(classifier)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     with torch.random.fork_rng():

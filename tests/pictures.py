@@ -10,7 +10,9 @@ LABELS = ("blue thing", "green thing", "red thing")  # as class folders sort
 
 
 def write_pictures(folder: Path, *, size: int = 32, **counts: int) -> Path:
-    """`write_pictures(folder, train=6, test=3)`: that many PNG pictures a class and split, the same in every process."""
+    """`write_pictures(folder, train=6, test=3)`: that many PNG pictures a class and split, the same in every
+    process.
+    """
     for split, count in counts.items():
         noise = np.random.default_rng(len(split))
         for name, colour in COLOURS.items():

@@ -1,4 +1,6 @@
-"""A small pretraining, for tests: random pictures, two steps a phase, the real stem before narrow towers (checkpoints are what takes the time)."""
+"""A small pretraining, for tests: random pictures, two steps a phase, the real stem before narrow towers
+(checkpoints are what takes the time).
+"""
 
 from pathlib import Path
 
@@ -16,7 +18,15 @@ from training.foundry.pretraining.run import Trainer
 from training.processes import ALONE, Processes
 
 RECIPE = Recipe(
-    views=1, frozen_samples=16, joint_samples=8, broad_samples=8, batch=8, joint_batch=4, names_a_step=24, words_a_step=4, filler_share=0.5
+    views=1,
+    frozen_samples=16,
+    joint_samples=8,
+    broad_samples=8,
+    batch=8,
+    joint_batch=4,
+    names_a_step=24,
+    words_a_step=4,
+    filler_share=0.5,
 )
 SMALL = MINI | {
     "embed_dim": 32,
@@ -40,13 +50,28 @@ def corpus(count: int = 24) -> Corpus:
     )
 
 
-def trainer(run: Path, recipe: Recipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE) -> Trainer:
+def trainer(
+    run: Path, recipe: Recipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE
+) -> Trainer:
     (run / "cache").mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(SMALL)
-        clip = describe(model, "mini", "test", mean=torch.tensor(SMALL["mean"]), std=torch.tensor(SMALL["std"]))
+        clip = describe(
+            model, "mini", "test", mean=torch.tensor(SMALL["mean"]), std=torch.tensor(SMALL["std"])
+        )
         data = corpus()
         words = ("lily", "rose", "engine", "river", "violin")
-        geometry = torch.randn(len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1))
-        return Trainer(clip, data, words, torch.nn.functional.normalize(geometry, dim=1), recipe, run, progress, processes=processes)
+        geometry = torch.randn(
+            len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1)
+        )
+        return Trainer(
+            clip,
+            data,
+            words,
+            torch.nn.functional.normalize(geometry, dim=1),
+            recipe,
+            run,
+            progress,
+            processes=processes,
+        )

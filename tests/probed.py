@@ -17,12 +17,24 @@ class Probed(NamedTuple):
 
 
 def probed(
-    clip: Clip, *, radii: tuple[float, ...] = (8.0,), labels: tuple[str, ...] = LABELS, defense: str = "none", seed: int = 7, **asked: Any
+    clip: Clip,
+    *,
+    radii: tuple[float, ...] = (8.0,),
+    labels: tuple[str, ...] = LABELS,
+    defense: str = "none",
+    seed: int = 7,
+    **asked: Any,
 ) -> Probed:
     """PGD-5 at radii in 8-bit levels on a picture of noise, with everything that a report can hold."""
     clean = picture(clip, seed)
-    attacks = [{"kind": "pgd", "ball": {"kind": "linf", "radius": radius / 255}, "steps": 5} for radius in radii]
-    report = probe(victim(clip, defense, labels), clean, options(**({"attacks": attacks, "eot": 2, "fresh_draws": 8} | asked)))
+    attacks = [
+        {"kind": "pgd", "ball": {"kind": "linf", "radius": radius / 255}, "steps": 5} for radius in radii
+    ]
+    report = probe(
+        victim(clip, defense, labels),
+        clean,
+        options(**({"attacks": attacks, "eot": 2, "fresh_draws": 8} | asked)),
+    )
     return Probed(report, clean)
 
 

@@ -17,7 +17,9 @@ LABELS = ("cat", "dog", "car", "ship")
 SPARED = 1e-6  # a radius within which no decision changes
 
 
-def victim(clip: Clip, defense: str = "none", labels: tuple[str, ...] = LABELS, template: str = "a photo of a {}.") -> Victim:
+def victim(
+    clip: Clip, defense: str = "none", labels: tuple[str, ...] = LABELS, template: str = "a photo of a {}."
+) -> Victim:
     prompts = Prompts(templates=(template,))
     with torch.no_grad():
         weights = text_weights(clip, prompts, labels)
@@ -26,15 +28,25 @@ def victim(clip: Clip, defense: str = "none", labels: tuple[str, ...] = LABELS, 
 
 
 def picture(clip: Clip, seed: int = 7) -> Tensor:
-    return torch.randint(0, 256, (3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(seed)) / 255
+    return (
+        torch.randint(
+            0, 256, (3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(seed)
+        )
+        / 255
+    )
 
 
 def served_label(subject: Victim, pixels: Tensor) -> str:
     encoder = TorchImageEncoder(subject.clip)
-    logits = Defended(subject.classifier(encoder), bind_chain(subject.defense, encoder))(pixels[None], draw_seeds(1, 1))
+    logits = Defended(subject.classifier(encoder), bind_chain(subject.defense, encoder))(
+        pixels[None], draw_seeds(1, 1)
+    )
     return subject.labels[int(logits.argmax())]
 
 
 def options(radius: float = 8 / 255, **changes: object) -> ProbeOptions:
-    everything = {"attacks": (PGD(ball=Linf(radius=radius), steps=10),), "include": ("curve", "heat", "adversarial")}
+    everything = {
+        "attacks": (PGD(ball=Linf(radius=radius), steps=10),),
+        "include": ("curve", "heat", "adversarial"),
+    }
     return ProbeOptions.model_validate(everything | changes)

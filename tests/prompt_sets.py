@@ -1,4 +1,6 @@
-"""Prompt sets of random vectors that fit a CLIP, for tests of what is done with sets rather than of what they know."""
+"""Prompt sets of random vectors that fit a CLIP, for tests of what is done with sets rather than of what they
+know.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,8 +12,12 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import LEARNED_TEMPLATE, Prompts
 
 
-def learned_set(clip: Clip, *, name: str = "demo", seed: int = 0, visual: bool = False, **manifest: Any) -> PromptSet:
-    """One context of four text vectors, and two layers of three visual ones if asked; another seed is another version, a minute younger."""
+def learned_set(
+    clip: Clip, *, name: str = "demo", seed: int = 0, visual: bool = False, **manifest: Any
+) -> PromptSet:
+    """One context of four text vectors, and two layers of three visual ones if asked; another seed is another
+    version, a minute younger.
+    """
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(1, 4, clip.text_width, generator=generator)
     image = torch.randn(2, 3, clip.visual_width or 0, generator=generator) if visual else None
@@ -23,12 +29,19 @@ def learned_set(clip: Clip, *, name: str = "demo", seed: int = 0, visual: bool =
         "code_version": "0.1.0",
         "created_at": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=seed),
     }
-    return PromptSet(PromptManifest(name=name, templates=(LEARNED_TEMPLATE,), **(facts | manifest)), Prompts(text, image, (LEARNED_TEMPLATE,)))
+    return PromptSet(
+        PromptManifest(name=name, templates=(LEARNED_TEMPLATE,), **(facts | manifest)),
+        Prompts(text, image, (LEARNED_TEMPLATE,)),
+    )
 
 
 def template_set(*templates: str, name: str = "words") -> PromptSet:
     """A set without tensors."""
     manifest = PromptManifest(
-        name=name, objective={"kind": "handcrafted"}, templates=templates, code_version="0.1.0", created_at=datetime(2026, 1, 1, tzinfo=UTC)
+        name=name,
+        objective={"kind": "handcrafted"},
+        templates=templates,
+        code_version="0.1.0",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
     return PromptSet(manifest, Prompts(templates=templates))

@@ -1,4 +1,6 @@
-"""A real server for tests: uvicorn on a free loopback port in a thread of this process, `tiny` behind it, a store of its own."""
+"""A real server for tests: uvicorn on a free loopback port in a thread of this process, `tiny` behind it, a
+store of its own.
+"""
 
 import contextlib
 import io
@@ -46,12 +48,16 @@ def serving(root: Path, **overrides: dict[str, Any]) -> Generator[Running]:
         "engine": {"threads": 1},
         "log": {"requests": False},
     }
-    settings = ServeSettings(**{name: {**sections.get(name, {}), **overrides.get(name, {})} for name in {*sections, *overrides}})
+    settings = ServeSettings(
+        **{name: {**sections.get(name, {}), **overrides.get(name, {})} for name in {*sections, *overrides}}
+    )
     started = threading.Event()
     app = create_app(settings, on_started=lambda service: started.set())
     service: Service = app.state.service
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

@@ -51,13 +51,17 @@ def test_the_wheel_carries_every_file_of_its_packages(wheel: set[str], folder: s
 
 def test_the_wheel_carries_backbone_weights_and_prompt_sets(wheel: set[str]) -> None:
     assert any(re.fullmatch(r"robustclip/backbones/.+\.safetensors", path) for path in wheel)
-    assert any(re.fullmatch(r"prompts_store/sets/any/handcrafted/[0-9a-f]{12}\.safetensors", path) for path in wheel)
+    assert any(
+        re.fullmatch(r"prompts_store/sets/any/handcrafted/[0-9a-f]{12}\.safetensors", path) for path in wheel
+    )
     assert "prompts_store/sets/any/handcrafted/ACTIVE" in wheel
 
 
 def test_the_installed_commands_are_the_declared_ones() -> None:
     declared = PROJECT["entry-points"][GROUP]
-    assert {entry.name: entry.value for entry in COMMANDS} == declared, "run `make setup`: pyproject.toml changed since"
+    assert {entry.name: entry.value for entry in COMMANDS} == declared, (
+        "run `make setup`: pyproject.toml changed since"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda entry: entry.name)
@@ -68,7 +72,11 @@ def test_every_command_can_be_run_and_says_what_it_does(command: EntryPoint) -> 
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     pins: dict[str, str] = {}
     for line in lines:
         name, exact, version = line.partition("==")

@@ -1,4 +1,6 @@
-"""Small classifiers on made-up pictures, for tests that need a decision to attack and no CLIP. They implement `robustclip.types.Classifier`."""
+"""Small classifiers on made-up pictures, for tests that need a decision to attack and no CLIP. They implement
+`robustclip.types.Classifier`.
+"""
 
 import math
 from collections.abc import Callable
@@ -44,11 +46,16 @@ def half_spaces(distance: float) -> LinearClassifier:
     """Two labels, parted by a plane at that L2 distance from GRAY."""
     normal = torch.randn(48, generator=torch.Generator().manual_seed(3))
     normal /= normal.norm()
-    return LinearClassifier(torch.stack([normal, -normal]), torch.tensor([distance, -distance]) - torch.stack([normal, -normal]) @ GRAY.flatten())
+    return LinearClassifier(
+        torch.stack([normal, -normal]),
+        torch.tensor([distance, -distance]) - torch.stack([normal, -normal]) @ GRAY.flatten(),
+    )
 
 
 def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: str) -> float:
-    """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in float64."""
+    """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in
+    float64.
+    """
     x = picture.flatten().double()
     logits = toy.weights.double() @ x + toy.bias.double()
     best = float("inf")
@@ -68,7 +75,9 @@ def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: s
 def drawn_linear(labels: int = 4, scale: float = 1.0) -> LinearClassifier:
     """A linear toy with random weights over 32 x 32 pixels."""
     generator = torch.Generator().manual_seed(labels)
-    return LinearClassifier(scale * torch.randn(labels, 3 * 32 * 32, generator=generator) / 50, torch.zeros(labels))
+    return LinearClassifier(
+        scale * torch.randn(labels, 3 * 32 * 32, generator=generator) / 50, torch.zeros(labels)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +97,8 @@ class Noisy:
 
 @dataclass(frozen=True)
 class Lottery:
-    """Three draws in ten are wrong by 10 whatever the picture, the others from a brightness of 1 / 400 above grey.
+    """Three draws in ten are wrong by 10 whatever the picture, the others from a brightness of 1 / 400 above
+    grey.
 
     Up to there the mean margin over draws lies above 0, and most draws are right.
     """
@@ -131,7 +141,9 @@ class Purified:
 
 
 def gratings(count: int, *, seed: int, directions: int = 4, size: int = TOY_SIZE) -> tuple[Pixels, Tensor]:
-    """[count, 3, size, size] stripes in one of a few directions, on the k/255 lattice, and their class: learnable in a second, and attackable."""
+    """[count, 3, size, size] stripes in one of a few directions, on the k/255 lattice, and their class:
+    learnable in a second, and attackable.
+    """
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(directions, (count,), generator=generator)
     angle = targets * torch.pi / directions + 0.2 * (torch.rand(count, generator=generator) - 0.5)
@@ -149,7 +161,11 @@ def tinted_gratings(count: int, *, seed: int) -> tuple[Pixels, Tensor]:
     """[count, 3, 16, 16] stripes in one of five directions, warm or cold: ten classes."""
     pixels, directions = gratings(count, seed=seed, directions=5, size=16)
     cold = torch.rand(count, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
-    shift = 0.04 * torch.tensor([1.0, 0.0, -1.0])[None, :, None, None] * torch.where(cold, -1, 1)[:, None, None, None]
+    shift = (
+        0.04
+        * torch.tensor([1.0, 0.0, -1.0])[None, :, None, None]
+        * torch.where(cold, -1, 1)[:, None, None, None]
+    )
     return ((pixels + shift).clamp(0, 1) * 255).round() / 255, directions + 5 * cold
 
 
@@ -162,13 +178,22 @@ def trained_conv() -> ConvClassifier:
 @cache
 def trained_conv_of_ten() -> ConvClassifier:
     """A ConvClassifier that knows the tinted gratings."""
-    return _trained(tinted_gratings, tuple(f"{tint} {angle}" for tint in ("warm", "cold") for angle in range(0, 180, 36)), steps=200)
+    return _trained(
+        tinted_gratings,
+        tuple(f"{tint} {angle}" for tint in ("warm", "cold") for angle in range(0, 180, 36)),
+        steps=200,
+    )
 
 
-def _trained(draw: Callable[..., tuple[Pixels, Tensor]], labels: tuple[str, ...], *, steps: int) -> ConvClassifier:
+def _trained(
+    draw: Callable[..., tuple[Pixels, Tensor]], labels: tuple[str, ...], *, steps: int
+) -> ConvClassifier:
     generator = torch.Generator().manual_seed(7)
     shapes = {"first": (16, 3, 5, 5), "second": (32, 16, 3, 3), "readout": (len(labels), 32)}
-    weights = {name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
+    weights = {
+        name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
+        for name, shape in shapes.items()
+    }
     for weight in weights.values():
         weight.requires_grad_()
     optimizer = torch.optim.Adam(weights.values(), lr=0.01)
@@ -176,7 +201,9 @@ def _trained(draw: Callable[..., tuple[Pixels, Tensor]], labels: tuple[str, ...]
         pixels, targets = draw(64, seed=1000 + step)
         size = pixels.shape[-1]
         left, right, top, bottom = torch.randint(4, (4,), generator=generator).tolist()
-        pixels = F.pad(pixels[:, :, top : size - bottom, left : size - right], (left, right, top, bottom))  # black borders mean nothing
+        pixels = F.pad(
+            pixels[:, :, top : size - bottom, left : size - right], (left, right, top, bottom)
+        )  # black borders mean nothing
         loss = F.cross_entropy(4 * ConvClassifier(**weights)(pixels, targets), targets)
         optimizer.zero_grad()
         loss.backward()

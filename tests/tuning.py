@@ -35,7 +35,9 @@ def task_of(clip: Clip, labels: tuple[str, ...]) -> Task:
     return Task(clip, labels, Examples(torch.empty(0, dtype=torch.int64), lambda rows: rows, Cost(), 0.0), {})
 
 
-def bench(clip: Clip, pictures: Path, cache: Path, kind: str, *, epoch: float = 2.0, **options: object) -> Bench:
+def bench(
+    clip: Clip, pictures: Path, cache: Path, kind: str, *, epoch: float = 2.0, **options: object
+) -> Bench:
     """One step of a method on six pictures of three labels, prompts as they start."""
     objective = OBJECTIVES[kind].model_validate(options)
     data = load_data(pictures, "train")
@@ -45,4 +47,9 @@ def bench(clip: Clip, pictures: Path, cache: Path, kind: str, *, epoch: float = 
     for tensor in parameters.values():
         tensor.requires_grad_()
     rows = torch.arange(6)
-    return Bench(objective, task, parameters, Batch(examples.take(rows), examples.targets, draw_seeds(5, 6), rows, epoch))
+    return Bench(
+        objective,
+        task,
+        parameters,
+        Batch(examples.take(rows), examples.targets, draw_seeds(5, 6), rows, epoch),
+    )

@@ -1,4 +1,6 @@
-"""The masking zoo (ROBUSTNESS 2.10 (7)): defenses that look strong for a wrong reason, and most of them lie about themselves."""
+"""The masking zoo (ROBUSTNESS 2.10 (7)): defenses that look strong for a wrong reason, and most of them lie
+about themselves.
+"""
 
 from typing import ClassVar, Literal
 
@@ -38,7 +40,9 @@ class DetachedPurifier(Animal):
 
 
 class AnchoredChain(Animal):
-    """Ten steps that leave the picture as it is and each gradient a thirty-first of itself: 1e-15 in float32, nothing at all in half precision."""
+    """Ten steps that leave the picture as it is and each gradient a thirty-first of itself: 1e-15 in float32,
+    nothing at all in half precision.
+    """
 
     kind: Literal["anchored_chain"] = "anchored_chain"
     half: bool = True

@@ -1,7 +1,8 @@
-"""Tensors that are dear to make, kept on disk in parts: a killed run goes on after the last whole part, a finished one is only read, and of several
-runs that want the same at once each makes what no other is at.
+"""Tensors that are dear to make, kept on disk in parts: a killed run goes on after the last whole part, a
+finished one is only read, and of several runs that want the same at once each makes what no other is at.
 
-The folder is named by a digest of everything that the rows depend on, so that nothing is ever looked up by a name that could go stale.
+The folder is named by a digest of everything that the rows depend on, so that nothing is ever looked up by a
+name that could go stale.
 """
 
 import hashlib
@@ -27,7 +28,9 @@ from training.processes import ALONE, Processes
 
 
 class Rows(NamedTuple):
-    """`rows` [n, ...] and what making them cost, whenever that was; `counts` of whatever was counted on the way. Makers leave `seconds` out."""
+    """`rows` [n, ...] and what making them cost, whenever that was; `counts` of whatever was counted on the
+    way. Makers leave `seconds` out.
+    """
 
     rows: Tensor
     cost: Cost
@@ -48,14 +51,20 @@ def cached_rows(
 ) -> Rows:
     """`make` of `indices`, `chunk` at a time, each part stored under `folder` as it is done.
 
-    `key` holds all else that the rows depend on. Parts are always cut at the same places, so that a resumed run equals an undisturbed one bit by bit.
-    Processes share what is missing among them.
+    `key` holds all else that the rows depend on. Parts are always cut at the same places, so that a resumed
+    run equals an undisturbed one bit by bit. Processes share what is missing among them.
     """
-    description = {**key, "chunk": chunk, "indices": hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()}
+    description = {
+        **key,
+        "chunk": chunk,
+        "indices": hashlib.sha256(repr(indices.tolist()).encode()).hexdigest(),
+    }
     own = folder / json_digest(description)[:16]
     if processes.main:
         write_atomically(own / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
-    places = [(own / f"part-{number:05d}.safetensors", chosen) for number, chosen in enumerate(indices.split(chunk))]
+    places = [
+        (own / f"part-{number:05d}.safetensors", chosen) for number, chosen in enumerate(indices.split(chunk))
+    ]
     missing = [(path, chosen) for path, chosen in places if not path.exists()]
     processes.wait()  # all have seen what is missing before one makes the first
     own_missing = missing[processes.index :: processes.count]
@@ -80,7 +89,18 @@ def _read(path: Path, count: int) -> Rows:
         with safe_open(path, framework="pt") as file:
             rows, facts = file.get_tensor("rows"), json.loads(file.metadata()["facts"])
     except SafetensorError as error:
-        raise DataRefused(f"damaged: {error}", field=str(path), help="Remove this file: it will be made again.") from error
+        raise DataRefused(
+            f"damaged: {error}", field=str(path), help="Remove this file: it will be made again."
+        ) from error
     if len(rows) != count:
-        raise DataRefused(f"expected {count} rows, found {len(rows)}.", field=str(path), help="Remove this file: it will be made again.")
-    return Rows(rows, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]), facts.get("counts", {}))
+        raise DataRefused(
+            f"expected {count} rows, found {len(rows)}.",
+            field=str(path),
+            help="Remove this file: it will be made again.",
+        )
+    return Rows(
+        rows,
+        Cost(int(facts["forward"]), int(facts["backward"])),
+        float(facts["seconds"]),
+        facts.get("counts", {}),
+    )

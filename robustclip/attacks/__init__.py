@@ -1,4 +1,6 @@
-"""The table of attacks. A new one is a file beside this and a name in `AnyAttack`: commands, requests, training and contract tests then have it."""
+"""The table of attacks. A new one is a file beside this and a name in `AnyAttack`: commands, requests,
+training and contract tests then have it.
+"""
 
 from typing import Annotated, TypeAlias
 
@@ -12,13 +14,17 @@ from robustclip.attacks.pgd import FGSM, PGD
 from robustclip.attacks.square import Square
 from robustclip.errors import invalid_input
 
-AnyAttack: TypeAlias = Annotated[PGD | FGSM | APGD | Square | FMN | Noise | Ensemble, Field(discriminator="kind")]
+AnyAttack: TypeAlias = Annotated[
+    PGD | FGSM | APGD | Square | FMN | Noise | Ensemble, Field(discriminator="kind")
+]
 
 _ADAPTER: TypeAdapter[AnyAttack] = TypeAdapter(AnyAttack)
 
 
 def parse_attack(data: object, *, field: str = "attack") -> AnyAttack:
-    """An attack from `{"kind": "pgd", "ball": {"kind": "linf", "radius": "4/255"}}`. Raises InvalidInput with the path to what is wrong."""
+    """An attack from `{"kind": "pgd", "ball": {"kind": "linf", "radius": "4/255"}}`. Raises InvalidInput with
+    the path to what is wrong.
+    """
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:

@@ -1,5 +1,5 @@
-"""The engine of the strong attack: goes through stages of attacks over a batch of pictures, until each is broken or withstood all. `ensemble` says
-which.
+"""The engine of the strong attack: goes through stages of attacks over a batch of pictures, until each is
+broken or withstood all. `ensemble` says which.
 
 A witness counts only when a fresh call of the score confirms it in float32, whatever the search believed.
 """
@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.base import Record, check_seeds, pick
-from robustclip.attacks.events import AttackEnded, AttackStarted, Done, Event, Meter, Progress, Started, Witness
+from robustclip.attacks.events import (
+    AttackEnded,
+    AttackStarted,
+    Done,
+    Event,
+    Meter,
+    Progress,
+    Started,
+    Witness,
+)
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.scores.kinds import decision, restated
@@ -22,7 +31,9 @@ from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds
 
-Judge: TypeAlias = Callable[[Pixels, Tensor], Tensor]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
+Judge: TypeAlias = Callable[
+    [Pixels, Tensor], Tensor
+]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 RIVALS = 9  # labels that targeted attacks go for, one after the other
@@ -32,14 +43,21 @@ class Searching(Protocol):
     """An attack whose rows may be copies of one picture."""
 
     def search(
-        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None, teams: Tensor | None = None
+        self,
+        score: Score,
+        pixels: Pixels,
+        seeds: Seeds,
+        *,
+        radius: Tensor | None = None,
+        teams: Tensor | None = None,
     ) -> Iterator[Record]: ...
 
     def bill(self, rows: int) -> Cost: ...
 
 
 class Source(NamedTuple):
-    """A stand-in whose gradients are tried on the victim: the undefended classifier, another prompt set, a pool.
+    """A stand-in whose gradients are tried on the victim: the undefended classifier, another prompt set, a
+    pool.
 
     About the same rows as the victim.
     """
@@ -49,7 +67,9 @@ class Source(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One way to use an attack; `rival` is a place among the labels that come closest to the target on the clean picture, 0 the closest."""
+    """One way to use an attack; `rival` is a place among the labels that come closest to the target on the
+    clean picture, 0 the closest.
+    """
 
     loss: LossName
     rival: int | None = None
@@ -58,7 +78,9 @@ class Variant(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """An attack with its variants, which differ in nothing but rivals, temperatures and draws; `source`: whose gradients, if not the victim's."""
+    """An attack with its variants, which differ in nothing but rivals, temperatures and draws; `source`:
+    whose gradients, if not the victim's.
+    """
 
     name: str
     attack: Searching
@@ -66,12 +88,20 @@ class Stage(NamedTuple):
     source: int | None = None
 
 
-def bill(stages: Sequence[Stage], widening: PGD | None, precision: Precision, *, judged: bool = False) -> Cost:
-    """Upper bound a picture, if a score costs one pass a row; `judged`: a picture may be widened in vain, once for each variant."""
+def bill(
+    stages: Sequence[Stage], widening: PGD | None, precision: Precision, *, judged: bool = False
+) -> Cost:
+    """Upper bound a picture, if a score costs one pass a row; `judged`: a picture may be widened in vain,
+    once for each variant.
+    """
     widened = sum(len(stage.variants) for stage in stages) if judged else 1
     total = Cost(2) if widening is None else _judged(widening, precision).times(widened).plus(Cost(2))
     for stage in stages:
-        total = total.plus(_judged(stage.attack, precision, transferred=stage.source is not None).plus(Cost(1)).times(len(stage.variants)))
+        total = total.plus(
+            _judged(stage.attack, precision, transferred=stage.source is not None)
+            .plus(Cost(1))
+            .times(len(stage.variants))
+        )
     return total
 
 
@@ -116,7 +146,9 @@ class Cascade:
         self.standing = torch.arange(len(self.pixels), device=self.pixels.device)
 
     def events(self) -> Iterator[Event]:
-        yield Started(len(self.pixels), bill(self.stages, self.widening, self.precision).times(len(self.pixels)).charged)
+        yield Started(
+            len(self.pixels), bill(self.stages, self.widening, self.precision).times(len(self.pixels)).charged
+        )
         try:
             yield from self._untouched()
             for stage in self.stages if bool(self.radii.any()) else ():
@@ -126,7 +158,9 @@ class Cascade:
                 for start in range(0, len(stage.variants), self.together):
                     if len(self.standing) and not self.meter.over():
                         yield from self._try(stage, stage.variants[start : start + self.together], start)
-                yield AttackEnded(stage.name, before - len(self.standing), len(self.standing), self.meter.spent)
+                yield AttackEnded(
+                    stage.name, before - len(self.standing), len(self.standing), self.meter.spent
+                )
         except Cancelled:
             self.meter.cut = "cancelled"
         except DeadlineExceeded:
@@ -135,7 +169,9 @@ class Cascade:
         yield Done(tuple(self.standing.tolist()), self.meter.spent, self.meter.cut)
 
     def _untouched(self) -> Iterator[Event]:
-        """The pictures themselves, then what broke them earlier. What the first answer says about the other labels is where targets come from."""
+        """The pictures themselves, then what broke them earlier. What the first answer says about the other
+        labels is where targets come from.
+        """
         seen = self.score(self.pixels, derive(self.seeds, "clean"), grad=False)
         if seen.logits is not None:
             self.rivals = runners_up(seen.logits, decision(self.score).targets, RIVALS)
@@ -148,9 +184,14 @@ class Cascade:
             yield from self._confirm("replay", inside[self.standing])
 
     def _try(self, stage: Stage, variants: Sequence[Variant], start: int) -> Iterator[Event]:
-        """Some variants of one attack on every standing picture: rows picture by picture, and variant by variant within."""
+        """Some variants of one attack on every standing picture: rows picture by picture, and variant by
+        variant within.
+        """
         rows = self.standing.repeat_interleave(len(variants))
-        streams = [derive(pick(self.seeds, self.standing), f"{stage.name}-{start + index}") for index in range(len(variants))]
+        streams = [
+            derive(pick(self.seeds, self.standing), f"{stage.name}-{start + index}")
+            for index in range(len(variants))
+        ]
         search = stage.attack.search(
             self._aimed(stage, variants, rows),
             self.pixels[rows],
@@ -163,7 +204,9 @@ class Cascade:
             if found.cost.forward:
                 yield Progress(stage.name, found.margin.max().item(), self.meter.spent)
         if found is not None and found.cost.forward:
-            best = found.margin.reshape(-1, len(variants)).argmax(dim=1) + torch.arange(0, len(rows), len(variants), device=rows.device)
+            best = found.margin.reshape(-1, len(variants)).argmax(dim=1) + torch.arange(
+                0, len(rows), len(variants), device=rows.device
+            )
             candidates = found.pixels[best]
             if self.widening is not None and bool((fooled := found.margin[best] > 0).any()):
                 candidates[fooled] = self._widened(self.widening, candidates[fooled], self.standing[fooled])
@@ -175,7 +218,9 @@ class Cascade:
             return transferred(self._searched(self.sources[stage.source].score).select(rows), victim)
         places = [variant.rival for variant in variants if variant.rival is not None]
         rivals = self.rivals[self.standing][:, places].flatten() if places else None
-        temperature = torch.tensor([variant.temperature for variant in variants], device=rows.device).repeat(len(self.standing))
+        temperature = torch.tensor([variant.temperature for variant in variants], device=rows.device).repeat(
+            len(self.standing)
+        )
         return restated(victim, variants[0].loss, rivals=rivals, temperature=temperature)
 
     def _searched(self, score: Score) -> Score:
@@ -183,7 +228,13 @@ class Cascade:
 
     def _widened(self, widening: PGD, candidates: Pixels, rows: Tensor) -> Pixels:
         score = restated(self._searched(self.score).select(rows), "margin")
-        search = widening.search(score, self.pixels[rows], derive(pick(self.seeds, rows), "widen"), radius=self.radii[rows], begin=candidates)
+        search = widening.search(
+            score,
+            self.pixels[rows],
+            derive(pick(self.seeds, rows), "widen"),
+            radius=self.radii[rows],
+            begin=candidates,
+        )
         wider = candidates
         for record in self.meter.metered(search):
             wider = record.pixels if record.cost.forward else wider
@@ -205,7 +256,13 @@ class Cascade:
             fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])
         distances = self.ball.distance(candidates, self.pixels[self.standing])
         fallen = [
-            Witness(int(self.standing[place]), candidates[place], float(margins[place]), float(distances[place]), attack)
+            Witness(
+                int(self.standing[place]),
+                candidates[place],
+                float(margins[place]),
+                float(distances[place]),
+                attack,
+            )
             for place in fooled.nonzero().flatten().tolist()
         ]
         self.standing = self.standing[~fooled]

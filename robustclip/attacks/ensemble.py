@@ -1,8 +1,11 @@
-"""The strong attack: a cascade, cheap attacks first, that stops for a picture as soon as one of them breaks it. There is no other definition of it.
+"""The strong attack: a cascade, cheap attacks first, that stops for a picture as soon as one of them breaks
+it. There is no other definition of it.
 
-After AutoAttack (Croce & Hein 2020, arXiv 2003.01690). Deviations: it works for two labels and more; margin PGD goes first and takes most of what
-is weak; cross-entropy is tried at several temperatures; FAB is left out; a witness counts only when a fresh call of the score confirms it. On a
-live probe the restarts, targets and temperatures of a picture run `together` as rows of one batch; over many pictures one at a time is cheaper.
+After AutoAttack (Croce & Hein 2020, arXiv 2003.01690). Deviations: it works for two labels and more; margin
+PGD goes first and takes most of what is weak; cross-entropy is tried at several temperatures; FAB is left
+out; a witness counts only when a fresh call of the score confirms it. On a live probe the restarts, targets
+and temperatures of a picture run `together` as rows of one batch; over many pictures one at a time is
+cheaper.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,12 +31,17 @@ Preset: TypeAlias = Literal["quick", "standard", "thorough"]
 
 
 class Ensemble(BaseModel):
-    """Noise, margin PGD, then by preset APGD on cross-entropy, APGD on the nearest labels one by one, and Square.
+    """Noise, margin PGD, then by preset APGD on cross-entropy, APGD on the nearest labels one by one, and
+    Square.
 
-    preset      `quick` some 230 charged passes a picture, `standard` some 3,100, `thorough` some 13,000 (ten labels)
-    together    how many variants of an attack (targets, temperatures, restarts) of one picture share a batch; the first that succeeds ends the others
-    widen       steps to go on from a success, still inside the ball: a barely fooled victim may not be fooled after rounding or by another encoder
-    randomized  the victim draws: Square then asks about incumbent and candidate on equal draws. Give an `averaged` score
+    preset      `quick` some 230 charged passes a picture, `standard` some 3,100, `thorough` some 13,000 (ten
+                labels)
+    together    how many variants of an attack (targets, temperatures, restarts) of one picture share a batch;
+                the first that succeeds ends the others
+    widen       steps to go on from a success, still inside the ball: a barely fooled victim may not be fooled
+                after rounding or by another encoder
+    randomized  the victim draws: Square then asks about incumbent and candidate on equal draws. Give an
+                `averaged` score
     precision   of the search; what counts is judged in float32
     """
 
@@ -46,17 +54,23 @@ class Ensemble(BaseModel):
     randomized: bool = False
     precision: Precision = "float32"
 
-    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None) -> Attacked:
-        """Attack every row by itself; a row's trace has a point for the picture and one for each variant tried.
+    def __call__(
+        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
+    ) -> Attacked:
+        """Attack every row by itself; a row's trace has a point for the picture and one for each variant
+        tried.
 
-        `radius` [B] overrides the ball's. Raises InvalidInput for a score that is not about a decision between labels.
+        `radius` [B] overrides the ball's. Raises InvalidInput for a score that is not about a decision
+        between labels.
         """
         cascade = self.cascade(score, pixels, seeds, radius=radius)
         for event in cascade.events():
             if isinstance(event, Done) and event.cut == "cancelled":
                 raise Cancelled("the caller is gone, the attack stopped.")
             if isinstance(event, Done) and event.cut is not None:
-                raise DeadlineExceeded("the attack did not end in time.", help="Ask for a quicker preset, or for more time.")
+                raise DeadlineExceeded(
+                    "the attack did not end in time.", help="Ask for a quicker preset, or for more time."
+                )
         return cascade.record.attacked()
 
     def events(
@@ -73,16 +87,25 @@ class Ensemble(BaseModel):
     ) -> Iterator[Event]:
         """The same attack, telling what happens: `Started`, then for each attack its events, last `Done`.
 
-        `judge` has the last word on what breaks a picture; `sources` are tried between noise and PGD; `replays` [B, 3, S, S] are earlier witnesses.
-        Stopping the iterator stops the attack. DeadlineExceeded and Cancelled of a guarded score end it with `Done`.
+        `judge` has the last word on what breaks a picture; `sources` are tried between noise and PGD;
+        `replays` [B, 3, S, S] are earlier witnesses. Stopping the iterator stops the attack. DeadlineExceeded
+        and Cancelled of a guarded score end it with `Done`.
         """
-        return self.cascade(score, pixels, seeds, meter=meter, judge=judge, sources=sources, replays=replays, radius=radius).events()
+        return self.cascade(
+            score, pixels, seeds, meter=meter, judge=judge, sources=sources, replays=replays, radius=radius
+        ).events()
 
     def bill(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0, judged: bool = False) -> Cost:
-        """Upper bound for that many rows, if a score costs one pass a row; `judged`: a judge may refuse what every attack found."""
-        return bill(self.stages(labels, sources=("",) * sources), self._widening(), self.precision, judged=judged).times(rows)
+        """Upper bound for that many rows, if a score costs one pass a row; `judged`: a judge may refuse what
+        every attack found.
+        """
+        return bill(
+            self.stages(labels, sources=("",) * sources), self._widening(), self.precision, judged=judged
+        ).times(rows)
 
-    def stages(self, labels: int, *, targeted: bool = False, sources: Sequence[str] = ()) -> tuple[Stage, ...]:
+    def stages(
+        self, labels: int, *, targeted: bool = False, sources: Sequence[str] = ()
+    ) -> tuple[Stage, ...]:
         """What is tried, in this order, for a decision between that many labels."""
         margin = (Variant("margin"),)
         pgd = PGD(ball=self.ball, steps=20)
@@ -93,22 +116,46 @@ class Ensemble(BaseModel):
         ]
         queries = {"quick": 100, "standard": 1000, "thorough": 5000}[self.preset]
         if self.preset != "quick":
-            temperatures, restarts = ((1.0, 10.0), 1) if self.preset == "standard" else ((1.0, 10.0, 100.0), 2)
+            temperatures, restarts = (
+                ((1.0, 10.0), 1) if self.preset == "standard" else ((1.0, 10.0, 100.0), 2)
+            )
             steps = 50 if self.preset == "standard" else 100
             plain = APGD(ball=self.ball)
             entropy = [
-                Variant("cross_entropy", temperature=temperature, restart=restart) for restart in range(restarts) for temperature in temperatures
+                Variant("cross_entropy", temperature=temperature, restart=restart)
+                for restart in range(restarts)
+                for temperature in temperatures
             ]
             stages.append(Stage("apgd-cross-entropy", plain, tuple(entropy)))
             if self.preset == "thorough" or labels == 2:
-                stages.append(Stage("apgd-margin", plain, tuple(Variant("margin", restart=restart) for restart in range(restarts))))
+                stages.append(
+                    Stage(
+                        "apgd-margin",
+                        plain,
+                        tuple(Variant("margin", restart=restart) for restart in range(restarts)),
+                    )
+                )
             if labels == 3 or (targeted and labels > 2):
-                stages.append(Stage("apgd-dlr", plain, tuple(Variant("dlr", restart=restart) for restart in range(restarts))))
+                stages.append(
+                    Stage(
+                        "apgd-dlr",
+                        plain,
+                        tuple(Variant("dlr", restart=restart) for restart in range(restarts)),
+                    )
+                )
             if labels > 2 and not targeted:
-                loss: LossName = "targeted_dlr" if labels >= LEAST_LABELS["targeted_dlr"] else "targeted_margin"
-                aimed = [Variant(loss, rival=rival, restart=restart) for restart in range(restarts) for rival in range(min(RIVALS, labels - 1))]
+                loss: LossName = (
+                    "targeted_dlr" if labels >= LEAST_LABELS["targeted_dlr"] else "targeted_margin"
+                )
+                aimed = [
+                    Variant(loss, rival=rival, restart=restart)
+                    for restart in range(restarts)
+                    for rival in range(min(RIVALS, labels - 1))
+                ]
                 stages.append(Stage("apgd-targeted", APGD(ball=self.ball, steps=steps), tuple(aimed)))
-        stages.append(Stage("square", Square(ball=self.ball, queries=queries, redraw=self.randomized), margin))
+        stages.append(
+            Stage("square", Square(ball=self.ball, queries=queries, redraw=self.randomized), margin)
+        )
         return tuple(stages)
 
     def cascade(
@@ -125,7 +172,9 @@ class Ensemble(BaseModel):
     ) -> Cascade:
         """The run behind `events`, for who wants its record of best points too."""
         about = decision(score)
-        stages = self.stages(len(about.classifier.labels), targeted=about.targeted, sources=[source.name for source in sources])
+        stages = self.stages(
+            len(about.classifier.labels), targeted=about.targeted, sources=[source.name for source in sources]
+        )
         return Cascade(
             self.ball,
             stages,

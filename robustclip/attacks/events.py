@@ -1,4 +1,6 @@
-"""What a long attack tells while it runs, and what stops it. After any event the listener holds a valid answer: witnesses are only ever added."""
+"""What a long attack tells while it runs, and what stops it. After any event the listener holds a valid
+answer: witnesses are only ever added.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +32,9 @@ class AttackStarted:
 
 @dataclass(frozen=True)
 class Progress:
-    """After one call of the score. `margin` is the attack's best so far over its pictures: above 0 one of them is fooled."""
+    """After one call of the score. `margin` is the attack's best so far over its pictures: above 0 one of
+    them is fooled.
+    """
 
     attack: str
     margin: float
@@ -63,8 +67,8 @@ class AttackEnded:
 
 @dataclass(frozen=True)
 class Bracket:
-    """A picture's smallest radius so far: `broken` has a witness (None: none was found), `unbroken` is the largest below it that withstood: effort,
-    no bound..
+    """A picture's smallest radius so far: `broken` has a witness (None: none was found), `unbroken` is the
+    largest below it that withstood: effort, no bound..
 
     """
 
@@ -86,7 +90,8 @@ Event: TypeAlias = Started | AttackStarted | Progress | Witness | AttackEnded | 
 
 @dataclass(eq=False)
 class Meter:
-    """Counts what was spent and says when it is enough: `budget` in charged passes, `deadline` a `time.monotonic()`.
+    """Counts what was spent and says when it is enough: `budget` in charged passes, `deadline` a
+    `time.monotonic()`.
 
     Looked at between score calls.
     """
@@ -98,7 +103,9 @@ class Meter:
     cut: Cut | None = None
 
     def metered(self, search: Iterator[Record]) -> Iterator[Record]:
-        """The search, until it ends or must; what it found so far stays in its record. A guarded score that refuses to go on also ends it."""
+        """The search, until it ends or must; what it found so far stays in its record. A guarded score that
+        refuses to go on also ends it.
+        """
         before = self.spent
         try:
             for record in search:

@@ -1,8 +1,9 @@
-"""The smallest radius at which one picture breaks: FMN for a first witness, then several radii at once between what held and what broke, then the
-cascade.
+"""The smallest radius at which one picture breaks: FMN for a first witness, then several radii at once
+between what held and what broke, then the cascade.
 
-Balls are nested, so a witness at one radius is a witness at every larger one, and shrinking it is the best start for a smaller one. The upper end
-of the bracket has a witness; the lower end is a record of effort and proves nothing.
+Balls are nested, so a witness at one radius is a witness at every larger one, and shrinking it is the best
+start for a smaller one. The upper end of the bracket has a witness; the lower end is a record of effort and
+proves nothing.
 """
 
 import math
@@ -17,7 +18,17 @@ from torch import Tensor
 from robustclip.attacks.base import Record, check_seeds
 from robustclip.attacks.cascade import Judge, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
-from robustclip.attacks.events import AttackEnded, AttackStarted, Bracket, Done, Event, Meter, Progress, Started, Witness
+from robustclip.attacks.events import (
+    AttackEnded,
+    AttackStarted,
+    Bracket,
+    Done,
+    Event,
+    Meter,
+    Progress,
+    Started,
+    Witness,
+)
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
@@ -64,12 +75,17 @@ class Minimal(BaseModel):
     ) -> Iterator[Event]:
         """Attack one picture [1, 3, S, S]; `Bracket` after every witness and every round, last `Done`.
 
-        `judge` has the last word on what is a witness; `known` [1, 3, S, S] is an earlier one, and saves the search for the first. Stopping the
-        iterator stops the attack. Raises InvalidInput for more than one picture and for a score that is not about a decision between labels.
+        `judge` has the last word on what is a witness; `known` [1, 3, S, S] is an earlier one, and saves the
+        search for the first. Stopping the iterator stops the attack. Raises InvalidInput for more than one
+        picture and for a score that is not about a decision between labels.
         """
         check_seeds(pixels, seeds)
         if len(pixels) != 1:
-            raise InvalidInput(f"a bracket is about 1 picture, found {len(pixels)}.", field="pixels", help="Ask for one after the other.")
+            raise InvalidInput(
+                f"a bracket is about 1 picture, found {len(pixels)}.",
+                field="pixels",
+                help="Ask for one after the other.",
+            )
         decision(score)
         return _Search(self, score, pixels, seeds, meter or Meter(), judge).events(known)
 
@@ -83,7 +99,9 @@ class Minimal(BaseModel):
             .plus(Cost(SHRUNK))
             .plus(_round(self.ball).bill(2 * RADII).plus(Cost(2 * RADII)).times(rounds + CASCADES))
         )
-        cascade = FREE if self.preset is None else self.ensemble(self.preset).bill(1, labels=labels).times(CASCADES)
+        cascade = (
+            FREE if self.preset is None else self.ensemble(self.preset).bill(1, labels=labels).times(CASCADES)
+        )
         return search.times(1 if self.precision == "float32" else 2).plus(cascade)
 
     @property
@@ -93,7 +111,13 @@ class Minimal(BaseModel):
 
     def ensemble(self, preset: Preset) -> Ensemble:
         """Who has the last word."""
-        return Ensemble(ball=self.ball, preset=preset, together=self.together, randomized=self.randomized, precision=self.precision)
+        return Ensemble(
+            ball=self.ball,
+            preset=preset,
+            together=self.together,
+            randomized=self.randomized,
+            precision=self.precision,
+        )
 
 
 def _ladder(ball: BallSpec) -> PGD:
@@ -119,8 +143,13 @@ class _Search:
 
     @property
     def unbroken(self) -> float:
-        """The largest radius that withstood, below the nearest witness; one that the witness left by rounding alone did not withstand."""
-        return max((radius for radius in self.withstood if radius < (1 - _ROUNDING) * self.broken - _ROUNDING), default=0.0)
+        """The largest radius that withstood, below the nearest witness; one that the witness left by rounding
+        alone did not withstand.
+        """
+        return max(
+            (radius for radius in self.withstood if radius < (1 - _ROUNDING) * self.broken - _ROUNDING),
+            default=0.0,
+        )
 
     def events(self, known: Pixels | None) -> Iterator[Event]:
         yield Started(1, self.minimal.bill(labels=len(decision(self.score).classifier.labels)).charged)
@@ -132,7 +161,8 @@ class _Search:
                     break
                 before = self.broken
                 yield from self._cascade(
-                    self.minimal.ensemble(self.minimal.preset), self.unbroken if self.nearest is not None else self.minimal.ball.radius
+                    self.minimal.ensemble(self.minimal.preset),
+                    self.unbroken if self.nearest is not None else self.minimal.ball.radius,
                 )
                 if self.broken == before:
                     break
@@ -144,16 +174,25 @@ class _Search:
         yield Done((0,) if self.nearest is None else (), self.meter.spent, self.meter.cut)
 
     def _first(self, known: Pixels | None) -> Iterator[Event]:
-        """A witness at any distance: a known one, FMN's, or one of PGD's over a ladder of radii; then the same, shrunk."""
+        """A witness at any distance: a known one, FMN's, or one of PGD's over a ladder of radii; then the
+        same, shrunk.
+        """
         ball = self.minimal.ball
         yield from self._accept("clean", self.pixels)
         if known is not None:
             yield from self._accept("replay", ball.project(known, self.pixels))
         if self.nearest is None:
-            yield from self._searched("fmn", FMN(ball=ball).search(self._margin(1), self.pixels, derive(self.seeds, "fmn")))
+            yield from self._searched(
+                "fmn", FMN(ball=ball).search(self._margin(1), self.pixels, derive(self.seeds, "fmn"))
+            )
         if self.nearest is None and not self.meter.over():
             radii = ball.radius / 2 ** torch.arange(LADDER, device=self.pixels.device)
-            search = _ladder(ball).search(self._margin(LADDER), self._copies(LADDER), self._streams("ladder", LADDER), radius=radii.to(self.pixels))
+            search = _ladder(ball).search(
+                self._margin(LADDER),
+                self._copies(LADDER),
+                self._streams("ladder", LADDER),
+                radius=radii.to(self.pixels),
+            )
             yield from self._searched("ladder", search, radii)
         if self.nearest is not None and self.broken > 0 and not self.meter.over():
             radii = self.broken * torch.arange(1, SHRUNK + 1, device=self.pixels.device) / (SHRUNK + 1)
@@ -166,7 +205,11 @@ class _Search:
     def _close_in(self) -> Iterator[Event]:
         """Rounds of radii between what withstood and what broke."""
         ball = self.minimal.ball
-        while self.nearest is not None and self.broken - self.unbroken > self.minimal.closeness and not self.meter.over():
+        while (
+            self.nearest is not None
+            and self.broken - self.unbroken > self.minimal.closeness
+            and not self.meter.over()
+        ):
             self.rounds += 1
             shares = torch.arange(1, RADII + 1, device=self.pixels.device) / (RADII + 1)
             radii = (self.unbroken + (self.broken - self.unbroken) * shares).to(self.pixels)
@@ -174,15 +217,25 @@ class _Search:
             warm = ball.shrink(self.nearest.expand(RADII, -1, -1, -1), self._copies(RADII), radii)
             begin = torch.cat([warm, ball.sample(self._copies(RADII), streams[:RADII], radius=radii)])
             teams = torch.arange(RADII, device=self.pixels.device).repeat(2)
-            search = _round(ball).search(self._margin(2 * RADII), self._copies(2 * RADII), streams, radius=radii.repeat(2), begin=begin, teams=teams)
+            search = _round(ball).search(
+                self._margin(2 * RADII),
+                self._copies(2 * RADII),
+                streams,
+                radius=radii.repeat(2),
+                begin=begin,
+                teams=teams,
+            )
             yield from self._searched("margin-pgd", search, radii.repeat(2))
             yield self._bracket()
 
-    def _searched(self, attack: str, search: Iterator[Record], radii: Tensor | None = None) -> Iterator[Event]:
-        """Run a search whose rows are one picture at several radii; keep the nearest witness, remember the radii that withstood it.
+    def _searched(
+        self, attack: str, search: Iterator[Record], radii: Tensor | None = None
+    ) -> Iterator[Event]:
+        """Run a search whose rows are one picture at several radii; keep the nearest witness, remember the
+        radii that withstood it.
 
-        Points that fooled the search are judged from the nearest on, until one holds: those farther away can't be the nearest witness. A radius
-        withstood if nothing fooled there, or what did was rejected.
+        Points that fooled the search are judged from the nearest on, until one holds: those farther away
+        can't be the nearest witness. A radius withstood if nothing fooled there, or what did was rejected.
         """
         yield AttackStarted(attack, 1)
         found: Record | None = None
@@ -195,7 +248,9 @@ class _Search:
             stood = ~(found.margin > 0)
             nearest_first = [row for row in distance.argsort(stable=True).tolist() if not stood[row]]
             for place, row in enumerate(nearest_first):
-                if (place and self.meter.over()) or (yield from self._accept(attack, found.pixels[row : row + 1])):
+                if (place and self.meter.over()) or (
+                    yield from self._accept(attack, found.pixels[row : row + 1])
+                ):
                     break
                 stood[row] = True
             if radii is not None and self.meter.cut is None:
@@ -222,7 +277,12 @@ class _Search:
             return
         limit = torch.full_like(self.pixels[:, 0, 0, 0], radius)
         for event in ensemble.events(
-            self.score, self.pixels, derive(self.seeds, f"cascade-{self.rounds}"), meter=self.meter, judge=self.judge, radius=limit
+            self.score,
+            self.pixels,
+            derive(self.seeds, f"cascade-{self.rounds}"),
+            meter=self.meter,
+            judge=self.judge,
+            radius=limit,
         ):
             if isinstance(event, Witness):
                 if event.distance < self.broken:
@@ -238,7 +298,9 @@ class _Search:
         return Bracket(self.unbroken, None if self.nearest is None else self.broken)
 
     def _margin(self, rows: int) -> Score:
-        score = restated(self.score, "margin").select(torch.zeros(rows, dtype=torch.int64, device=self.pixels.device))
+        score = restated(self.score, "margin").select(
+            torch.zeros(rows, dtype=torch.int64, device=self.pixels.device)
+        )
         return reduced(score) if self.minimal.precision == "bfloat16" else score
 
     def _copies(self, rows: int) -> Pixels:

@@ -1,4 +1,6 @@
-"""Random points of the ball. What breaks under noise needs no attacker; and where noise beats gradients, the gradients are wrong."""
+"""Random points of the ball. What breaks under noise needs no attacker; and where noise beats gradients, the
+gradients are wrong.
+"""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -23,11 +25,21 @@ class Noise(BaseModel):
     ball: BallSpec
     draws: int = Field(default=8, ge=1, le=MAX_DRAWS)
 
-    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None) -> Attacked:
+    def __call__(
+        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
+    ) -> Attacked:
         """Attack every row by itself. `radius` [B] overrides the ball's."""
         return finished(self.search(score, pixels, seeds, radius=radius))
 
-    def search(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None, teams: Tensor | None = None) -> Iterator[Record]:
+    def search(
+        self,
+        score: Score,
+        pixels: Pixels,
+        seeds: Seeds,
+        *,
+        radius: Tensor | None = None,
+        teams: Tensor | None = None,
+    ) -> Iterator[Record]:
         """Draw by draw; `teams` [B]: rows of a team leave together."""
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)

@@ -1,8 +1,9 @@
-"""Square (Andriushchenko et al. 2020, arXiv 1912.00049): random search over square patches at the ball's surface. It asks for values, never for
-gradients.
+"""Square (Andriushchenko et al. 2020, arXiv 1912.00049): random search over square patches at the ball's
+surface. It asks for values, never for gradients.
 
-Deviations from the authors' code: windows are drawn for each row by itself; a start shorter than five tiles a side still works; a randomized victim
-can be asked about the incumbent and the candidate on equal draws (`redraw`).
+Deviations from the authors' code: windows are drawn for each row by itself; a start shorter than five tiles a
+side still works; a randomized victim can be asked about the incumbent and the candidate on equal draws
+(`redraw`).
 """
 
 import math
@@ -20,7 +21,17 @@ from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
 
 MAX_QUERIES = 100_000
 _TILES = 5  # a side of the L2 start
-_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the window's share of the picture halves
+_HALVINGS = (
+    10,
+    50,
+    200,
+    500,
+    1000,
+    2000,
+    4000,
+    6000,
+    8000,
+)  # queries of 10,000 after which the window's share of the picture halves
 
 
 class Square(BaseModel):
@@ -28,9 +39,11 @@ class Square(BaseModel):
 
     queries  candidates tried, after the picture itself and the start
     share    the first window's share of the picture
-    redraw   for a randomized victim: ask about the incumbent again with each candidate, on the same draws (twice the price)
-    stop     `broken`: a row that reached its goal leaves, and the best point seen is the answer; `never`: every row asks all its queries, and the
-             answer is the incumbent of the end, since the best of all seen on few draws is the luckiest
+    redraw   for a randomized victim: ask about the incumbent again with each candidate, on the same draws
+             (twice the price)
+    stop     `broken`: a row that reached its goal leaves, and the best point seen is the answer; `never`:
+             every row asks all its queries, and the answer is the incumbent of the end, since the best of all
+             seen on few draws is the luckiest
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,11 +54,23 @@ class Square(BaseModel):
     redraw: bool = False
     stop: Literal["broken", "never"] = "broken"
 
-    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None) -> Attacked:
-        """Attack every row by itself; a row that reached its goal leaves. `radius` [B] overrides the ball's."""
+    def __call__(
+        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
+    ) -> Attacked:
+        """Attack every row by itself; a row that reached its goal leaves. `radius` [B] overrides the
+        ball's.
+        """
         return finished(self.search(score, pixels, seeds, radius=radius))
 
-    def search(self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None, teams: Tensor | None = None) -> Iterator[Record]:
+    def search(
+        self,
+        score: Score,
+        pixels: Pixels,
+        seeds: Seeds,
+        *,
+        radius: Tensor | None = None,
+        teams: Tensor | None = None,
+    ) -> Iterator[Record]:
         """Query by query; `teams` [B]: rows of a team leave together."""
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)
@@ -102,7 +127,9 @@ def _stripes(origin: Pixels, radii: Tensor, seeds: Seeds) -> Tensor:
 
 
 def _window_linf(current: Pixels, origin: Pixels, radii: Tensor, side: int, seeds: Seeds) -> Pixels:
-    """A window in which each channel goes by twice the radius up or down, to the ball's one side or the other."""
+    """A window in which each channel goes by twice the radius up or down, to the ball's one side or the
+    other.
+    """
     drawn = row_uniform(seeds, (2 + origin.shape[1],), like=origin)
     step = 2 * radii[:, None, None, None] * _signs(drawn[:, 2:])[:, :, None, None]
     return current + step * _placed(torch.ones(side, side), drawn[:, 0], drawn[:, 1], origin)
@@ -120,12 +147,16 @@ def _tiles(origin: Pixels, radii: Tensor, seeds: Seeds) -> Tensor:
         for column in range(tiles):
             tile = torch.where((drawn[:, row, column, -1] < 0.5)[:, None, None, None], bump, bump.T)
             top, left = rest + row * side, rest + column * side
-            change[:, :, top : top + side, left : left + side] = tile * _signs(drawn[:, row, column, :channels])[:, :, None, None]
+            change[:, :, top : top + side, left : left + side] = (
+                tile * _signs(drawn[:, row, column, :channels])[:, :, None, None]
+            )
     return _scaled(change, radii)
 
 
 def _window_l2(current: Pixels, origin: Pixels, radii: Tensor, side: int, seeds: Seeds) -> Pixels:
-    """Length moves: one window is emptied, and what it held, with what the ball still allows, goes to another, shaped like a bump."""
+    """Length moves: one window is emptied, and what it held, with what the ball still allows, goes to
+    another, shaped like a bump.
+    """
     channels, size = origin.shape[1], origin.shape[-1]
     side = min(max(side + 1 - side % 2, min(3, size)), size)
     drawn = row_uniform(seeds, (5 + channels,), like=origin)
@@ -135,9 +166,14 @@ def _window_l2(current: Pixels, origin: Pixels, radii: Tensor, side: int, seeds:
     bump = _bump(side)
     upright, lying = (_placed(shape, drawn[:, 0], drawn[:, 1], origin) for shape in (bump, bump.T))
     held = _norm(change * target)
-    shape = torch.where((drawn[:, 4] < 0.5)[:, None, None, None], upright, lying) * _signs(drawn[:, 5:])[:, :, None, None]
+    shape = (
+        torch.where((drawn[:, 4] < 0.5)[:, None, None, None], upright, lying)
+        * _signs(drawn[:, 5:])[:, :, None, None]
+    )
     shape = shape + change * target / held.clamp_min(1e-12)
-    spare = (radii.square() - change.flatten(1).square().sum(dim=1)).clamp_min(0.0)[:, None, None, None] / channels
+    spare = (radii.square() - change.flatten(1).square().sum(dim=1)).clamp_min(0.0)[
+        :, None, None, None
+    ] / channels
     both = torch.maximum(target, emptied)
     length = (spare + _norm(change * both).square()).sqrt()
     moved = change * (1 - both) + shape / _norm(shape).clamp_min(1e-12) * length
@@ -145,7 +181,9 @@ def _window_l2(current: Pixels, origin: Pixels, radii: Tensor, side: int, seeds:
 
 
 def _bump(side: int) -> Tensor:
-    """[side, side] of unit length: two halves of opposite sign, each a pyramid of nested rectangles, the inner ones of larger weight."""
+    """[side, side] of unit length: two halves of opposite sign, each a pyramid of nested rectangles, the
+    inner ones of larger weight.
+    """
     halves = [_pyramid(rows, side) for rows in (side // 2, side - side // 2) if rows]
     whole = torch.cat([halves[0], *(-half for half in halves[1:])])
     return whole / whole.norm()
@@ -155,20 +193,28 @@ def _pyramid(rows: int, columns: int) -> Tensor:
     middle_row, middle_column = rows // 2, columns // 2
     rings = max(middle_row, middle_column) + 1
     weights = 1 / torch.arange(1, rings + 1).square()
-    outside_in = weights.flip(0).cumsum(0).flip(0)  # a cell lies in every rectangle from its own ring outwards
-    ring = torch.maximum((torch.arange(rows) - middle_row).abs()[:, None], (torch.arange(columns) - middle_column).abs()[None])
+    outside_in = (
+        weights.flip(0).cumsum(0).flip(0)
+    )  # a cell lies in every rectangle from its own ring outwards
+    ring = torch.maximum(
+        (torch.arange(rows) - middle_row).abs()[:, None], (torch.arange(columns) - middle_column).abs()[None]
+    )
     pyramid = outside_in[ring]
     return pyramid / pyramid.norm()
 
 
 def _placed(patch: Tensor, row: Tensor, column: Tensor, like: Pixels) -> Tensor:
-    """[B, 1, S, S] zeros with the patch in them, at a place that `row` and `column` [B] in [0, 1) choose evenly."""
+    """[B, 1, S, S] zeros with the patch in them, at a place that `row` and `column` [B] in [0, 1) choose
+    evenly.
+    """
     side, size = len(patch), like.shape[-1]
     top, left = ((part * (size - side + 1)).long() for part in (row, column))
     within = torch.arange(side, device=like.device)
     places = (top[:, None] + within)[:, :, None] * size + (left[:, None] + within)[:, None]
     flat = like.new_zeros(len(like), size * size)
-    return flat.scatter(1, places.flatten(1), patch.to(like).flatten().expand(len(like), -1)).reshape(-1, 1, size, size)
+    return flat.scatter(1, places.flatten(1), patch.to(like).flatten().expand(len(like), -1)).reshape(
+        -1, 1, size, size
+    )
 
 
 def _signs(uniform: Tensor) -> Tensor:

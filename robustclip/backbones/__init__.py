@@ -1,7 +1,9 @@
-"""Embedded CLIPs: a JSON with open_clip's configuration (and what differs from it), fp16 safetensors beside it, a model card.
+"""Embedded CLIPs: a JSON with open_clip's configuration (and what differs from it), fp16 safetensors beside
+it, a model card.
 
-A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. It may say `"text_of": "mini"`: the file then holds
-an image tower, everything else is that backbone's. Nothing else differs from open_clip, and it ends here.
+A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. It may say
+`"text_of": "mini"`: the file then holds an image tower, everything else is that backbone's. Nothing else
+differs from open_clip, and it ends here.
 """
 
 import json
@@ -23,12 +25,22 @@ _IMAGE_TOWER = "visual."
 
 
 def embedded_names() -> list[str]:
-    """The names that `load_clip(arch)` finds here: shipped weights, and `tiny`, which is drawn from a seed."""
-    return [*sorted(path.name.removesuffix(".json") for path in files(__name__).iterdir() if path.name.endswith(".json")), "tiny"]
+    """The names that `load_clip(arch)` finds here: shipped weights, and `tiny`, which is drawn from a
+    seed.
+    """
+    return [
+        *sorted(
+            path.name.removesuffix(".json")
+            for path in files(__name__).iterdir()
+            if path.name.endswith(".json")
+        ),
+        "tiny",
+    ]
 
 
 def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A backbone in float32 with its configuration (`embed_dim, vision_cfg, text_cfg, mean, std, stem, text_of`).
+    """A backbone in float32 with its configuration (`embed_dim, vision_cfg, text_cfg, mean, std, stem,
+    text_of`).
 
     name: an embedded name, or the path of a JSON with safetensors of the same stem beside it.
     """
@@ -41,7 +53,9 @@ def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
     weights = read_weights(_json(name).with_suffix(".safetensors"))
     if "text_of" in config:
         sister, _ = load_embedded(config["text_of"])
-        weights |= {key: tensor for key, tensor in sister.state_dict().items() if not key.startswith(_IMAGE_TOWER)}
+        weights |= {
+            key: tensor for key, tensor in sister.state_dict().items() if not key.startswith(_IMAGE_TOWER)
+        }
     model.load_state_dict(weights)
     return model, config
 
@@ -59,19 +73,30 @@ def build(config: dict[str, Any]) -> nn.Module:
     """The architecture of a backbone JSON with open_clip's random initialisation."""
     clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if config.get("stem"):
-        cast(Any, clip.visual).conv1 = ConvStem(config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"])
+        cast(Any, clip.visual).conv1 = ConvStem(
+            config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"]
+        )
     return clip
 
 
 def write_weights(model: nn.Module, path: Path, *, image_tower_only: bool = False) -> None:
-    """fp16 safetensors; the token table, half of everything, as int8 with one scale a row. `image_tower_only`: for a JSON with `text_of`."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if name.startswith(_IMAGE_TOWER) or not image_tower_only}
+    """fp16 safetensors; the token table, half of everything, as int8 with one scale a row.
+    `image_tower_only`: for a JSON with `text_of`.
+    """
+    tensors = {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if name.startswith(_IMAGE_TOWER) or not image_tower_only
+    }
     packed: dict[str, Tensor] = {}
     if _TOKENS in tensors:
         table = tensors.pop(_TOKENS).float()
         scales = table.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
         packed = {_TOKENS: (table / scales).round().to(torch.int8), _TOKEN_SCALES: scales.half()}
-    packed |= {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous() for name, tensor in tensors.items()}
+    packed |= {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for name, tensor in tensors.items()
+    }
     path.write_bytes(save(packed))  # `save_file` makes files that nobody else may read, whatever the umask
 
 

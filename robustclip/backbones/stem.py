@@ -1,7 +1,8 @@
-"""Early convolutions for a small image tower (Xiao et al. 2021, arXiv 2106.14881): they replace open_clip's patch convolution, nothing after it.
+"""Early convolutions for a small image tower (Xiao et al. 2021, arXiv 2106.14881): they replace open_clip's
+patch convolution, nothing after it.
 
-The layers are timm's `tf_efficientnet_lite0`, up to the stride that is the tower's patch size, so its ImageNet weights fit; a 1x1 convolution takes
-their channels to the tower's width.
+The layers are timm's `tf_efficientnet_lite0`, up to the stride that is the tower's patch size, so its
+ImageNet weights fit; a 1x1 convolution takes their channels to the tower's width.
 """
 
 from typing import Any, cast
@@ -21,7 +22,9 @@ STAGES = {16: (5, 112), 32: (7, 320)}  # stride -> stages of the network, channe
 
 
 class ConvStem(nn.Module):
-    """[B, 3, S, S] normalised pixels -> [B, width, S/stride, S/stride], in the place of `VisionTransformer.conv1`."""
+    """[B, 3, S, S] normalised pixels -> [B, width, S/stride, S/stride], in the place of
+    `VisionTransformer.conv1`.
+    """
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -43,9 +46,11 @@ class ConvStem(nn.Module):
         return self.project(self.convolve(images))
 
     def absorb_norms(self) -> None:
-        """Let convolutions compute the batch norms behind them: for frozen weights in eval mode, where the numbers are the same up to rounding.
+        """Let convolutions compute the batch norms behind them: for frozen weights in eval mode, where the
+        numbers are the same up to rounding.
 
-        A gradient pass of `mini-robust` is then 1.15 to 1.2 times faster. The state dict is another one afterwards: hash and train before.
+        A gradient pass of `mini-robust` is then 1.15 to 1.2 times faster. The state dict is another one
+        afterwards: hash and train before.
         """
         _absorb(self, "conv_stem", "bn1")
         for block in self.blocks.modules():
@@ -53,13 +58,17 @@ class ConvStem(nn.Module):
                 _absorb(block, convolution, norm)
 
     def load_imagenet(self, weights: dict[str, Tensor]) -> None:
-        """Take the first layers of an EfficientNet-Lite0 state dict: other names than timm's, the same order and shapes (else ValueError)."""
+        """Take the first layers of an EfficientNet-Lite0 state dict: other names than timm's, the same order
+        and shapes (else ValueError).
+        """
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("project.")}
         if len(weights) < len(own):
             raise ValueError(f"expected at least {len(own)} tensors, found {len(weights)}.")
         for (name, tensor), (source, value) in zip(own.items(), weights.items(), strict=False):
             if tensor.shape != value.shape:
-                raise ValueError(f"{source} has shape {list(value.shape)}, but {name} needs {list(tensor.shape)}.")
+                raise ValueError(
+                    f"{source} has shape {list(value.shape)}, but {name} needs {list(tensor.shape)}."
+                )
             with torch.no_grad():
                 tensor.copy_(value)
 
@@ -67,11 +76,12 @@ class ConvStem(nn.Module):
 class _Depthwise(nn.Module):
     """A depthwise convolution with TensorFlow's SAME padding, in float32 under autocast too.
 
-    At stride 2 SAME pads an even side once more on the right than on the left. A zero in front of the kernel says the same, to the bit, without a
-    padded copy of the images: a gradient pass of `mini-robust` is 1.04 to 1.09 times faster in bfloat16, 1.01 to 1.03 in float32.
+    At stride 2 SAME pads an even side once more on the right than on the left. A zero in front of the kernel
+    says the same, to the bit, without a padded copy of the images: a gradient pass of `mini-robust` is 1.04
+    to 1.09 times faster in bfloat16, 1.01 to 1.03 in float32.
 
-    oneDNN's bfloat16 backward of depthwise kernels is slow: 78 ms against 5 ms in float32 for 144 channels, 5x5, stride 2 (64 rows of 24x24, two
-    cores), 102 ms against 6 ms with the gradient of 672 such kernels.
+    oneDNN's bfloat16 backward of depthwise kernels is slow: 78 ms against 5 ms in float32 for 144 channels,
+    5x5, stride 2 (64 rows of 24x24, two cores), 102 ms against 6 ms with the gradient of 672 such kernels.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -87,7 +97,9 @@ class _Depthwise(nn.Module):
             return self._convolve(images.float())
 
     def _convolve(self, images: Tensor) -> Tensor:
-        """SAME pads an even side by one more on the right at stride 2. A zero before the kernel says the same without a padded copy of the images."""
+        """SAME pads an even side by one more on the right at stride 2. A zero before the kernel says the same
+        without a padded copy of the images.
+        """
         weight, (channels, _, kernel, _) = self.weight, self.weight.shape
         if self.stride == 2 and images.shape[2] % 2 == 0:
             weight = torch.cat([weight.new_zeros(channels, 1, 1, kernel), weight], dim=2)
@@ -99,5 +111,7 @@ class _Depthwise(nn.Module):
 def _absorb(block: nn.Module, convolution: str, norm: str) -> None:
     """Only the norm's activation stays in its place."""
     inner, outer = cast(Any, block.get_submodule(convolution)), cast(Any, block.get_submodule(norm))
-    inner.weight, inner.bias = fuse_conv_bn_weights(inner.weight, None, outer.running_mean, outer.running_var, outer.eps, outer.weight, outer.bias)
+    inner.weight, inner.bias = fuse_conv_bn_weights(
+        inner.weight, None, outer.running_mean, outer.running_var, outer.eps, outer.weight, outer.bias
+    )
     setattr(block, norm, outer.act)

@@ -1,8 +1,9 @@
-"""Noisy embeddings on disk: a picture is encoded once, then certified for any labels and text prompts, with a record of what the noise was asked.
+"""Noisy embeddings on disk: a picture is encoded once, then certified for any labels and text prompts, with a
+record of what the noise was asked.
 
-A folder for everything that the embeddings depend on, named by its digest. In it `noise-0.safetensors` and `noise-0.question`: the question for which
-that portion of noise was first used. Another question to the same noise is exploratory, since it may have been chosen for the answers before; a fresh
-portion confirms it, once.
+A folder for everything that the embeddings depend on, named by its digest. In it `noise-0.safetensors` and
+`noise-0.question`: the question for which that portion of noise was first used. Another question to the same
+noise is exploratory, since it may have been chosen for the answers before; a fresh portion confirms it, once.
 """
 
 import hashlib
@@ -27,9 +28,11 @@ from robustclip.purifiers import digest_of
 
 
 class NoiseKey(BaseModel):
-    """Everything that noisy embeddings depend on. Text prompts and labels do not; visual prompts do, and the weights of purifying networks.
+    """Everything that noisy embeddings depend on. Text prompts and labels do not; visual prompts do, and the
+    weights of purifying networks.
 
-    `denoise` and `networks` are digests: of what takes the noise away in one shot, and of what works in the chain behind it.
+    `denoise` and `networks` are digests: of what takes the noise away in one shot, and of what works in the
+    chain behind it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +53,12 @@ class NoiseKey(BaseModel):
 
     @classmethod
     def of(
-        cls, clip: Clip, classifier: ZeroShotClassifier, pixels: Tensor, options: CertifyOptions, denoiser: Sequence[AnyDefense] = ()
+        cls,
+        clip: Clip,
+        classifier: ZeroShotClassifier,
+        pixels: Tensor,
+        options: CertifyOptions,
+        denoiser: Sequence[AnyDefense] = (),
     ) -> "NoiseKey":
         return cls(
             picture=tensor_digest(pixels),
@@ -85,16 +93,20 @@ class Portion(NamedTuple):
 
 
 def question_of(classifiers: Sequence[ZeroShotClassifier], alpha: float) -> str:
-    """sha256 of all statements that are asked for at once, whatever their order: labels and what they mean to CLIP."""
-    statements = sorted(repr((classifier.labels, tensor_digest(classifier.weights))) for classifier in classifiers)
+    """sha256 of all statements that are asked for at once, whatever their order: labels and what they mean to
+    CLIP.
+    """
+    statements = sorted(
+        repr((classifier.labels, tensor_digest(classifier.weights))) for classifier in classifiers
+    )
     return hashlib.sha256(repr((statements, alpha)).encode()).hexdigest()
 
 
 def portion_for(root: Path, key: NoiseKey, question: str, *, confirm: bool = False) -> Portion:
     """The portion of noise that answers a question, on record before anybody has seen the answer.
 
-    A question keeps the portion that was its own first. A new one gets portion 0, exploratory if that is taken; with `confirm`, one never used.
-    Raises DataRefused where the record can't be read or written.
+    A question keeps the portion that was its own first. A new one gets portion 0, exploratory if that is
+    taken; with `confirm`, one never used. Raises DataRefused where the record can't be read or written.
     """
     folder = root / key.folder
     try:
@@ -110,8 +122,12 @@ def portion_for(root: Path, key: NoiseKey, question: str, *, confirm: bool = Fal
     return portion_for(root, key, question, confirm=confirm)  # another process took it meanwhile
 
 
-def cached_features(root: Path, key: NoiseKey, make: Callable[[int], NoisyFeatures], *, portion: int = 0) -> NoisyFeatures:
-    """The features under a key, from their file or else made and kept. Raises DataRefused for a file that is damaged or belongs to another key."""
+def cached_features(
+    root: Path, key: NoiseKey, make: Callable[[int], NoisyFeatures], *, portion: int = 0
+) -> NoisyFeatures:
+    """The features under a key, from their file or else made and kept. Raises DataRefused for a file that is
+    damaged or belongs to another key.
+    """
     path = noise_path(root, key, portion=portion)
     try:
         if not path.exists():
@@ -161,4 +177,6 @@ def _refused(path: Path, reason: str) -> DataRefused:
 
 
 def _unusable(path: Path, error: Exception) -> DataRefused:
-    return DataRefused(f"can't be used: {error}.", field=str(path), help="Choose another folder for the cache.")
+    return DataRefused(
+        f"can't be used: {error}.", field=str(path), help="Choose another folder for the cache."
+    )

@@ -1,6 +1,8 @@
-"""The decision of a smoothed classifier: a vote over noisy copies of the picture, and silence where the votes prove nothing.
+"""The decision of a smoothed classifier: a vote over noisy copies of the picture, and silence where the votes
+prove nothing.
 
-Cohen et al. 2019 (arXiv 1902.02918), section 3.2: PREDICT is `elect`, and `lower_bound` is what CERTIFY (robustclip/certificates/certify.py) rests on.
+Cohen et al. 2019 (arXiv 1902.02918), section 3.2: PREDICT is `elect`, and `lower_bound` is what CERTIFY
+(robustclip/certificates/certify.py) rests on.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +29,9 @@ class Ballot(BaseModel):
     votes: int
     counts: dict[str, int] = Field(description="votes by label, most first; labels without any are left out")
     alpha: float
-    p_value: float = Field(description="how often the two best labels would be this far apart if both were equally likely")
+    p_value: float = Field(
+        description="how often the two best labels would be this far apart if both were equally likely"
+    )
     abstained: bool = Field(description="the p-value is above alpha: there is no answer")
 
 
@@ -42,8 +46,16 @@ def vote_seeds(seed: int, rule: Smoothing | None) -> Seeds:
     return torch.tensor([seed]) if rule is None else draw_seeds(seed, rule.votes)
 
 
-def draw(ask: Callable[[Pixels, Seeds], Tensor], pixels: Tensor, seeds: Seeds, *, on_rows: Callable[[int], None] = lambda rows: None) -> Tensor:
-    """[V, ...] what `ask` says of one picture [3, S, S] under each of the seeds [V], in batches; `on_rows` hears how many rows each had."""
+def draw(
+    ask: Callable[[Pixels, Seeds], Tensor],
+    pixels: Tensor,
+    seeds: Seeds,
+    *,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Tensor:
+    """[V, ...] what `ask` says of one picture [3, S, S] under each of the seeds [V], in batches; `on_rows`
+    hears how many rows each had.
+    """
     drawn: list[Tensor] = []
     for chunk in seeds.split(VOTES_A_PASS):
         drawn.append(ask(pixels.expand(len(chunk), -1, -1, -1), chunk))
@@ -57,7 +69,8 @@ def count_votes(logits: Logits) -> Tensor:
 
 
 def elect(counts: Tensor, labels: Sequence[str], rule: Smoothing) -> Ballot:
-    """PREDICT: the label with the most of the votes [C], or none when the runner-up might have won (two-sided binomial test at `rule.alpha`).
+    """PREDICT: the label with the most of the votes [C], or none when the runner-up might have won (two-sided
+    binomial test at `rule.alpha`).
 
     An answer is the smoothed classifier's own with probability 1 - alpha.
     """
@@ -66,14 +79,25 @@ def elect(counts: Tensor, labels: Sequence[str], rule: Smoothing) -> Ballot:
     named = {labels[index]: votes[index] for index in order if votes[index]}
     first, second = votes[order[0]], votes[order[1]]
     p_value = chance_of_lead(first, second)
-    return Ballot(sigma=rule.sigma, votes=sum(votes), counts=named, alpha=rule.alpha, p_value=p_value, abstained=p_value > rule.alpha)
+    return Ballot(
+        sigma=rule.sigma,
+        votes=sum(votes),
+        counts=named,
+        alpha=rule.alpha,
+        p_value=p_value,
+        abstained=p_value > rule.alpha,
+    )
 
 
 def chance_of_lead(first: int, second: int) -> float:
-    """The chance that two equally likely sides part at least as far as `first` >= `second` in as many votes."""
+    """The chance that two equally likely sides part at least as far as `first` >= `second` in as many
+    votes.
+    """
     return min(1.0, 2 * float(special.bdtr(second, first + second, 0.5)))
 
 
 def lower_bound(hits: int, draws: int, *, alpha: float) -> float:
-    """Clopper and Pearson's one-sided bound: below the true probability of a hit in at least 1 - alpha of all experiments."""
+    """Clopper and Pearson's one-sided bound: below the true probability of a hit in at least 1 - alpha of all
+    experiments.
+    """
     return float(special.betaincinv(hits, draws - hits + 1, alpha)) if hits else 0.0

@@ -1,4 +1,6 @@
-"""The table of defenses. A new one is a file beside this and a name in `AnyDefense`: it then composes, is served, and is probed adaptively."""
+"""The table of defenses. A new one is a file beside this and a name in `AnyDefense`: it then composes, is
+served, and is probed adaptively.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,13 +51,19 @@ _STRENGTHS = {defense.model_fields["kind"].default: defense.strength for defense
 
 
 def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tuple[AnyDefense, ...]:
-    """A chain from "jpeg:75,bit_depth:4,resize_pad", or from a list of such words, mappings with `kind`, or defenses, which may be written as JSON.
+    """A chain from "jpeg:75,bit_depth:4,resize_pad", or from a list of such words, mappings with `kind`, or
+    defenses, which may be written as JSON.
 
-    Empty and "none" mean no defense. Raises InvalidInput with the path to what is wrong (`defense/0/quality`).
+    Empty and "none" mean no defense. Raises InvalidInput with the path to what is wrong
+    (`defense/0/quality`).
     """
     links = _from_text(data, field) if isinstance(data, str) else data
     if not isinstance(links, list | tuple):
-        raise InvalidInput(f"expected a list of defenses, found {data!r:.60}.", field=field, help='Write it like "jpeg:75,bit_depth:4".')
+        raise InvalidInput(
+            f"expected a list of defenses, found {data!r:.60}.",
+            field=field,
+            help='Write it like "jpeg:75,bit_depth:4".',
+        )
     if [link.strip() if isinstance(link, str) else link for link in links] in ([], [""], ["none"]):
         return ()
     if len(links) > MAX_LINKS:
@@ -98,7 +106,9 @@ def _from_text(text: str, field: str) -> list[Any]:
     try:
         read = json.loads(text)
     except ValueError as error:
-        raise InvalidInput(f"no chain and no JSON: {error}.", field=field, help='Write it like "jpeg:75,bit_depth:4".') from error
+        raise InvalidInput(
+            f"no chain and no JSON: {error}.", field=field, help='Write it like "jpeg:75,bit_depth:4".'
+        ) from error
     return cast(list[Any], read) if isinstance(read, list) else [read]
 
 

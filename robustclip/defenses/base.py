@@ -1,4 +1,6 @@
-"""What defenses share: how one is declared and bound, the chain, the straight-through gradient, and two transforms: of colors, of frequencies."""
+"""What defenses share: how one is declared and bound, the chain, the straight-through gradient, and two
+transforms: of colors, of frequencies.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ def unchanged(pixels: Pixels) -> Pixels:
 
 
 def straight_through(purify: Purify, pixels: Pixels, surrogate: Purify = unchanged) -> Pixels:
-    """Exactly `purify(pixels)`, with the gradient of `surrogate(pixels)`: BPDA (Athalye et al. 2018, arXiv 1802.00420, section 4.1).
+    """Exactly `purify(pixels)`, with the gradient of `surrogate(pixels)`: BPDA (Athalye et al. 2018, arXiv
+    1802.00420, section 4.1).
 
     The surrogate is evaluated only where a gradient is recorded: serving does not pay for it.
     """
@@ -37,7 +40,9 @@ def straight_through(purify: Purify, pixels: Pixels, surrogate: Purify = unchang
 
 
 class _Replace(torch.autograd.Function):
-    """The second argument forward, the first one backward; bit for bit, which `a + (b - a).detach()` is not."""
+    """The second argument forward, the first one backward; bit for bit, which `a + (b - a).detach()` is
+    not.
+    """
 
     @staticmethod
     def forward(ctx: Any, approximate: Tensor, exact: Tensor) -> Tensor:
@@ -71,7 +76,9 @@ class Declared(BaseModel):
 
     @property
     def networks(self) -> tuple[Named, ...]:
-        """The purifying networks that it runs: an answer depends on their weights, whose names may mean other ones tomorrow."""
+        """The purifying networks that it runs: an answer depends on their weights, whose names may mean other
+        ones tomorrow.
+        """
         return ()
 
     @property
@@ -135,9 +142,14 @@ class _OfClip(Protocol):
 
 
 def clip_of(encoder: ImageEncoder) -> Clip:
-    """The CLIP that an encoder runs, by whatever means: its gradients and its text tower are torch's. Raises InvalidInput where none is known."""
+    """The CLIP that an encoder runs, by whatever means: its gradients and its text tower are torch's. Raises
+    InvalidInput where none is known.
+    """
     if not isinstance(encoder, _OfClip):
-        raise InvalidInput(f"this defense needs the CLIP behind the encoder, and {encoder.backend} names none.", field="encoder")
+        raise InvalidInput(
+            f"this defense needs the CLIP behind the encoder, and {encoder.backend} names none.",
+            field="encoder",
+        )
     return encoder.clip
 
 
@@ -162,8 +174,9 @@ class Identity:
 class Chain:
     """Defenses one after the other, those on features last, each with its own stream of randomness.
 
-    They compute in float32 whatever surrounds them (float64 stays), and answer in the type of their inputs: an attack that searches in bfloat16 finds
-    the same purifier. A chain on both stages is called in parts, `at` each. Raises InvalidInput for a link on pixels behind one on features.
+    They compute in float32 whatever surrounds them (float64 stays), and answer in the type of their inputs:
+    an attack that searches in bfloat16 finds the same purifier. A chain on both stages is called in parts,
+    `at` each. Raises InvalidInput for a link on pixels behind one on features.
     """
 
     defenses: tuple[Defense, ...]
@@ -201,7 +214,9 @@ class Chain:
 
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
         if self.stage == "both":
-            raise InvalidInput("this chain works on pixels and on features, and is called in two parts.", field="defenses")
+            raise InvalidInput(
+                "this chain works on pixels and on features, and is called in two parts.", field="defenses"
+            )
         stream = "defense" if self.stage == "pixels" else "features-defense"
         with torch.autocast(inputs.device.type, enabled=False):
             outputs = inputs if inputs.dtype == torch.float64 else inputs.float()
@@ -211,7 +226,9 @@ class Chain:
 
 
 def check_order(stages: Sequence[str], field: str) -> None:
-    """InvalidInput unless what works on pixels stands before what works on features; the field names the first offender."""
+    """InvalidInput unless what works on pixels stands before what works on features; the field names the
+    first offender.
+    """
     for index, (before, after) in enumerate(pairwise(stages), start=1):
         if (before, after) == ("features", "pixels"):
             raise InvalidInput(

@@ -9,7 +9,9 @@ from robustclip.types import Pixels, Seeds
 
 
 class BitDepth(PixelDefense):
-    """Round to 2^bits levels. Rounding has gradient 0; the attacker sees through it with the identity's (Athalye et al. 2018 break the family)."""
+    """Round to 2^bits levels. Rounding has gradient 0; the attacker sees through it with the identity's
+    (Athalye et al. 2018 break the family).
+    """
 
     kind: Literal["bit_depth"] = "bit_depth"
     bits: int = Field(default=4, ge=1, le=8)

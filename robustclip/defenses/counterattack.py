@@ -1,7 +1,9 @@
-"""Test-time counterattack, TTC (Xing et al. 2025, arXiv 2503.03613): push a picture away from where its embedding sits suspiciously still.
+"""Test-time counterattack, TTC (Xing et al. 2025, arXiv 2503.03613): push a picture away from where its
+embedding sits suspiciously still.
 
-The published numbers are of pictures attacked without the defense in mind. What it serves hangs on the picture only through signs, clips and a gate,
-so its true derivative is 0 almost everywhere, which is no robustness: `backward` declares what an attacker gets instead.
+The published numbers are of pictures attacked without the defense in mind. What it serves hangs on the
+picture only through signs, clips and a gate, so its true derivative is 0 almost everywhere, which is no
+robustness: `backward` declares what an attacker gets instead.
 """
 
 from collections.abc import Callable
@@ -21,14 +23,17 @@ from robustclip.types import FREE, Cost, ImageEncoder, Pixels, Seeds
 
 
 class Counterattack(Declared):
-    """Where noise moves the embedding by less than `gate` of its length, climb away from it by `steps` sign steps; serve a mean of the way.
+    """Where noise moves the embedding by less than `gate` of its length, climb away from it by `steps` sign
+    steps; serve a mean of the way.
 
     radius    of the noise and of the climb (Linf)
     growth    step i of the way weighs exp(growth * i)
-    backward  `identity`: the change is a constant that moves along with the picture. `unrolled`: two derivatives of the tower, through a climb with
-              g / (|g| + median |g|) for sign(g) and a soft gate, so that an attacker also learns how to be let past it.
+    backward  `identity`: the change is a constant that moves along with the picture. `unrolled`: two
+              derivatives of the tower, through a climb with g / (|g| + median |g|) for sign(g) and a soft
+              gate, so that an attacker also learns how to be let past it.
 
-    Embeddings are those of the image tower without visual prompts, before they are normalised, in float32. The noise is fresh for every row seed.
+    Embeddings are those of the image tower without visual prompts, before they are normalised, in float32.
+    The noise is fresh for every row seed.
     """
 
     kind: Literal["counterattack"] = "counterattack"
@@ -57,7 +62,9 @@ class Counterattack(Declared):
 
     @property
     def gradient_passes(self) -> Cost:
-        """The unrolled climb again, the way back through its forward passes, and through its gradients, which counts as two backward passes each."""
+        """The unrolled climb again, the way back through its forward passes, and through its gradients, which
+        counts as two backward passes each.
+        """
         if self.backward == "identity" or not self.steps:
             return FREE
         return Cost(self.steps + 1, self.steps + (self.steps + 1) + 2 * self.steps)
@@ -78,7 +85,12 @@ class Counterattack(Declared):
         return straight_through(served, inputs, unchanged if self.backward == "identity" else soft)
 
     def _walk(
-        self, clip: Clip, pixels: Pixels, seeds: Seeds, direction: Callable[[Tensor], Tensor], closed: Callable[[Tensor, float], Tensor]
+        self,
+        clip: Clip,
+        pixels: Pixels,
+        seeds: Seeds,
+        direction: Callable[[Tensor], Tensor],
+        closed: Callable[[Tensor, float], Tensor],
     ) -> Pixels:
         ball = Linf(radius=self.radius)
         start = ball.sample(pixels, seeds)
@@ -89,7 +101,9 @@ class Counterattack(Declared):
         moved = encode_image(clip, start)
         shares = closed(drift(still, moved), self.gate)
         for index in range(self.steps):
-            (slope,) = torch.autograd.grad((moved - still).square().sum(), way[-1], create_graph=direction is _soft_sign)
+            (slope,) = torch.autograd.grad(
+                (moved - still).square().sum(), way[-1], create_graph=direction is _soft_sign
+            )
             way.append(ball.project(way[-1] + self.step * direction(slope), pixels))
             if index + 1 < self.steps:
                 moved = encode_image(clip, way[-1])
@@ -99,7 +113,9 @@ class Counterattack(Declared):
 
 
 def drift(still: Tensor, moved: Tensor) -> Tensor:
-    """[B] how far embeddings [B, E] were moved by noise, in their own length: small where a picture sits in a hollow that an attack made."""
+    """[B] how far embeddings [B, E] were moved by noise, in their own length: small where a picture sits in a
+    hollow that an attack made.
+    """
     return ((moved - still).square().sum(dim=1) + 1e-24).sqrt() / still.norm(dim=1)
 
 
@@ -109,7 +125,9 @@ def _sign(slope: Tensor) -> Tensor:
 
 def _soft_sign(slope: Tensor) -> Tensor:
     size = slope.abs()
-    return slope / (size + size.detach().flatten(1).median(dim=1).values[:, None, None, None]).clamp_min(1e-12)
+    return slope / (size + size.detach().flatten(1).median(dim=1).values[:, None, None, None]).clamp_min(
+        1e-12
+    )
 
 
 def _closed_below(drifts: Tensor, gate: float) -> Tensor:

@@ -1,7 +1,9 @@
-"""Diffusion as a purifier, DiffPure (Nie et al. 2022, arXiv 2205.07460): add noise until an attack drowns in it, then let a denoiser take all away.
+"""Diffusion as a purifier, DiffPure (Nie et al. 2022, arXiv 2205.07460): add noise until an attack drowns in
+it, then let a denoiser take all away.
 
-Its published robustness fell once attackers differentiated through every step and averaged over its draws (Lee & Kim 2023, arXiv 2303.09051), which
-is the default here; kept-fixed noise would mask the rest, so it comes from row seeds.
+Its published robustness fell once attackers differentiated through every step and averaged over its draws
+(Lee & Kim 2023, arXiv 2303.09051), which is the default here; kept-fixed noise would mask the rest, so it
+comes from row seeds.
 """
 
 from functools import partial
@@ -21,10 +23,12 @@ class Diffusion(PixelDefense):
     """Noise up to a time (0 none, 1 nothing else), then so many DDIM steps back; per row.
 
     weights   `own`, or the .json of a denoiser of ours
-    backward  `exact`: through every step, each computed again in the backward. `one_shot`: through one step from the same noise. `identity`: BPDA.
+    backward  `exact`: through every step, each computed again in the backward. `one_shot`: through one step
+              from the same noise. `identity`: BPDA.
 
-    Deviations from DiffPure: a few deterministic DDIM steps for its hundred stochastic ones, since between time 0.1 and 0 more of them hardly change
-    a picture; exact gradients by checkpoints instead of an adjoint equation.
+    Deviations from DiffPure: a few deterministic DDIM steps for its hundred stochastic ones, since between
+    time 0.1 and 0 more of them hardly change a picture; exact gradients by checkpoints instead of an adjoint
+    equation.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -55,7 +59,9 @@ class Diffusion(PixelDefense):
 
     @property
     def gradient_passes(self) -> Cost:
-        again = {"exact": self.passes.forward, "one_shot": self.passes.forward // self.steps, "identity": 0}[self.backward]
+        again = {"exact": self.passes.forward, "one_shot": self.passes.forward // self.steps, "identity": 0}[
+            self.backward
+        ]
         return Cost(again, again)
 
     def bind(self, encoder: ImageEncoder) -> Self:
@@ -70,8 +76,14 @@ class Diffusion(PixelDefense):
         noise = row_normal(seeds, tuple(inputs.shape[1:]), like=inputs).to(inputs.dtype)
 
         def back(pixels: Pixels, steps: int) -> Pixels:
-            return restored(network, diffused(pixels, noise, self.time), self.time, steps=steps).clamp(0.0, 1.0)
+            return restored(network, diffused(pixels, noise, self.time), self.time, steps=steps).clamp(
+                0.0, 1.0
+            )
 
         if self.backward == "exact":
             return back(inputs, self.steps)
-        return straight_through(partial(back, steps=self.steps), inputs, partial(back, steps=1) if self.backward == "one_shot" else unchanged)
+        return straight_through(
+            partial(back, steps=self.steps),
+            inputs,
+            partial(back, steps=1) if self.backward == "one_shot" else unchanged,
+        )

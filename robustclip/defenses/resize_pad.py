@@ -1,4 +1,6 @@
-"""Random resizing and padding (Xie et al. 2018, arXiv 1711.01991), brought to a tower that takes one size only."""
+"""Random resizing and padding (Xie et al. 2018, arXiv 1711.01991), brought to a tower that takes one size
+only.
+"""
 
 from typing import ClassVar, Literal
 
@@ -13,10 +15,12 @@ from robustclip.types import Pixels, Seeds
 
 
 class ResizePad(PixelDefense):
-    """Shrink to round(s * S) pixels, s ~ U[low, 1), bilinearly, and place it anywhere in a black S x S field; per row.
+    """Shrink to round(s * S) pixels, s ~ U[low, 1), bilinearly, and place it anywhere in a black S x S field;
+    per row.
 
-    Deviation: the original enlarges 299 pixels to at most 330 and pads to 331. Exactly differentiable for a given draw; attacked with the mean of
-    many draws it holds nothing (Athalye et al. 2018, arXiv 1802.00420: accuracy 0 at Linf 8/255).
+    Deviation: the original enlarges 299 pixels to at most 330 and pads to 331. Exactly differentiable for a
+    given draw; attacked with the mean of many draws it holds nothing (Athalye et al. 2018, arXiv 1802.00420:
+    accuracy 0 at Linf 8/255).
     """
 
     kind: Literal["resize_pad"] = "resize_pad"
@@ -39,9 +43,11 @@ class ResizePad(PixelDefense):
 
 
 def shrink_into_field(pixels: Pixels, shrunk: Tensor, offsets: Tensor) -> Pixels:
-    """Row i resized to shrunk[i] pixels a side and placed offsets[i] = (left, top) pixels into black; shrunk [B], offsets [B, 2] are whole.
+    """Row i resized to shrunk[i] pixels a side and placed offsets[i] = (left, top) pixels into black; shrunk
+    [B], offsets [B, 2] are whole.
 
-    One sampling for all rows: output pixel u reads input position (u - offset + 1/2) * S / shrunk - 1/2, in grid_sample's coordinates of [-1, 1].
+    One sampling for all rows: output pixel u reads input position (u - offset + 1/2) * S / shrunk - 1/2, in
+    grid_sample's coordinates of [-1, 1].
     """
     size = pixels.shape[-1]
     scale = size / shrunk
@@ -49,4 +55,6 @@ def shrink_into_field(pixels: Pixels, shrunk: Tensor, offsets: Tensor) -> Pixels
     zero = torch.zeros_like(scale)
     rows = [torch.stack([scale, zero, shift[:, 0]], dim=1), torch.stack([zero, scale, shift[:, 1]], dim=1)]
     grid = F.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0.0, 1.0)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(
+        0.0, 1.0
+    )

@@ -1,6 +1,8 @@
-"""Super-resolution as a defense (Mustafa et al. 2019, arXiv 1901.01677): denoise by wavelets, enlarge by a network, shrink back.
+"""Super-resolution as a defense (Mustafa et al. 2019, arXiv 1901.01677): denoise by wavelets, enlarge by a
+network, shrink back.
 
-The paper's numbers are of attackers who do not know the defense. AdvPT names it too, but its released code is the first step alone (`wavelet`).
+The paper's numbers are of attackers who do not know the defense. AdvPT names it too, but its released code is
+the first step alone (`wavelet`).
 """
 
 from functools import partial
@@ -21,10 +23,12 @@ from robustclip.types import Cost, ImageEncoder, Pixels, Seeds
 class SuperResolution(PixelDefense):
     """`wavelet` with its default levels, the x2 network, antialiased bicubic back to the picture's size.
 
-    weights   `own`, or a file: a .json of ours, a .safetensors that spandrel knows (then the scale is the network's)
+    weights   `own`, or a file: a .json of ours, a .safetensors that spandrel knows (then the scale is the
+              network's)
     backward  `exact`: through all of it, the network computed again in the backward. `identity`: BPDA.
 
-    Deviation from Mustafa et al.: a small network instead of EDSR, and the picture is shrunk back, since a CLIP takes one size.
+    Deviation from Mustafa et al.: a small network instead of EDSR, and the picture is shrunk back, since a
+    CLIP takes one size.
     """
 
     kind: Literal["super_resolution"] = "super_resolution"

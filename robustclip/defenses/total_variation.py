@@ -1,4 +1,6 @@
-"""Total variation denoising (Rudin, Osher & Fatemi 1992), as a defense in Guo et al. 2018 (arXiv 1711.00117)."""
+"""Total variation denoising (Rudin, Osher & Fatemi 1992), as a defense in Guo et al. 2018 (arXiv
+1711.00117).
+"""
 
 from typing import ClassVar, Literal
 
@@ -15,10 +17,12 @@ _STEP = 1 / 8  # the longest for which Chambolle proves convergence
 
 
 class TotalVariation(PixelDefense):
-    """Go toward the u that minimises |u - x|^2 / 2 + weight * TV(u) per channel, by Chambolle's dual iteration (2004, section 3).
+    """Go toward the u that minimises |u - x|^2 / 2 + weight * TV(u) per channel, by Chambolle's dual
+    iteration (2004, section 3).
 
-    Unrolled: the gradient passes through every iteration and is exact; its memory is that of one iteration at a time. Deviation from Guo et al.: all
-    pixels count, none are dropped at random, so the defense is deterministic.
+    Unrolled: the gradient passes through every iteration and is exact; its memory is that of one iteration at
+    a time. Deviation from Guo et al.: all pixels count, none are dropped at random, so the defense is
+    deterministic.
     """
 
     kind: Literal["total_variation"] = "total_variation"
@@ -33,12 +37,18 @@ class TotalVariation(PixelDefense):
         flow = inputs.new_zeros(2, *inputs.shape)
         recorded = torch.is_grad_enabled() and inputs.requires_grad
         for _ in range(self.iterations):
-            flow = checkpoint(_ascend, flow, inputs, self.weight, use_reentrant=False) if recorded else _ascend(flow, inputs, self.weight)
+            flow = (
+                checkpoint(_ascend, flow, inputs, self.weight, use_reentrant=False)
+                if recorded
+                else _ascend(flow, inputs, self.weight)
+            )
         return (inputs - _divergence(flow)).clamp(0.0, 1.0)
 
 
 def _ascend(flow: Tensor, pixels: Pixels, weight: float) -> Tensor:
-    """One iteration on the dual field times the weight [2, B, 3, H, W], by which weight 0 needs no division."""
+    """One iteration on the dual field times the weight [2, B, 3, H, W], by which weight 0 needs no
+    division.
+    """
     slope = _gradient(_divergence(flow) - pixels)
     length = (slope.square().sum(dim=0) + 1e-14).sqrt()  # the square root has a slope at 0 only so
     return weight * (flow + _STEP * slope) / (weight + _STEP * length)

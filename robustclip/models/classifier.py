@@ -1,6 +1,8 @@
-"""From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a classifier behind a defense.
+"""From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a
+classifier behind a defense.
 
-`/classify`, `/probe`, training's measuring and `robustclip evaluate` all pass through `Defended(ZeroShotClassifier, defense)`: no second path.
+`/classify`, `/probe`, training's measuring and `robustclip evaluate` all pass through
+`Defended(ZeroShotClassifier, defense)`: no second path.
 """
 
 import threading
@@ -45,19 +47,31 @@ class Embedding:
 
 
 def text_weights(
-    clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, chunk: int = TEXT_CHUNK, on_chunk: Callable[[], None] | None = None
+    clip: Clip,
+    prompts: Prompts,
+    labels: tuple[str, ...],
+    *,
+    chunk: int = TEXT_CHUNK,
+    on_chunk: Callable[[], None] | None = None,
 ) -> Tensor:
     """[C, E] unit text features of labels under prompts.
 
-    Several templates or contexts: each text feature is normalised, then averaged, then normalised again. Gradients reach `prompts.text`.
-    `on_chunk` is called before each text pass of at most `chunk` labels (a service counts and yields there). InvalidInput names the first label that
-    spells one of CLIP's special tokens or does not fit its context: nothing is cut off.
+    Several templates or contexts: each text feature is normalised, then averaged, then normalised again.
+    Gradients reach `prompts.text`. `on_chunk` is called before each text pass of at most `chunk` labels (a
+    service counts and yields there). InvalidInput names the first label that spells one of CLIP's special
+    tokens or does not fit its context: nothing is cut off.
     """
     check_prompts(clip, prompts, labels=len(labels))
-    contexts: list[Tensor | None] = [prompts.text] if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific else list(prompts.text)
+    contexts: list[Tensor | None] = (
+        [prompts.text]
+        if prompts.text is None or prompts.text.ndim == 3 or prompts.class_specific
+        else list(prompts.text)
+    )
     features: list[Tensor] = []
     for template in prompts.templates:
-        tokens = _tokens(clip, template, labels, vectors=0 if prompts.text is None else prompts.text.shape[-2]).to(clip.device)
+        tokens = _tokens(
+            clip, template, labels, vectors=0 if prompts.text is None else prompts.text.shape[-2]
+        ).to(clip.device)
         for context in contexts:
             chunks: list[Tensor] = []
             for start in range(0, len(labels), chunk):
@@ -86,13 +100,18 @@ def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int)
         )
     if bool((long := tokens.argmax(dim=1) + 1 + vectors > length).any()):
         index = int(long.int().argmax())
-        found = f"{labels[index]!r:.80} needs more" + (f" behind {vectors} prompt vectors." if vectors else ".")
-        raise InvalidInput(f"at most {length} tokens fit, {found}", field=f"labels/{index}", help="Shorten it.")
+        found = f"{labels[index]!r:.80} needs more" + (
+            f" behind {vectors} prompt vectors." if vectors else "."
+        )
+        raise InvalidInput(
+            f"at most {length} tokens fit, {found}", field=f"labels/{index}", help="Shorten it."
+        )
     return tokens[:, :length]
 
 
 class LabelCache:
-    """Text weights by (CLIP fingerprint, prompt digest, labels), least recently used out, bounded in bytes, one computation a key.
+    """Text weights by (CLIP fingerprint, prompt digest, labels), least recently used out, bounded in bytes,
+    one computation a key.
 
     A second asker waits for the first; a failure is not kept and reaches all who waited. Thread-safe.
     """
@@ -109,8 +128,17 @@ class LabelCache:
     def bytes(self) -> int:
         return self._bytes
 
-    def get(self, clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, on_chunk: Callable[[], None] | None = None) -> Tensor:
-        """[C, E] unit text features, computed once, without gradients. Raises InvalidInput as `check_labels` and `text_weights`."""
+    def get(
+        self,
+        clip: Clip,
+        prompts: Prompts,
+        labels: tuple[str, ...],
+        *,
+        on_chunk: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """[C, E] unit text features, computed once, without gradients. Raises InvalidInput as `check_labels`
+        and `text_weights`.
+        """
         key = (clip.fingerprint, prompts.digest(), labels)
         with self._lock:
             future = self._entries.get(key)
@@ -150,7 +178,8 @@ def _size(weights: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotClassifier:
-    """`logit_scale * features @ weights.T` over an image encoder; differentiable in pixels when the encoder is.
+    """`logit_scale * features @ weights.T` over an image encoder; differentiable in pixels when the encoder
+    is.
 
     weights [C, E] unit text features of `labels`; visual: the prompt set's [D, N, W] image vectors or None.
     """
@@ -174,11 +203,18 @@ class ZeroShotClassifier:
 
 
 def zero_shot(
-    clip: Clip, prompts: Prompts, labels: tuple[str, ...], *, encoder: ImageEncoder | None = None, cache: LabelCache | None = None
+    clip: Clip,
+    prompts: Prompts,
+    labels: tuple[str, ...],
+    *,
+    encoder: ImageEncoder | None = None,
+    cache: LabelCache | None = None,
 ) -> ZeroShotClassifier:
-    """The classifier of a prompt set over labels; torch encoder and a fresh text pass unless given an encoder and a cache.
+    """The classifier of a prompt set over labels; torch encoder and a fresh text pass unless given an encoder
+    and a cache.
 
-    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never be positive), and as `text_weights`.
+    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never
+    be positive), and as `text_weights`.
     """
     check_labels(labels, clip)
     prompts = prompts.to(clip.device)
@@ -187,19 +223,31 @@ def zero_shot(
     else:
         with torch.no_grad():
             weights = text_weights(clip, prompts, labels)
-    return ZeroShotClassifier(encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, prompts.visual)
+    return ZeroShotClassifier(
+        encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, prompts.visual
+    )
 
 
 def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
-    """InvalidInput unless there are two or more distinct, non-empty labels, to a reader and to `clip`; the field names the first offender."""
+    """InvalidInput unless there are two or more distinct, non-empty labels, to a reader and to `clip`; the
+    field names the first offender.
+    """
     if len(labels) < 2:
-        raise InvalidInput(f"expected at least 2 labels, found {len(labels)}.", field="labels", help="Name the alternatives to choose from.")
+        raise InvalidInput(
+            f"expected at least 2 labels, found {len(labels)}.",
+            field="labels",
+            help="Name the alternatives to choose from.",
+        )
     seen: dict[str, int] = {}
     for index, label in enumerate(labels):
         if not label.strip():
             raise InvalidInput("a label is empty.", field=f"labels/{index}")
         if label in seen:
-            raise InvalidInput(f"{label!r} repeats label {seen[label]}.", field=f"labels/{index}", help="Give each label once.")
+            raise InvalidInput(
+                f"{label!r} repeats label {seen[label]}.",
+                field=f"labels/{index}",
+                help="Give each label once.",
+            )
         seen[label] = index
     if clip is None:
         return
@@ -208,14 +256,19 @@ def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
         first = read.setdefault(tuple(tokens), index)
         if first != index:
             reason = f"{labels[index]!r:.80} is the same to CLIP as label {first}, {labels[first]!r:.80}."
-            raise InvalidInput(reason, field=f"labels/{index}", help="Give each label once: capitals and spaces around words make no difference.")
+            raise InvalidInput(
+                reason,
+                field=f"labels/{index}",
+                help="Give each label once: capitals and spaces around words make no difference.",
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Defended:
     """A classifier behind a defense: the chain that is deployed, and the one that is attacked.
 
-    What of the defense works on pixels runs before the image tower, what works on features between tower and text weights.
+    What of the defense works on pixels runs before the image tower, what works on features between tower and
+    text weights.
     """
 
     classifier: ZeroShotClassifier

@@ -1,7 +1,9 @@
-"""What a prompt set learned, as far as it can be read: words near its vectors, how long the vectors are, and what became of the labels.
+"""What a prompt set learned, as far as it can be read: words near its vectors, how long the vectors are, and
+what became of the labels.
 
-A reading, not a proof: learned vectors often lie far from every word, which is why distances and the table's own lengths stand beside the words
-(Zhou et al. 2022, arXiv 2109.01134, find few that mean anything). Words are those that CLIP's tokenizer holds as one token.
+A reading, not a proof: learned vectors often lie far from every word, which is why distances and the table's
+own lengths stand beside the words (Zhou et al. 2022, arXiv 2109.01134, find few that mean anything). Words
+are those that CLIP's tokenizer holds as one token.
 """
 
 import itertools
@@ -39,9 +41,11 @@ class Word(_Data):
 
 
 class Vector(_Data):
-    """One learned vector. `context`: which of several, or that of `label`; `layer` from 1. Words are given for the text tower's first layer alone.
+    """One learned vector. `context`: which of several, or that of `label`; `layer` from 1. Words are given
+    for the text tower's first layer alone.
 
-    Deeper vectors replace hidden states and those of the image tower stand beside patches: there no word has a place to be near.
+    Deeper vectors replace hidden states and those of the image tower stand beside patches: there no word has
+    a place to be near.
     """
 
     tower: str
@@ -55,7 +59,9 @@ class Vector(_Data):
 
 
 class Label(_Data):
-    """Cosine of a label's text feature under the set with the handcrafted one, and the handcrafted feature of any label that it is nearest to."""
+    """Cosine of a label's text feature under the set with the handcrafted one, and the handcrafted feature of
+    any label that it is nearest to.
+    """
 
     label: str
     similarity: float
@@ -64,7 +70,9 @@ class Label(_Data):
 
 
 class Explanation(_Data):
-    """Of the token table, 5th, 50th and 95th percentile: `table_norms`, lengths of words; `table_distances`, from a word to the nearest other."""
+    """Of the token table, 5th, 50th and 95th percentile: `table_norms`, lengths of words; `table_distances`,
+    from a word to the nearest other.
+    """
 
     prompt_set: str
     backbone: str
@@ -74,32 +82,49 @@ class Explanation(_Data):
     labels: tuple[Label, ...]
 
     def readable(self) -> tuple[int, int]:
-        """How many vectors lie nearer to a word than words lie to each other (their median), of how many that words could stand for."""
+        """How many vectors lie nearer to a word than words lie to each other (their median), of how many that
+        words could stand for.
+        """
         nearest = [vector.by_distance[0].distance for vector in self.vectors if vector.by_distance]
         return sum(distance < self.table_distances[1] for distance in nearest), len(nearest)
 
     def tables(self, *, every: bool = False) -> list[tuple[TableRow, list[TableRow], str]]:
-        """(heads, rows, title) for people, unless `every` the first 20 rows: vectors nearest to a word, labels that moved most."""
+        """(heads, rows, title) for people, unless `every` the first 20 rows: vectors nearest to a word,
+        labels that moved most.
+        """
         shown = None if every else SHOWN_ROWS
         vectors = [self._vectors_table(shown)] if self.vectors else []
         moved = sorted(self.labels, key=lambda label: label.similarity)[:shown]
-        labels = [(label.label, f"{label.similarity:.3f}", f"{label.reads_as} {label.reads_as_similarity:.3f}") for label in moved]
-        title = f"cosine of text features with {HANDCRAFTED_TEMPLATE!r}, {len(moved)} of {len(self.labels)} labels, lowest first"
+        labels = [
+            (label.label, f"{label.similarity:.3f}", f"{label.reads_as} {label.reads_as_similarity:.3f}")
+            for label in moved
+        ]
+        title = (
+            f"cosine of text features with {HANDCRAFTED_TEMPLATE!r}, {len(moved)} of {len(self.labels)} "
+            f"labels, lowest first"
+        )
         return [*vectors, (("label", "similarity", "nearest handcrafted label"), labels, title)]
 
     def summary(self) -> tuple[str, ...]:
         """What to hold the vectors' lengths and distances against, in sentences; none without vectors."""
         low, middle, high = self.table_norms
         near, of = self.readable()
-        lengths = f"Lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and {high:.3f})."
+        lengths = (
+            f"Lengths of words in {self.backbone}'s table: {middle:.3f} (90 % between {low:.3f} and "
+            f"{high:.3f})."
+        )
         distances = (
-            f"{near} of {of} vectors in the text tower's first layer are nearer to a word than words to each other ({self.table_distances[1]:.2f})."
+            f"{near} of {of} vectors in the text tower's first layer are nearer to a word than "
+            f"words to each other ({self.table_distances[1]:.2f})."
         )
         return ((lengths, distances) if of else (lengths,)) if self.vectors else ()
 
     def _vectors_table(self, shown: int | None) -> tuple[TableRow, list[TableRow], str]:
         """Those without words come last, in their order."""
-        nearest_first = sorted(self.vectors, key=lambda vector: vector.by_distance[0].distance if vector.by_distance else math.inf)[:shown]
+        nearest_first = sorted(
+            self.vectors,
+            key=lambda vector: vector.by_distance[0].distance if vector.by_distance else math.inf,
+        )[:shown]
         labelled = any(vector.label is not None for vector in self.vectors)
         rows = [
             (
@@ -112,17 +137,33 @@ class Explanation(_Data):
             )
             for vector in nearest_first
         ]
-        heads = ("tower", "label" if labelled else "context", "layer", "vector", "length", "nearest by cosine", "nearest by distance")
+        heads = (
+            "tower",
+            "label" if labelled else "context",
+            "layer",
+            "vector",
+            "length",
+            "nearest by cosine",
+            "nearest by distance",
+        )
         order = ", nearest to a word first" if self.readable()[1] else ""
         return heads, rows, f"{self.prompt_set}, {len(rows)} of {len(self.vectors)} vectors{order}"
 
 
 def explain(
-    clip: Clip, prompts: Prompts, *, name: str, learned_on: tuple[str, ...] = (), labels: Sequence[str] | None = None, words: int = 5
+    clip: Clip,
+    prompts: Prompts,
+    *,
+    name: str,
+    learned_on: tuple[str, ...] = (),
+    labels: Sequence[str] | None = None,
+    words: int = 5,
 ) -> Explanation:
-    """Read the prompts of the set `name`. `labels`: those they were `learned_on` unless given; class-specific prompts have features for these alone.
+    """Read the prompts of the set `name`. `labels`: those they were `learned_on` unless given; class-specific
+    prompts have features for these alone.
 
-    Raises InvalidInput for no labels or a count of words that makes no sense, UnsupportedClip for a vocabulary that is not CLIP's.
+    Raises InvalidInput for no labels or a count of words that makes no sense, UnsupportedClip for a
+    vocabulary that is not CLIP's.
     """
     if not 1 <= words <= MAX_WORDS:
         raise InvalidInput(f"expected 1 to {MAX_WORDS} words, found {words}.", field="--words")
@@ -131,7 +172,11 @@ def explain(
     if not chosen:
         raise InvalidInput(f"{name} names no labels.", field="--labels", help="Name some: --labels cat,dog.")
     if prompts.class_specific and chosen != learned_on:
-        raise InvalidInput(f"{name} has a context for each of its own labels alone.", field="--labels", help="Leave them out.")
+        raise InvalidInput(
+            f"{name} has a context for each of its own labels alone.",
+            field="--labels",
+            help="Leave them out.",
+        )
     check_labels(chosen, clip)
     table, names = _word_table(clip)
     return Explanation(
@@ -140,7 +185,9 @@ def explain(
         table_norms=_percentiles(table.norm(dim=1)),
         table_distances=_percentiles(_to_the_nearest(table)),
         vectors=(
-            *_text_vectors(prompts.text, table, names, words, labels=chosen if prompts.class_specific else None),
+            *_text_vectors(
+                prompts.text, table, names, words, labels=chosen if prompts.class_specific else None
+            ),
             *_visual_vectors(prompts.visual),
         ),
         labels=_labels(clip, prompts, chosen),
@@ -152,13 +199,17 @@ def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
     readable = {word: index for word, index in word_ids().items() if word.isascii() and word.isprintable()}
     table: Tensor = clip.model.token_embedding.weight.detach().float()
     if len(table) <= max(readable.values()):
-        raise UnsupportedClip(f"{clip.arch} has {len(table)} tokens and not CLIP's vocabulary.", field="--backbone")
+        raise UnsupportedClip(
+            f"{clip.arch} has {len(table)} tokens and not CLIP's vocabulary.", field="--backbone"
+        )
     return table[torch.tensor(list(readable.values()), device=table.device)], list(readable)
 
 
 def _to_the_nearest(table: Tensor) -> Tensor:
     """[S] the distance from some words to the nearest other word."""
-    rows = torch.linspace(0, len(table) - 1, min(_SAMPLED_WORDS, len(table)), device=table.device).round().long()
+    rows = (
+        torch.linspace(0, len(table) - 1, min(_SAMPLED_WORDS, len(table)), device=table.device).round().long()
+    )
     return torch.cdist(table[rows], table).scatter_(1, rows[:, None], torch.inf).amin(dim=1)
 
 
@@ -167,7 +218,9 @@ def _percentiles(values: Tensor) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: int, *, labels: tuple[str, ...] | None) -> list[Vector]:
+def _text_vectors(
+    text: Tensor | None, table: Tensor, names: list[str], words: int, *, labels: tuple[str, ...] | None
+) -> list[Vector]:
     """`labels`: whose contexts they are, in order; None if no context belongs to a label."""
     if text is None:
         return []
@@ -178,9 +231,19 @@ def _text_vectors(text: Tensor | None, table: Tensor, names: list[str], words: i
     found: list[Vector] = []
     for context, layer, place in _places(contexts):
         row = context * contexts.shape[2] + place
-        near = {} if layer else {"by_cosine": cosines[row].topk(words).indices, "by_distance": distances[row].topk(words, largest=False).indices}
+        near = (
+            {}
+            if layer
+            else {
+                "by_cosine": cosines[row].topk(words).indices,
+                "by_distance": distances[row].topk(words, largest=False).indices,
+            }
+        )
         nearest = {
-            name: tuple(Word(word=names[i], cosine=float(cosines[row, i]), distance=float(distances[row, i])) for i in indices.tolist())
+            name: tuple(
+                Word(word=names[i], cosine=float(cosines[row, i]), distance=float(distances[row, i]))
+                for i in indices.tolist()
+            )
             for name, indices in near.items()
         }
         norm = float(contexts[context, layer, place].norm())
@@ -203,7 +266,10 @@ def _visual_vectors(visual: Tensor | None) -> list[Vector]:
     if visual is None:
         return []
     norms = visual.detach().float()[None].norm(dim=-1)
-    return [Vector(tower="image", context=0, layer=layer + 1, place=place, norm=float(norms[0, layer, place])) for _, layer, place in _places(norms)]
+    return [
+        Vector(tower="image", context=0, layer=layer + 1, place=place, norm=float(norms[0, layer, place]))
+        for _, layer, place in _places(norms)
+    ]
 
 
 def _places(contexts: Tensor) -> list[tuple[int, int, int]]:
@@ -218,6 +284,11 @@ def _labels(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> tuple[Labe
     similarity = learned @ handcrafted.T
     best, nearest = similarity.max(dim=1)
     return tuple(
-        Label(label=label, similarity=float(similarity[row, row]), reads_as=labels[int(nearest[row])], reads_as_similarity=float(best[row]))
+        Label(
+            label=label,
+            similarity=float(similarity[row, row]),
+            reads_as=labels[int(nearest[row])],
+            reads_as_similarity=float(best[row]),
+        )
         for row, label in enumerate(labels)
     )

@@ -1,4 +1,6 @@
-"""Prompts: the learnable tensors, and the words around them. Data only; the towers know how to use them, the store how to keep them."""
+"""Prompts: the learnable tensors, and the words around them. Data only; the towers know how to use them, the
+store how to keep them.
+"""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -16,10 +18,12 @@ LEARNED_TEMPLATE = "{}."  # what follows learned vectors: [SOS] v_1..v_N [class 
 class Prompts:
     """What turns a frozen CLIP into a classifier of label texts.
 
-    text      [D, N, W] vectors after [SOS], shared by all labels; or [C, D, N, W], one context a label (`class_specific`);
-              or [M, D, N, W], M contexts averaged after the text tower. D layers deep, N vectors, W = text width. None: words only.
+    text      [D, N, W] vectors after [SOS], shared by all labels; or [C, D, N, W], one context a label
+              (`class_specific`); or [M, D, N, W], M contexts averaged after the text tower. D layers deep, N
+              vectors, W = text width. None: words only.
     visual    [D, N, W] vectors after the patch tokens, W = image width. None: the plain image tower.
-    templates words around the label, each with exactly one `{}`; several are averaged (each normalised, mean, normalised again).
+    templates words around the label, each with exactly one `{}`; several are averaged (each normalised, mean,
+    normalised again).
     """
 
     text: Tensor | None = None
@@ -33,16 +37,23 @@ class Prompts:
         for index, template in enumerate(self.templates):
             check_template(template, field=f"templates/{index}")
         if self.text is not None and self.text.ndim not in (3, 4):
-            raise InvalidInput(f"expected [D, N, W] or [M, D, N, W], found shape {list(self.text.shape)}.", field="text_context")
+            raise InvalidInput(
+                f"expected [D, N, W] or [M, D, N, W], found shape {list(self.text.shape)}.",
+                field="text_context",
+            )
         if self.visual is not None and self.visual.ndim != 3:
-            raise InvalidInput(f"expected [D, N, W], found shape {list(self.visual.shape)}.", field="visual_context")
+            raise InvalidInput(
+                f"expected [D, N, W], found shape {list(self.visual.shape)}.", field="visual_context"
+            )
         if self.class_specific and (self.text is None or self.text.ndim != 4):
             raise InvalidInput("class-specific text needs a [C, D, N, W] tensor.", field="text_context")
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Which towers carry learned vectors: a subset of ("text", "vision")."""
-        return tuple(name for name, tensor in (("text", self.text), ("vision", self.visual)) if tensor is not None)
+        return tuple(
+            name for name, tensor in (("text", self.text), ("vision", self.visual)) if tensor is not None
+        )
 
     def to(self, device: torch.device | str) -> "Prompts":
         return replace(
@@ -60,7 +71,9 @@ class Prompts:
         )
 
     def digest(self) -> str:
-        """sha256 over templates and tensors: the key under which anything derived from these prompts is cached."""
+        """sha256 over templates and tensors: the key under which anything derived from these prompts is
+        cached.
+        """
         state = hashlib.sha256(repr((self.templates, self.class_specific)).encode())
         for role, tensor in (("text", self.text), ("visual", self.visual)):
             if tensor is not None:
@@ -72,5 +85,9 @@ class Prompts:
 def check_template(template: str, *, field: str = "template") -> str:
     """The template itself, or InvalidInput: exactly one `{}` and no other brace."""
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-        raise InvalidInput(f"expected exactly one {{}} for the label, found {template!r}.", field=field, help='Write it like "a photo of a {}."')
+        raise InvalidInput(
+            f"expected exactly one {{}} for the label, found {template!r}.",
+            field=field,
+            help='Write it like "a photo of a {}."',
+        )
     return template

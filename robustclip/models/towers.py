@@ -1,7 +1,9 @@
-"""The two forwards with prompts, over open_clip's modules. The only file that knows how open_clip computes inside.
+"""The two forwards with prompts, over open_clip's modules. The only file that knows how open_clip computes
+inside.
 
-Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/test_towers.py). Attention and MLP run over flattened tokens
-[M, W]: the backward of `nn.MultiheadAttention` over [B, L, W] copies its weights for every token row on some CPUs.
+Without prompts they equal `encode_image` and `encode_text` (tests/robustclip/test_towers.py). Attention and
+MLP run over flattened tokens [M, W]: the backward of `nn.MultiheadAttention` over [B, L, W] copies its
+weights for every token row on some CPUs.
 """
 
 from typing import Any, NamedTuple
@@ -16,11 +18,15 @@ from robustclip.models.prompts import Prompts
 from robustclip.types import Pixels
 
 
-def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, depth: Tensor | None = None) -> Tensor:
+def encode_image(
+    clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, depth: Tensor | None = None
+) -> Tensor:
     """[B, E] raw (not normalised) image embeddings of pixels in [0, 1] at the CLIP's own size.
 
-    visual [D, N, W]: N vectors appended after the patch tokens, before the first layer norm; deeper rows replace them at layers 2..D.
-    depth  [] integer: use the first `depth` rows of visual only. An exported graph needs it, where D is frozen.
+    visual [D, N, W]: N vectors appended after the patch tokens, before the first layer norm; deeper rows
+    replace them at layers 2..D.
+    depth  [] integer: use the first `depth` rows of visual only. An exported graph needs it, where D is
+           frozen.
     Differentiable in pixels and visual.
     """
     if visual is None and clip.visual_width is None:
@@ -29,7 +35,9 @@ def encode_image(clip: Clip, pixels: Pixels, visual: Tensor | None = None, *, de
 
 
 def patch_tokens(clip: Clip, pixels: Pixels) -> Tensor:
-    """[B, grid^2, W] patch tokens, which no prompt changes: what `encode_patches` goes on from. For towers that take visual prompts."""
+    """[B, grid^2, W] patch tokens, which no prompt changes: what `encode_patches` goes on from. For towers
+    that take visual prompts.
+    """
     return clip.model.visual.conv1(_normalised(clip, pixels)).flatten(2).transpose(1, 2)
 
 
@@ -41,12 +49,18 @@ def has_stem(clip: Clip) -> bool:
 def _normalised(clip: Clip, pixels: Pixels) -> Tensor:
     size = clip.image_size
     if pixels.shape[1:] != (3, size, size):
-        raise InvalidInput(f"expected pixels [B, 3, {size}, {size}], found {list(pixels.shape)}.", field="pixels")
+        raise InvalidInput(
+            f"expected pixels [B, 3, {size}, {size}], found {list(pixels.shape)}.", field="pixels"
+        )
     return (pixels - clip.mean[:, None, None]) / clip.std[:, None, None]
 
 
-def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None, *, depth: Tensor | None = None) -> Tensor:
-    """[B, E] raw image embeddings from patch tokens [B, grid^2, W]: everything after `conv1`, for training that keeps what the stem made."""
+def encode_patches(
+    clip: Clip, patches: Tensor, visual: Tensor | None = None, *, depth: Tensor | None = None
+) -> Tensor:
+    """[B, E] raw image embeddings from patch tokens [B, grid^2, W]: everything after `conv1`, for training
+    that keeps what the stem made.
+    """
     tower = clip.model.visual
     batch, width = patches.shape[0], patches.shape[2]
     start = tower.class_embedding.to(patches.dtype).expand(batch, 1, width)
@@ -70,10 +84,12 @@ def encode_patches(clip: Clip, patches: Tensor, visual: Tensor | None = None, *,
 def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tensor:
     """[L, E] raw text embeddings of [L, T] token ids, read at [EOS].
 
-    text [D, N, W] or, a context a row, [L, D, N, W]: N vectors after [SOS]; deeper ones replace them at layers 2..D. What can't change the result is
-    not computed: nothing behind a row's [EOS], which the causal mask hides from it, and of the last layer only [EOS] itself. What all rows begin
-    with, [SOS], a shared context and the first words of a template, has the same states in each of them: it is computed once and attended to by all
-    (101 labels behind 32 vectors: a tenth of the tokens). Raises InvalidInput when vectors and words exceed the context length.
+    text [D, N, W] or, a context a row, [L, D, N, W]: N vectors after [SOS]; deeper ones replace them at
+    layers 2..D. What can't change the result is not computed: nothing behind a row's [EOS], which the causal
+    mask hides from it, and of the last layer only [EOS] itself. What all rows begin with, [SOS], a shared
+    context and the first words of a template, has the same states in each of them: it is computed once and
+    attended to by all (101 labels behind 32 vectors: a tenth of the tokens). Raises InvalidInput when vectors
+    and words exceed the context length.
     """
     model = clip.model
     ends = tokens.argmax(dim=-1)  # [EOS] has the highest id
@@ -81,7 +97,9 @@ def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tenso
     length = int(ends.max()) + 1 + vectors
     if length > clip.context_length:
         raise InvalidInput(
-            f"{length} tokens with {vectors} prompt vectors, at most {clip.context_length} fit.", field="labels", help="Shorten the longest label."
+            f"{length} tokens with {vectors} prompt vectors, at most {clip.context_length} fit.",
+            field="labels",
+            help="Shorten the longest label.",
         )
     embedded = model.token_embedding(tokens[:, : length - vectors])  # [L, T', W]
     positions = model.positional_embedding[:length].to(embedded.dtype)
@@ -90,7 +108,9 @@ def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tenso
     if context is not None and context.ndim == 4:
         pooled = _after_own_context(blocks, embedded, context, positions, ends)
     else:
-        pooled = _after_shared_beginning(blocks, embedded, context, positions, ends, common=_common(tokens, ends))
+        pooled = _after_shared_beginning(
+            blocks, embedded, context, positions, ends, common=_common(tokens, ends)
+        )
     return model.ln_final(pooled) @ model.text_projection
 
 
@@ -100,7 +120,9 @@ def _common(tokens: Tensor, ends: Tensor) -> int:
     return int(torch.minimum(alike, ends.min()))
 
 
-def _after_own_context(blocks: Any, embedded: Tensor, context: Tensor, positions: Tensor, ends: Tensor) -> Tensor:
+def _after_own_context(
+    blocks: Any, embedded: Tensor, context: Tensor, positions: Tensor, ends: Tensor
+) -> Tensor:
     """[L, W] final states at [EOS] of whole sequences, each behind a context [D, N, W] of its own."""
     number = context.shape[2]
     sequences = torch.cat([embedded[:, :1], context[:, 0], embedded[:, 1:]], dim=1) + positions
@@ -114,8 +136,12 @@ def _after_own_context(blocks: Any, embedded: Tensor, context: Tensor, positions
     return states
 
 
-def _after_shared_beginning(blocks: Any, embedded: Tensor, context: Tensor | None, positions: Tensor, ends: Tensor, *, common: int) -> Tensor:
-    """[L, W] final states at [EOS] behind the `common` words of all rows, [SOS] first, and a context [D, N, W] or none behind it, computed once."""
+def _after_shared_beginning(
+    blocks: Any, embedded: Tensor, context: Tensor | None, positions: Tensor, ends: Tensor, *, common: int
+) -> Tensor:
+    """[L, W] final states at [EOS] behind the `common` words of all rows, [SOS] first, and a context [D, N,
+    W] or none behind it, computed once.
+    """
     number = 0 if context is None else context.shape[1]
     once = [embedded[:1, :1], *([] if context is None else [context[:1]]), embedded[:1, 1:common]]
     shared = (torch.cat(once, dim=1) + positions[: common + number])[0]  # [P, W]
@@ -137,29 +163,45 @@ def check_prompts(clip: Clip, prompts: Prompts, *, labels: int | None = None) ->
         depth, _, width = prompts.text.shape[-3:]
         if width != clip.text_width or not 1 <= depth <= clip.text_layers:
             raise InvalidInput(
-                f"{clip.arch} takes up to {clip.text_layers} layers of width {clip.text_width}, found {depth} of width {width}.", field="text_context"
+                f"{clip.arch} takes up to {clip.text_layers} layers of width {clip.text_width}, found "
+                f"{depth} of width {width}.",
+                field="text_context",
             )
         if prompts.text.shape[-2] > clip.context_length - 3:
-            raise InvalidInput(f"{prompts.text.shape[-2]} vectors leave no room for a label in {clip.context_length} tokens.", field="text_context")
+            raise InvalidInput(
+                f"{prompts.text.shape[-2]} vectors leave no room for a label in {clip.context_length} "
+                f"tokens.",
+                field="text_context",
+            )
         if prompts.class_specific and labels is not None and prompts.text.shape[0] != labels:
-            raise InvalidInput(f"class-specific text for {prompts.text.shape[0]} labels, found {labels} labels.", field="text_context")
+            raise InvalidInput(
+                f"class-specific text for {prompts.text.shape[0]} labels, found {labels} labels.",
+                field="text_context",
+            )
     if prompts.visual is not None:
         if clip.visual_width is None or clip.visual_layers is None:
-            raise InvalidInput(f"the image tower of {clip.arch} takes no visual prompts.", field="visual_context")
+            raise InvalidInput(
+                f"the image tower of {clip.arch} takes no visual prompts.", field="visual_context"
+            )
         depth, _, width = prompts.visual.shape
         if width != clip.visual_width or not 1 <= depth <= clip.visual_layers:
             raise InvalidInput(
-                f"{clip.arch} takes up to {clip.visual_layers} layers of width {clip.visual_width}, found {depth} of width {width}.",
+                f"{clip.arch} takes up to {clip.visual_layers} layers of width {clip.visual_width}, found "
+                f"{depth} of width {width}.",
                 field="visual_context",
             )
 
 
 class _Rows(NamedTuple):
-    """How tokens [M, W] lie in the rows of a batch, one row behind the other: `length` tokens each, or only those up to a row's own end."""
+    """How tokens [M, W] lie in the rows of a batch, one row behind the other: `length` tokens each, or only
+    those up to a row's own end.
+    """
 
     batch: int
     length: int
-    ends: Tensor | None = None  # [B] the last position of each row; None: all rows are full, and read at their first
+    ends: Tensor | None = (
+        None  # [B] the last position of each row; None: all rows are full, and read at their first
+    )
     places: Tensor | None = None  # [M] where the tokens stand among B * length; None: everywhere
 
     def starts(self) -> Tensor:
@@ -176,11 +218,19 @@ class _Rows(NamedTuple):
         """[B, length, W] from [M, W]; zeros where no token stands."""
         if self.places is None:
             return states.unflatten(0, (-1, self.length))
-        return states.new_zeros(self.batch * self.length, states.shape[1]).index_copy(0, self.places, states).unflatten(0, (-1, self.length))
+        return (
+            states.new_zeros(self.batch * self.length, states.shape[1])
+            .index_copy(0, self.places, states)
+            .unflatten(0, (-1, self.length))
+        )
 
     def read(self, states: Tensor) -> Tensor:
         """[B, W]: of each row the token that an embedding is read from."""
-        return states.unflatten(0, (-1, self.length))[:, 0] if self.ends is None else states[self.starts() + self.ends]
+        return (
+            states.unflatten(0, (-1, self.length))[:, 0]
+            if self.ends is None
+            else states[self.starts() + self.ends]
+        )
 
 
 def _rows(ends: Tensor, length: int) -> _Rows:
@@ -196,9 +246,17 @@ class _Memory(NamedTuple):
 
 
 def _block(
-    block: Any, states: Tensor, rows: _Rows, *, causal: bool = False, memory: _Memory | None = None, last: bool = False
+    block: Any,
+    states: Tensor,
+    rows: _Rows,
+    *,
+    causal: bool = False,
+    memory: _Memory | None = None,
+    last: bool = False,
 ) -> tuple[Tensor, _Memory]:
-    """One residual attention block on tokens [M, W], and the keys and values [B, H, L, W/H] it computed; of the `last` block what is read, [B, W]."""
+    """One residual attention block on tokens [M, W], and the keys and values [B, H, L, W/H] it computed; of
+    the `last` block what is read, [B, W].
+    """
     attention = block.attn
     weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, states.shape[1]
     normed = block.ln_1(states)
@@ -209,7 +267,9 @@ def _block(
         hidden = _hidden(rows.length, rows.ends[:, None]) if causal and rows.ends is not None else None
     else:
         query, key, value = _heads(rows.spread(F.linear(normed, weight, bias)), attention, 3)
-        hidden = _hidden(rows.length, torch.arange(rows.length, device=states.device)[None]) if causal else None
+        hidden = (
+            _hidden(rows.length, torch.arange(rows.length, device=states.device)[None]) if causal else None
+        )
     mixed = _attend(query, key, value, hidden=hidden, memory=memory).transpose(1, 2).flatten(2)
     flat = states + block.ls_1(attention.out_proj(mixed[:, 0] if last else rows.packed(mixed)))
     return flat + block.ls_2(block.mlp(block.ln_2(flat))), _Memory(key, value)
@@ -225,14 +285,20 @@ def _hidden(length: int, asking: Tensor) -> Tensor:
     return (torch.arange(length, device=asking.device) > asking[:, :, None])[:, None]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, hidden: Tensor | None, memory: _Memory | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of queries [B, H, Q, d] over keys [B, H, L, d] that are not hidden; `memory` is seen by every position.
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, *, hidden: Tensor | None, memory: _Memory | None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of queries [B, H, Q, d] over keys [B, H, L, d] that are not hidden; `memory`
+    is seen by every position.
 
-    Written out on CPUs, where the fused kernel's backward loses on our short sequences (512 x 37 tokens, forward and backward, bf16: 459 ms fused,
-    54 ms written out; float32: 152 and 131 ms; tests/benchmarks/bench_towers.py).
+    Written out on CPUs, where the fused kernel's backward loses on our short sequences (512 x 37 tokens,
+    forward and backward, bf16: 459 ms fused, 54 ms written out; float32: 152 and 131 ms;
+    tests/benchmarks/bench_towers.py).
     """
     if query.device.type != "cpu" and memory is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=None if hidden is None else ~hidden)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=None if hidden is None else ~hidden
+        )
     batch, heads, asked, depth = query.shape
     query = query * depth**-0.5
     scores = query @ key.transpose(-1, -2)
@@ -242,7 +308,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, hidden: Tensor | None,
         return scores.softmax(dim=-1) @ value
     # One product for all rows: the memory is not copied for each.
     rows = query.transpose(0, 1).reshape(1, heads, batch * asked, depth)
-    remembered = (rows @ memory.key.transpose(-1, -2)).reshape(heads, batch, asked, -1).transpose(0, 1)  # [B, H, Q, P]
+    remembered = (
+        (rows @ memory.key.transpose(-1, -2)).reshape(heads, batch, asked, -1).transpose(0, 1)
+    )  # [B, H, Q, P]
     weights = torch.cat([remembered, scores], dim=-1).softmax(dim=-1)
     known = remembered.shape[-1]
     recalled = weights[..., :known].transpose(0, 1).reshape(1, heads, batch * asked, known) @ memory.value

@@ -1,4 +1,6 @@
-"""Words that come with CLIP: the ImageNet names and templates of its authors, and what its tokenizer holds whole."""
+"""Words that come with CLIP: the ImageNet names and templates of its authors, and what its tokenizer holds
+whole.
+"""
 
 import open_clip
 
@@ -20,4 +22,8 @@ def whole_words() -> tuple[str, ...]:
 
 def word_ids() -> dict[str, int]:
     """`whole_words` with their token ids, the rows of a CLIP's token table."""
-    return {token.removesuffix("</w>"): index for token, index in open_clip.SimpleTokenizer().encoder.items() if token.endswith("</w>")}
+    return {
+        token.removesuffix("</w>"): index
+        for token, index in open_clip.SimpleTokenizer().encoder.items()
+        if token.endswith("</w>")
+    }

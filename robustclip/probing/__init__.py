@@ -1,4 +1,5 @@
-"""The probe: attack one deployed decision, and say what came of it. What is deployed -> what to try -> trials -> verdict.
+"""The probe: attack one deployed decision, and say what came of it. What is deployed -> what to try -> trials
+-> verdict.
 
 run          `probe` and `events`: puts all below together; start reading here
 options      what a caller asks for

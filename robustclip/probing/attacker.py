@@ -1,4 +1,6 @@
-"""Who attacks a deployed decision: the scores that each level of knowledge may build on. Judging is not done here."""
+"""Who attacks a deployed decision: the scores that each level of knowledge may build on. Judging is not done
+here.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,23 +41,35 @@ class Attacker:
     def __post_init__(self) -> None:
         for index, source in enumerate(self.sources):
             if source.labels != self.victim.labels or source.clip.image_size != self.victim.clip.image_size:
-                raise InvalidInput("a stand-in decides between other labels or sees other sizes.", field=f"sources/{index}")
+                raise InvalidInput(
+                    "a stand-in decides between other labels or sees other sizes.", field=f"sources/{index}"
+                )
 
     def score(self, knowledge: Knowledge, pixels: Pixels, seeds: Seeds) -> Score:
-        """What an attack on `pixels` [1, 3, S, S] may raise. Through a defense without a gradient, values are true and gradients go past it."""
+        """What an attack on `pixels` [1, 3, S, S] may raise. Through a defense without a gradient, values are
+        true and gradients go past it.
+        """
         match knowledge:
             case "static":
                 return self._undefended()
             case "transfer":
                 return pooled([self._through(source) for source in self.sources])
             case "oblivious":
-                return self.guard(EmbeddingShift(lambda inputs: encode_image(self.victim.clip, inputs), self._embedding(pixels, seeds)))
+                return self.guard(
+                    EmbeddingShift(
+                        lambda inputs: encode_image(self.victim.clip, inputs), self._embedding(pixels, seeds)
+                    )
+                )
             case "adaptive" | "black_box":
                 return self._through(self.victim)
 
     def draws(self, knowledge: Knowledge) -> int:
         """How many draws each gradient averages."""
-        return self.eot if is_randomized(self.victim) and knowledge in ("adaptive", "black_box", "transfer") else 1
+        return (
+            self.eot
+            if is_randomized(self.victim) and knowledge in ("adaptive", "black_box", "transfer")
+            else 1
+        )
 
     def gradient(self, knowledge: Knowledge) -> str:
         """How gradients pass the victim, for the report."""
@@ -67,7 +81,9 @@ class Attacker:
         return "bypassed" if declared == "none" else declared
 
     def stand_ins(self) -> tuple[Source, ...]:
-        """What a cascade tries beside the victim's own gradients, in the order of `robustclip.probing.plan.stand_ins`."""
+        """What a cascade tries beside the victim's own gradients, in the order of
+        `robustclip.probing.plan.stand_ins`.
+        """
         scores: dict[str, Callable[[], Score]] = {
             "undefended": self._undefended,
             "bypassed": lambda: self._bypassed(self.victim, self._chain(self.victim)),
@@ -86,28 +102,40 @@ class Attacker:
         chain = self._chain(victim)
         if chain.gradient == "none":
             return self._bypassed(victim, chain)
-        return self._averaged(self._about(Defended(victim.classifier(TorchImageEncoder(victim.clip)), chain)), chain)
+        return self._averaged(
+            self._about(Defended(victim.classifier(TorchImageEncoder(victim.clip)), chain)), chain
+        )
 
     def _bypassed(self, victim: Victim, chain: Defense) -> Score:
         """Values through the whole chain, gradients past its part on pixels."""
         before, behind = chain.at("pixels"), chain.at("features")
         if before is None or (behind is not None and behind.gradient == "none"):
-            raise ProbeUnavailable("this defense offers no gradient.", field="defenses", help="Ask for the static mode only.")
+            raise ProbeUnavailable(
+                "this defense offers no gradient.", field="defenses", help="Ask for the static mode only."
+            )
         undefended = victim.classifier(TorchImageEncoder(victim.clip))
-        return self._averaged(bypassed(self._about(undefended if behind is None else Defended(undefended, behind)), before), chain)
+        return self._averaged(
+            bypassed(self._about(undefended if behind is None else Defended(undefended, behind)), before),
+            chain,
+        )
 
     def _averaged(self, score: Score, chain: Defense) -> Score:
         guarded = self.guard(score)
         return averaged(guarded, self.eot) if chain.randomized and self.eot > 1 else guarded
 
     def _about(self, classifier: Classifier) -> Score:
-        truth, goal = (None if index is None else torch.tensor([index], device=self.victim.clip.device) for index in self.aim)
+        truth, goal = (
+            None if index is None else torch.tensor([index], device=self.victim.clip.device)
+            for index in self.aim
+        )
         assert truth is not None
         return label_score(self.name, classifier, truth, goal)
 
     def _embedding(self, pixels: Pixels, seeds: Seeds) -> Tensor:
         with torch.no_grad():
-            return self.share(Embedding(lambda inputs, seeds: encode_image(self.victim.clip, inputs)))(pixels, seeds)
+            return self.share(Embedding(lambda inputs, seeds: encode_image(self.victim.clip, inputs)))(
+                pixels, seeds
+            )
 
     def _chain(self, victim: Victim) -> Defense:
         return bind_chain(victim.defense, TorchImageEncoder(victim.clip))
@@ -115,4 +143,8 @@ class Attacker:
 
 def sources_among(victims: Sequence[Victim], victim: Victim) -> tuple[Victim, ...]:
     """The others of several victims that share this one's defense: other prompt sets, each a stand-in."""
-    return tuple(each for each in victims if each is not victim and each.defense == victim.defense and each.prompt_set != victim.prompt_set)
+    return tuple(
+        each
+        for each in victims
+        if each is not victim and each.defense == victim.defense and each.prompt_set != victim.prompt_set
+    )

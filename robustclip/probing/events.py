@@ -1,6 +1,8 @@
-"""What a probe tells while it runs. After any event the listener holds a valid answer: witnesses are only ever added, the broken end only falls.
+"""What a probe tells while it runs. After any event the listener holds a valid answer: witnesses are only
+ever added, the broken end only falls.
 
-Every event is a small JSON object; the report travels beside the last one. Equal questions tell equal stories: no event carries a clock.
+Every event is a small JSON object; the report travels beside the last one. Equal questions tell equal
+stories: no event carries a clock.
 """
 
 from typing import Literal, TypeAlias
@@ -33,7 +35,8 @@ class CleanDecided(_Event):
 
 
 class AttackProgress(_Event):
-    """After one call of a score. `margin` is this attack's best so far, as its search sees it (None: it looks at no margin).
+    """After one call of a score. `margin` is this attack's best so far, as its search sees it (None: it looks
+    at no margin).
 
     `stage` names the part of a cascade; `charged` is what the whole probe has spent.
     """
@@ -47,7 +50,9 @@ class AttackProgress(_Event):
 
 
 class WitnessFound(_Event):
-    """A picture that reaches the goal, judged by the serving path; `bits` says whether as PNG or as float pixels alone."""
+    """A picture that reaches the goal, judged by the serving path; `bits` says whether as PNG or as float
+    pixels alone.
+    """
 
     event: Literal["witness"] = "witness"
     kind: str
@@ -70,7 +75,9 @@ class AttackFinished(_Event):
 
 
 class BracketMoved(_Event):
-    """The smallest radius so far, in pixel units: `broken` has a witness (None: none was found), `unbroken` withstood, which proves nothing."""
+    """The smallest radius so far, in pixel units: `broken` has a witness (None: none was found), `unbroken`
+    withstood, which proves nothing.
+    """
 
     event: Literal["bracket"] = "bracket"
     norm: Norm

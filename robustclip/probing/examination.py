@@ -1,4 +1,6 @@
-"""What an attacked decision is put to afterwards: the masking checks and, where nothing broke it, the self-test. The suspect is the attack."""
+"""What an attacked decision is put to afterwards: the masking checks and, where nothing broke it, the
+self-test. The suspect is the attack.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from robustclip.types import Pixels, Seeds, Toll, price
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """One picture [1, 3, S, S] that was attacked, the decision about it in torch, and who pays for the checks."""
+    """One picture [1, 3, S, S] that was attacked, the decision about it in torch, and who pays for the
+    checks.
+    """
 
     attacker: Attacker
     defended: Defended
@@ -29,15 +33,21 @@ class Examination:
     meter: Meter
 
     def findings(self, records: Sequence[AttackRecord], climb: Climb | None) -> Iterator[Finding]:
-        """One after the other, each paid for before the next: what `records` make worth asking. `climb`: how the attack in the claimed ball went."""
+        """One after the other, each paid for before the next: what `records` make worth asking. `climb`: how
+        the attack in the claimed ball went.
+        """
         suspect, successes = self._suspect(), successes_of(records)
         unbounded, queried = boundless(suspect.ball, self.pixels.shape[-1]), queried_in(records, suspect.ball)
-        for finding in checks.examine(suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried, climb=climb):
+        for finding in checks.examine(
+            suspect, dict[str, bool](successes.items()), unbounded=unbounded, queried=queried, climb=climb
+        ):
             self.meter.pay(finding.cost)
             yield finding
 
     def self_test(self, records: Sequence[AttackRecord]) -> SelfTest | None:
-        """What the attack makes of problems that have an answer; None where it was not asked for, or nothing is left to explain."""
+        """What the attack makes of problems that have an answer; None where it was not asked for, or nothing
+        is left to explain.
+        """
         suspect, successes = self._suspect(), successes_of(records)
         standing = successes.get("adaptive") is False and not successes.get("black_box", False)
         if not standing or not self.options.tests_itself or suspect.gradient == "none":
@@ -75,12 +85,22 @@ def successes_of(records: Sequence[AttackRecord]) -> dict[Knowledge, bool]:
     """Whether any attack of a knowledge succeeded, for those that were run."""
     successes: dict[Knowledge, bool] = {}
     for record in records:
-        successes[record.knowledge] = successes.get(record.knowledge, False) or record.success or record.success_8bit
+        successes[record.knowledge] = (
+            successes.get(record.knowledge, False) or record.success or record.success_8bit
+        )
     return successes
 
 
 def queried_in(records: Sequence[AttackRecord], ball: BallSpec) -> bool | None:
-    """What Square came to at the end of an ensemble in that ball, after all gradients had failed; None: it was not reached."""
+    """What Square came to at the end of an ensemble in that ball, after all gradients had failed; None: it
+    was not reached.
+    """
     asked = ball.model_dump(mode="json")
-    stages = [stage.broken for record in records if record.params["ball"] == asked for stage in record.stages if stage.name == "square"]
+    stages = [
+        stage.broken
+        for record in records
+        if record.params["ball"] == asked
+        for stage in record.stages
+        if stage.name == "square"
+    ]
     return any(stages) if stages else None

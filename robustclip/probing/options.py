@@ -21,34 +21,45 @@ FARTHEST = 64 / 255  # of every value: at this radius nothing stands
 
 
 def default_attack() -> PGD:
-    """PGD-20 on Linf 4/255 from the picture and from one random point, to the end: the strongest witness, not the first."""
+    """PGD-20 on Linf 4/255 from the picture and from one random point, to the end: the strongest witness, not
+    the first.
+    """
     return PGD(ball=Linf(radius=4 / 255), steps=20, stop="never")
 
 
 def strong_attack(ball: BallSpec, preset: Preset) -> Ensemble:
-    """The ensemble as a live probe runs it: the variants of an attack as rows of one batch, successes widened until they survive rounding."""
+    """The ensemble as a live probe runs it: the variants of an attack as rows of one batch, successes widened
+    until they survive rounding.
+    """
     return Ensemble(ball=ball, preset=preset, together=9, widen=8)
 
 
 class ProbeOptions(BaseModel):
     """What to try.
 
-    modes        what the attacker knows. `static` attacks the undefended classifier and shows the result to the defended one; `adaptive` attacks
-                 through the defense; `transfer` attacks other prompt sets behind the same defense; `oblivious` moves the image embedding, without
-                 labels, prompts or defense
-    minimal      bracket the smallest radius that breaks the decision, in the norm of the first attack, whatever its radius
-    certify      also certify the decision of the defense's votes, or of what it would be with votes; without `sigma` with the defense's own noise
+    modes        what the attacker knows. `static` attacks the undefended classifier and shows the result to
+                 the defended one; `adaptive` attacks through the defense; `transfer` attacks other prompt
+                 sets behind the same defense; `oblivious` moves the image embedding, without labels, prompts
+                 or defense
+    minimal      bracket the smallest radius that breaks the decision, in the norm of the first attack,
+                 whatever its radius
+    certify      also certify the decision of the defense's votes, or of what it would be with votes; without
+                 `sigma` with the defense's own noise
     true_label   what the picture shows; None: the clean decision, which then is to be changed
     target_label the label to reach; None: any other
     eot          draws of a randomized defense averaged in each gradient
     fresh_draws  draws of a randomized defense on which a candidate is judged
-    enough       a verified witness within this radius, in the first attack's norm, ends the probe: checks and further attacks are not asked
-    self_test    where nothing broke the decision, give the attack problems that have an answer; `standard` and `thorough` ensembles always do
+    enough       a verified witness within this radius, in the first attack's norm, ends the probe: checks and
+                 further attacks are not asked
+    self_test    where nothing broke the decision, give the attack problems that have an answer; `standard`
+                 and `thorough` ensembles always do
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attacks: Annotated[tuple[AnyAttack, ...], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: (default_attack(),))
+    attacks: Annotated[tuple[AnyAttack, ...], Field(min_length=1, max_length=16)] = Field(
+        default_factory=lambda: (default_attack(),)
+    )
     score: AnyScoreName = "margin"
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("static", "adaptive")
     minimal: bool = False
@@ -64,7 +75,9 @@ class ProbeOptions(BaseModel):
 
     @property
     def tests_itself(self) -> bool:
-        return self.self_test or any(isinstance(attack, Ensemble) and attack.preset != "quick" for attack in self.attacks)
+        return self.self_test or any(
+            isinstance(attack, Ensemble) and attack.preset != "quick" for attack in self.attacks
+        )
 
 
 def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | None:
@@ -74,7 +87,9 @@ def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | N
     rule = smoothing_of(victim.defense)
     own = {} if rule is None or "sigma" in options.certify.model_fields_set else {"sigma": rule.sigma}
     denoise = None if rule is None else rule.denoise
-    return CertifyOptions.model_validate(options.certify.model_dump() | own | {"seed": options.seed, "denoise": denoise})
+    return CertifyOptions.model_validate(
+        options.certify.model_dump() | own | {"seed": options.seed, "denoise": denoise}
+    )
 
 
 def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
@@ -88,14 +103,21 @@ def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
 def claimed_ball(options: ProbeOptions) -> BallSpec:
     """The largest of the balls in the first attack's norm: what is claimed of it has to hold."""
     first = options.attacks[0].ball
-    return max((attack.ball for attack in options.attacks if attack.ball.kind == first.kind), key=lambda ball: ball.radius)
+    return max(
+        (attack.ball for attack in options.attacks if attack.ball.kind == first.kind),
+        key=lambda ball: ball.radius,
+    )
 
 
 def boundless(ball: BallSpec, size: int) -> PGD:
-    """The attack that can't fail: PGD-10 at 64/255; for L2 the length of a change of 64/255 in every value."""
+    """The attack that can't fail: PGD-10 at 64/255; for L2 the length of a change of 64/255 in every
+    value.
+    """
     return PGD(ball=farthest(ball, size), steps=10, starts=("random",))
 
 
 def farthest(ball: BallSpec, size: int) -> BallSpec:
     """The ball of the largest radius that is ever tried, in the norm of this one; `size` is the picture's."""
-    return Linf(radius=FARTHEST) if isinstance(ball, Linf) else L2(radius=FARTHEST * math.sqrt(3 * size * size))
+    return (
+        Linf(radius=FARTHEST) if isinstance(ball, Linf) else L2(radius=FARTHEST * math.sqrt(3 * size * size))
+    )

@@ -18,10 +18,14 @@ from robustclip.reports.report import Knowledge
 from robustclip.sanity import checks, gradients, selftest
 from robustclip.types import FREE, Cost, Toll
 
-MINIMAL_PASSES = 3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
+MINIMAL_PASSES = (
+    3000  # charged passes, times the draws behind a gradient, after which a bracket is left as it is
+)
 OBLIVIOUS_STEPS = 40
 _JUDGED = 2  # times the draws: a candidate as floats, and as a PNG
-_LAST_CALL = Cost(22, 21)  # more than what a bracket can spend between two looks at its meter: its widest call, and a confirmation
+_LAST_CALL = Cost(
+    22, 21
+)  # more than what a bracket can spend between two looks at its meter: its widest call, and a confirmation
 
 
 class Trial(NamedTuple):
@@ -34,39 +38,60 @@ class Trial(NamedTuple):
 def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tuple[Trial, ...]:
     """What will be tried, in this order; `sources` other victims can stand in for this one.
 
-    Raises InvalidInput for a radius of 0, for `transfer` without a source, and for a bracket without an adaptive attack.
+    Raises InvalidInput for a radius of 0, for `transfer` without a source, and for a bracket without an
+    adaptive attack.
     """
     for index, attack in enumerate(options.attacks):
         if attack.ball.radius == 0:
             raise InvalidInput(
-                "expected a radius above 0, found 0.", field=f"attacks/{index}/ball/radius", help="Nothing changes within a radius of 0."
+                "expected a radius above 0, found 0.",
+                field=f"attacks/{index}/ball/radius",
+                help="Nothing changes within a radius of 0.",
             )
     if "transfer" in options.modes and not sources:
-        raise InvalidInput("there is no other prompt set to transfer from.", field="modes", help="Name several prompt sets, or leave transfer out.")
+        raise InvalidInput(
+            "there is no other prompt set to transfer from.",
+            field="modes",
+            help="Name several prompt sets, or leave transfer out.",
+        )
     modes = modes_of(victim, options)
     if options.minimal and "adaptive" not in modes:
-        raise InvalidInput(f"a bracket takes adaptive attacks, found {', '.join(modes)}.", field="minimal", help="Add adaptive to modes.")
-    trials = (_trial(attack, mode, randomized=is_randomized(victim)) for attack in options.attacks for mode in modes)
+        raise InvalidInput(
+            f"a bracket takes adaptive attacks, found {', '.join(modes)}.",
+            field="minimal",
+            help="Add adaptive to modes.",
+        )
+    trials = (
+        _trial(attack, mode, randomized=is_randomized(victim)) for attack in options.attacks for mode in modes
+    )
     return tuple(dict.fromkeys(trials))  # several ensembles in one ball have the same static companion
 
 
 def minimal_of(victim: Victim, options: ProbeOptions) -> Minimal:
-    """The search for the smallest radius. Its last word has the preset that was asked for, else the quick one."""
+    """The search for the smallest radius. Its last word has the preset that was asked for, else the quick
+    one.
+    """
     presets: list[Preset] = [attack.preset for attack in options.attacks if isinstance(attack, Ensemble)]
     ball = farthest(options.attacks[0].ball, victim.clip.image_size)
     return Minimal(ball=ball, preset=presets[0] if presets else "quick", randomized=is_randomized(victim))
 
 
 def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> int:
-    """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and diagnostics counted.
+    """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and
+    diagnostics counted.
 
     Raises InvalidInput as `trials_of`.
     """
     draws, eot = draws_of(victim, options), options.eot if is_randomized(victim) else 1
     cross_entropy = options.score == "cross_entropy"
-    queried = any(isinstance(attack, Ensemble) and attack.ball == claimed_ball(options) for attack in options.attacks)
+    queried = any(
+        isinstance(attack, Ensemble) and attack.ball == claimed_ball(options) for attack in options.attacks
+    )
     trials = trials_of(victim, options, sources=sources)
-    climbed = any(trial.knowledge == "adaptive" and gradients.climbs(trial.attack, claimed_ball(options)) for trial in trials)
+    climbed = any(
+        trial.knowledge == "adaptive" and gradients.climbs(trial.attack, claimed_ball(options))
+        for trial in trials
+    )
     examined = checks.bill(
         eot,
         randomized=is_randomized(victim),
@@ -76,25 +101,39 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
         climbed=climbed,
     ).plus(Cost(_JUDGED * draws * checks.suspicions(cross_entropy=cross_entropy, queried=queried)))
     unbounded = boundless(options.attacks[0].ball, victim.clip.image_size).bill(eot)
-    defended, past = Cost(draws).plus(examined).plus(unbounded), FREE  # passes through the defense, and past it
+    defended, past = (
+        Cost(draws).plus(examined).plus(unbounded),
+        FREE,
+    )  # passes through the defense, and past it
     if options.tests_itself:
         defended = defended.plus(selftest.bill(eot))
     for trial in trials:
         searched, judged = _bill(trial, victim, eot=eot, draws=draws, sources=sources)
         knowing = trial.knowledge not in ("static", "oblivious")
-        defended, past = defended.plus(judged).plus(searched if knowing else FREE), past.plus(FREE if knowing else searched)
+        defended, past = (
+            defended.plus(judged).plus(searched if knowing else FREE),
+            past.plus(FREE if knowing else searched),
+        )
     if options.certify is not None:
         defended = defended.plus(Cost(options.certify.n0 + options.certify.n))
     if options.minimal:
         defended = defended.plus(_LAST_CALL.times(eot)).plus(Cost(2 * _JUDGED * draws))
-    return defended.through(Toll.of(victim.defense)).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
+    return (
+        defended.through(Toll.of(victim.defense)).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
+    )
 
 
 def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
-    """Whose gradients a cascade tries beside the victim's own: those past its defense, then those of other prompt sets, by name."""
+    """Whose gradients a cascade tries beside the victim's own: those past its defense, then those of other
+    prompt sets, by name.
+    """
     approximate = any(part.stage == "pixels" and part.gradient != "exact" for part in victim.defense)
-    none = any(part.gradient == "none" for part in victim.defense)  # then the victim's own score goes past the defense already
-    return ("undefended",) * bool(victim.defense) + ("bypassed",) * (approximate and not none) + tuple(sources)
+    none = any(
+        part.gradient == "none" for part in victim.defense
+    )  # then the victim's own score goes past the defense already
+    return (
+        ("undefended",) * bool(victim.defense) + ("bypassed",) * (approximate and not none) + tuple(sources)
+    )
 
 
 def wants_sources(options: ProbeOptions) -> bool:
@@ -103,7 +142,9 @@ def wants_sources(options: ProbeOptions) -> bool:
 
 
 def draws_of(victim: Victim, options: ProbeOptions) -> int:
-    """How often a candidate is judged: once, as often as was asked for under a randomized defense, with all votes of a smoothed one."""
+    """How often a candidate is judged: once, as often as was asked for under a randomized defense, with all
+    votes of a smoothed one.
+    """
     rule = smoothing_of(victim.defense)
     return rule.votes if rule is not None else options.fresh_draws if is_randomized(victim) else 1
 
@@ -114,16 +155,20 @@ def is_randomized(victim: Victim) -> bool:
 
 def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
     if mode == "oblivious":
-        # An embedding has no margin and its shift no gradient at the picture itself: the paper's attack, from a random point, whatever was asked for.
+        # An embedding has no margin and its shift no gradient at the picture itself: the paper's attack, from
+        # a random point, whatever was asked for.
         return Trial(PGD(ball=attack.ball, steps=OBLIVIOUS_STEPS, starts=("random",), stop="never"), mode)
     if isinstance(attack, Ensemble):
         if mode != "adaptive":
-            return Trial(PGD(ball=attack.ball, steps=20, stop="never"), mode)  # a cascade stops at a witness that fools the stand-in, barely
+            return Trial(
+                PGD(ball=attack.ball, steps=20, stop="never"), mode
+            )  # a cascade stops at a witness that fools the stand-in, barely
         own = {"together": max(attack.together, 9), "widen": max(attack.widen, 8), "randomized": randomized}
         return Trial(attack.model_copy(update=own), mode)
     if isinstance(attack, PGD):
-        # Who stops at the first success stops at the narrowest: it transfers worst, survives rounding and other encoders worst, and under a
-        # randomized defense it is a lucky average. All of that would flatter the victim.
+        # Who stops at the first success stops at the narrowest: it transfers worst, survives rounding and
+        # other encoders worst, and under a randomized defense it is a lucky average. All of that would
+        # flatter the victim.
         attack = attack.model_copy(update={"stop": "never"})
     return Trial(attack, "black_box" if mode == "adaptive" and isinstance(attack, Square | Noise) else mode)
 
@@ -135,6 +180,8 @@ def _bill(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -
         names = stand_ins(victim, ("",) * sources)
         stages = attack.stages(len(victim.labels), sources=names)
         confirmed = 2 + sum(math.ceil(len(stage.variants) / attack.together) for stage in stages)
-        return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost((confirmed + _JUDGED) * draws)
+        return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost(
+            (confirmed + _JUDGED) * draws
+        )
     rows = {"static": 1, "oblivious": 1, "transfer": sources * eot}.get(knowledge, eot)
     return attack.bill(rows).plus(Cost(knowledge == "oblivious")), Cost(_JUDGED * draws)

@@ -25,12 +25,25 @@ from robustclip.types import Cost, Pixels, Share, price
 
 
 def attack_record(
-    attack: AnyAttack | Minimal, knowledge: Knowledge, candidate: Candidate, *, origin: Pixels, attacker: Attacker, options: ProbeOptions, cost: Cost
+    attack: AnyAttack | Minimal,
+    knowledge: Knowledge,
+    candidate: Candidate,
+    *,
+    origin: Pixels,
+    attacker: Attacker,
+    options: ProbeOptions,
+    cost: Cost,
 ) -> AttackRecord:
     """What is told of any attack: its parameters, both judgements, and how far it went."""
     change = candidate.pixels - origin
     linf = change.abs().max().item()
-    score = "cascade" if isinstance(attack, Ensemble) else "embedding_shift" if knowledge == "oblivious" else options.score
+    score = (
+        "cascade"
+        if isinstance(attack, Ensemble)
+        else "embedding_shift"
+        if knowledge == "oblivious"
+        else options.score
+    )
     return AttackRecord(
         kind=attack.kind,
         params=attack.model_dump(mode="json", exclude={"kind"}),
@@ -60,20 +73,37 @@ def attack_record(
 def with_search(record: AttackRecord, found: Found, options: ProbeOptions) -> AttackRecord:
     """The same with what was seen on the way."""
     first = int(found.attacked.first_success[0])
-    trace = Trace.of(found.attacked.trace_value[:, 0], found.attacked.trace_margin[:, 0]) if "curve" in options.include else None
-    return record.model_copy(update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": found.stages})
+    trace = (
+        Trace.of(found.attacked.trace_value[:, 0], found.attacked.trace_margin[:, 0])
+        if "curve" in options.include
+        else None
+    )
+    return record.model_copy(
+        update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": found.stages}
+    )
 
 
-def certificate_of(victim: Victim, pixels: Tensor, options: CertifyOptions, *, share: Share, meter: Meter) -> CertificatePart:
-    """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid for."""
+def certificate_of(
+    victim: Victim, pixels: Tensor, options: CertifyOptions, *, share: Share, meter: Meter
+) -> CertificatePart:
+    """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid
+    for.
+    """
     rule = smoothing_of(victim.defense)
     denoiser = victim.defense if rule is None else victim.defense[1:]
-    vote = noisy_classifier(victim.classifier(victim.serving), options.sigma, denoiser, denoise=options.denoise)
+    vote = noisy_classifier(
+        victim.classifier(victim.serving), options.sigma, denoiser, denoise=options.denoise
+    )
     found = certify(share(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
-    return CertificatePart(**found.model_dump(), served=rule is not None and (rule.sigma, rule.denoise) == (options.sigma, options.denoise))
+    return CertificatePart(
+        **found.model_dump(),
+        served=rule is not None and (rule.sigma, rule.denoise) == (options.sigma, options.denoise),
+    )
 
 
-def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]) -> MinimalRadius:
+def minimal_radius(
+    minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]
+) -> MinimalRadius:
     """The bracket in the units of a report. A PNG of any attack can be the one of the fewest levels."""
     norm, broken = minimal.ball.kind, found.bracket.broken
     levels = [record.linf_levels for record in records if record.success_8bit]
@@ -98,12 +128,18 @@ def minimal_radius(minimal: Minimal, found: Bracketed, candidate: Candidate | No
 
 
 def brought_nearer(found: MinimalRadius, record: AttackRecord) -> MinimalRadius:
-    """The bracket after an attack outside its search; what withstood is withdrawn where that attack broke at a smaller radius."""
+    """The bracket after an attack outside its search; what withstood is withdrawn where that attack broke at
+    a smaller radius.
+    """
     size, norm = size_of(record, found.norm), found.norm
     if not (record.success or record.success_8bit) or (found.broken is not None and size >= found.broken):
         return found
     unbroken = found.unbroken if found.unbroken < size else 0.0
-    levels = [level for level in (found.level_8bit, round(record.linf_levels) if record.success_8bit else None) if level is not None]
+    levels = [
+        level
+        for level in (found.level_8bit, round(record.linf_levels) if record.success_8bit else None)
+        if level is not None
+    ]
     update = {
         "unbroken": unbroken,
         "unbroken_text": radius_text(unbroken, norm),
@@ -118,7 +154,9 @@ def brought_nearer(found: MinimalRadius, record: AttackRecord) -> MinimalRadius:
 
 
 def just_around(ball: BallSpec, radius: float, *, at_most: float) -> BallSpec:
-    """The smallest ball that holds a witness at `radius` and its PNG: up to the next level for Linf; never larger than `at_most`."""
+    """The smallest ball that holds a witness at `radius` and its PNG: up to the next level for Linf; never
+    larger than `at_most`.
+    """
     wide = _levels(radius) / LEVELS if isinstance(ball, Linf) else radius
     return ball.model_copy(update={"radius": max(radius, min(wide, at_most))})
 

@@ -1,7 +1,8 @@
 """Attack one decision of the deployed chain and say what came of it.
 
-The victim is exactly what `/classify` serves: prompt set, labels, defense, encoder. Gradients run in float32 torch; every candidate is judged
-again in a fresh forward of the serving path, as float pixels and from its PNG. A verdict is the worst case over attacks, never an average.
+The victim is exactly what `/classify` serves: prompt set, labels, defense, encoder. Gradients run in float32
+torch; every candidate is judged again in a fresh forward of the serving path, as float pixels and from its
+PNG. A verdict is the worst case over attacks, never an average.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,12 +35,26 @@ from robustclip.probing.events import (
 from robustclip.probing.examination import Examination, successes_of
 from robustclip.probing.options import ProbeOptions, certify_options, claimed_ball
 from robustclip.probing.plan import Trial, charged_passes, draws_of, is_randomized, minimal_of, trials_of
-from robustclip.probing.records import attack_record, brought_nearer, certificate_of, just_around, minimal_radius, with_search
+from robustclip.probing.records import (
+    attack_record,
+    brought_nearer,
+    certificate_of,
+    just_around,
+    minimal_radius,
+    with_search,
+)
 from robustclip.probing.served import Aim, Served
 from robustclip.probing.trials import Scene
 from robustclip.probing.verdict import reach_verdict
 from robustclip.probing.victim import Victim, describe_victim
-from robustclip.reports.report import AttackRecord, CertificatePart, Gap, InputPart, MinimalRadius, ProbeReport
+from robustclip.reports.report import (
+    AttackRecord,
+    CertificatePart,
+    Gap,
+    InputPart,
+    MinimalRadius,
+    ProbeReport,
+)
 from robustclip.reports.witnesses import size_of, within
 from robustclip.sanity.base import Diagnostic, Suspicion
 from robustclip.sanity.gradients import Climb
@@ -58,12 +73,14 @@ def probe(
     sources: Sequence[Victim] = (),
     meter: Meter | None = None,
 ) -> ProbeReport:
-    """Attack the victim's decision about one picture [3, S, S]; deterministic given `options.seed`, unless a deadline cuts it.
+    """Attack the victim's decision about one picture [3, S, S]; deterministic given `options.seed`, unless a
+    deadline cuts it.
 
-    `guard` wraps every score that is attacked and `share` every classifier that is only asked; no pass goes past them (a service takes its device
-    lock there). `sources` are other prompt sets over the same labels, whose gradients are tried too. `meter` says when to stop: the report then
-    holds what was found so far. Raises InvalidInput for options that don't fit the victim, and DeadlineExceeded where not even the clean decision
-    was reached.
+    `guard` wraps every score that is attacked and `share` every classifier that is only asked; no pass goes
+    past them (a service takes its device lock there). `sources` are other prompt sets over the same labels,
+    whose gradients are tried too. `meter` says when to stop: the report then holds what was found so far.
+    Raises InvalidInput for options that don't fit the victim, and DeadlineExceeded where not even the clean
+    decision was reached.
     """
     for event in events(victim, pixels, options, guard=guard, share=share, sources=sources, meter=meter):
         if isinstance(event, ProbeFinished):
@@ -81,13 +98,22 @@ def events(
     sources: Sequence[Victim] = (),
     meter: Meter | None = None,
 ) -> Iterator[ProbeEvent]:
-    """The same probe, telling what happens; the last event has the report. Stopping the iterator stops the probe."""
+    """The same probe, telling what happens; the last event has the report. Stopping the iterator stops the
+    probe.
+    """
     return _Probe(victim, pixels[None], options, guard, share, tuple(sources), meter or Meter()).events()
 
 
 class _Probe:
     def __init__(
-        self, victim: Victim, pixels: Pixels, options: ProbeOptions, guard: Guard, share: Share, sources: tuple[Victim, ...], meter: Meter
+        self,
+        victim: Victim,
+        pixels: Pixels,
+        options: ProbeOptions,
+        guard: Guard,
+        share: Share,
+        sources: tuple[Victim, ...],
+        meter: Meter,
     ) -> None:
         check_labels(victim.labels, victim.clip)
         self.victim, self.pixels, self.options, self.meter = victim, pixels, options, meter
@@ -98,12 +124,22 @@ class _Probe:
         self.seeds = draw_seeds(options.seed, 1)
         serving = Defended(victim.classifier(victim.serving), bind_chain(victim.defense, victim.serving))
         rule, draws = smoothing_of(victim.defense), draws_of(victim, options)
-        self.served = Served(share(serving), is_randomized(victim), draws, self.seeds, meter, rule, price(serving, 1))
-        named = {field: self._index(label, field) for field in ("true_label", "target_label") if (label := getattr(options, field)) is not None}
+        self.served = Served(
+            share(serving), is_randomized(victim), draws, self.seeds, meter, rule, price(serving, 1)
+        )
+        named = {
+            field: self._index(label, field)
+            for field in ("true_label", "target_label")
+            if (label := getattr(options, field)) is not None
+        }
         clean = self.served.opinion(self.served.logits(pixels, "clean"))
         self.aim = Aim(named.get("true_label", int(clean.argmax())), named.get("target_label"))
         if self.aim.goal == self.aim.truth:
-            raise InvalidInput(f"{options.target_label!r} is already the label to leave.", field="target_label", help="Choose another label.")
+            raise InvalidInput(
+                f"{options.target_label!r} is already the label to leave.",
+                field="target_label",
+                help="Choose another label.",
+            )
         self.clean = self.served.decision(clean, self.aim.truth)
         self.attacker = Attacker(victim, self.aim, options.score, options.eot, guard, share, sources)
         self.scene = Scene(self.attacker, self.served, pixels, self.seeds, self.aim)
@@ -127,7 +163,9 @@ class _Probe:
             if self.options.minimal and not self._over():
                 yield from self._bracket(minimal_of(self.victim, self.options))
             if (asked := certify_options(self.victim, self.options)) is not None and not self._over():
-                self.certificate = certificate_of(self.victim, self.pixels[0], asked, share=self.share, meter=self.meter)
+                self.certificate = certificate_of(
+                    self.victim, self.pixels[0], asked, share=self.share, meter=self.meter
+                )
                 yield Certified(certificate=self.certificate)
             if not self._over():
                 yield from self._examine()
@@ -137,12 +175,22 @@ class _Probe:
             self.meter.cut = "deadline"
         report = self._report()
         yield VerdictReached(verdict=report.verdict)
-        yield ProbeFinished(verdict=report.verdict.value, charged=report.charged, cut=report.cut, report=report)
+        yield ProbeFinished(
+            verdict=report.verdict.value, charged=report.charged, cut=report.cut, report=report
+        )
 
     def _over(self) -> bool:
         """Whether to stop: the meter says so, or what was found is enough."""
         limit, norm = self.options.enough, self.options.attacks[0].ball.kind
-        found = any(within(size_of(record, norm), limit) for record in self.records if record.success or record.success_8bit) if limit else False
+        found = (
+            any(
+                within(size_of(record, norm), limit)
+                for record in self.records
+                if record.success or record.success_8bit
+            )
+            if limit
+            else False
+        )
         wrong = limit is not None and self.options.true_label is not None and not self.clean.correct
         return found or wrong or self.meter.over()
 
@@ -170,14 +218,27 @@ class _Probe:
             return
         candidate, broken = None, found.bracket.broken
         if found.nearest is not None and broken is not None:
-            asked = max((attack.ball.radius for attack in self.options.attacks if attack.ball.kind == minimal.ball.kind), default=0.0)
+            asked = max(
+                (
+                    attack.ball.radius
+                    for attack in self.options.attacks
+                    if attack.ball.kind == minimal.ball.kind
+                ),
+                default=0.0,
+            )
             inside = broken <= asked
             ball = just_around(minimal.ball, broken, at_most=asked if inside else minimal.ball.radius)
             candidate = self.served.candidate(found.nearest, self.pixels, ball, self.aim)
             if inside:
                 around = minimal.model_copy(update={"ball": ball})
                 record = attack_record(
-                    around, "adaptive", candidate, origin=self.pixels, attacker=self.attacker, options=self.options, cost=found.cost
+                    around,
+                    "adaptive",
+                    candidate,
+                    origin=self.pixels,
+                    attacker=self.attacker,
+                    options=self.options,
+                    cost=found.cost,
                 )
                 yield from self._remember(record, candidate.pixels)
         self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
@@ -196,7 +257,9 @@ class _Probe:
         return DiagnosticTaken(diagnostic=diagnostic)
 
     def _reconsider(self, suspicion: Suspicion, cost: Cost) -> Iterator[ProbeEvent]:
-        """What a check found on its way is a candidate like any other, and may be nearer than the bracket's."""
+        """What a check found on its way is a candidate like any other, and may be nearer than the
+        bracket's.
+        """
         attack = suspicion.attack
         candidate = self.served.candidate(suspicion.pixels, self.pixels, attack.ball, self.aim)
         record = attack_record(
@@ -210,7 +273,10 @@ class _Probe:
         )
         update = {"eot": suspicion.draws, "score": suspicion.loss or record.score}
         yield from self._remember(record := record.model_copy(update=update), candidate.pixels)
-        if self.minimal_radius is not None and (nearer := brought_nearer(self.minimal_radius, record)) != self.minimal_radius:
+        if (
+            self.minimal_radius is not None
+            and (nearer := brought_nearer(self.minimal_radius, record)) != self.minimal_radius
+        ):
             self.minimal_radius = nearer
             yield BracketMoved(norm=nearer.norm, unbroken=nearer.unbroken, broken=nearer.broken)
 
@@ -228,7 +294,9 @@ class _Probe:
                 linf=record.linf,
                 l2=record.l2,
             )
-        yield AttackFinished(kind=record.kind, knowledge=record.knowledge, success=success, charged=self.meter.spent.charged)
+        yield AttackFinished(
+            kind=record.kind, knowledge=record.knowledge, success=success, charged=self.meter.spent.charged
+        )
 
     def _report(self) -> ProbeReport:
         successes, question, spent = successes_of(self.records), self._question(), self.meter.spent
@@ -238,7 +306,13 @@ class _Probe:
             gap = Gap(static_success=static, adaptive_success=adaptive, illusory=adaptive and not static)
         balls = [attack.ball for attack in self.options.attacks]
         verdict = reach_verdict(
-            question, self.records, self.diagnostics, balls=balls, charged=spent.charged, cut=self.meter.cut, certificate=self.certificate
+            question,
+            self.records,
+            self.diagnostics,
+            balls=balls,
+            charged=spent.charged,
+            cut=self.meter.cut,
+            certificate=self.certificate,
         )
         return ProbeReport(
             code_version=version("robustclip"),
@@ -261,7 +335,13 @@ class _Probe:
 
     def _question(self) -> InputPart:
         goal: Literal["change_label", "change_decision", "reach_target"]
-        goal = "reach_target" if self.aim.goal is not None else "change_decision" if self.options.true_label is None else "change_label"
+        goal = (
+            "reach_target"
+            if self.aim.goal is not None
+            else "change_decision"
+            if self.options.true_label is None
+            else "change_label"
+        )
         return InputPart(
             sha256=levels_digest(self.pixels),
             resolution=(self.pixels.shape[-2], self.pixels.shape[-1]),
@@ -273,5 +353,9 @@ class _Probe:
 
     def _index(self, label: str, field: str) -> int:
         if label not in self.victim.labels:
-            raise InvalidInput(f"{label!r} is not among the labels.", field=field, help=f"Choose one of: {', '.join(self.victim.labels[:10])}.")
+            raise InvalidInput(
+                f"{label!r} is not among the labels.",
+                field=field,
+                help=f"Choose one of: {', '.join(self.victim.labels[:10])}.",
+            )
         return self.victim.labels.index(label)

@@ -1,4 +1,6 @@
-"""The deployed chain, asked again. A search may believe what it likes: what counts is said here, in fresh forwards of the serving path."""
+"""The deployed chain, asked again. A search may believe what it likes: what counts is said here, in fresh
+forwards of the serving path.
+"""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,7 +25,9 @@ _LEAST_LEVEL = 1 - 1e-5  # what a radius of 1/255 may come to in levels
 
 
 class Aim(NamedTuple):
-    """What is to happen to a decision, in label indices: `truth` loses, to any other label or, if there is one, exactly to `goal`."""
+    """What is to happen to a decision, in label indices: `truth` loses, to any other label or, if there is
+    one, exactly to `goal`.
+    """
 
     truth: int
     goal: int | None = None
@@ -37,7 +41,8 @@ class Judged(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An attack's best point as the deployed chain sees it. `pixels` [1, 3, S, S] and `decision` are those of the picture that is shown.
+    """An attack's best point as the deployed chain sees it. `pixels` [1, 3, S, S] and `decision` are those of
+    the picture that is shown.
 
     That is the decoded PNG, unless only the float pixels succeed.
     """
@@ -76,7 +81,10 @@ class Served:
         """[draws, C] logits of one picture [1, 3, S, S], each with randomness of its own."""
         seeds = torch.cat([derive(self.seeds, f"{stream}-{index}") for index in range(self.draws)])
         with torch.no_grad():
-            answers = [self.classifier(pixels.expand(len(chunk), -1, -1, -1), chunk) for chunk in seeds.split(_DRAWS_AT_ONCE)]
+            answers = [
+                self.classifier(pixels.expand(len(chunk), -1, -1, -1), chunk)
+                for chunk in seeds.split(_DRAWS_AT_ONCE)
+            ]
         self.meter.pay(self.price.times(self.draws))
         return torch.cat(answers)
 
@@ -89,15 +97,27 @@ class Served:
         index = int(opinion.argmax())
         margin = untargeted_margin(opinion[None], torch.tensor([truth], device=opinion.device))[0].item()
         probability = (opinion if self.rule is not None else opinion.softmax(dim=0))[index].item()
-        abstained = self.rule is not None and self._ballot((opinion * self.draws).round().long(), self.rule).abstained
-        return Decision(label=self.classifier.labels[index], probability=probability, margin=margin, correct=index == truth, abstained=abstained)
+        abstained = (
+            self.rule is not None and self._ballot((opinion * self.draws).round().long(), self.rule).abstained
+        )
+        return Decision(
+            label=self.classifier.labels[index],
+            probability=probability,
+            margin=margin,
+            correct=index == truth,
+            abstained=abstained,
+        )
 
     def judged(self, pixels: Pixels, aim: Aim) -> Judged:
-        """Whether one picture reaches the aim, on draws that no search has seen. A vote reaches it by an answer, not by abstaining."""
+        """Whether one picture reaches the aim, on draws that no search has seen. A vote reaches it by an
+        answer, not by abstaining.
+        """
         return self._judged(self.logits(pixels, "fresh"), aim)
 
     def _judged(self, logits: Tensor, aim: Aim) -> Judged:
-        targets = torch.full((len(logits),), aim.truth if aim.goal is None else aim.goal, device=logits.device)
+        targets = torch.full(
+            (len(logits),), aim.truth if aim.goal is None else aim.goal, device=logits.device
+        )
         margin = untargeted_margin(logits, targets)
         reached = margin > 0 if aim.goal is None else margin < 0
         if not self.randomized:
@@ -119,7 +139,14 @@ class Served:
         (success, rate), (success_8bit, rate_8bit) = self._judged(said, aim), self._judged(said_8bit, aim)
         shown, heard = (pixels, said) if success and not success_8bit else (rounded, said_8bit)
         decision = self.decision(self.opinion(heard), aim.truth)
-        return Candidate(shown, png, success, success_8bit, rate_8bit if success_8bit else rate if success else _worse(rate, rate_8bit), decision)
+        return Candidate(
+            shown,
+            png,
+            success,
+            success_8bit,
+            rate_8bit if success_8bit else rate if success else _worse(rate, rate_8bit),
+            decision,
+        )
 
     def _ballot(self, counts: Tensor, rule: Smoothing) -> Ballot:
         return elect(counts, self.classifier.labels, rule)
@@ -127,13 +154,16 @@ class Served:
     def judge(self, origin: Pixels, ball: BallSpec, aim: Aim, *, bits: bool = True) -> Judge:
         """The last word for a search on `origin` [1, 3, S, S]: a candidate counts if its PNG reaches the aim.
 
-        As float pixels where the ball has no room for a change of eight bits, and where `bits` is not asked for.
+        As float pixels where the ball has no room for a change of eight bits, and where `bits` is not asked
+        for.
         """
         exact = not bits or not _has_levels(ball)
 
         def counts(candidates: Pixels, rows: Tensor) -> Tensor:
             asked = [each[None] if exact else _rounded(each[None], origin, ball)[1] for each in candidates]
-            return torch.tensor([self.judged(each, aim).reached for each in asked], dtype=torch.bool, device=candidates.device)
+            return torch.tensor(
+                [self.judged(each, aim).reached for each in asked], dtype=torch.bool, device=candidates.device
+            )
 
         return counts
 
@@ -151,4 +181,6 @@ def _has_levels(ball: BallSpec) -> bool:
 
 def _worse(first: Rate | None, second: Rate | None) -> Rate | None:
     """The rate that says less good of the victim."""
-    return max((rate for rate in (first, second) if rate is not None), key=lambda rate: rate.high, default=None)
+    return max(
+        (rate for rate in (first, second) if rate is not None), key=lambda rate: rate.high, default=None
+    )

@@ -1,4 +1,6 @@
-"""One trial of a probe, run to its end or until its meter stops it, telling how it goes; and the search for the smallest radius."""
+"""One trial of a probe, run to its end or until its meter stops it, telling how it goes; and the search for
+the smallest radius.
+"""
 
 import math
 from collections.abc import Generator, Sequence
@@ -20,7 +22,8 @@ from robustclip.types import Attacked, Cost, Pixels, Seeds
 
 
 class Found(NamedTuple):
-    """The best point [1, 3, S, S] of an attack and how it got there; `cost` includes what was judged on the way.
+    """The best point [1, 3, S, S] of an attack and how it got there; `cost` includes what was judged on the
+    way.
 
     `climb` is what its gradients looked like, where that says something about the decision.
     """
@@ -43,7 +46,9 @@ class Bracketed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One picture [1, 3, S, S] under attack: who attacks, who judges, and who pays (the meter of `served`)."""
+    """One picture [1, 3, S, S] under attack: who attacks, who judges, and who pays (the meter of
+    `served`).
+    """
 
     attacker: Attacker
     served: Served
@@ -51,18 +56,27 @@ class Scene:
     seeds: Seeds
     aim: Aim
 
-    def run(self, trial: Trial, *, witnesses: Sequence[Pixels] = ()) -> Generator[AttackProgress, None, Found | None]:
-        """Run a trial; None if it was stopped before it saw anything. `witnesses` of earlier trials are replayed by a cascade."""
+    def run(
+        self, trial: Trial, *, witnesses: Sequence[Pixels] = ()
+    ) -> Generator[AttackProgress, None, Found | None]:
+        """Run a trial; None if it was stopped before it saw anything. `witnesses` of earlier trials are
+        replayed by a cascade.
+        """
         if isinstance(trial.attack, Ensemble):
             return self._cascade(trial, trial.attack, witnesses)
         return self._search(trial)
 
-    def bracket(self, minimal: Minimal, *, witnesses: Sequence[Pixels]) -> Generator[AttackProgress | BracketMoved, None, Bracketed | None]:
+    def bracket(
+        self, minimal: Minimal, *, witnesses: Sequence[Pixels]
+    ) -> Generator[AttackProgress | BracketMoved, None, Bracketed | None]:
         """Close in on the smallest radius; None if there was no time for anything."""
         meter = self.served.meter
         allowed = meter.spent.charged + MINIMAL_PASSES * self.attacker.draws("adaptive")
         own = replace(meter, budget=allowed if meter.budget is None else min(allowed, meter.budget))
-        served, score = replace(self.served, meter=own), self.attacker.score("adaptive", self.pixels, self.seeds)
+        served, score = (
+            replace(self.served, meter=own),
+            self.attacker.score("adaptive", self.pixels, self.seeds),
+        )
         judge = served.judge(self.pixels, minimal.ball, self.aim, bits=False)
         found: Bracket | None = None
         nearest: Pixels | None = None
@@ -71,7 +85,9 @@ class Scene:
             match event:
                 case Bracket():
                     if event != found:
-                        yield BracketMoved(norm=minimal.ball.kind, unbroken=event.unbroken, broken=event.broken)
+                        yield BracketMoved(
+                            norm=minimal.ball.kind, unbroken=event.unbroken, broken=event.broken
+                        )
                     found = event
                 case Witness():
                     nearest = event.pixels[None]
@@ -106,10 +122,14 @@ class Scene:
         if record is None or not record.cost.forward:
             return None
         attacked = record.attacked()
-        climb = climbing.of(attack, attacked) if knowledge == "adaptive" and climbs(attack, attack.ball) else None
+        climb = (
+            climbing.of(attack, attacked) if knowledge == "adaptive" and climbs(attack, attack.ball) else None
+        )
         return Found(record.pixels, attacked, _since(before, meter), climb=climb)
 
-    def _cascade(self, trial: Trial, attack: Ensemble, witnesses: Sequence[Pixels]) -> Generator[AttackProgress, None, Found | None]:
+    def _cascade(
+        self, trial: Trial, attack: Ensemble, witnesses: Sequence[Pixels]
+    ) -> Generator[AttackProgress, None, Found | None]:
         meter = self.served.meter
         before, since = meter.spent, meter.spent.charged
         cascade = attack.cascade(
@@ -132,20 +152,36 @@ class Scene:
                 case Witness():
                     witness = event.pixels[None]
                     if event.attack in ("clean", "replay"):
-                        stages.append(StagePart(name=event.attack, broken=True, charged=meter.spent.charged - since))
+                        stages.append(
+                            StagePart(name=event.attack, broken=True, charged=meter.spent.charged - since)
+                        )
                 case AttackEnded():
-                    stages.append(StagePart(name=event.attack, broken=bool(event.broken), charged=meter.spent.charged - since))
+                    stages.append(
+                        StagePart(
+                            name=event.attack, broken=bool(event.broken), charged=meter.spent.charged - since
+                        )
+                    )
                 case _:
                     pass
         if not cascade.points:
             return None
         attacked = cascade.record.attacked()
-        return Found(attacked.pixels if witness is None else witness, attacked, _since(before, meter), tuple(stages))
+        return Found(
+            attacked.pixels if witness is None else witness, attacked, _since(before, meter), tuple(stages)
+        )
 
 
 def _since(before: Cost, meter: Meter) -> Cost:
     return Cost(meter.spent.forward - before.forward, meter.spent.backward - before.backward)
 
 
-def _progress(kind: str, knowledge: Knowledge, margin: float, meter: Meter, stage: str | None = None) -> AttackProgress:
-    return AttackProgress(kind=kind, knowledge=knowledge, stage=stage, margin=margin if math.isfinite(margin) else None, charged=meter.spent.charged)
+def _progress(
+    kind: str, knowledge: Knowledge, margin: float, meter: Meter, stage: str | None = None
+) -> AttackProgress:
+    return AttackProgress(
+        kind=kind,
+        knowledge=knowledge,
+        stage=stage,
+        margin=margin if math.isfinite(margin) else None,
+        charged=meter.spent.charged,
+    )

@@ -1,15 +1,28 @@
-"""What may be said of a decision that was attacked: one value, one sentence. Nothing is ever called robust."""
+"""What may be said of a decision that was attacked: one value, one sentence. Nothing is ever called
+robust.
+"""
 
 from collections.abc import Iterable, Sequence
 
 from robustclip.attacks.events import Cut
-from robustclip.reports.report import AttackRecord, CertificatePart, InputPart, ProbeReport, Verdict, VerdictValue
+from robustclip.reports.report import (
+    AttackRecord,
+    CertificatePart,
+    InputPart,
+    ProbeReport,
+    Verdict,
+    VerdictValue,
+)
 from robustclip.sanity.base import Diagnostic
 from robustclip.threat import BallSpec, Norm, radius_text
 
 _SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget", "certified")
 _NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
-_CUTS: dict[Cut, str] = {"deadline": "its time was over", "cancelled": "it was stopped", "budget": "its passes were spent"}
+_CUTS: dict[Cut, str] = {
+    "deadline": "its time was over",
+    "cancelled": "it was stopped",
+    "budget": "its passes were spent",
+}
 
 
 def worst(reports: Iterable[ProbeReport]) -> VerdictValue:
@@ -28,34 +41,68 @@ def reach_verdict(
     cut: Cut | None = None,
     certificate: CertificatePart | None = None,
 ) -> Verdict:
-    """Facts beat flags: a verified witness is broken whatever fired, and what is certified of the served rule stands whatever else was tried or not.
+    """Facts beat flags: a verified witness is broken whatever fired, and what is certified of the served rule
+    stands whatever else was tried or not.
 
     Without either, a cut, a hard flag or a missing adaptive attack is inconclusive.
 
-    `balls` are those of the attacks that were asked for, `charged` is what all of it cost, `cut` what ended the probe before its time.
+    `balls` are those of the attacks that were asked for, `charged` is what all of it cost, `cut` what ended
+    the probe before its time.
     """
     if question.goal == "change_label" and not question.clean.correct:
-        sentence = f"The clean picture is already taken for {question.clean.label!r} instead of {question.true_label!r}."
+        sentence = (
+            f"The clean picture is already taken for {question.clean.label!r} instead of "
+            f"{question.true_label!r}."
+        )
         return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
     if hits := [record for record in records if record.success_8bit]:
         return Verdict(value="broken", bits="8", reason="witness", sentence=_testimony(question, hits, "PNG"))
     if hits := [record for record in records if record.success]:
-        return Verdict(value="broken", bits="float", reason="witness", sentence=_testimony(question, hits, "float pixels"))
+        return Verdict(
+            value="broken",
+            bits="float",
+            reason="witness",
+            sentence=_testimony(question, hits, "float pixels"),
+        )
     tried = _largest(balls)
-    if certificate is not None and certificate.served and certificate.label == question.true_label and all(map(certificate.covers, balls)):
-        said = f"No change up to {tried} turns the vote from {question.true_label!r}, wrong with probability {certificate.alpha:g}"
-        return Verdict(value="certified", bits=None, reason="certificate", sentence=f"{said} ({certificate.hits} of {certificate.n} votes).")
+    if (
+        certificate is not None
+        and certificate.served
+        and certificate.label == question.true_label
+        and all(map(certificate.covers, balls))
+    ):
+        said = (
+            f"No change up to {tried} turns the vote from {question.true_label!r}, wrong with "
+            f"probability {certificate.alpha:g}"
+        )
+        return Verdict(
+            value="certified",
+            bits=None,
+            reason="certificate",
+            sentence=f"{said} ({certificate.hits} of {certificate.n} votes).",
+        )
     if cut is not None:
-        return _inconclusive(cut, f"Nothing broke it up to {tried} before {_CUTS[cut]} ({charged} charged passes).")
+        return _inconclusive(
+            cut, f"Nothing broke it up to {tried} before {_CUTS[cut]} ({charged} charged passes)."
+        )
     flags = [diagnostic for diagnostic in diagnostics if diagnostic.fired and diagnostic.severity == "hard"]
     if flags:
         named = ", ".join(f"{flag.id} {flag.name}" for flag in flags)
-        return _inconclusive("masking", f"Nothing broke it up to {tried}, but the attack can't be trusted: {named}.")
+        return _inconclusive(
+            "masking", f"Nothing broke it up to {tried}, but the attack can't be trusted: {named}."
+        )
     known = {record.knowledge for record in records}
     if "black_box" in known and "adaptive" not in known:
-        return _inconclusive("black-box-only", f"No attack that asks for answers alone broke it up to {tried}; one with gradients was not tried.")
+        return _inconclusive(
+            "black-box-only",
+            f"No attack that asks for answers alone broke it up to {tried}; one with gradients was not "
+            f"tried.",
+        )
     if "adaptive" not in known:
-        return _inconclusive("static-only", f"No transferred attack broke it up to {tried}; an attack that knows the defense was not tried.")
+        return _inconclusive(
+            "static-only",
+            f"No transferred attack broke it up to {tried}; an attack that knows the defense was not tried.",
+        )
     if any(record.rate is not None and record.rate.high >= 0.5 for record in records):
         return _inconclusive("random", f"Up to {tried} about half of the defense's draws decide wrongly.")
     sentence = f"No attack tried up to {tried} changed the decision ({charged} charged passes)."

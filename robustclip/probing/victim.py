@@ -1,4 +1,6 @@
-"""What a probe attacks: the deployed decision as one value, and its description with one digest over everything that decides the answer."""
+"""What a probe attacks: the deployed decision as one value, and its description with one digest over
+everything that decides the answer.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from robustclip.types import ImageEncoder
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """The deployed decision: `weights` [C, E] are the text features of `labels`, `serving` the encoder that `/classify` uses."""
+    """The deployed decision: `weights` [C, E] are the text features of `labels`, `serving` the encoder that
+    `/classify` uses.
+    """
 
     clip: Clip
     prompts: Prompts
@@ -27,7 +31,9 @@ class Victim:
 
     def classifier(self, encoder: ImageEncoder) -> ZeroShotClassifier:
         """The undefended classifier over one of the two encoders."""
-        return ZeroShotClassifier(encoder, self.labels, self.weights, self.clip.logit_scale, self.prompts.visual)
+        return ZeroShotClassifier(
+            encoder, self.labels, self.weights, self.clip.logit_scale, self.prompts.visual
+        )
 
 
 def describe_victim(victim: Victim) -> VictimPart:
@@ -44,7 +50,14 @@ def describe_victim(victim: Victim) -> VictimPart:
         for spec in victim.defense
     )
     told = [part.model_dump_json() for part in parts]
-    whole = (victim.clip.fingerprint, victim.prompts.digest(), victim.labels, told, victim.serving.backend, *network_digests(victim.defense))
+    whole = (
+        victim.clip.fingerprint,
+        victim.prompts.digest(),
+        victim.labels,
+        told,
+        victim.serving.backend,
+        *network_digests(victim.defense),
+    )
     return VictimPart(
         digest=hashlib.sha256(repr(whole).encode()).hexdigest(),
         arch=victim.clip.arch,

@@ -1,7 +1,9 @@
-"""Small networks that clean pictures before a CLIP sees them: a JSON with what a network is and fp16 safetensors beside it, a model card.
+"""Small networks that clean pictures before a CLIP sees them: a JSON with what a network is and fp16
+safetensors beside it, a model card.
 
-Weights are named: `own` are those that ship here, `tiny` is drawn from a seed and cleans nothing (for tests). A path names what `robustclip
-train-purifiers` wrote (.json), or for super-resolution any network that spandrel knows (.safetensors). No file is ever run as code.
+Weights are named: `own` are those that ship here, `tiny` is drawn from a seed and cleans nothing (for tests).
+A path names what `robustclip train-purifiers` wrote (.json), or for super-resolution any network that
+spandrel knows (.safetensors). No file is ever run as code.
 """
 
 import json
@@ -29,7 +31,10 @@ Kind: TypeAlias = Literal["super_resolver", "denoiser"]
 Shape: TypeAlias = Annotated[SuperResolverShape | DenoiserShape, Field(discriminator="kind")]
 
 OWN, TINY = "own", "tiny"
-PASSES: dict[Kind, int] = {"super_resolver": 2, "denoiser": 3}  # what one pass of a network of the default shape takes, in image passes of `mini`
+PASSES: dict[Kind, int] = {
+    "super_resolver": 2,
+    "denoiser": 3,
+}  # what one pass of a network of the default shape takes, in image passes of `mini`
 _TINY_SHAPES: dict[Kind, SuperResolverShape | DenoiserShape] = {
     "super_resolver": SuperResolverShape(width=8, blocks=1),
     "denoiser": DenoiserShape(widths=(8, 16), middle=0, max_time=1.0),
@@ -38,7 +43,9 @@ _SHAPES: TypeAdapter[SuperResolverShape | DenoiserShape] = TypeAdapter(Shape)
 
 
 class _Description(BaseModel):
-    """The JSON beside the weights. What stands in it besides the shape tells people how the weights came about."""
+    """The JSON beside the weights. What stands in it besides the shape tells people how the weights came
+    about.
+    """
 
     network: Shape
 
@@ -78,7 +85,8 @@ def open_denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
     if time > network.shape.max_time:
         trained = network.shape.max_time
         raise PurifierRefused(
-            f"this denoiser was trained up to time {trained:g}, noise of {sigma_of(trained):.3g} in pixel units, but time {time:.3g} is asked for.",
+            f"this denoiser was trained up to time {trained:g}, noise of {sigma_of(trained):.3g} in pixel "
+            f"units, but time {time:.3g} is asked for.",
             field="weights",
             help="Ask for less noise.",
         )
@@ -86,13 +94,21 @@ def open_denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
 
 
 def load_purifier(kind: Kind, weights: str) -> nn.Module:
-    """A frozen float32 network. Raises PurifierRefused for weights that don't ship, can't be read, or belong to something else."""
-    with torch.inference_mode(False):  # a service loads in inference mode, a probe of the same process wants gradients through it
+    """A frozen float32 network. Raises PurifierRefused for weights that don't ship, can't be read, or belong
+    to something else.
+    """
+    with torch.inference_mode(
+        False
+    ):  # a service loads in inference mode, a probe of the same process wants gradients through it
         if weights == TINY:
             network = _tiny(kind)
         elif weights.endswith(".safetensors"):
             if kind != "super_resolver":
-                raise PurifierRefused("only super-resolvers are read from bare weights.", field="weights", help="Give the JSON of a denoiser.")
+                raise PurifierRefused(
+                    "only super-resolvers are read from bare weights.",
+                    field="weights",
+                    help="Give the JSON of a denoiser.",
+                )
             network = load_mounted(Path(weights))
         else:
             network = _read(kind, _shipped(kind) if weights == OWN else Path(weights))
@@ -101,7 +117,9 @@ def load_purifier(kind: Kind, weights: str) -> nn.Module:
 
 @lru_cache(maxsize=16)
 def digest_of(kind: Kind, weights: str) -> str:
-    """sha256 over the named tensors: what an answer depends on beside the name of the weights. Raises as `load_purifier`."""
+    """sha256 over the named tensors: what an answer depends on beside the name of the weights. Raises as
+    `load_purifier`.
+    """
     state = _loaded(kind, weights, "cpu", torch.float32).state_dict()
     return json_digest({name: tensor_digest(tensor) for name, tensor in state.items()})
 
@@ -109,7 +127,14 @@ def digest_of(kind: Kind, weights: str) -> str:
 def write_purifier(network: SuperResolver | Denoiser, path: Path, facts: dict[str, Any]) -> None:
     """PATH.json with the shape and the facts, PATH.safetensors in fp16."""
     with replacing(path.with_suffix(".safetensors")) as partial:
-        partial.write_bytes(save({name: tensor.detach().cpu().half().contiguous() for name, tensor in network.state_dict().items()}))
+        partial.write_bytes(
+            save(
+                {
+                    name: tensor.detach().cpu().half().contiguous()
+                    for name, tensor in network.state_dict().items()
+                }
+            )
+        )
     described = {"network": network.shape.model_dump(mode="json")} | facts
     write_atomically(path.with_suffix(".json"), (json.dumps(described, indent=2) + "\n").encode())
 
@@ -147,7 +172,9 @@ def _read(kind: Kind, path: Path) -> nn.Module:
         network.load_state_dict(state)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
         reason = f"{path} can't be read as a {kind}: {first_line(error)}"
-        raise PurifierRefused(reason, field="weights", help="Give a JSON with its safetensors beside it.") from error
+        raise PurifierRefused(
+            reason, field="weights", help="Give a JSON with its safetensors beside it."
+        ) from error
     refuse_infinite(state, path)
     return network
 

@@ -1,8 +1,10 @@
-"""A small noise predictor for diffusion: a fully convolutional U-Net, so that one trained on 64 pixels runs at any size.
+"""A small noise predictor for diffusion: a fully convolutional U-Net, so that one trained on 64 pixels runs
+at any size.
 
-Blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B) with scale and shift from the noise level. Deviations: the picture is folded into a
-quarter of its pixels first; no attention, whose span would change with the size; the level comes as the logarithm of noise over signal, which is
-continuous and independent of any schedule.
+Blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B) with scale and shift from the noise level.
+Deviations: the picture is folded into a quarter of its pixels first; no attention, whose span would change
+with the size; the level comes as the logarithm of noise over signal, which is continuous and independent of
+any schedule.
 """
 
 import math
@@ -21,14 +23,17 @@ _GROUP = 8  # channels normalised together
 class DenoiserShape(BaseModel):
     """What decides the tensors, and up to which time (0 clean, 1 noise alone) the network was trained.
 
-    widths  channels at each scale, the finest first, multiples of 8; a scale has half the size of the one before
+    widths  channels at each scale, the finest first, multiples of 8; a scale has half the size of the one
+            before
     middle  blocks at the coarsest scale, beside the one on the way down and the one on the way up
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["denoiser"] = "denoiser"
-    widths: tuple[Annotated[int, Field(ge=_GROUP, le=1024, multiple_of=_GROUP)], ...] = Field(default=(48, 96, 192), min_length=1, max_length=6)
+    widths: tuple[Annotated[int, Field(ge=_GROUP, le=1024, multiple_of=_GROUP)], ...] = Field(
+        default=(48, 96, 192), min_length=1, max_length=6
+    )
     middle: int = Field(default=1, ge=0, le=16)
     fold: int = Field(default=2, ge=1, le=8)
     max_time: float = Field(default=0.3, gt=0, le=1)
@@ -40,16 +45,22 @@ class DenoiserShape(BaseModel):
 
 
 class Denoiser(nn.Module):
-    """(x [B, 3, H, W] = signal * y + noise * e, log(noise / signal) [B]) -> the predicted e, where y is a picture in [-1, 1]. Untrained it says 0."""
+    """(x [B, 3, H, W] = signal * y + noise * e, log(noise / signal) [B]) -> the predicted e, where y is a
+    picture in [-1, 1]. Untrained it says 0.
+    """
 
     def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
         self.shape = shape
         widths, levels = shape.widths, 4 * shape.widths[0]
-        self.level = nn.Sequential(nn.Linear(2 * _WAVES, levels), nn.SiLU(), nn.Linear(levels, levels), nn.SiLU())
+        self.level = nn.Sequential(
+            nn.Linear(2 * _WAVES, levels), nn.SiLU(), nn.Linear(levels, levels), nn.SiLU()
+        )
         self.entry = nn.Conv2d(3 * shape.fold**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList([_Block(width, width, levels) for width in widths])
-        self.coarser = nn.ModuleList([nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)])
+        self.coarser = nn.ModuleList(
+            [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)]
+        )
         self.middle = nn.ModuleList([_Block(widths[-1], widths[-1], levels) for _ in range(shape.middle)])
         self.up = nn.ModuleList([_Block(2 * width, width, levels) for width in widths])
         self.finer = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths)])
@@ -99,7 +110,11 @@ class _Block(nn.Module):
 
 
 def _waves(log_ratio: Tensor) -> Tensor:
-    """[B, 32] sines and cosines of the noise level, from one swing over all levels of interest to a swing for every small change."""
-    frequencies = torch.exp(torch.linspace(math.log(0.25), math.log(16.0), _WAVES, dtype=log_ratio.dtype, device=log_ratio.device))
+    """[B, 32] sines and cosines of the noise level, from one swing over all levels of interest to a swing for
+    every small change.
+    """
+    frequencies = torch.exp(
+        torch.linspace(math.log(0.25), math.log(16.0), _WAVES, dtype=log_ratio.dtype, device=log_ratio.device)
+    )
     angles = log_ratio[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)

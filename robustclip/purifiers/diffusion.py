@@ -1,7 +1,9 @@
-"""Noise on pictures and the ways back: DDPM's linear schedule in continuous time, DDIM, and one step from a known noise to the picture.
+"""Noise on pictures and the ways back: DDPM's linear schedule in continuous time, DDIM, and one step from a
+known noise to the picture.
 
-The variance-preserving process of Song et al. 2021 (arXiv 2011.13456, equations 11 and 33): beta grows from 0.1 to 20 over times 0 to 1, the limit of
-DDPM's 1000 steps from 1e-4 to 0.02. Pictures are y = 2 x - 1 here, pixels x in [0, 1] outside; `sigma` is noise in the units of pixels.
+The variance-preserving process of Song et al. 2021 (arXiv 2011.13456, equations 11 and 33): beta grows from
+0.1 to 20 over times 0 to 1, the limit of DDPM's 1000 steps from 1e-4 to 0.02. Pictures are y = 2 x - 1 here,
+pixels x in [0, 1] outside; `sigma` is noise in the units of pixels.
 """
 
 import math
@@ -33,7 +35,9 @@ def log_ratio(time: Tensor) -> Tensor:
 
 
 def time_of(sigma: float) -> float:
-    """The time at which noise over signal is that of pixels with noise of deviation `sigma`: 2 sigma, since pictures in [-1, 1] are twice as wide."""
+    """The time at which noise over signal is that of pixels with noise of deviation `sigma`: 2 sigma, since
+    pictures in [-1, 1] are twice as wide.
+    """
     gone, slope = math.log1p((2 * sigma) ** 2), BETA_END - BETA_START
     return (math.sqrt(BETA_START**2 + 2 * slope * gone) - BETA_START) / slope
 
@@ -44,7 +48,9 @@ def sigma_of(time: float) -> float:
 
 
 def one_shot(network: Denoiser, noisy: Pixels, sigma: float) -> Tensor:
-    """The picture behind pixels [B, 3, H, W] that have noise of deviation `sigma` and were not clamped; nor is the answer."""
+    """The picture behind pixels [B, 3, H, W] that have noise of deviation `sigma` and were not clamped; nor
+    is the answer.
+    """
     time = _times(time_of(sigma), noisy)
     signal = _wide(parts(time)[0])
     return noisy - sigma * network(signal * (2 * noisy - 1), log_ratio(time))
@@ -57,14 +63,17 @@ def diffused(pixels: Pixels, noise: Tensor, time: float | Tensor) -> Tensor:
 
 
 def restored(network: Denoiser, noisy: Tensor, time: float, *, steps: int) -> Tensor:
-    """Pixels from pictures at a time, by so many equal DDIM steps (Song et al. 2021, arXiv 2010.02502, eta 0); not clamped.
+    """Pixels from pictures at a time, by so many equal DDIM steps (Song et al. 2021, arXiv 2010.02502, eta
+    0); not clamped.
 
     Where a gradient is recorded, it is that of every step, each computed again in the backward.
     """
     for step in range(steps):
         start, end = (time * (steps - count) / steps for count in (step, step + 1))
         if torch.is_grad_enabled() and noisy.requires_grad:
-            noisy = checkpoint(_step, network, noisy, start, end, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportAssignmentType]
+            noisy = checkpoint(
+                _step, network, noisy, start, end, use_reentrant=False, preserve_rng_state=False
+            )  # pyright: ignore[reportAssignmentType]
         else:
             noisy = _step(network, noisy, start, end)
     return (noisy + 1) / 2
@@ -72,13 +81,19 @@ def restored(network: Denoiser, noisy: Tensor, time: float, *, steps: int) -> Te
 
 def _step(network: Denoiser, noisy: Tensor, start: float, end: float) -> Tensor:
     before, after = _times(start, noisy), _times(end, noisy)
-    (signal, noise), (signal_after, noise_after) = ([_wide(part) for part in parts(time)] for time in (before, after))
+    (signal, noise), (signal_after, noise_after) = (
+        [_wide(part) for part in parts(time)] for time in (before, after)
+    )
     predicted = network(noisy, log_ratio(before))
     return signal_after * (noisy - noise * predicted) / signal + noise_after * predicted
 
 
 def _times(time: float | Tensor, like: Tensor) -> Tensor:
-    return time if isinstance(time, Tensor) else torch.full((len(like),), time, dtype=like.dtype, device=like.device)
+    return (
+        time
+        if isinstance(time, Tensor)
+        else torch.full((len(like),), time, dtype=like.dtype, device=like.device)
+    )
 
 
 def _wide(rows: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Super-resolvers of others, mounted by the user and recognised by spandrel, an optional dependency: safetensors only, since a pickle is code."""
+"""Super-resolvers of others, mounted by the user and recognised by spandrel, an optional dependency:
+safetensors only, since a pickle is code.
+"""
 
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +16,20 @@ from robustclip.types import Pixels
 
 
 class Mounted(nn.Module):
-    """[B, 3, H, W] pixels -> [B, 3, scale H, scale W]. Unlike spandrel's own call it lets gradients through."""
+    """[B, 3, H, W] pixels -> [B, 3, scale H, scale W]. Unlike spandrel's own call it lets gradients
+    through.
+    """
 
     def __init__(self, descriptor: Any) -> None:
         super().__init__()
         self.network = cast(nn.Module, descriptor.model)
         self.scale: int = descriptor.scale
         wanted = descriptor.size_requirements
-        self.multiple, self.least, self.square = int(wanted.multiple_of), int(wanted.minimum), bool(wanted.square)
+        self.multiple, self.least, self.square = (
+            int(wanted.multiple_of),
+            int(wanted.minimum),
+            bool(wanted.square),
+        )
 
     def forward(self, pixels: Pixels) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -32,11 +40,15 @@ class Mounted(nn.Module):
 
 
 def load_mounted(path: Path) -> Mounted:
-    """A network that enlarges RGB pictures. Raises FeatureNotInstalled without spandrel, PurifierRefused for any other file."""
+    """A network that enlarges RGB pictures. Raises FeatureNotInstalled without spandrel, PurifierRefused for
+    any other file.
+    """
     try:
         from spandrel import ModelLoader, UnsupportedModelError
     except ImportError as error:
-        raise FeatureNotInstalled("networks of others are read by spandrel.", field="weights", help="Install robustclip[spandrel].") from error
+        raise FeatureNotInstalled(
+            "networks of others are read by spandrel.", field="weights", help="Install robustclip[spandrel]."
+        ) from error
     try:
         state = load_file(path)
         refuse_infinite(state, path)
@@ -44,12 +56,15 @@ def load_mounted(path: Path) -> Mounted:
             found = cast(Any, ModelLoader().load_from_state_dict(state))
     except (OSError, SafetensorError, UnsupportedModelError, RuntimeError) as error:
         raise PurifierRefused(
-            f"{path} is no network that spandrel knows: {first_line(error)}", field="weights", help="Give another .safetensors file."
+            f"{path} is no network that spandrel knows: {first_line(error)}",
+            field="weights",
+            help="Give another .safetensors file.",
         ) from error
     facts = (found.purpose, found.scale > 1, found.input_channels, found.output_channels)
     if facts != ("SR", True, 3, 3):
         raise PurifierRefused(
-            f"{path} holds {found.architecture.name} for {found.purpose}, scale {found.scale}, {found.input_channels} channels to "
+            f"{path} holds {found.architecture.name} for {found.purpose}, scale {found.scale}, "
+            f"{found.input_channels} channels to "
             f"{found.output_channels}; expected one that enlarges RGB pictures.",
             field="weights",
         )
@@ -57,7 +72,9 @@ def load_mounted(path: Path) -> Mounted:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong in a few words: some errors of libraries go on for pages, some say nothing but their name."""
+    """What went wrong in a few words: some errors of libraries go on for pages, some say nothing but their
+    name.
+    """
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -65,4 +82,8 @@ def refuse_infinite(state: dict[str, Tensor], path: Path) -> None:
     """PurifierRefused for weights with NaN or infinity."""
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
-            raise PurifierRefused(f"{path}: {name} is not finite.", field="weights", help="Train it again, or give another file.")
+            raise PurifierRefused(
+                f"{path}: {name} is not finite.",
+                field="weights",
+                help="Train it again, or give another file.",
+            )

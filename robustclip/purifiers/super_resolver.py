@@ -1,7 +1,9 @@
-"""A small x2 super-resolver: what it adds to bicubic enlargement, computed on a grid of half the picture's size.
+"""A small x2 super-resolver: what it adds to bicubic enlargement, computed on a grid of half the picture's
+size.
 
-Residual blocks without normalisation and a pixel shuffle at the end as in EDSR (Lim et al. 2017, arXiv 1707.02921). Deviations: the picture is folded
-into a quarter of its pixels first, which makes a picture cost a quarter, and the network adds to a bicubic enlargement instead of replacing it.
+Residual blocks without normalisation and a pixel shuffle at the end as in EDSR (Lim et al. 2017, arXiv
+1707.02921). Deviations: the picture is folded into a quarter of its pixels first, which makes a picture cost
+a quarter, and the network adds to a bicubic enlargement instead of replacing it.
 """
 
 from typing import Literal
@@ -28,7 +30,9 @@ class SuperResolverShape(BaseModel):
 
 
 class SuperResolver(nn.Module):
-    """[B, 3, H, W] pixels -> [B, 3, 2H, 2W], any H and W, not clamped. Untrained it is bicubic enlargement."""
+    """[B, 3, H, W] pixels -> [B, 3, 2H, 2W], any H and W, not clamped. Untrained it is bicubic
+    enlargement.
+    """
 
     def __init__(self, shape: SuperResolverShape) -> None:
         super().__init__()

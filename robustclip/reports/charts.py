@@ -1,6 +1,8 @@
-"""Line charts as inline SVG, for pages that need nothing else, or as files. A page that holds one inline holds `STYLE`, too.
+"""Line charts as inline SVG, for pages that need nothing else, or as files. A page that holds one inline
+holds `STYLE`, too.
 
-Curves differ in colour and in their dashes, and a sentence says where each begins and ends: nobody has to see colours, or to see.
+Curves differ in colour and in their dashes, and a sentence says where each begins and ends: nobody has to see
+colours, or to see.
 """
 
 import math
@@ -17,9 +19,12 @@ STYLE = """
 .chart .axis { fill: none; stroke: currentColor; stroke-opacity: .45 }
 .chart .curve { fill: none; stroke: var(--curve); stroke-width: 2; stroke-linejoin: round }
 .chart .point { fill: var(--curve) }
-.legend { list-style: none; margin: .25rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .9rem }
-.swatch { display: inline-block; width: 1.6em; margin-right: .4em; border-top: 3px solid var(--curve); vertical-align: .25em }
-.dash-1 { stroke-dasharray: 7 4; border-top-style: dashed } .dash-2 { stroke-dasharray: 2 4; border-top-style: dotted }
+.legend { list-style: none; margin: .25rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem \
+1.1rem; font-size: .9rem }
+.swatch { display: inline-block; width: 1.6em; margin-right: .4em; border-top: 3px solid var(--curve); \
+vertical-align: .25em }
+.dash-1 { stroke-dasharray: 7 4; border-top-style: dashed } .dash-2 { stroke-dasharray: 2 4; \
+border-top-style: dotted }
 .colour-0 { --curve: #1565c0 } .colour-1 { --curve: #c62828 } .colour-2 { --curve: #2e7d32 }
 .colour-3 { --curve: #6a1b9a } .colour-4 { --curve: #a15c00 } .colour-5 { --curve: #00707a }
 @media (prefers-color-scheme: dark) {
@@ -40,22 +45,28 @@ class Curve(NamedTuple):
 
 
 def chart(title: str, curves: Sequence[Curve], *, across: str, percent: bool = False) -> str:
-    """A figure of curves with axes, the line at 0 and a legend; all text is escaped. Nothing for curves without a single finite value.
+    """A figure of curves with axes, the line at 0 and a legend; all text is escaped. Nothing for curves
+    without a single finite value.
 
     `across` names the horizontal axis.
     """
     drawn = _drawn(title, curves, across=across, percent=percent)
     if drawn is None:
         return ""
-    legend = "".join(f'<li><span class="swatch {look}"></span>{escape(name)}</li>' for name, look in drawn.looks)
+    legend = "".join(
+        f'<li><span class="swatch {look}"></span>{escape(name)}</li>' for name, look in drawn.looks
+    )
     return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg role="img" viewBox="0 0 '
+        f'{WIDTH} {HEIGHT}">'
         f'{drawn.inside}</svg><ul class="legend">{legend}</ul></figure>'
     )
 
 
 def chart_file(title: str, curves: Sequence[Curve], *, across: str) -> str:
-    """The same as an SVG file, its legend below the axes, on white: whoever shows a file may not tell it what colours surround it."""
+    """The same as an SVG file, its legend below the axes, on white: whoever shows a file may not tell it what
+    colours surround it.
+    """
     drawn = _drawn(title, curves, across=across, percent=False)
     if drawn is None:
         return ""
@@ -65,7 +76,8 @@ def chart_file(title: str, curves: Sequence[Curve], *, across: str) -> str:
     )
     high = HEIGHT + 16 * len(drawn.looks) + 8
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {high}" width="{WIDTH}" height="{high}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {high}" '
+        f'width="{WIDTH}" height="{high}" '
         'style="color: #222; background: #fff; fill: currentColor; font: 13px system-ui, sans-serif">'
         f"<style>{_LIGHT}</style>{drawn.inside}{legend}</svg>\n"
     )
@@ -79,7 +91,10 @@ class _Drawn(NamedTuple):
 
 
 def _drawn(title: str, curves: Sequence[Curve], *, across: str, percent: bool) -> _Drawn | None:
-    measured = [(curve.name, [(x, y) for x, y in curve.points if y is not None and math.isfinite(y)]) for curve in curves]
+    measured = [
+        (curve.name, [(x, y) for x, y in curve.points if y is not None and math.isfinite(y)])
+        for curve in curves
+    ]
     measured = [(name, points) for name, points in measured if points]
     if not measured:
         return None
@@ -115,11 +130,19 @@ class _Frame(NamedTuple):
 
 def _axes(frame: _Frame, across: str) -> str:
     zero = frame.down(0)
-    heights = [value for value in sorted({frame.low, 0.0, frame.high}) if value == 0 or abs(frame.down(value) - zero) > 12]
+    heights = [
+        value
+        for value in sorted({frame.low, 0.0, frame.high})
+        if value == 0 or abs(frame.down(value) - zero) > 12
+    ]
     return "".join(
         [
             f'<path class="axis" d="M{LEFT} {TOP}V{BOTTOM}M{LEFT} {zero:.1f}H{RIGHT}"/>',
-            *(f'<text x="{LEFT - 6}" y="{frame.down(value) + 4:.1f}" text-anchor="end">{frame.text(value)}</text>' for value in heights),
+            *(
+                f'<text x="{LEFT - 6}" y="{frame.down(value) + 4:.1f}" '
+                f'text-anchor="end">{frame.text(value)}</text>'
+                for value in heights
+            ),
             f'<text x="{LEFT}" y="{HEIGHT - 22}">{frame.first:g}</text>',
             f'<text x="{RIGHT}" y="{HEIGHT - 22}" text-anchor="end">{frame.last:g}</text>',
             f'<text x="{(LEFT + RIGHT) // 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(across)}</text>',

@@ -1,6 +1,8 @@
-"""A probe report as one HTML page that needs nothing else: to be mailed, archived, opened on a phone, printed.
+"""A probe report as one HTML page that needs nothing else: to be mailed, archived, opened on a phone,
+printed.
 
-This file turns a report into words and pictures; `templates/probe.html` lays them out and escapes every one of them.
+This file turns a report into words and pictures; `templates/probe.html` lays them out and escapes every one
+of them.
 """
 
 import base64
@@ -31,7 +33,12 @@ from robustclip.reports.wording import (
 from robustclip.threat import LEVELS, radius_text
 
 _TEMPLATES = Environment(
-    loader=PackageLoader("robustclip.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    loader=PackageLoader("robustclip.reports"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 _MIDDLE = 128  # the grey of a difference of zero
 
@@ -78,7 +85,8 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
         listed=_listed,
         seed=report.seed,
         command=command,
-        cost=f"This report took {report.charged} charged passes: {report.forward} forward, {report.backward} backward, which count twice.",
+        cost=f"This report took {report.charged} charged passes: {report.forward} forward, "
+        f"{report.backward} backward, which count twice.",
     )
 
 
@@ -86,18 +94,36 @@ def _pictures(report: ProbeReport, record: AttackRecord | None, clean: Tensor) -
     decided = report.input.clean
     size = f"{clean.shape[-1]} x {clean.shape[-1]} pixels"
     said = f"taken for {decided.label!r} ({decided.probability:.1%})"
-    found = [_Picture("Clean", said, f"The untouched picture as the classifier sees it, {size}, {said}", _inline(clean))]
+    found = [
+        _Picture(
+            "Clean", said, f"The untouched picture as the classifier sees it, {size}, {said}", _inline(clean)
+        )
+    ]
     if record is None or record.adversarial_png is None:
         return found
     witness = load_pixels(base64.b64decode(record.adversarial_png), clean.shape[-1])
     said = f"taken for {record.label!r} ({record.probability:.1%})"
     title = "Adversarial" if record.success_8bit else "The strongest attempt"
-    found.append(_Picture(title, said, f"The picture after the attack {record.kind}, {size}, {said}", record.adversarial_png))
+    found.append(
+        _Picture(
+            title, said, f"The picture after the attack {record.kind}, {size}, {said}", record.adversarial_png
+        )
+    )
     change = (witness - clean) * LEVELS
     largest = change.abs().max().item()
     factor = max(1, int(127 / largest)) if largest else 1
-    note = f"magnified {factor} times, grey is no change; no value moved by more than {largest:.4g} of 255 levels"
-    found.append(_Picture("Difference", note, f"The change that the attack made, {note}", _inline((change * factor + _MIDDLE) / LEVELS)))
+    note = (
+        f"magnified {factor} times, grey is no change; no value moved by more than {largest:.4g} of 255 "
+        f"levels"
+    )
+    found.append(
+        _Picture(
+            "Difference",
+            note,
+            f"The change that the attack made, {note}",
+            _inline((change * factor + _MIDDLE) / LEVELS),
+        )
+    )
     return found
 
 
@@ -105,37 +131,58 @@ def _missing(record: AttackRecord | None) -> str | None:
     if record is None or record.adversarial_png is not None:
         return None
     if record.success and not record.success_8bit:
-        return "Only the float pixels change the decision: rounded to the 8 bits of a PNG the change is lost, so there is no picture of it to show."
+        return (
+            "Only the float pixels change the decision: rounded to the 8 bits of a PNG the change is "
+            "lost, so there is no picture of it to show."
+        )
     return "The report holds no attacked picture."
 
 
 def _heat(heat: Heat) -> dict[str, Any]:
     rows, columns = heat.grid
-    cells = [(level, row, column) for row, line in enumerate(heat.levels) for column, level in enumerate(line)]
+    cells = [
+        (level, row, column) for row, line in enumerate(heat.levels) for column, level in enumerate(line)
+    ]
     strongest, row, column = max(cells)
-    note = f"mean change a cell; the strongest is {strongest:.3g} of 255 levels, in row {row + 1}, column {column + 1} of {rows} x {columns}"
+    note = (
+        f"mean change a cell; the strongest is {strongest:.3g} of 255 levels, in row {row + 1}, column "
+        f"{column + 1} of {rows} x {columns}"
+    )
     return {
         "rows": rows,
         "columns": columns,
         "note": note,
         "alt": f"Heat map over the picture: {note}",
-        "cells": [{"row": row, "column": column, "strength": round(0.8 * level / (strongest or 1), 3)} for level, row, column in cells],
+        "cells": [
+            {"row": row, "column": column, "strength": round(0.8 * level / (strongest or 1), 3)}
+            for level, row, column in cells
+        ],
     }
 
 
 def _curves(report: ProbeReport) -> list[str]:
-    traced = [(f"{record.kind}, {record.knowledge}{_at(record)}", record, record.trace) for record in report.attacks if record.trace is not None]
+    traced = [
+        (f"{record.kind}, {record.knowledge}{_at(record)}", record, record.trace)
+        for record in report.attacks
+        if record.trace is not None
+    ]
     margins = [Curve(name, list(zip(trace.step, trace.margin, strict=True))) for name, _, trace in traced]
     values = [
         Curve(f"{name}: {record.score}", list(zip(trace.step, trace.value, strict=True)))
         for name, record, trace in traced
         if record.score != "margin"
     ]
-    return [chart("Margin along the attack", margins, across="step"), chart("Score along the attack", values, across="step"), *_by_radius(report)]
+    return [
+        chart("Margin along the attack", margins, across="step"),
+        chart("Score along the attack", values, across="step"),
+        *_by_radius(report),
+    ]
 
 
 def _by_radius(report: ProbeReport) -> list[str]:
-    """A chart a norm in which several radii were tried: the worst margin of each knowledge, from the clean picture on."""
+    """A chart a norm in which several radii were tried: the worst margin of each knowledge, from the clean
+    picture on.
+    """
     drawn: list[str] = []
     for norm, unit, scale in (("linf", "radius, levels of 255 (Linf)", LEVELS), ("l2", "radius (L2)", 1)):
         worst: dict[str, dict[float, float]] = {}
@@ -161,7 +208,10 @@ def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str]]:
         ("Picture", f"{picture}, seen at {report.input.resolution[0]} x {report.input.resolution[1]} pixels"),
         ("Prompt set", victim.prompt_set),
         ("Templates", ", ".join(victim.templates)),
-        ("Backbone", f"{victim.arch} {victim.pretrained} ({victim.fingerprint[:12]}), answers by {victim.encoder}"),
+        (
+            "Backbone",
+            f"{victim.arch} {victim.pretrained} ({victim.fingerprint[:12]}), answers by {victim.encoder}",
+        ),
         ("Defense", named([part.kind for part in victim.defense])),
         ("Digest", victim.digest),
         ("Code", f"robustclip {report.code_version}, {report.dtype} on {report.device}"),
@@ -169,7 +219,13 @@ def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str]]:
 
 
 def _listed(params: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in params.items()) or "none"
+    return (
+        ", ".join(
+            f"{name} {value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in params.items()
+        )
+        or "none"
+    )
 
 
 def _inline(pixels: Tensor) -> str:

@@ -1,6 +1,8 @@
-"""Stored witnesses before another decision: which of them fool it, too? One forward pass a picture, no attack.
+"""Stored witnesses before another decision: which of them fool it, too? One forward pass a picture, no
+attack.
 
-Who survives a replay has survived old attacks on somebody else; that is a regression test and never a claim of robustness.
+Who survives a replay has survived old attacks on somebody else; that is a regression test and never a claim
+of robustness.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +20,17 @@ from robustclip.types import Embed, Features, Logits, Seeds
 
 ROWS = 64  # pictures a pass where nobody else waits
 
-Judge: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]  # raises InvalidInput for labels that the decision can't take
+Judge: TypeAlias = Callable[
+    [Features, tuple[str, ...]], Logits
+]  # raises InvalidInput for labels that the decision can't take
 
 
 class Rejudged(BaseModel):
-    """What a decision says of one witness. `fooled`: it does not say `true_label`, or says `target_label` where that was the goal.
+    """What a decision says of one witness. `fooled`: it does not say `true_label`, or says `target_label`
+    where that was the goal.
 
-    `probability` is that of `label`, for a randomized defense as `label` itself the mean over the draws; `rate` is how many of them were fooled.
+    `probability` is that of `label`, for a randomized defense as `label` itself the mean over the draws;
+    `rate` is how many of them were fooled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +63,9 @@ class Replay(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["robustclip.replay/1"] = Field(default="robustclip.replay/1", alias="schema", serialization_alias="schema")
+    schema_: Literal["robustclip.replay/1"] = Field(
+        default="robustclip.replay/1", alias="schema", serialization_alias="schema"
+    )
     judged: tuple[Rejudged, ...]
     skipped: tuple[Skipped, ...]
 
@@ -67,18 +75,31 @@ class Replay(BaseModel):
         return tuple(sorted((each for each in self.judged if each.fooled), key=lambda each: each.change))
 
 
-def replay(witnesses: Sequence[Witness], encode: Embed, judge: Judge, *, size: int, draws: int = 1, seed: int = 0, rows: int = ROWS) -> Replay:
+def replay(
+    witnesses: Sequence[Witness],
+    encode: Embed,
+    judge: Judge,
+    *,
+    size: int,
+    draws: int = 1,
+    seed: int = 0,
+    rows: int = ROWS,
+) -> Replay:
     """Judge stored pictures of `size` by a deployed chain, in passes of at most `rows`.
 
-    `encode` is the chain up to the features and `judge` what follows for a list of labels, so that the image tower runs once, whatever the labels.
-    `draws` of a randomized defense decide by their majority, with the Wilson interval; fooled means that its lower end is above one half. A picture's
-    draws depend on `seed` alone, not on the other pictures. Raises as `check_size`.
+    `encode` is the chain up to the features and `judge` what follows for a list of labels, so that the image
+    tower runs once, whatever the labels. `draws` of a randomized defense decide by their majority, with the
+    Wilson interval; fooled means that its lower end is above one half. A picture's draws depend on `seed`
+    alone, not on the other pictures. Raises as `check_size`.
     """
     check_size(witnesses, size)
     if not witnesses:
         return Replay(judged=(), skipped=())
     row = draw_seeds(seed, 1)
-    features = [torch.cat([_pass(encode, chunk, derive(row, f"fresh-{draw}")) for chunk in _chunks(witnesses, rows)]) for draw in range(draws)]
+    features = [
+        torch.cat([_pass(encode, chunk, derive(row, f"fresh-{draw}")) for chunk in _chunks(witnesses, rows)])
+        for draw in range(draws)
+    ]
     seen = torch.stack(features, dim=1)  # [N, draws, E]
     judged: list[Rejudged] = []
     skipped: list[Skipped] = []
@@ -121,7 +142,10 @@ def _rejudged(witness: Witness, logits: Logits) -> Rejudged:
     """From the [draws, C] logits of one picture."""
     question, record, labels = witness.report.input, witness.record, witness.report.victim.labels
     said = [labels[index] for index in logits.argmax(dim=-1).tolist()]
-    wrong = [label == question.target_label if question.goal == "reach_target" else label != question.true_label for label in said]
+    wrong = [
+        label == question.target_label if question.goal == "reach_target" else label != question.true_label
+        for label in said
+    ]
     rate = None
     if len(said) > 1:
         _, low, high = wilson(sum(wrong), len(wrong))

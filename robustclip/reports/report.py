@@ -1,7 +1,8 @@
-"""The probe report: one schema, `robustclip.probe/1`, for the library, the command and the service. Additive changes only; any other change is /2.
+"""The probe report: one schema, `robustclip.probe/1`, for the library, the command and the service. Additive
+changes only; any other change is /2.
 
-Everything in it follows from the victim, the picture, the options and the seed: two probes with equal inputs give equal reports. Identifiers,
-clocks and timings belong to whoever asked.
+Everything in it follows from the victim, the picture, the options and the seed: two probes with equal inputs
+give equal reports. Identifiers, clocks and timings belong to whoever asked.
 """
 
 import math
@@ -57,11 +58,16 @@ class VictimPart(_Part):
 
 
 class Decision(_Part):
-    """A decision of the served chain; for a randomized defense the mean over fresh draws, for a smoothed one their votes."""
+    """A decision of the served chain; for a randomized defense the mean over fresh draws, for a smoothed one
+    their votes.
+    """
 
     label: str
     probability: float = Field(description="of a smoothed decision the share of the votes")
-    margin: float = Field(description="logit (share) of the runner-up minus the winner's if correct: below 0 the true label wins")
+    margin: float = Field(
+        description="logit (share) of the runner-up minus the winner's if correct: below 0 the true label "
+        "wins"
+    )
     correct: bool
     abstained: bool = Field(default=False, description="the votes prove nothing: no answer would be given")
 
@@ -96,7 +102,11 @@ class Trace(_Part):
         """From [T] values and margins."""
         values, margins = value.tolist(), margin.tolist()
         steps = range(0, len(values), max(1, math.ceil(len(values) / _MAX_TRACE)))
-        return cls(step=tuple(steps), value=tuple(_finite(values[step]) for step in steps), margin=tuple(_finite(margins[step]) for step in steps))
+        return cls(
+            step=tuple(steps),
+            value=tuple(_finite(values[step]) for step in steps),
+            margin=tuple(_finite(margins[step]) for step in steps),
+        )
 
 
 class Heat(_Part):
@@ -110,7 +120,9 @@ class Heat(_Part):
         """From the change [1, 3, S, S] of one picture."""
         grid = max(change.shape[-1] // _CELL, 2)
         cells = F.adaptive_avg_pool2d(change.abs().mean(dim=1, keepdim=True) * 255, grid)[0, 0]
-        return cls(grid=(grid, grid), levels=tuple(tuple(round(value, 4) for value in row) for row in cells.tolist()))
+        return cls(
+            grid=(grid, grid), levels=tuple(tuple(round(value, 4) for value in row) for row in cells.tolist())
+        )
 
 
 class StagePart(_Part):
@@ -124,9 +136,10 @@ class StagePart(_Part):
 class AttackRecord(_Part):
     """One attack with one knowledge.
 
-    `success` is judged by the serving path in a fresh forward on the float pixels, `success_8bit` on the decoded PNG. `knowledge` says whose
-    gradients or values were used: the defended decision's (`adaptive`; `black_box`: values alone), the undefended one's (`static`), another
-    prompt set's (`transfer`), or the image tower's (`oblivious`).
+    `success` is judged by the serving path in a fresh forward on the float pixels, `success_8bit` on the
+    decoded PNG. `knowledge` says whose gradients or values were used: the defended decision's (`adaptive`;
+    `black_box`: values alone), the undefended one's (`static`), another prompt set's (`transfer`), or the
+    image tower's (`oblivious`).
     """
 
     kind: str
@@ -147,18 +160,23 @@ class AttackRecord(_Part):
     first_success_step: int | None
     trace: Trace | None
     heat: Heat | None
-    adversarial_png: str | None = Field(description="base64 of an S x S PNG, if asked for; absent where only the float pixels succeed")
+    adversarial_png: str | None = Field(
+        description="base64 of an S x S PNG, if asked for; absent where only the float pixels succeed"
+    )
     witness_sha256: str | None
     forward: int
     backward: int
-    stages: tuple[StagePart, ...] = Field(default=(), description="of a cascade: the attacks it tried, in their order")
+    stages: tuple[StagePart, ...] = Field(
+        default=(), description="of a cascade: the attacks it tried, in their order"
+    )
 
 
 class MinimalRadius(_Part):
     """The smallest radius that breaks the decision, bracketed; radii in pixel units.
 
-    `broken` has a witness that the serving path confirmed as float pixels (None: none up to `farthest`). `unbroken` withstood what was tried there:
-    a record of effort, never a bound. `complete`: the search ended because the bracket was as close as `width`, not because its passes were spent.
+    `broken` has a witness that the serving path confirmed as float pixels (None: none up to `farthest`).
+    `unbroken` withstood what was tried there: a record of effort, never a bound. `complete`: the search ended
+    because the bracket was as close as `width`, not because its passes were spent.
     """
 
     norm: Norm
@@ -167,7 +185,9 @@ class MinimalRadius(_Part):
     broken: float | None
     broken_text: str | None
     label: str | None
-    level_8bit: int | None = Field(description="Linf: the fewest levels of 255 at which a PNG is known to break it")
+    level_8bit: int | None = Field(
+        description="Linf: the fewest levels of 255 at which a PNG is known to break it"
+    )
     farthest: float
     width: float
     complete: bool
@@ -177,7 +197,9 @@ class MinimalRadius(_Part):
 
 
 class CertificatePart(Certificate):
-    """A certificate of the smoothed decision; `served` says whether that is the deployed one, so that it counts for the verdict."""
+    """A certificate of the smoothed decision; `served` says whether that is the deployed one, so that it
+    counts for the verdict.
+    """
 
     served: bool
 
@@ -198,7 +220,9 @@ class Verdict(_Part):
 
 
 class ProbeReport(_Part):
-    schema_: Literal["robustclip.probe/1"] = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+    schema_: Literal["robustclip.probe/1"] = Field(
+        default=SCHEMA, alias="schema", serialization_alias="schema"
+    )
     code_version: str
     seed: int
     device: str
@@ -213,8 +237,13 @@ class ProbeReport(_Part):
     backward: int
     charged: int
     minimal_radius: MinimalRadius | None = None
-    self_test: SelfTest | None = Field(default=None, description="whether the attack solves problems that have an answer, where it broke nothing")
-    certificate: CertificatePart | None = Field(default=None, description="if asked for; without one nothing is certain")
+    self_test: SelfTest | None = Field(
+        default=None,
+        description="whether the attack solves problems that have an answer, where it broke nothing",
+    )
+    certificate: CertificatePart | None = Field(
+        default=None, description="if asked for; without one nothing is certain"
+    )
     cut: Cut | None = Field(default=None, description="what ended the probe before its time")
 
 

@@ -1,6 +1,7 @@
 """Probe reports as SARIF 2.1.0 (OASIS, 2020), which code hosts and build servers show beside other findings.
 
-A result is a finding about one picture. All rules are listed, also those that say nothing: who reads a log must see what was looked for.
+A result is a finding about one picture. All rules are listed, also those that say nothing: who reads a log
+must see what was looked for.
 """
 
 from collections.abc import Iterator
@@ -34,14 +35,16 @@ RULES = (
         "BrokenWithinOneLevel",
         "error",
         "A change of at most one 8-bit level a value changes the decision.",
-        "Do not let anything depend on this decision where somebody may want it to fail; use a hardened image tower.",
+        "Do not let anything depend on this decision where somebody may want it to fail; use a hardened "
+        "image tower.",
     ),
     Rule(
         "ROB002",
         "BrokenWithinPolicy",
         "error",
         "A change within the radius that was to be withstood changes the decision.",
-        "Use a hardened image tower, other labels or prompts; or state honestly that a smaller radius is all that is needed.",
+        "Use a hardened image tower, other labels or prompts; or state honestly that a smaller radius is "
+        "all that is needed.",
     ),
     Rule(
         "ROB003",
@@ -64,7 +67,13 @@ RULES = (
         "A symptom of a false result: the attack may have failed for reasons that protect nobody.",
         "Do not take an unbroken decision for a robust one before the symptom is explained.",
     ),
-    Rule("ROB011", "SelfTestFailed", "error", "The attack misses an adversarial picture that is known to exist.", "Use a stronger attack."),
+    Rule(
+        "ROB011",
+        "SelfTestFailed",
+        "error",
+        "The attack misses an adversarial picture that is known to exist.",
+        "Use a stronger attack.",
+    ),
     Rule(
         "ROB012",
         "BatchCoupling",
@@ -72,8 +81,20 @@ RULES = (
         "The decision depends on the other pictures of its batch.",
         "Remove what couples rows: batch statistics, shared random draws, early exits.",
     ),
-    Rule("ROB020", "Inconclusive", "note", "Nothing broke the decision, and nothing may be concluded from that.", "See the reason in the message."),
-    Rule("ROB030", "CleanWrong", "note", "The untouched picture is already decided wrongly.", "Improve labels, prompts or backbone first."),
+    Rule(
+        "ROB020",
+        "Inconclusive",
+        "note",
+        "Nothing broke the decision, and nothing may be concluded from that.",
+        "See the reason in the message.",
+    ),
+    Rule(
+        "ROB030",
+        "CleanWrong",
+        "note",
+        "The untouched picture is already decided wrongly.",
+        "Improve labels, prompts or backbone first.",
+    ),
 )
 
 
@@ -83,11 +104,20 @@ class _Finding(NamedTuple):
     level: str | None = None
 
 
-def sarif_log(report: ProbeReport, *, picture: Path | None, norm: Norm, policy: float | None, command: str, exit_code: int) -> dict[str, Any]:
+def sarif_log(
+    report: ProbeReport,
+    *,
+    picture: Path | None,
+    norm: Norm,
+    policy: float | None,
+    command: str,
+    exit_code: int,
+) -> dict[str, Any]:
     """The log of one probe, one run.
 
     picture    the file as the user named it; None: it came from elsewhere
-    policy     the radius (`norm`, pixel units) at which a witness violates what was asked for; None: nothing was asked
+    policy     the radius (`norm`, pixel units) at which a witness violates what was asked for; None: nothing
+               was asked
     command    as it could be typed; `exit_code` is what it returns
     """
     rows = {rule.id: index for index, rule in enumerate(RULES)}
@@ -97,12 +127,18 @@ def sarif_log(report: ProbeReport, *, picture: Path | None, norm: Norm, policy: 
             "ruleIndex": rows[finding.rule],
             "level": finding.level or RULES[rows[finding.rule]].level,
             "message": {"text": finding.text},
-            "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(picture)}}}] if picture else [],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(picture)}}}]
+            if picture
+            else [],
             "partialFingerprints": {"victim/v1": report.victim.digest, "picture/v1": report.input.sha256},
         }
         for finding in _findings(report, norm, policy)
     ]
-    driver = {"name": "robustclip", "version": report.code_version, "rules": [_descriptor(rule) for rule in RULES]}
+    driver = {
+        "name": "robustclip",
+        "version": report.code_version,
+        "rules": [_descriptor(rule) for rule in RULES],
+    }
     run: dict[str, Any] = {
         "tool": {"driver": driver},
         "invocations": [{"commandLine": command, "executionSuccessful": True, "exitCode": exit_code}],
@@ -130,11 +166,18 @@ def _findings(report: ProbeReport, norm: Norm, policy: float | None) -> Iterator
     elif verdict.value == "broken" and verdict.reason != "clean-wrong":
         yield _Finding("ROB004", verdict.sentence)
     if report.gap is not None and report.gap.illusory:
-        yield _Finding("ROB003", "The static attack fails and the adaptive one succeeds: what the defense seems to protect, it does not protect.")
+        yield _Finding(
+            "ROB003",
+            "The static attack fails and the adaptive one succeeds: what the defense seems to protect, it "
+            "does not protect.",
+        )
     for flag in report.diagnostics:
         if flag.fired:
             rule = "ROB011" if flag.id.startswith(_SELF_TEST) else "ROB012" if flag.id == _BATCH else "ROB010"
-            text = f"{flag.id} {flag.name} ({flag.severity}): {flag.sentence} is {flag.number:.3g}, threshold {flag.threshold:.3g}."
+            text = (
+                f"{flag.id} {flag.name} ({flag.severity}): {flag.sentence} is {flag.number:.3g}, "
+                f"threshold {flag.threshold:.3g}."
+            )
             yield _Finding(rule, text, "note" if flag.severity == "soft" else None)
     if verdict.value == "inconclusive":
         yield _Finding("ROB020", verdict.sentence)

@@ -1,6 +1,7 @@
 """Witnesses: pictures that change a decision, as probe reports keep them.
 
-Reports may come from anywhere and years ago. Nothing in one is believed that can be checked: its schema, its labels, its picture's digest and size.
+Reports may come from anywhere and years ago. Nothing in one is believed that can be checked: its schema, its
+labels, its picture's digest and size.
 """
 
 import base64
@@ -23,12 +24,16 @@ from robustclip.threat import Norm
 
 MAX_BYTES = 64 * 2**20
 
-_SLACK = 1e-6  # of a radius, absolute for Linf and relative for L2: what float32 adds to a change that keeps to it
+_SLACK = (
+    1e-6  # of a radius, absolute for Linf and relative for L2: what float32 adds to a change that keeps to it
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Witness:
-    """One attack's picture, `levels` [3, S, S] uint8, with the report it stands in; `source` says where that is."""
+    """One attack's picture, `levels` [3, S, S] uint8, with the report it stands in; `source` says where that
+    is.
+    """
 
     source: str
     report: ProbeReport
@@ -39,7 +44,8 @@ class Witness:
 class Collection(NamedTuple):
     """What a number of reports hold.
 
-    `pictureless` names successful attacks that left no PNG: only their float pixels succeed, or nobody asked for it.
+    `pictureless` names successful attacks that left no PNG: only their float pixels succeed, or nobody asked
+    for it.
     """
 
     witnesses: tuple[Witness, ...]
@@ -47,7 +53,8 @@ class Collection(NamedTuple):
 
 
 def collect(paths: Iterable[Path]) -> Collection:
-    """The witnesses of report files, and of all `*.json` in folders, in the order of names; of two equal pictures with equal questions the first.
+    """The witnesses of report files, and of all `*.json` in folders, in the order of names; of two equal
+    pictures with equal questions the first.
 
     Raises ReportRefused, which names the file.
     """
@@ -58,7 +65,12 @@ def collect(paths: Iterable[Path]) -> Collection:
             for index, record in enumerate(report.attacks):
                 source = _place(path, f"/reports/{number}/attacks/{index}" if number else f"/attacks/{index}")
                 if record.success_8bit and record.adversarial_png is not None:
-                    question = (record.witness_sha256, report.victim.labels, report.input.true_label, report.input.target_label)
+                    question = (
+                        record.witness_sha256,
+                        report.victim.labels,
+                        report.input.true_label,
+                        report.input.target_label,
+                    )
                     found.setdefault(question, _witness(source, report, record))
                 elif record.success or record.success_8bit:
                     pictureless.append(source)
@@ -66,24 +78,34 @@ def collect(paths: Iterable[Path]) -> Collection:
 
 
 def read_reports(path: Path) -> tuple[ProbeReport, ...]:
-    """The report in a file, or those in a saved answer of `POST /probe`. Raises ReportRefused for anything else, with the place that is wrong."""
+    """The report in a file, or those in a saved answer of `POST /probe`. Raises ReportRefused for anything
+    else, with the place that is wrong.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ReportRefused(f"expected at most {MAX_BYTES} bytes, found {path.stat().st_size}.", field=str(path))
+            raise ReportRefused(
+                f"expected at most {MAX_BYTES} bytes, found {path.stat().st_size}.", field=str(path)
+            )
         data: Any = from_json(path.read_bytes())
     except OSError as error:
         raise ReportRefused(f"it can't be read: {error.strerror}.", field=str(path)) from error
     except ValueError as error:
         raise ReportRefused(
-            f"it is not JSON, or was cut off ({error}).", field=str(path), help="Write it again with `robustclip probe --json`."
+            f"it is not JSON, or was cut off ({error}).",
+            field=str(path),
+            help="Write it again with `robustclip probe --json`.",
         ) from error
     if isinstance(data, dict) and isinstance(inside := cast(dict[str, Any], data).get("reports"), list):
-        return tuple(_report(each, path, f"/reports/{number}") for number, each in enumerate(cast(list[Any], inside)))
+        return tuple(
+            _report(each, path, f"/reports/{number}") for number, each in enumerate(cast(list[Any], inside))
+        )
     return (_report(data, path, ""),)
 
 
 def best_record(report: ProbeReport) -> AttackRecord | None:
-    """The attack to show: the least conspicuous witness, a PNG before float pixels; without one, whoever came nearest to changing the decision."""
+    """The attack to show: the least conspicuous witness, a PNG before float pixels; without one, whoever came
+    nearest to changing the decision.
+    """
     return min(report.attacks, key=_rank, default=None)
 
 
@@ -147,12 +169,18 @@ def _report(data: object, path: Path, pointer: str) -> ProbeReport:
         raise ReportRefused(f"expected a JSON object, found {type(data).__name__}.", field=place)
     schema = cast(dict[str, Any], data).get("schema")
     if schema != SCHEMA:
-        raise ReportRefused(f"expected the schema {SCHEMA!r}, found {schema!r:.60}.", field=place, help="Probe again with this version.")
+        raise ReportRefused(
+            f"expected the schema {SCHEMA!r}, found {schema!r:.60}.",
+            field=place,
+            help="Probe again with this version.",
+        )
     try:
         return ProbeReport.model_validate(data)
     except ValidationError as error:
         complaint = invalid_input(error, data)
-        raise ReportRefused(complaint.message, field=_place(path, f"{pointer}/{complaint.field or ''}")) from error
+        raise ReportRefused(
+            complaint.message, field=_place(path, f"{pointer}/{complaint.field or ''}")
+        ) from error
 
 
 def _place(path: Path, pointer: str) -> str:
@@ -174,5 +202,8 @@ def _witness(source: str, report: ProbeReport, record: AttackRecord) -> Witness:
     if hashlib.sha256(png).hexdigest() != record.witness_sha256:
         raise ReportRefused("its picture is not the one that was judged: the digests differ.", field=source)
     if (image.height, image.width) != question.resolution or image.height != image.width:
-        raise ReportRefused(f"expected a picture of {question.resolution}, found {image.height} x {image.width}.", field=source)
+        raise ReportRefused(
+            f"expected a picture of {question.resolution}, found {image.height} x {image.width}.",
+            field=source,
+        )
     return Witness(source, report, record, (to_pixels(image, image.width) * 255).round().to(torch.uint8))

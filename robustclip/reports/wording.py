@@ -1,4 +1,6 @@
-"""What a probe report says, in sentences for people who did not make it. No sentence promises more than the report holds."""
+"""What a probe report says, in sentences for people who did not make it. No sentence promises more than the
+report holds.
+"""
 
 import math
 from collections.abc import Sequence
@@ -30,14 +32,24 @@ class VerdictWords(NamedTuple):
 
 VERDICTS = {
     "broken": VerdictWords(
-        "Broken", "broken", "There is a witness: a change within the attacker's reach that is decided otherwise, judged again in a fresh forward."
+        "Broken",
+        "broken",
+        "There is a witness: a change within the attacker's reach that is decided otherwise, judged again "
+        "in a fresh forward.",
     ),
     "inconclusive": VerdictWords(
-        "Inconclusive", "inconclusive", "Nothing may be concluded: the decision was not broken, and its standing can't be trusted."
+        "Inconclusive",
+        "inconclusive",
+        "Nothing may be concluded: the decision was not broken, and its standing can't be trusted.",
     ),
-    "not-broken-within-budget": VerdictWords("Not broken", "standing", "A record of what was tried, and no promise: a stronger attack may succeed."),
+    "not-broken-within-budget": VerdictWords(
+        "Not broken", "standing", "A record of what was tried, and no promise: a stronger attack may succeed."
+    ),
     "certified": VerdictWords(
-        "Certified", "certified", "No change within the certified radius can alter the smoothed decision, with the confidence that is stated."
+        "Certified",
+        "certified",
+        "No change within the certified radius can alter the smoothed decision, with the confidence that is "
+        "stated.",
     ),
 }
 
@@ -66,9 +78,14 @@ def question_sentence(report: ProbeReport) -> str:
 
 def attack_words(record: AttackRecord) -> AttackWords:
     norm, radius = norm_of(record), radius_of(record)
-    outcome = "yes, as a PNG too" if record.success_8bit else "as float pixels only" if record.success else "no"
+    outcome = (
+        "yes, as a PNG too" if record.success_8bit else "as float pixels only" if record.success else "no"
+    )
     if record.rate is not None:
-        outcome += f" ({record.rate.wrong} of {record.rate.draws} draws, {record.rate.low:.0%} to {record.rate.high:.0%})"
+        outcome += (
+            f" ({record.rate.wrong} of {record.rate.draws} draws, {record.rate.low:.0%} to "
+            f"{record.rate.high:.0%})"
+        )
     return AttackWords(
         name=record.kind,
         radius="" if radius is None else f"{radius_text(radius, norm)} {NORMS[norm]}",
@@ -86,7 +103,10 @@ def gap_sentence(report: ProbeReport) -> str | None:
     if report.gap is None:
         return None
     if report.gap.illusory:
-        return "The attack that does not know the defense fails, the one that knows it succeeds: what the defense seems to protect is an illusion."
+        return (
+            "The attack that does not know the defense fails, the one that knows it succeeds: what the "
+            "defense seems to protect is an illusion."
+        )
     if report.gap.adaptive_success:
         return "Knowing the defense or not, the attack succeeds."
     return "Neither the attack that knows the defense nor the one that does not succeeds."
@@ -97,7 +117,10 @@ def bracket_words(found: MinimalRadius) -> str:
     spent = "" if found.complete else "; the search was ended before the bracket was as close as it could be"
     if found.broken is None:
         return f"nothing broke it, {found.unbroken_text} withstood, which proves nothing{spent}"
-    return f"{found.broken_text} breaks it (as {found.label!r}), {found.unbroken_text} withstood, which proves nothing{spent}"
+    return (
+        f"{found.broken_text} breaks it (as {found.label!r}), {found.unbroken_text} withstood, which "
+        f"proves nothing{spent}"
+    )
 
 
 def certificate_words(found: Certificate) -> str:
@@ -106,8 +129,13 @@ def certificate_words(found: Certificate) -> str:
     if found.abstained:
         said = f"abstains: {votes} for {found.label!r} prove no majority"
     else:
-        l2, levels = (math.floor(radius * 1000) / 1000 for radius in (found.radius_l2, found.radius_linf * LEVELS))
-        said = f"{found.label!r} holds within {l2:g} (L2), {levels:g}/255 in every value: {votes}, alpha {found.alpha:g}"
+        l2, levels = (
+            math.floor(radius * 1000) / 1000 for radius in (found.radius_l2, found.radius_linf * LEVELS)
+        )
+        said = (
+            f"{found.label!r} holds within {l2:g} (L2), {levels:g}/255 in every value: {votes}, alpha "
+            f"{found.alpha:g}"
+        )
     if isinstance(found, CertificatePart) and not found.served:
         said += "; of the vote, which is not what is served"
     return f"{said}; exploratory, this noise had answered another question" if found.exploratory else said
@@ -118,7 +146,10 @@ def trust_sentence(report: ProbeReport) -> str:
     tried, fired = len(report.diagnostics), [flag for flag in report.diagnostics if flag.fired]
     hard = sum(flag.severity == "hard" for flag in fired)
     if hard:
-        return f"{hard} of {tried} checks for a false result failed. A witness stays a fact; that nothing was found would mean nothing."
+        return (
+            f"{hard} of {tried} checks for a false result failed. A witness stays a fact; that nothing "
+            f"was found would mean nothing."
+        )
     if fired:
         return f"{len(fired)} of {tried} checks for a false result noticed something, none of it serious."
     return f"{tried} checks for a false result were made; none gave a reason to doubt the attack."

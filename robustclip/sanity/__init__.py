@@ -1,4 +1,5 @@
-"""Checks for masked gradients: is "not broken" a property of the decision, or of an attack that could not see?
+"""Checks for masked gradients: is "not broken" a property of the decision, or of an attack that could not
+see?
 
 checks     `examine` runs all checks that fit one attacked decision; `bill` says before what they may cost
 base       what a check is: its code and name, its threshold, its sentence, its price

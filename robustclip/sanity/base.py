@@ -1,4 +1,5 @@
-"""What a check says, and what it may cost: the catalogue of symptoms, by the identifiers of ROBUSTNESS.md section 3.
+"""What a check says, and what it may cost: the catalogue of symptoms, by the identifiers of ROBUSTNESS.md
+section 3.
 
 M15 is missing: it compares accuracies over many pictures, which is an evaluation's to do.
 """
@@ -18,7 +19,9 @@ from robustclip.scores.wrappers import Averaged
 from robustclip.types import FREE, Cost, Pixels, Score
 
 Severity: TypeAlias = Literal["hard", "soft"]
-Judge: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
+Judge: TypeAlias = Callable[
+    [Pixels, Tensor], tuple[Tensor, Cost]
+]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
 
 
 def at_its_word(points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
@@ -32,7 +35,9 @@ def draws_of(score: Score) -> int:
 
 
 class Diagnostic(BaseModel):
-    """One symptom: `fired` says whether `number` crossed `threshold`, `sentence` what the number is, `advice` what to do when it fired."""
+    """One symptom: `fired` says whether `number` crossed `threshold`, `sentence` what the number is, `advice`
+    what to do when it fired.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,9 +52,11 @@ class Diagnostic(BaseModel):
 
 
 class Suspicion(NamedTuple):
-    """A point [1, 3, S, S] of the ball that a check takes for one that reaches the goal: to be judged like any other attack's.
+    """A point [1, 3, S, S] of the ball that a check takes for one that reaches the goal: to be judged like
+    any other attack's.
 
-    `attack` came there, with `draws` averaged in each answer, and raised `loss` if that is not what the attacked score raises.
+    `attack` came there, with `draws` averaged in each answer, and raised `loss` if that is not what the
+    attacked score raises.
     """
 
     pixels: Pixels
@@ -70,7 +77,8 @@ class Finding(NamedTuple):
 class Symptom:
     """A symptom that can be looked for.
 
-    cost   most passes that looking takes, for one draw of the defense; none where another check or an attack already paid
+    cost   most passes that looking takes, for one draw of the defense; none where another check or an attack
+           already paid
     draws  most draws of a randomized defense that looking averages
     """
 
@@ -121,7 +129,8 @@ M1 = Symptom(
     name="zero gradient",
     severity="hard",
     threshold=0.01,
-    sentence="largest share of gradient entries that are exactly zero, beside the picture and along an attack",
+    sentence="largest share of gradient entries that are exactly zero, beside the picture and along an "
+    "attack",
     advice=_THROUGH,
     cost=Cost(1, 1).plus(CLIMB),
     draws=4,
@@ -150,7 +159,8 @@ M4 = Symptom(
     name="saturation",
     severity="soft",
     threshold=1 - 1e-6,
-    sentence="largest probability on the clean picture, or 1 where another loss broke what cross-entropy did not",
+    sentence="largest probability on the clean picture, or 1 where another loss broke what cross-entropy "
+    "did not",
     advice="Raise the margin, DLR, or cross-entropy at a higher temperature.",
     cost=Cost(1),
     draws=4,
@@ -250,7 +260,8 @@ S1 = Symptom(
     severity="hard",
     threshold=1.0,
     sentence="share of problems with a known answer that the attack solved",
-    advice="The attack misses adversarials that exist: attack through a surrogate (BPDA), with more draws, or without gradients.",
+    advice="The attack misses adversarials that exist: attack through a surrogate (BPDA), with more draws, "
+    "or without gradients.",
 )
 
 SYMPTOMS: tuple[Symptom, ...] = (M1, M2, M3, M4, M5, M6, M7, M8, M9, M10, M11, M12, M13, M14, S1)

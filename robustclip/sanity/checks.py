@@ -1,7 +1,9 @@
-"""Symptoms of a false result: each check is a number, a threshold and a sentence. A hard flag that fires forbids any claim of robustness.
+"""Symptoms of a false result: each check is a number, a threshold and a sentence. A hard flag that fires
+forbids any claim of robustness.
 
-Checks look at a victim through scores; they know neither prompts nor pictures' meaning. `examine` runs all that fit one attacked decision, and `bill`
-says before what they may cost. The active self-test is asked for by itself (`robustclip/sanity/selftest.py`).
+Checks look at a victim through scores; they know neither prompts nor pictures' meaning. `examine` runs all
+that fit one attacked decision, and `bill` says before what they may cost. The active self-test is asked for
+by itself (`robustclip/sanity/selftest.py`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,7 +60,13 @@ _TRANSFERRED = ("static", "transfer", "oblivious")  # levels of knowledge that b
 
 
 def bill(
-    eot: int, *, randomized: bool = True, defended: bool = True, cross_entropy: bool = True, queried: bool = False, climbed: bool = False
+    eot: int,
+    *,
+    randomized: bool = True,
+    defended: bool = True,
+    cross_entropy: bool = True,
+    queried: bool = False,
+    climbed: bool = False,
 ) -> Cost:
     """Upper bound of what `examine` costs beside its unbounded attack, if a score costs one pass a row.
 
@@ -85,7 +93,8 @@ class Suspect:
     score       what the adaptive attack raised, averaged or not
     undefended  the same without the defense; None: there is no defense
     classifier  the defended classifier, to be asked
-    gradient    how the defense says that its gradient passes; `randomized`: that it draws; `eot`: draws averaged in each gradient
+    gradient    how the defense says that its gradient passes; `randomized`: that it draws; `eot`: draws
+                averaged in each gradient
     price       of asking the classifier about one row
     """
 
@@ -110,13 +119,17 @@ class Suspect:
         return averaged(self.one_draw, draws) if draws > 1 else self.one_draw
 
     def judge(self, points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
-        """Which points [n] reach the goal: by the margins that a search saw or, since a search picks lucky draws, in most of 16 fresh ones."""
+        """Which points [n] reach the goal: by the margins that a search saw or, since a search picks lucky
+        draws, in most of 16 fresh ones.
+        """
         reached, cost = at_its_word(points, margins)
         hits = reached.nonzero().flatten()
         if not self.randomized or not len(hits):
             return reached, cost
         rows = hits.repeat_interleave(DOUBTS)
-        streams = torch.cat([derive(self.seeds, f"doubt-{index}") for index in range(DOUBTS)]).repeat(len(hits))
+        streams = torch.cat([derive(self.seeds, f"doubt-{index}") for index in range(DOUBTS)]).repeat(
+            len(hits)
+        )
         seen = self.one_draw.select(torch.zeros_like(rows))(points[rows], streams, grad=False)
         reached[hits] = (seen.margin > 0).unflatten(0, (len(hits), DOUBTS)).float().mean(dim=1) > 0.5
         return reached, seen.cost
@@ -128,16 +141,24 @@ def suspicions(*, cross_entropy: bool = True, queried: bool = False) -> int:
 
 
 def examine(
-    suspect: Suspect, successes: Mapping[str, bool], *, unbounded: Attack, queried: bool | None = None, climb: Climb | None = None
+    suspect: Suspect,
+    successes: Mapping[str, bool],
+    *,
+    unbounded: Attack,
+    queried: bool | None = None,
+    climb: Climb | None = None,
 ) -> Iterator[Finding]:
     """Check by check, with what each took and found: those that fit what was tried.
 
     successes  whether attacks of a level of knowledge reached the goal, for every level that was tried
     unbounded  an attack that nothing withstands
-    queried    whether a search by values alone reached the goal in this ball after all gradients had failed; None: there was none
-    climb      what was seen of an attack of which `climbs` is true; None: there was none, and a short one is made
+    queried    whether a search by values alone reached the goal in this ball after all gradients had failed;
+               None: there was none
+    climb      what was seen of an attack of which `climbs` is true; None: there was none, and a short one is
+               made
 
-    A decision that fell to an adaptive attack is not asked whether a stronger one were needed: M6, M8 and M13 are about attacks in vain.
+    A decision that fell to an adaptive attack is not asked whether a stronger one were needed: M6, M8 and M13
+    are about attacks in vain.
     """
     pixels, seeds, ball = suspect.pixels, suspect.seeds, suspect.ball
     adaptive = successes.get("adaptive", False)
@@ -154,11 +175,16 @@ def examine(
     true = gradient_true(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
     if suspect.undefended is not None:
         scale, cost = gradient_scale(suspect.averaged(M2), suspect.undefended, pixels, seeds)
-        yield Finding(scale.model_copy(update={"severity": "hard"}) if true is not None and true[0].fired else scale, cost)
+        yield Finding(
+            scale.model_copy(update={"severity": "hard"}) if true is not None and true[0].fired else scale,
+            cost,
+        )
     if true is not None:
         yield Finding(*true)
     yield saturation(suspect.averaged(M4), pixels, seeds, ball, standing=standing, judge=suspect.judge)
-    if "adaptive" in successes and (others := [successes[level] for level in _TRANSFERRED if level in successes]):
+    if "adaptive" in successes and (
+        others := [successes[level] for level in _TRANSFERRED if level in successes]
+    ):
         yield Finding(transfer_weaker(any(others), adaptive))
     yield noise_weaker(suspect.averaged(M7), pixels, seeds, ball, adaptive, suspect.judge)
     if queried:
@@ -184,7 +210,8 @@ def examine(
 
 
 def _by_size(suspect: Suspect, climbed: Attacked | None) -> Finding:
-    """M8: half the radius in five steps, one step and (if they were made) ten of the whole, before an adaptive attack that failed.
+    """M8: half the radius in five steps, one step and (if they were made) ten of the whole, before an
+    adaptive attack that failed.
 
     A wider ball is not tried: whatever it came to, the failure in between says the same.
     """
@@ -195,7 +222,13 @@ def _by_size(suspect: Suspect, climbed: Attacked | None) -> Finding:
     ]
     cost = tried[0][1].cost.plus(tried[1][1].cost)
     tried += [] if climbed is None else [(climb_of(ball), climbed)]
-    reached, doubted = suspect.judge(torch.cat([found.pixels for _, found in tried]), torch.cat([found.margin for _, found in tried]))
-    hits = [(attack.model_copy(update={"ball": ball}), found.pixels) for (attack, found), hit in zip(tried, reached.tolist(), strict=True) if hit]
+    reached, doubted = suspect.judge(
+        torch.cat([found.pixels for _, found in tried]), torch.cat([found.margin for _, found in tried])
+    )
+    hits = [
+        (attack.model_copy(update={"ball": ball}), found.pixels)
+        for (attack, found), hit in zip(tried, reached.tolist(), strict=True)
+        if hit
+    ]
     suspicion = Suspicion(hits[0][1], hits[0][0], draws_of(score)) if hits else None
     return Finding(monotone([*reached.tolist(), False]), cost.plus(doubted), suspicion)

@@ -1,4 +1,5 @@
-"""Does the forward pass do what it says: draw where it is randomized, go without autograd, judge each row by itself?
+"""Does the forward pass do what it says: draw where it is randomized, go without autograd, judge each row by
+itself?
 
 Each check says how many rows it asked about.
 """
@@ -15,46 +16,74 @@ from robustclip.seeds import derive, row_uniform
 from robustclip.types import Classifier, Logits, Pixels, Seeds
 
 
-def randomness(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int) -> tuple[list[Diagnostic], int]:
-    """M9: logits differ between draws and the attack averaged none. M10: declared randomized, yet the draws are identical.
+def randomness(
+    classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int
+) -> tuple[list[Diagnostic], int]:
+    """M9: logits differ between draws and the attack averaged none. M10: declared randomized, yet the draws
+    are identical.
 
-    What M10 asks of replayed noise beside that is left to the verdict, which counts successes on fresh draws only.
+    What M10 asks of replayed noise beside that is left to the verdict, which counts successes on fresh draws
+    only.
     """
     streams = torch.cat([derive(seeds, f"draw-{index}") for index in range(DRAWS)])
     with torch.no_grad():
         logits = classifier(pixels.expand(DRAWS, -1, -1, -1), streams)
     spread = (logits - logits[:1]).abs().max().item()
-    return [M9.seen(spread, spread > M9.threshold and eot < 2), M10.seen(spread, declared and spread <= M10.threshold)], DRAWS
+    return [
+        M9.seen(spread, spread > M9.threshold and eot < 2),
+        M10.seen(spread, declared and spread <= M10.threshold),
+    ], DRAWS
 
 
-def forward_static(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool) -> tuple[Diagnostic, int, Logits]:
-    """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed, and no other way tried.
+def forward_static(
+    classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool
+) -> tuple[Diagnostic, int, Logits]:
+    """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed,
+    and no other way tried.
 
     With the logits of that pass.
     """
     with torch.no_grad(), _Recorder() as recorder:
         logits = classifier(pixels, seeds)
-    return M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold), len(pixels), logits
+    return (
+        M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold),
+        len(pixels),
+        logits,
+    )
 
 
-def rows_independent(classifier: Classifier, pixels: Pixels, seeds: Seeds, *, alone: Logits) -> tuple[Diagnostic, int]:
+def rows_independent(
+    classifier: Classifier, pixels: Pixels, seeds: Seeds, *, alone: Logits
+) -> tuple[Diagnostic, int]:
     """M12: the logits of a row `alone` [1, C] and among seven noisy neighbours."""
-    neighbours = row_uniform(torch.cat([derive(seeds, f"mate-{index}") for index in range(MATES)]), tuple(pixels.shape[1:]), like=pixels)
+    neighbours = row_uniform(
+        torch.cat([derive(seeds, f"mate-{index}") for index in range(MATES)]),
+        tuple(pixels.shape[1:]),
+        like=pixels,
+    )
     with torch.no_grad():
-        among = classifier(torch.cat([pixels, neighbours]), torch.cat([seeds, derive(seeds.repeat(MATES), "mates")]))[:1]
+        among = classifier(
+            torch.cat([pixels, neighbours]), torch.cat([seeds, derive(seeds.repeat(MATES), "mates")])
+        )[:1]
     change = (alone - among).abs().max().item()
     return M12.seen(change, change > M12.threshold), MATES + 1
 
 
 class _Recorder(TorchFunctionMode):
-    """Counts operations that record a gradient although the caller asked for none: somebody switched autograd on again."""
+    """Counts operations that record a gradient although the caller asked for none: somebody switched autograd
+    on again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operations += isinstance(result, Tensor) and torch.is_grad_enabled() and result.requires_grad

@@ -7,7 +7,21 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
-from robustclip.sanity.base import CLIMB_STEPS, DIRECTIONS, M1, M2, M3, M4, M14, Diagnostic, Finding, Judge, Suspicion, at_its_word, draws_of
+from robustclip.sanity.base import (
+    CLIMB_STEPS,
+    DIRECTIONS,
+    M1,
+    M2,
+    M3,
+    M4,
+    M14,
+    Diagnostic,
+    Finding,
+    Judge,
+    Suspicion,
+    at_its_word,
+    draws_of,
+)
 from robustclip.scores.kinds import decision, restated
 from robustclip.scores.losses import LossName
 from robustclip.seeds import derive, row_uniform
@@ -19,7 +33,9 @@ _BESIDE = Linf(radius=1 / 255)
 
 
 class Climb(NamedTuple):
-    """What an attack on one picture saw from a random start: value and margin [T], and the largest share of zero entries in any of its gradients."""
+    """What an attack on one picture saw from a random start: value and margin [T], and the largest share of
+    zero entries in any of its gradients.
+    """
 
     value: Tensor
     margin: Tensor
@@ -27,7 +43,9 @@ class Climb(NamedTuple):
 
 
 class Climbing:
-    """Watches an attack on one picture climb `score`. `of` says from where it may be believed: the picture itself may be a stationary point."""
+    """Watches an attack on one picture climb `score`. `of` says from where it may be believed: the picture
+    itself may be a stationary point.
+    """
 
     def __init__(self, score: Score) -> None:
         self.score = Watched(score)
@@ -35,14 +53,19 @@ class Climbing:
     def of(self, attack: PGD, attacked: Attacked) -> Climb:
         """What was seen from the first random start."""
         seen = attack.seen_from("random")
-        points, (wave, row) = slice(seen.start, seen.stop), divmod(seen.start // len(seen), SIDE_BY_SIDE)  # starts climb side by side, a row each
+        points, (wave, row) = (
+            slice(seen.start, seen.stop),
+            divmod(seen.start // len(seen), SIDE_BY_SIDE),
+        )  # starts climb side by side, a row each
         calls = self.score.shares[wave * len(seen) : (wave + 1) * len(seen)]
         zero_share = max((share for shares in calls for share in shares[row : row + 1].tolist()), default=0.0)
         return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], zero_share)
 
 
 def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
-    """Whether an attack tells by itself what gradients in that ball are worth: PGD to its end from a random point, in ten steps or more."""
+    """Whether an attack tells by itself what gradients in that ball are worth: PGD to its end from a random
+    point, in ten steps or more.
+    """
     if not isinstance(attack, PGD) or attack.ball != ball or attack.stop != "never":
         return False
     return attack.steps >= CLIMB_STEPS and bool(attack.seen_from("random"))
@@ -53,8 +76,12 @@ def climb_of(ball: BallSpec) -> PGD:
     return PGD(ball=ball, steps=CLIMB_STEPS, starts=("random",), stop="never")
 
 
-def gradient_present(score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0) -> tuple[Diagnostic, Cost]:
-    """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the largest share that an attack met."""
+def gradient_present(
+    score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0
+) -> tuple[Diagnostic, Cost]:
+    """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the
+    largest share that an attack met.
+    """
     near = _BESIDE.sample(pixels, derive(seeds, "gradient"))
     evaluation = score(near, seeds, grad=True)
     return gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
@@ -65,8 +92,12 @@ def gradient_along(zero_share: float) -> Diagnostic:
     return M1.seen(zero_share, zero_share > M1.threshold)
 
 
-def gradient_scale(defended: Score, undefended: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
-    """M2: the norm of the gradient through the defense over the norm without it; out of scale is also what is 1e4 times too long."""
+def gradient_scale(
+    defended: Score, undefended: Score, pixels: Pixels, seeds: Seeds
+) -> tuple[Diagnostic, Cost]:
+    """M2: the norm of the gradient through the defense over the norm without it; out of scale is also what is
+    1e4 times too long.
+    """
     through, without = defended(pixels, seeds, grad=True), undefended(pixels, seeds, grad=True)
     norms = [0.0 if part.grad is None else part.grad.double().norm().item() for part in (through, without)]
     ratio = norms[0] / max(norms[1], 1e-30)
@@ -74,7 +105,8 @@ def gradient_scale(defended: Score, undefended: Score, pixels: Pixels, seeds: Se
 
 
 def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
-    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions; for gradients declared exact.
+    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions; for
+    gradients declared exact.
 
     Every point is asked on the same draw, so that the check holds for one draw of a randomized defense, too.
     """
@@ -88,13 +120,19 @@ def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnosti
     measured = (ahead.value - behind.value) / (2 * _STEP)
     predicted = (gradient * directions).flatten(1).sum(dim=1)
     correlation = _correlation(measured, predicted)
-    return M3.seen(correlation, correlation < M3.threshold), evaluation.cost.plus(ahead.cost).plus(behind.cost)
+    return M3.seen(correlation, correlation < M3.threshold), evaluation.cost.plus(ahead.cost).plus(
+        behind.cost
+    )
 
 
-def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, standing: bool, judge: Judge = at_its_word) -> Finding:
-    """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what cross-entropy left, other losses are tried.
+def saturation(
+    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, standing: bool, judge: Judge = at_its_word
+) -> Finding:
+    """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what
+    cross-entropy left, other losses are tried.
 
-    Hard, other than in ROBUSTNESS 3, where one of them succeeds: then the decision is broken, and the attack that failed was of no use.
+    Hard, other than in ROBUSTNESS 3, where one of them succeeds: then the decision is broken, and the attack
+    that failed was of no use.
     """
     seen = score(pixels, seeds, grad=False)
     surest, cost = 0.0 if seen.logits is None else seen.logits.double().softmax(dim=1).max().item(), seen.cost
@@ -102,18 +140,25 @@ def saturation(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, st
         attack = climb_of(ball)
         tries: tuple[tuple[LossName, float], ...] = (("margin", 1.0), ("cross_entropy", 10.0))
         for loss, temperature in tries:
-            attacked = attack(restated(score, loss, temperature=temperature), pixels, derive(seeds, "saturation"))
+            attacked = attack(
+                restated(score, loss, temperature=temperature), pixels, derive(seeds, "saturation")
+            )
             reached, paid = judge(attacked.pixels, attacked.margin)
             cost = cost.plus(attacked.cost).plus(paid)
             if bool(reached.any()):
-                return Finding(M4.seen(1.0, fired=True, severity="hard"), cost, Suspicion(attacked.pixels, attack, draws_of(score), loss))
+                return Finding(
+                    M4.seen(1.0, fired=True, severity="hard"),
+                    cost,
+                    Suspicion(attacked.pixels, attack, draws_of(score), loss),
+                )
     return Finding(M4.seen(surest, surest > M4.threshold), cost)
 
 
 def rising(value: Tensor, margin: Tensor) -> Diagnostic:
     """M14 from what an attack saw from one start, `value` and `margin` [T].
 
-    An attack that reached its goal had no need to rise further: it raises no flag, other than in ROBUSTNESS 3, which looks at the start alone.
+    An attack that reached its goal had no need to rise further: it raises no flag, other than in ROBUSTNESS
+    3, which looks at the start alone.
     """
     half = (len(value) + 1) // 2
     spread = (value.max() - value.min()).item()
@@ -123,7 +168,9 @@ def rising(value: Tensor, margin: Tensor) -> Diagnostic:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A score whose gradients are looked at: `shares` has the share of zero entries in each row of each call, 0 where no gradient was asked."""
+    """A score whose gradients are looked at: `shares` has the share of zero entries in each row of each call,
+    0 where no gradient was asked.
+    """
 
     score: Score
     shares: list[Tensor] = field(default_factory=list[Tensor])
@@ -139,7 +186,11 @@ class Watched:
 
 def _zero_share(evaluation: Evaluation, pixels: Pixels) -> Tensor:
     """[B] the share of gradient entries that are exactly zero; all of them where there is no gradient."""
-    return torch.ones_like(evaluation.value) if evaluation.grad is None else (evaluation.grad == 0).flatten(1).float().mean(dim=1)
+    return (
+        torch.ones_like(evaluation.value)
+        if evaluation.grad is None
+        else (evaluation.grad == 0).flatten(1).float().mean(dim=1)
+    )
 
 
 def _correlation(first: Tensor, second: Tensor) -> float:

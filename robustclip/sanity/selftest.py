@@ -1,10 +1,13 @@
-"""The active self-test: problems that certainly have an answer, given to the attack that found none (Zimmermann et al. 2022, arXiv 2206.13991).
+"""The active self-test: problems that certainly have an answer, given to the attack that found none
+(Zimmermann et al. 2022, arXiv 2206.13991).
 
-In the ball around the picture one point of the surface is told from many inside by a linear readout of the victim's own features, through its
-defense. That point is an adversarial of the two-label classifier so made. An attack that can't find one says nothing by failing elsewhere.
+In the ball around the picture one point of the surface is told from many inside by a linear readout of the
+victim's own features, through its defense. That point is an adversarial of the two-label classifier so made.
+An attack that can't find one says nothing by failing elsewhere.
 
-Deviations: the readout is a discriminant with shrunk covariance instead of a logistic regression: in closed form, and for a single point against a
-cloud of one shape the same direction. A problem whose surface point can't be told apart is void.
+Deviations: the readout is a discriminant with shrunk covariance instead of a logistic regression: in closed
+form, and for a single point against a cloud of one shape the same direction. A problem whose surface point
+can't be told apart is void.
 """
 
 from dataclasses import dataclass
@@ -34,7 +37,8 @@ _SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity
 
 
 class SelfTest(BaseModel):
-    """What came of the problems: `found` of `valid` were solved; `easy` fall to random points, too, and `void` could not be posed.
+    """What came of the problems: `found` of `valid` were solved; `easy` fall to random points, too, and
+    `void` could not be posed.
 
     random_rate  the largest share of fresh random points that solve one of the problems
     """
@@ -53,7 +57,9 @@ class SelfTest(BaseModel):
 
 
 def bill(eot: int, *, problems: int = PROBLEMS) -> Cost:
-    """Upper bound of what a self-test costs when a gradient averages `eot` draws, if a feature costs one pass."""
+    """Upper bound of what a self-test costs when a gradient averages `eot` draws, if a feature costs one
+    pass.
+    """
     attack = PGD(ball=Linf(radius=0), steps=STEPS).bill(1)
     return attack.plus(Cost(2)).times(eot).plus(Cost(INNER + FRESH)).times(problems)
 
@@ -70,10 +76,12 @@ def self_test(
     guard: Guard = lambda score: score,
     share: Share = lambda classifier: classifier,
 ) -> tuple[SelfTest, Cost]:
-    """Pose problems in the ball around one picture [1, 3, S, S], and attack each by margin PGD-20 from the picture and from a random point.
+    """Pose problems in the ball around one picture [1, 3, S, S], and attack each by margin PGD-20 from the
+    picture and from a random point.
 
-    `embed` gives features [B, E] through the defense (`Defended.features`), differentiable as the victim is attacked. `eot` draws of a randomized
-    defense are averaged in each gradient, and where a point is judged; `toll` is what it takes. `guard` and `share` as in `robustclip.probing.run`.
+    `embed` gives features [B, E] through the defense (`Defended.features`), differentiable as the victim is
+    attacked. `eot` draws of a randomized defense are averaged in each gradient, and where a point is judged;
+    `toll` is what it takes. `guard` and `share` as in `robustclip.probing.run`.
     """
     found = valid = easy = void = 0
     random_rate = 0.0
@@ -97,7 +105,9 @@ def self_test(
 
 @dataclass(frozen=True, eq=False)
 class _Readout:
-    """The classifier of a problem: how far features lie from `center` [E] along `weights` [E], against a threshold."""
+    """The classifier of a problem: how far features lie from `center` [E] along `weights` [E], against a
+    threshold.
+    """
 
     embed: Embed
     toll: Toll
@@ -124,10 +134,16 @@ class _Problem(NamedTuple):
     random_rate: float
 
 
-def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, share: Share) -> tuple[_Problem | None, Cost]:
-    """Draw the points, fit the readout, put its threshold midway between the surface point and the nearest inner one; None if it lies inside."""
+def _pose(
+    embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, share: Share
+) -> tuple[_Problem | None, Cost]:
+    """Draw the points, fit the readout, put its threshold midway between the surface point and the nearest
+    inner one; None if it lies inside.
+    """
     streams = torch.cat([derive(seeds, f"point-{index}") for index in range(INNER + FRESH)])
-    within = ball.model_copy(update={"radius": _INNER_SHARE * ball.radius}).sample(pixels.expand(INNER + FRESH, -1, -1, -1), streams)
+    within = ball.model_copy(update={"radius": _INNER_SHARE * ball.radius}).sample(
+        pixels.expand(INNER + FRESH, -1, -1, -1), streams
+    )
     surface = _surface(ball, pixels, seeds).expand(eot, -1, -1, -1)
     draws = torch.cat([derive(seeds, f"surface-{index}") for index in range(eot)])
     with torch.no_grad():
@@ -141,7 +157,9 @@ def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, 
     spread = covariance.diagonal().mean()
     if not bool(spread > 0):
         return None, cost
-    shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * spread * torch.eye(len(center), dtype=center.dtype, device=center.device)
+    shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * spread * torch.eye(
+        len(center), dtype=center.dtype, device=center.device
+    )
     weights = F.normalize(torch.linalg.solve(shrunk, away), dim=0) / spread.sqrt()
     nearest, reached = (deviations @ weights).max().item(), (away @ weights).item()
     if not reached > nearest:
@@ -151,12 +169,16 @@ def _pose(embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, 
     return _Problem(readout, rate), cost
 
 
-def _attack(readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, guard: Guard, share: Share) -> tuple[bool, Cost]:
+def _attack(
+    readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, guard: Guard, share: Share
+) -> tuple[bool, Cost]:
     """Whether the attack finds a point beyond the threshold, judged again on fresh draws."""
     score = guard(label_score("margin", readout, torch.zeros(1, dtype=torch.int64, device=pixels.device)))
     if eot > 1:  # the first mean above 0 may be a lucky one
         score = averaged(score, eot)
-    attacked = PGD(ball=ball, steps=STEPS, stop="broken" if eot == 1 else "never")(score, pixels, derive(seeds, "attack"))
+    attacked = PGD(ball=ball, steps=STEPS, stop="broken" if eot == 1 else "never")(
+        score, pixels, derive(seeds, "attack")
+    )
     draws = torch.cat([derive(seeds, f"judged-{index}") for index in range(eot)])
     with torch.no_grad():
         logits = share(readout)(attacked.pixels.expand(eot, -1, -1, -1), draws).mean(dim=0)
@@ -166,5 +188,9 @@ def _attack(readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot
 def _surface(ball: BallSpec, pixels: Pixels, seeds: Seeds) -> Pixels:
     """A random corner of an Linf ball, a random point of an L2 sphere, in the box."""
     direction = row_normal(derive(seeds, "surface"), tuple(pixels.shape[1:]), like=pixels)
-    direction = direction.sign() if isinstance(ball, Linf) else F.normalize(direction.flatten(1), dim=1).reshape(pixels.shape)
+    direction = (
+        direction.sign()
+        if isinstance(ball, Linf)
+        else F.normalize(direction.flatten(1), dim=1).reshape(pixels.shape)
+    )
     return ball.project(pixels + ball.radius * direction, pixels)

@@ -40,7 +40,9 @@ def black_box_weaker(black_box_success: bool, adaptive_success: bool) -> Diagnos
     return M6.seen(float(fired), fired)
 
 
-def square_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word) -> Finding:
+def square_weaker(
+    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word
+) -> Finding:
     """M6 where no black-box attack was tried and gradients failed: Square, 64 queries."""
     attack = Square(ball=ball, queries=QUERIES)
     attacked = attack(score, pixels, derive(seeds, "square"))
@@ -50,7 +52,14 @@ def square_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, ju
     return Finding(black_box_weaker(found, adaptive_success=False), attacked.cost.plus(cost), suspicion)
 
 
-def noise_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, adaptive_success: bool, judge: Judge = at_its_word) -> Finding:
+def noise_weaker(
+    score: Score,
+    pixels: Pixels,
+    seeds: Seeds,
+    ball: BallSpec,
+    adaptive_success: bool,
+    judge: Judge = at_its_word,
+) -> Finding:
     """M7: random noise of the same radius must not succeed where gradients fail."""
     streams = torch.cat([derive(seeds, f"noise-{index}") for index in range(NOISY_COPIES)])
     rows = torch.zeros(NOISY_COPIES, dtype=torch.int64, device=pixels.device)
@@ -62,19 +71,28 @@ def noise_weaker(score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, ada
     best = seen.margin.argmax().reshape(1)
     reached, cost = judge(noisy[best], seen.margin[best])
     found = bool(reached.any())
-    suspicion = Suspicion(noisy[best], Noise(ball=ball, draws=NOISY_COPIES), draws_of(score)) if found else None
+    suspicion = (
+        Suspicion(noisy[best], Noise(ball=ball, draws=NOISY_COPIES), draws_of(score)) if found else None
+    )
     return Finding(M7.seen(share, found), seen.cost.plus(cost), suspicion)
 
 
 def monotone(reached: Sequence[bool]) -> Diagnostic:
-    """M8 over attacks in rising order of radius or of steps, each by itself: none may fail after a weaker one succeeded."""
+    """M8 over attacks in rising order of radius or of steps, each by itself: none may fail after a weaker one
+    succeeded.
+    """
     lost = sum(any(reached[:index]) and not success for index, success in enumerate(reached))
     return M8.seen(float(lost), lost > M8.threshold)
 
 
 def half_way(ball: BallSpec) -> PGD:
     """Five steps from a random point to half the radius."""
-    return PGD(ball=ball.model_copy(update={"radius": ball.radius / 2}), steps=HALF_STEPS, starts=("random",), stop="never")
+    return PGD(
+        ball=ball.model_copy(update={"radius": ball.radius / 2}),
+        steps=HALF_STEPS,
+        starts=("random",),
+        stop="never",
+    )
 
 
 def single_step(ball: BallSpec) -> PGD:

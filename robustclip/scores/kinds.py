@@ -1,8 +1,9 @@
-"""How badly a classifier is doing, row by row, with the gradient that says how to make it worse. Attacks raise scores and know nothing else.
+"""How badly a classifier is doing, row by row, with the gradient that says how to make it worse. Attacks
+raise scores and know nothing else.
 
-Rows are independent: gradients come from the sum of the values, so that a row's gradient is the same in any batch. Whatever a score raises, its
-margin is that of the decision: an attack that climbs one loss still sees, and keeps, what fools the classifier. `robustclip/scores/wrappers.py` has scores
-of scores.
+Rows are independent: gradients come from the sum of the values, so that a row's gradient is the same in any
+batch. Whatever a score raises, its margin is that of the decision: an attack that climbs one loss still sees,
+and keeps, what fools the classifier. `robustclip/scores/wrappers.py` has scores of scores.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput, NoDecisionToAttack
-from robustclip.scores.losses import LEAST_LABELS, TARGETED, UNTARGETED, LossName, cross_entropy, untargeted_margin
+from robustclip.scores.losses import (
+    LEAST_LABELS,
+    TARGETED,
+    UNTARGETED,
+    LossName,
+    cross_entropy,
+    untargeted_margin,
+)
 from robustclip.scores.wrappers import Averaged, Bypassed, Estimated, Guarded, Recorded, Reduced, Transferred
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Score, Seeds, price
 
-AnyScoreName: TypeAlias = Literal["cross_entropy", "margin"]  # those that fit any number of labels and need nothing more to be said
+AnyScoreName: TypeAlias = Literal[
+    "cross_entropy", "margin"
+]  # those that fit any number of labels and need nothing more to be said
 Distance: TypeAlias = Literal["kl", "cosine", "l2"]
 
 _Wrapper: TypeAlias = Averaged | Bypassed | Estimated | Guarded | Recorded | Reduced | Transferred
@@ -28,15 +38,18 @@ _Wrapper: TypeAlias = Averaged | Bypassed | Estimated | Guarded | Recorded | Red
 class LabelScore:
     """A loss about the decision between a classifier's labels; made by `label_score`.
 
-    Label y = `targets` [B] is to lose; `targeted`: it is to win, value and margin have the other sign. Then the margin is z_y - max_{i != y} z_i,
-    and not the gap to the present label alone, which would leave every third label free to win: among ten labels that reached 39 % of the goals at
-    8/255 where this reaches all (`tiny`, PGD-20, 64 pictures of noise).
+    Label y = `targets` [B] is to lose; `targeted`: it is to win, value and margin have the other sign. Then
+    the margin is z_y - max_{i != y} z_i, and not the gap to the present label alone, which would leave every
+    third label free to win: among ten labels that reached 39 % of the goals at 8/255 where this reaches all
+    (`tiny`, PGD-20, 64 pictures of noise).
     """
 
     classifier: Classifier
     targets: Tensor
     loss: LossName = "margin"
-    rivals: Tensor | None = None  # [B] where the loss names one label to go for; the margin does not care which label wins
+    rivals: Tensor | None = (
+        None  # [B] where the loss names one label to go for; the margin does not care which label wins
+    )
     temperature: float | Tensor = 1.0
     targeted: bool = False
 
@@ -66,9 +79,11 @@ class LabelScore:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingShift:
-    """How far the raw image embedding moved from `clean` [B, D]: no labels, no prompts, nothing to reach (the margin is -inf).
+    """How far the raw image embedding moved from `clean` [B, D]: no labels, no prompts, nothing to reach (the
+    margin is -inf).
 
-    kl      KL(softmax(clean) || softmax(embedding)) over the D coordinates (AdvPT 2023, arXiv 2311.11261, as its code does it)
+    kl      KL(softmax(clean) || softmax(embedding)) over the D coordinates (AdvPT 2023, arXiv 2311.11261, as
+            its code does it)
     cosine  1 - cosine
     l2      squared Euclidean distance; the square because its gradient exists at distance 0
 
@@ -101,28 +116,46 @@ def label_score(
 ) -> LabelScore:
     """The score of that loss about `targets` [B]: any other label wins, or with `goals` [B] exactly that one.
 
-    `rivals` [B], for the targeted losses: the label to go for, while any other may win; `temperature` (or [B]) is cross-entropy's. Raises
-    NoDecisionToAttack for fewer than two labels, InvalidInput for fewer labels than the loss needs, an index outside them, or a goal or rival equal
-    to its target.
+    `rivals` [B], for the targeted losses: the label to go for, while any other may win; `temperature` (or
+    [B]) is cross-entropy's. Raises NoDecisionToAttack for fewer than two labels, InvalidInput for fewer
+    labels than the loss needs, an index outside them, or a goal or rival equal to its target.
     """
     labels = len(classifier.labels)
     if labels < 2:
-        raise NoDecisionToAttack(f"expected at least 2 labels, found {labels}.", field="labels", help="Name the alternatives.")
+        raise NoDecisionToAttack(
+            f"expected at least 2 labels, found {labels}.", field="labels", help="Name the alternatives."
+        )
     if labels < LEAST_LABELS[loss]:
-        raise InvalidInput(f"{loss} compares {LEAST_LABELS[loss]} labels, found {labels}.", field="score", help="Raise the margin instead.")
+        raise InvalidInput(
+            f"{loss} compares {LEAST_LABELS[loss]} labels, found {labels}.",
+            field="score",
+            help="Raise the margin instead.",
+        )
     if (rivals is None) == (loss in TARGETED) or (rivals is not None and goals is not None):
         raise InvalidInput(f"{loss} {'needs' if rivals is None else 'takes no'} rivals here.", field="rivals")
     for what, indices in (("targets", targets), ("goals", goals), ("rivals", rivals)):
-        if indices is not None and indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < labels):
-            raise InvalidInput(f"expected label indices below {labels}, found {indices.tolist()!s:.60}.", field=what)
+        if (
+            indices is not None
+            and indices.numel()
+            and not (int(indices.min()) >= 0 and int(indices.max()) < labels)
+        ):
+            raise InvalidInput(
+                f"expected label indices below {labels}, found {indices.tolist()!s:.60}.", field=what
+            )
     for what, indices in (("goals", goals), ("rivals", rivals)):
         if indices is not None and bool((indices == targets).any()):
-            raise InvalidInput(f"one of {what} equals its target.", field=what, help="Ask for another label than the present one.")
+            raise InvalidInput(
+                f"one of {what} equals its target.",
+                field=what,
+                help="Ask for another label than the present one.",
+            )
     wanted = targets if goals is None else goals
     return LabelScore(classifier, wanted, loss, rivals, temperature, targeted=goals is not None)
 
 
-def restated(score: Score, loss: LossName, *, rivals: Tensor | None = None, temperature: float | Tensor = 1.0) -> Score:
+def restated(
+    score: Score, loss: LossName, *, rivals: Tensor | None = None, temperature: float | Tensor = 1.0
+) -> Score:
     """The same decision about the same rows through the same wrappers, with another loss to raise.
 
     Raises InvalidInput for a score that is not about a decision between labels.
@@ -144,7 +177,11 @@ def decision(score: Score) -> LabelScore:
 
 
 def _no_decision() -> InvalidInput:
-    return InvalidInput("this attack changes a decision between labels, and the score is not about one.", field="attack", help="Use PGD.")
+    return InvalidInput(
+        "this attack changes a decision between labels, and the score is not about one.",
+        field="attack",
+        help="Use PGD.",
+    )
 
 
 class _Judged(NamedTuple):
@@ -158,11 +195,15 @@ def _shift(moved: Tensor, clean: Tensor, distance: Distance) -> Tensor:
         return 1 - F.cosine_similarity(moved, clean, dim=1)
     if distance == "l2":
         return (moved - clean).square().sum(dim=1)
-    return F.kl_div(moved.log_softmax(dim=1), clean.log_softmax(dim=1), log_target=True, reduction="none").sum(dim=1)
+    return F.kl_div(
+        moved.log_softmax(dim=1), clean.log_softmax(dim=1), log_target=True, reduction="none"
+    ).sum(dim=1)
 
 
 def _evaluate(judge: Callable[[Pixels], _Judged], pixels: Pixels, cost: Cost, *, grad: bool) -> Evaluation:
-    """What is judged and, if asked, d sum(value) / d pixels, nothing else. A value that does not depend on the pixels has gradient 0."""
+    """What is judged and, if asked, d sum(value) / d pixels, nothing else. A value that does not depend on
+    the pixels has gradient 0.
+    """
     with torch.set_grad_enabled(grad):
         inputs = pixels.detach().requires_grad_(grad)
         value, margin, logits = judge(inputs)
@@ -171,4 +212,6 @@ def _evaluate(judge: Callable[[Pixels], _Judged], pixels: Pixels, cost: Cost, *,
             gradient = torch.autograd.grad(value.sum(), inputs, materialize_grads=True)[0]
         elif grad:
             gradient = torch.zeros_like(pixels)
-    return Evaluation(value.detach(), margin.detach(), gradient, cost, None if logits is None else logits.detach())
+    return Evaluation(
+        value.detach(), margin.detach(), gradient, cost, None if logits is None else logits.detach()
+    )

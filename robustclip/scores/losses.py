@@ -1,6 +1,8 @@
-"""What harm is, as a number for a row of logits: the losses that label scores raise. Pure mathematics; nothing here knows a model.
+"""What harm is, as a number for a row of logits: the losses that label scores raise. Pure mathematics;
+nothing here knows a model.
 
-Every loss is [B] and rises as the decision for `targets` [B] gets worse. y is the target, z_(k) the k-th largest logit.
+Every loss is [B] and rises as the decision for `targets` [B] gets worse. y is the target, z_(k) the k-th
+largest logit.
 """
 
 from collections.abc import Callable
@@ -14,14 +16,21 @@ from robustclip.types import Logits
 
 LossName: TypeAlias = Literal["cross_entropy", "margin", "dlr", "targeted_margin", "targeted_dlr"]
 
-LEAST_LABELS: dict[LossName, int] = {"cross_entropy": 2, "margin": 2, "dlr": 3, "targeted_margin": 2, "targeted_dlr": 4}
+LEAST_LABELS: dict[LossName, int] = {
+    "cross_entropy": 2,
+    "margin": 2,
+    "dlr": 3,
+    "targeted_margin": 2,
+    "targeted_dlr": 4,
+}
 _NO_GAP = 1e-12  # keeps the ratio finite where the leading logits tie
 
 
 def untargeted_margin(logits: Logits, targets: Tensor) -> Tensor:
     """max_{i != y} z_i - z_y: > 0 means another label wins. A tie is not a win.
 
-    As a loss it is f_6 of Carlini & Wagner 2017 (arXiv 1608.04644), not clamped at 0: no softmax that could saturate.
+    As a loss it is f_6 of Carlini & Wagner 2017 (arXiv 1608.04644), not clamped at 0: no softmax that could
+    saturate.
     """
     own = targets[:, None]
     return logits.scatter(1, own, -torch.inf).max(dim=1).values - logits.gather(1, own)[:, 0]
@@ -30,7 +39,8 @@ def untargeted_margin(logits: Logits, targets: Tensor) -> Tensor:
 def cross_entropy(logits: Logits, targets: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """-log softmax(z / temperature)_y; the temperature may be one a row.
 
-    At CLIP's logit scale of 100 and temperature 1 the gradient of a row that is 17 logits sure vanishes in float32; 10 cures that.
+    At CLIP's logit scale of 100 and temperature 1 the gradient of a row that is 17 logits sure vanishes in
+    float32; 10 cures that.
     """
     scale = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).reshape(-1, 1)
     return F.cross_entropy(logits / scale, targets, reduction="none")
@@ -56,8 +66,15 @@ def targeted_dlr(logits: Logits, targets: Tensor, rivals: Tensor) -> Tensor:
     return targeted_margin(logits, targets, rivals) / (first - (third + fourth) / 2 + _NO_GAP)
 
 
-UNTARGETED: dict[LossName, Callable[[Logits, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "margin": untargeted_margin, "dlr": dlr}
-TARGETED: dict[LossName, Callable[[Logits, Tensor, Tensor], Tensor]] = {"targeted_margin": targeted_margin, "targeted_dlr": targeted_dlr}
+UNTARGETED: dict[LossName, Callable[[Logits, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "margin": untargeted_margin,
+    "dlr": dlr,
+}
+TARGETED: dict[LossName, Callable[[Logits, Tensor, Tensor], Tensor]] = {
+    "targeted_margin": targeted_margin,
+    "targeted_dlr": targeted_dlr,
+}
 
 
 def runners_up(logits: Logits, targets: Tensor, count: int) -> Tensor:

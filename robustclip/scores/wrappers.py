@@ -1,6 +1,7 @@
 """Scores of scores: how a gradient is got, who is asked, who pays.
 
-Each is a score again, so they nest: `averaged(guarded(score, ...), 8)` guards each chunk of the 8 draws. None knows what the inner score is about.
+Each is a score again, so they nest: `averaged(guarded(score, ...), 8)` guards each chunk of the 8 draws. None
+knows what the inner score is about.
 """
 
 import time
@@ -19,7 +20,9 @@ from robustclip.types import Cost, Defense, Evaluation, Pixels, Score, Seeds
 
 @dataclass(frozen=True, eq=False)
 class Averaged:
-    """Expectation over a randomized defense (Athalye et al. 2018, arXiv 1707.07397): means over `draws` rows with fresh seeds."""
+    """Expectation over a randomized defense (Athalye et al. 2018, arXiv 1707.07397): means over `draws` rows
+    with fresh seeds.
+    """
 
     score: Score
     draws: int
@@ -38,14 +41,18 @@ class Averaged:
 
 
 def averaged(score: Score, draws: int) -> Averaged:
-    """The score as the mean over `draws` draws of the victim's own randomness; the draws are rows of one batch."""
+    """The score as the mean over `draws` draws of the victim's own randomness; the draws are rows of one
+    batch.
+    """
     if draws < 1:
         raise InvalidInput(f"expected at least 1 draw, found {draws}.", field="draws")
     return Averaged(score, draws)
 
 
 def drawn(score: Score, pixels: Pixels, seeds: Seeds, *, draws: int, grad: bool) -> Evaluation:
-    """[draws * B] the score of every row again and again, draw by draw, each with fresh seeds, as rows of one batch."""
+    """[draws * B] the score of every row again and again, draw by draw, each with fresh seeds, as rows of one
+    batch.
+    """
     rows = torch.arange(len(pixels), device=pixels.device).repeat(draws)
     fresh = torch.cat([derive(seeds, f"eot-{draw}") for draw in range(draws)])
     return score.select(rows)(pixels[rows], fresh, grad=grad)
@@ -58,7 +65,9 @@ class _Tally:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """Sums up what a score and all its selections cost. The one wrapper with a memory; not for threads that share it."""
+    """Sums up what a score and all its selections cost. The one wrapper with a memory; not for threads that
+    share it.
+    """
 
     score: Score
     _tally: _Tally = field(default_factory=_Tally)
@@ -83,7 +92,9 @@ def recorded(score: Score) -> Recorded:
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
-    """A score that shares its device: the rows go in chunks, each under the lock, none after the deadline or a cancellation."""
+    """A score that shares its device: the rows go in chunks, each under the lock, none after the deadline or
+    a cancellation.
+    """
 
     score: Score
     lock: AbstractContextManager[Any]
@@ -96,14 +107,23 @@ class Guarded:
         if len(pixels) <= size:
             return self._one(self.score, pixels, seeds, grad)
         rows = torch.arange(len(pixels), device=pixels.device)
-        parts = [self._one(self.score.select(chunk), pixels[chunk], seeds[chunk.to(seeds.device)], grad) for chunk in rows.split(size)]
+        parts = [
+            self._one(self.score.select(chunk), pixels[chunk], seeds[chunk.to(seeds.device)], grad)
+            for chunk in rows.split(size)
+        ]
         cost = Cost()
         for part in parts:
             cost = cost.plus(part.cost)
         gradients = [part.grad for part in parts if part.grad is not None]
         logits = [part.logits for part in parts if part.logits is not None]
         value, margin = torch.cat([part.value for part in parts]), torch.cat([part.margin for part in parts])
-        return Evaluation(value, margin, torch.cat(gradients) if gradients else None, cost, torch.cat(logits) if logits else None)
+        return Evaluation(
+            value,
+            margin,
+            torch.cat(gradients) if gradients else None,
+            cost,
+            torch.cat(logits) if logits else None,
+        )
 
     def select(self, rows: Tensor) -> "Guarded":
         return replace(self, score=self.score.select(rows))
@@ -113,7 +133,10 @@ class Guarded:
             if self.cancelled is not None and self.cancelled():
                 raise Cancelled("the caller is gone, the attack stopped.")
             if self.deadline is not None and time.monotonic() > self.deadline:
-                raise DeadlineExceeded("the attack did not end in time.", help="Ask for fewer steps or restarts, or for more time.")
+                raise DeadlineExceeded(
+                    "the attack did not end in time.",
+                    help="Ask for fewer steps or restarts, or for more time.",
+                )
             return score(pixels, seeds, grad=grad)
 
 
@@ -125,9 +148,11 @@ def guarded(
     cancelled: Callable[[], bool] | None = None,
     chunk_rows: int | None = None,
 ) -> Guarded:
-    """The score as a good neighbour: at most `chunk_rows` rows under one hold of the lock, so that others get in between.
+    """The score as a good neighbour: at most `chunk_rows` rows under one hold of the lock, so that others get
+    in between.
 
-    deadline is a `time.monotonic()`; past it DeadlineExceeded is raised, and Cancelled (its child) as soon as `cancelled()` says so.
+    deadline is a `time.monotonic()`; past it DeadlineExceeded is raised, and Cancelled (its child) as soon as
+    `cancelled()` says so.
     """
     if chunk_rows is not None and chunk_rows < 1:
         raise InvalidInput(f"expected at least 1 row a chunk, found {chunk_rows}.", field="chunk_rows")
@@ -136,7 +161,9 @@ def guarded(
 
 @dataclass(frozen=True, eq=False)
 class Estimated:
-    """Gradients from values alone, for victims that offer none: antithetic Gaussian differences (NES; Ilyas et al. 2018, arXiv 1804.08598)."""
+    """Gradients from values alone, for victims that offer none: antithetic Gaussian differences (NES; Ilyas
+    et al. 2018, arXiv 1804.08598).
+    """
 
     score: Score
     samples: int
@@ -154,16 +181,23 @@ class Estimated:
         answers = self.score.select(torch.cat([rows, rows]))(asked, torch.cat([streams, streams]), grad=False)
         ahead, behind = answers.value.chunk(2)
         slopes = ((ahead - behind) / (2 * self.sigma)).reshape(-1, 1, 1, 1)
-        return seen._replace(grad=(slopes * noise).unflatten(0, (pairs, len(pixels))).mean(dim=0), cost=seen.cost.plus(answers.cost))
+        return seen._replace(
+            grad=(slopes * noise).unflatten(0, (pairs, len(pixels))).mean(dim=0),
+            cost=seen.cost.plus(answers.cost),
+        )
 
     def select(self, rows: Tensor) -> "Estimated":
         return replace(self, score=self.score.select(rows))
 
 
 def estimated(score: Score, samples: int = 40, *, sigma: float = 1 / 255) -> Estimated:
-    """The score with gradients guessed from `samples` values around each point, an even number: samples + 1 forward passes a gradient."""
+    """The score with gradients guessed from `samples` values around each point, an even number: samples + 1
+    forward passes a gradient.
+    """
     if samples < 2 or samples % 2:
-        raise InvalidInput(f"expected an even number of samples, 2 or more, found {samples}.", field="samples")
+        raise InvalidInput(
+            f"expected an even number of samples, 2 or more, found {samples}.", field="samples"
+        )
     return Estimated(score, samples, sigma)
 
 
@@ -183,13 +217,17 @@ class Transferred:
 
 
 def transferred(source: Score, victim: Score) -> Transferred:
-    """The score of another model (undefended, other prompts, other backbone), judged on the victim at every point: a forward pass more each."""
+    """The score of another model (undefended, other prompts, other backbone), judged on the victim at every
+    point: a forward pass more each.
+    """
     return Transferred(source, victim)
 
 
 @dataclass(frozen=True, eq=False)
 class Bypassed:
-    """Value and margin through the defense, the gradient past it: as if its output moved exactly as its input does."""
+    """Value and margin through the defense, the gradient past it: as if its output moved exactly as its input
+    does.
+    """
 
     score: Score
     defense: Defense
@@ -205,18 +243,24 @@ class Bypassed:
 
 
 def bypassed(score: Score, defense: Defense) -> Bypassed:
-    """The score of the undefended classifier behind a defense, with an identity backward: BPDA (Athalye et al. 2018, arXiv 1802.00420, section 4.1).
+    """The score of the undefended classifier behind a defense, with an identity backward: BPDA (Athalye et
+    al. 2018, arXiv 1802.00420, section 4.1).
 
-    For defenses that have no gradient or whose gradient is not believed. Raises InvalidInput for one that does not work on pixels.
+    For defenses that have no gradient or whose gradient is not believed. Raises InvalidInput for one that
+    does not work on pixels.
     """
     if defense.stage != "pixels":
-        raise InvalidInput(f"only a pixel defense can be bypassed, found one on {defense.stage}.", field="defense")
+        raise InvalidInput(
+            f"only a pixel defense can be bypassed, found one on {defense.stage}.", field="defense"
+        )
     return Bypassed(score, defense)
 
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """The mean of several scores, each in units of the spread of its own logits, so that none outshouts the others."""
+    """The mean of several scores, each in units of the spread of its own logits, so that none outshouts the
+    others.
+    """
 
     scores: tuple[Score, ...]
 
@@ -226,9 +270,15 @@ class Pooled:
         cost = Cost()
         for part in parts:
             cost = cost.plus(part.cost)
-        gradients = [part.grad * share.reshape(-1, 1, 1, 1) for part, share in zip(parts, shares, strict=True) if part.grad is not None]
+        gradients = [
+            part.grad * share.reshape(-1, 1, 1, 1)
+            for part, share in zip(parts, shares, strict=True)
+            if part.grad is not None
+        ]
         value, margin = (
-            torch.stack([quantity * share for quantity, share in zip(quantities, shares, strict=True)]).sum(dim=0)
+            torch.stack([quantity * share for quantity, share in zip(quantities, shares, strict=True)]).sum(
+                dim=0
+            )
             for quantities in ([part.value for part in parts], [part.margin for part in parts])
         )
         return Evaluation(value, margin, torch.stack(gradients).sum(dim=0) if gradients else None, cost)
@@ -246,7 +296,9 @@ def pooled(scores: Sequence[Score]) -> Pooled:
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """Searches in bfloat16, judges in float32: rows whose margin comes near the goal are asked again at full precision, and that margin counts."""
+    """Searches in bfloat16, judges in float32: rows whose margin comes near the goal are asked again at full
+    precision, and that margin counts.
+    """
 
     score: Score
     slack: float
@@ -258,7 +310,10 @@ class Reduced:
         if not len(near):
             return seen
         exact = self.score.select(near)(pixels[near], seeds[near.to(seeds.device)], grad=False)
-        value, margin = seen.value.float().index_copy(0, near, exact.value), seen.margin.float().index_copy(0, near, exact.margin)
+        value, margin = (
+            seen.value.float().index_copy(0, near, exact.value),
+            seen.margin.float().index_copy(0, near, exact.margin),
+        )
         return seen._replace(value=value, margin=margin, cost=seen.cost.plus(exact.cost))
 
     def select(self, rows: Tensor) -> "Reduced":
@@ -266,10 +321,12 @@ class Reduced:
 
 
 def reduced(score: Score, *, slack: float = 0.5) -> Reduced:
-    """The score in bfloat16 where that is enough. `slack` in units of the margin: about what bfloat16 gets wrong at CLIP's logit scale of 100.
+    """The score in bfloat16 where that is enough. `slack` in units of the margin: about what bfloat16 gets
+    wrong at CLIP's logit scale of 100.
 
-    Wrap it outside `averaged`, so that the mean is what is asked again. What it costs a search: values tie in bfloat16, so that APGD sees fewer
-    steps rise (15 to 20 of 30 instead of 22 to 26), halves its steps earlier, and ends 0.01 to 0.04 of a logit lower: well inside the slack.
+    Wrap it outside `averaged`, so that the mean is what is asked again. What it costs a search: values tie in
+    bfloat16, so that APGD sees fewer steps rise (15 to 20 of 30 instead of 22 to 26), halves its steps
+    earlier, and ends 0.01 to 0.04 of a logit lower: well inside the slack.
     """
     return Reduced(score, slack)
 

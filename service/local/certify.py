@@ -1,4 +1,6 @@
-"""`robustclip certify`: statements about a smoothed decision on this machine, from noise that is made once and kept."""
+"""`robustclip certify`: statements about a smoothed decision on this machine, from noise that is made once
+and kept.
+"""
 
 import argparse
 import json
@@ -9,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from robustclip.errors import InvalidInput, RobustClipError, invalid_input
-from service.local.deployed import ask_for_decision, ask_for_pictures, labels_of, load_deployed, parser_of, read_pixels, split_labels
+from service.local.deployed import (
+    ask_for_decision,
+    ask_for_pictures,
+    labels_of,
+    load_deployed,
+    parser_of,
+    read_pixels,
+    split_labels,
+)
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from torch import Tensor
@@ -20,14 +30,16 @@ if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from robustclip.models.clip import Clip
 
 _ABSTAINED = 1
-_EXAMPLES = """Certified is the vote that `robustclip classify --defense smoothing:SIGMA,...` and /classify take, never the plain decision.
+_EXAMPLES = """Certified is the vote that `robustclip classify --defense smoothing:SIGMA,...` and /classify
+take, never the plain decision.
 --defense names what stands behind the noise.
 
 exit status: 0 every statement has a radius, 1 the votes of some prove nothing, 2 bad input
 
 examples:
   robustclip certify photo.jpg --labels cat,dog,bird
-  robustclip certify photo.jpg --labels cat,dog,bird --also cat,dog --sigma 0.12 --defense bit_depth:4 --n 10000
+  robustclip certify photo.jpg --labels cat,dog,bird --also cat,dog --sigma 0.12 --defense bit_depth:4 \\
+      --n 10000
   robustclip certify photo.jpg --labels cat,dog,bird --denoise
   robustclip certify photo.jpg --labels cat,dog            # from the noise that was kept, so exploratory
   robustclip certify photo.jpg --labels cat,dog --confirm  # from noise that nobody has seen
@@ -48,31 +60,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of("certify", main.__doc__, _EXAMPLES)
     ask_for_pictures(parser, count="+")
     ask_for_decision(parser)
-    parser.add_argument("--also", action="append", default=[], metavar="A,B,C", help="another list of labels, from the same noise; all share alpha")
-    parser.add_argument("--sigma", type=float, metavar="S", help="size of the noise in pixel units of [0, 1] (default: 0.25)")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="A,B,C",
+        help="another list of labels, from the same noise; all share alpha",
+    )
+    parser.add_argument(
+        "--sigma", type=float, metavar="S", help="size of the noise in pixel units of [0, 1] (default: 0.25)"
+    )
     parser.add_argument(
         "--denoise",
         nargs="?",
         const="own",
         metavar="WEIGHTS",
-        help="take the noise away before each vote, by the denoiser that ships, or the .json of another that `robustclip train-purifiers` wrote",
+        help="take the noise away before each vote, by the denoiser that ships, or the .json of another "
+        "that `robustclip train-purifiers` wrote",
     )
-    parser.add_argument("--n", type=int, default=1000, metavar="N", help="votes that are counted; 10000 and more give larger radii (default: 1000)")
-    parser.add_argument("--n0", type=int, default=100, metavar="N", help="votes before those, which choose the label (default: 100)")
-    parser.add_argument("--alpha", type=float, default=0.001, metavar="P", help="the chance that what is stated is wrong (default: 0.001)")
-    parser.add_argument("--cache", type=Path, default=Path("var/noise"), metavar="PATH", help="where noisy embeddings are kept (default: var/noise)")
-    parser.add_argument("--no-cache", action="store_true", help="keep nothing; then nobody knows what the same noise was asked before")
-    parser.add_argument("--confirm", action="store_true", help="use noise that has answered no other question")
+    parser.add_argument(
+        "--n",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="votes that are counted; 10000 and more give larger radii (default: 1000)",
+    )
+    parser.add_argument(
+        "--n0",
+        type=int,
+        default=100,
+        metavar="N",
+        help="votes before those, which choose the label (default: 100)",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.001,
+        metavar="P",
+        help="the chance that what is stated is wrong (default: 0.001)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("var/noise"),
+        metavar="PATH",
+        help="where noisy embeddings are kept (default: var/noise)",
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="keep nothing; then nobody knows what the same noise was asked before",
+    )
+    parser.add_argument(
+        "--confirm", action="store_true", help="use noise that has answered no other question"
+    )
     arguments = parser.parse_args(argv)
     if arguments.no_cache and arguments.confirm:
-        raise InvalidInput("found beside --no-cache.", field="--confirm", help="Without a cache no noise is known to be fresh: give another --seed.")
+        raise InvalidInput(
+            "found beside --no-cache.",
+            field="--confirm",
+            help="Without a cache no noise is known to be fresh: give another --seed.",
+        )
     smoothed, prompt_set = _smoothed(arguments)
     from robustclip.reports.wording import certificate_words
 
     abstained = False
     for path in arguments.pictures:
         pixels = read_pixels(path, smoothed.clip)
-        certificates = _without_cache(smoothed, pixels) if arguments.no_cache else _from_cache(smoothed, pixels, arguments)
+        certificates = (
+            _without_cache(smoothed, pixels)
+            if arguments.no_cache
+            else _from_cache(smoothed, pixels, arguments)
+        )
         abstained |= any(certificate.abstained for certificate in certificates)
         if arguments.json:
             found = [
@@ -80,15 +139,29 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for classifier, certificate in zip(smoothed.classifiers, certificates, strict=True)
             ]
             noise = smoothed.options.model_dump(include={"sigma", "denoise"}, exclude_none=True)
-            rule = [{"kind": "smoothing", **noise}, *(spec.model_dump(mode="json") for spec in smoothed.denoiser)]
-            print(json.dumps({"image": str(path), "prompt_set": prompt_set, "defense": rule, "certificates": found}))
+            rule = [
+                {"kind": "smoothing", **noise},
+                *(spec.model_dump(mode="json") for spec in smoothed.denoiser),
+            ]
+            print(
+                json.dumps(
+                    {"image": str(path), "prompt_set": prompt_set, "defense": rule, "certificates": found}
+                )
+            )
         else:
-            print("\n".join(f"{path}  {certificate_words(certificate)}  ({prompt_set})" for certificate in certificates))
+            print(
+                "\n".join(
+                    f"{path}  {certificate_words(certificate)}  ({prompt_set})"
+                    for certificate in certificates
+                )
+            )
     return _ABSTAINED if abstained else 0
 
 
 def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
-    """What is to be certified, and the prompt set's name. Raises RobustClipError that names the option at fault."""
+    """What is to be certified, and the prompt set's name. Raises RobustClipError that names the option at
+    fault.
+    """
     from pydantic import ValidationError
 
     from robustclip.certificates.certify import CertifyOptions
@@ -99,9 +172,15 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
     chain = parse_defenses(arguments.defense, field="--defense")
     rule = smoothing_of(chain)
     if rule is not None and arguments.sigma is not None:
-        raise InvalidInput("found beside smoothing in --defense.", field="--sigma", help="Name the size of the noise once.")
+        raise InvalidInput(
+            "found beside smoothing in --defense.", field="--sigma", help="Name the size of the noise once."
+        )
     if rule is not None and arguments.denoise is not None:
-        raise InvalidInput("found beside smoothing in --defense.", field="--denoise", help='Write {"kind": "smoothing", "denoise": "own"} there.')
+        raise InvalidInput(
+            "found beside smoothing in --defense.",
+            field="--denoise",
+            help='Write {"kind": "smoothing", "denoise": "own"} there.',
+        )
     asked = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed")}
     asked["denoise"] = arguments.denoise if rule is None else rule.denoise
     sigma = arguments.sigma if rule is None else rule.sigma
@@ -114,8 +193,12 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
     lists = [labels_of(arguments), *(_also(text) for text in arguments.also)]
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
-    classifiers = tuple(zero_shot(deployed.clip, deployed.prompt_set.prompts, labels, encoder=encoder) for labels in lists)
-    return _Smoothed(deployed.clip, classifiers, chain if rule is None else chain[1:], options), str(deployed.prompt_set.ref)
+    classifiers = tuple(
+        zero_shot(deployed.clip, deployed.prompt_set.prompts, labels, encoder=encoder) for labels in lists
+    )
+    return _Smoothed(deployed.clip, classifiers, chain if rule is None else chain[1:], options), str(
+        deployed.prompt_set.ref
+    )
 
 
 def _also(text: str) -> tuple[str, ...]:
@@ -131,8 +214,12 @@ def _from_cache(smoothed: _Smoothed, pixels: "Tensor", arguments: argparse.Names
 
     clip, classifiers, denoiser, options = smoothed
     key = NoiseKey.of(clip, classifiers[0], pixels, options, denoiser)
-    portion = portion_for(arguments.cache, key, question_of(classifiers, options.alpha), confirm=arguments.confirm)
-    noisy = cached_features(arguments.cache, key, lambda number: _made(smoothed, pixels, number), portion=portion.number)
+    portion = portion_for(
+        arguments.cache, key, question_of(classifiers, options.alpha), confirm=arguments.confirm
+    )
+    noisy = cached_features(
+        arguments.cache, key, lambda number: _made(smoothed, pixels, number), portion=portion.number
+    )
     return _concluded(smoothed, noisy, pixels.numel(), portion.exploratory)
 
 
@@ -144,17 +231,23 @@ def _made(smoothed: _Smoothed, pixels: "Tensor", portion: int) -> "NoisyFeatures
     from robustclip.certificates.certify import noisy_classifier, noisy_features
 
     options = smoothed.options
-    vote = noisy_classifier(smoothed.classifiers[0], options.sigma, smoothed.denoiser, denoise=options.denoise)
+    vote = noisy_classifier(
+        smoothed.classifiers[0], options.sigma, smoothed.denoiser, denoise=options.denoise
+    )
     with _bar(options.n0 + options.n) as advance:
         return noisy_features(vote, pixels, options, portion=portion, on_rows=advance)
 
 
-def _concluded(smoothed: _Smoothed, noisy: "NoisyFeatures", values: int, exploratory: bool | None) -> "list[Certificate]":
+def _concluded(
+    smoothed: _Smoothed, noisy: "NoisyFeatures", values: int, exploratory: bool | None
+) -> "list[Certificate]":
     from robustclip.certificates.certify import certify_features
 
     count = len(smoothed.classifiers)
     return [
-        certify_features(classifier, noisy, values, smoothed.options, statements=count, exploratory=exploratory)
+        certify_features(
+            classifier, noisy, values, smoothed.options, statements=count, exploratory=exploratory
+        )
         for classifier in smoothed.classifiers
     ]
 

@@ -1,4 +1,6 @@
-"""What the commands that work without a server have in common: which decision is meant, and reading its picture."""
+"""What the commands that work without a server have in common: which decision is meant, and reading its
+picture.
+"""
 
 import argparse
 import sys
@@ -25,26 +27,51 @@ class Deployed(NamedTuple):
 
 def parser_of(name: str, summary: str | None, examples: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        prog=f"robustclip {name}", description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"robustclip {name}",
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
 def ask_for_pictures(parser: argparse.ArgumentParser, *, count: str | None) -> None:
     """Pictures and what to choose from; `count` as argparse's nargs."""
-    parser.add_argument("pictures", type=Path, nargs=count, metavar="PICTURE", help="a JPEG, PNG or WebP file; - is standard input")
+    parser.add_argument(
+        "pictures",
+        type=Path,
+        nargs=count,
+        metavar="PICTURE",
+        help="a JPEG, PNG or WebP file; - is standard input",
+    )
     parser.add_argument("--labels", required=True, metavar="A,B,C", help="what to choose from, two or more")
 
 
 def ask_for_decision(parser: argparse.ArgumentParser) -> None:
     """How it is decided."""
-    parser.add_argument("--prompt-set", default="handcrafted", metavar="NAME[@VERSION]", help="default: handcrafted")
-    parser.add_argument("--defense", default="none", metavar="CHAIN", help="such as jpeg:75,bit_depth:4,resize_pad (default: none)")
     parser.add_argument(
-        "--backbone", default=DEFAULT_BACKBONE, metavar="ARCH", help="an embedded CLIP or an open_clip architecture (default: %(default)s)"
+        "--prompt-set", default="handcrafted", metavar="NAME[@VERSION]", help="default: handcrafted"
     )
-    parser.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip")
-    parser.add_argument("--store", type=Path, metavar="PATH", help="a store of prompt sets (default: those that are shipped)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all randomness (default: 0)")
+    parser.add_argument(
+        "--defense",
+        default="none",
+        metavar="CHAIN",
+        help="such as jpeg:75,bit_depth:4,resize_pad (default: none)",
+    )
+    parser.add_argument(
+        "--backbone",
+        default=DEFAULT_BACKBONE,
+        metavar="ARCH",
+        help="an embedded CLIP or an open_clip architecture (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip"
+    )
+    parser.add_argument(
+        "--store", type=Path, metavar="PATH", help="a store of prompt sets (default: those that are shipped)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="decides all randomness (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -1,4 +1,6 @@
-"""`robustclip probe`: attack one decision on this machine, without a server, through the same library calls as the service."""
+"""`robustclip probe`: attack one decision on this machine, without a server, through the same library calls
+as the service.
+"""
 
 import argparse
 import sys
@@ -6,8 +8,23 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from service.local.deployed import Deployed, ask_for_decision, ask_for_pictures, labels_of, load_deployed, parser_of, read_pixels
-from service.local.outputs import EXIT_STATUS, add_output_flags, command_line, exit_status, outputs_of, write_outputs
+from service.local.deployed import (
+    Deployed,
+    ask_for_decision,
+    ask_for_pictures,
+    labels_of,
+    load_deployed,
+    parser_of,
+    read_pixels,
+)
+from service.local.outputs import (
+    EXIT_STATUS,
+    add_output_flags,
+    command_line,
+    exit_status,
+    outputs_of,
+    write_outputs,
+)
 from service.local.probe_flags import add_attack_flags, in_words_of_flags, options_of, radii_of
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
@@ -41,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _print_report(report)
         if left_out := radii_of(arguments)[1]:
-            print(f"not tried, since it can't change the exit status: {', '.join(left_out)} (a report by --html, --sarif, --json or --out has it)")
+            print(
+                f"not tried, since it can't change the exit status: {', '.join(left_out)} (a report by "
+                f"--html, --sarif, --json or --out has it)"
+            )
     write_outputs(outputs, report, pixels, picture=arguments.pictures, command=command_line("probe", argv))
     return exit_status(report, outputs)
 
@@ -53,10 +73,15 @@ def _probe(arguments: argparse.Namespace) -> "tuple[ProbeReport, Pixels]":
 
     options, labels, deployed = options_of(arguments), labels_of(arguments), load_deployed(arguments)
     pixels = read_pixels(arguments.pictures, deployed.clip)
-    victim, *sources = [_victim(deployed._replace(prompt_set=each), labels) for each in (deployed.prompt_set, *_others(arguments, deployed.clip))]
+    victim, *sources = [
+        _victim(deployed._replace(prompt_set=each), labels)
+        for each in (deployed.prompt_set, *_others(arguments, deployed.clip))
+    ]
     deadline = None if arguments.deadline is None else time.monotonic() + arguments.deadline
     with in_words_of_flags(), interruptible() as interrupted:
-        told = events(victim, pixels, options, sources=sources, meter=Meter(deadline=deadline, cancelled=interrupted))
+        told = events(
+            victim, pixels, options, sources=sources, meter=Meter(deadline=deadline, cancelled=interrupted)
+        )
         return followed(told, lines=arguments.progress), pixels
 
 
@@ -78,7 +103,15 @@ def _victim(deployed: Deployed, labels: tuple[str, ...]) -> "Victim":
     prompts = deployed.prompt_set.prompts
     with torch.no_grad():
         weights = text_weights(deployed.clip, prompts, labels)
-    return Victim(deployed.clip, prompts, str(deployed.prompt_set.ref), labels, weights, deployed.defense, TorchImageEncoder(deployed.clip))
+    return Victim(
+        deployed.clip,
+        prompts,
+        str(deployed.prompt_set.ref),
+        labels,
+        weights,
+        deployed.defense,
+        TorchImageEncoder(deployed.clip),
+    )
 
 
 def _print_report(report: "ProbeReport") -> None:
@@ -89,12 +122,31 @@ def _print_report(report: "ProbeReport") -> None:
 
     clean = report.input.clean
     print(f"{report.verdict.value}: {report.verdict.sentence}")
-    print(f"clean: {clean.label} {clean.probability:.1%}, prompt set {report.victim.prompt_set}, {report.charged} charged passes, seed {report.seed}")
-    table = Table("attack", "knows the defense", "succeeds", "as 8-bit PNG", "label", "score", "largest change", title="attacks")
+    print(
+        f"clean: {clean.label} {clean.probability:.1%}, prompt set {report.victim.prompt_set}, "
+        f"{report.charged} charged passes, seed {report.seed}"
+    )
+    table = Table(
+        "attack",
+        "knows the defense",
+        "succeeds",
+        "as 8-bit PNG",
+        "label",
+        "score",
+        "largest change",
+        title="attacks",
+    )
     for record in report.attacks:
         knows = {"adaptive": "yes", "black_box": "its answers"}.get(record.knowledge, "no")
         hits = ["yes" if hit else "no" for hit in (record.success, record.success_8bit)]
-        table.add_row(_tried(record), knows, *hits, record.label, f"{record.probability:.1%}", f"{record.linf_levels:g}/255")
+        table.add_row(
+            _tried(record),
+            knows,
+            *hits,
+            record.label,
+            f"{record.probability:.1%}",
+            f"{record.linf_levels:g}/255",
+        )
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
     if report.minimal_radius is not None:
         print(f"smallest radius: {bracket_words(report.minimal_radius)}")
@@ -106,6 +158,12 @@ def _print_report(report: "ProbeReport") -> None:
 
 
 def _tried(record: "AttackRecord") -> str:
-    """An attack with what it knows, where the next column does not say it; of a cascade the attack that broke the decision."""
+    """An attack with what it knows, where the next column does not say it; of a cascade the attack that broke
+    the decision.
+    """
     broke = next((f" ({stage.name})" for stage in record.stages if stage.broken), "")
-    return record.kind + broke + ("" if record.knowledge in ("adaptive", "static", "black_box") else f", {record.knowledge}")
+    return (
+        record.kind
+        + broke
+        + ("" if record.knowledge in ("adaptive", "static", "black_box") else f", {record.knowledge}")
+    )

@@ -1,4 +1,5 @@
-"""What `robustclip probe` shows while it runs, on standard error: one live line on a terminal, plain lines elsewhere if asked for.
+"""What `robustclip probe` shows while it runs, on standard error: one live line on a terminal, plain lines
+elsewhere if asked for.
 
 Who presses Ctrl-C wants an answer now: the probe ends with what it has.
 """
@@ -66,11 +67,21 @@ def in_words(event: ProbeEvent) -> str | None:
             return f"{event.knowledge} {event.kind}{stage}:{best} {event.charged} charged passes"
         case WitnessFound():
             seen = "as PNG" if event.bits == "8" else "as float pixels"
-            return f"witness {seen}: {event.label!r} by {event.knowledge} {event.kind}, {event.linf * 255:.4g}/255 a value"
+            return (
+                f"witness {seen}: {event.label!r} by {event.knowledge} {event.kind}, "
+                f"{event.linf * 255:.4g}/255 a value"
+            )
         case AttackFinished():
-            return f"{event.knowledge} {event.kind}: {'breaks it' if event.success else 'breaks nothing'}, {event.charged} charged passes"
+            return (
+                f"{event.knowledge} {event.kind}: {'breaks it' if event.success else 'breaks nothing'}, "
+                f"{event.charged} charged passes"
+            )
         case BracketMoved():
-            broken = "nothing breaks it yet" if event.broken is None else f"{radius_text(event.broken, event.norm)} breaks it"
+            broken = (
+                "nothing breaks it yet"
+                if event.broken is None
+                else f"{radius_text(event.broken, event.norm)} breaks it"
+            )
             return f"smallest radius: {broken}, {radius_text(event.unbroken, event.norm)} withstood"
         case Certified():
             return f"certificate: {certificate_words(event.certificate)}"

@@ -1,4 +1,6 @@
-"""`robustclip replay`: stored witnesses before another prompt set or defense, without a server and without an attack."""
+"""`robustclip replay`: stored witnesses before another prompt set or defense, without a server and without an
+attack.
+"""
 
 import argparse
 import json
@@ -21,7 +23,8 @@ _EXAMPLES = """exit status: 0 no witness fools it (with --against: none anew), 1
 examples:
   robustclip probe photo.jpg --labels cat,dog,bird --json > witnesses/photo.json
   robustclip replay witnesses --prompt-set caltech-advpt
-  robustclip replay witnesses/*.json --prompt-set caltech-advpt@3f9c21d07b1e --against caltech-advpt --store var/prompts
+  robustclip replay witnesses/*.json --prompt-set caltech-advpt@3f9c21d07b1e --against caltech-advpt \\
+      --store var/prompts
 """
 
 
@@ -29,12 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Judge stored witnesses by another prompt set or defense."""
     parser = parser_of("replay", main.__doc__, _EXAMPLES)
     parser.add_argument(
-        "reports", type=Path, nargs="+", metavar="REPORT", help="what `robustclip probe --json` or POST /probe answered, or a folder of such files"
+        "reports",
+        type=Path,
+        nargs="+",
+        metavar="REPORT",
+        help="what `robustclip probe --json` or POST /probe answered, or a folder of such files",
     )
     ask_for_decision(parser)
-    parser.add_argument("--against", metavar="NAME[@VERSION]", help="count only witnesses that this prompt set withstands")
     parser.add_argument(
-        "--draws", type=int, default=64, metavar="N", help="draws of a randomized defense that decide by their majority (default: 64)"
+        "--against", metavar="NAME[@VERSION]", help="count only witnesses that this prompt set withstands"
+    )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=64,
+        metavar="N",
+        help="draws of a randomized defense that decide by their majority (default: 64)",
     )
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.draws <= 1024:
@@ -45,13 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     witnesses, pictureless = collect(arguments.reports)
     if not witnesses:
-        raise InvalidInput("there is no witness in these reports.", field="REPORT", help="Only broken decisions leave one, as a PNG.")
+        raise InvalidInput(
+            "there is no witness in these reports.",
+            field="REPORT",
+            help="Only broken decisions leave one, as a PNG.",
+        )
     deployed = load_deployed(arguments)
     replayed = _replayed(deployed, witnesses, draws=arguments.draws, seed=arguments.seed)
     counted = replayed.fooled
     if arguments.against is not None:
         other = PromptStore(arguments.store or SHIPPED, read_only=True).load(arguments.against, deployed.clip)
-        before = _replayed(deployed._replace(prompt_set=other), witnesses, draws=arguments.draws, seed=arguments.seed)
+        before = _replayed(
+            deployed._replace(prompt_set=other), witnesses, draws=arguments.draws, seed=arguments.seed
+        )
         counted = newly_fooled(replayed, before)
     if arguments.json:
         _print_json(deployed, arguments, replayed, counted, pictureless)
@@ -70,18 +89,30 @@ def _replayed(deployed: Deployed, witnesses: "Sequence[Witness]", *, draws: int,
 
     clip, encoder = deployed.clip, TorchImageEncoder(deployed.clip)
     loaded = LoadedSet.of(deployed.prompt_set, clip.device, 0)
-    tower = ZeroShotClassifier(encoder, (), torch.empty(0, clip.embed_dim, device=clip.device), clip.logit_scale, loaded.prompts.visual)
+    tower = ZeroShotClassifier(
+        encoder,
+        (),
+        torch.empty(0, clip.embed_dim, device=clip.device),
+        clip.logit_scale,
+        loaded.prompts.visual,
+    )
     randomized = any(part.randomized for part in deployed.defense)
 
     def judge(features: "Features", labels: tuple[str, ...]) -> "Logits":
         return zero_shot(clip, loaded.prompts_for(labels), labels, encoder=encoder).judge(features)
 
     chain = Defended(tower, bind_chain(deployed.defense, encoder))
-    return replay(witnesses, chain.features, judge, size=clip.image_size, draws=draws if randomized else 1, seed=seed)
+    return replay(
+        witnesses, chain.features, judge, size=clip.image_size, draws=draws if randomized else 1, seed=seed
+    )
 
 
 def _print_json(
-    deployed: Deployed, arguments: argparse.Namespace, replayed: "Replay", counted: "Sequence[Rejudged]", pictureless: Sequence[str]
+    deployed: Deployed,
+    arguments: argparse.Namespace,
+    replayed: "Replay",
+    counted: "Sequence[Rejudged]",
+    pictureless: Sequence[str],
 ) -> None:
     facts = {
         **replayed.model_dump(mode="json", by_alias=True),
@@ -97,7 +128,11 @@ def _print_json(
 
 
 def _print_table(
-    deployed: Deployed, arguments: argparse.Namespace, replayed: "Replay", counted: "Sequence[Rejudged]", pictureless: Sequence[str]
+    deployed: Deployed,
+    arguments: argparse.Namespace,
+    replayed: "Replay",
+    counted: "Sequence[Rejudged]",
+    pictureless: Sequence[str],
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -108,8 +143,18 @@ def _print_table(
     table = Table("witness", "made for", "change", "true label", "now taken for", "score", "fooled")
     for each in replayed.judged:
         drawn = "" if each.rate is None else f" ({each.rate.wrong} of {each.rate.draws} draws)"
-        fooled = ("anew" if arguments.against is not None and each in counted else "yes") if each.fooled else "no"
-        cells = (each.source, each.found_on, f"{each.change:g}/255", each.true_label, each.label, f"{each.probability:.1%}", fooled + drawn)
+        fooled = (
+            ("anew" if arguments.against is not None and each in counted else "yes") if each.fooled else "no"
+        )
+        cells = (
+            each.source,
+            each.found_on,
+            f"{each.change:g}/255",
+            each.true_label,
+            each.label,
+            f"{each.probability:.1%}",
+            fooled + drawn,
+        )
         table.add_row(*map(Text, cells))
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
     for skipped in replayed.skipped:

@@ -18,9 +18,32 @@ from service.startup import Service
 router = APIRouter(tags=["classify"])
 _QUERY = ("labels", "prompt_set", "defense", "top_k", "temperature", "seed", "deadline_ms")
 _PROBLEMS = problems(
-    *("malformed-json", "malformed-multipart", "host-refused", "origin-refused", "unknown-prompt-set", "unknown-version", "body-too-slow"),
-    *("body-too-large", "unsupported-media-type", "validation", "too-many-images", "too-many-labels", "image-undecodable", "image-format-refused"),
-    *("image-too-many-pixels", "url-disabled", "prompt-set-invalid", "queue-full", "starting", "deadline-exceeded"),
+    *(
+        "malformed-json",
+        "malformed-multipart",
+        "host-refused",
+        "origin-refused",
+        "unknown-prompt-set",
+        "unknown-version",
+        "body-too-slow",
+    ),
+    *(
+        "body-too-large",
+        "unsupported-media-type",
+        "validation",
+        "too-many-images",
+        "too-many-labels",
+        "image-undecodable",
+        "image-format-refused",
+    ),
+    *(
+        "image-too-many-pixels",
+        "url-disabled",
+        "prompt-set-invalid",
+        "queue-full",
+        "starting",
+        "deadline-exceeded",
+    ),
 )
 
 
@@ -31,7 +54,9 @@ _PROBLEMS = problems(
     openapi_extra=body_of(ClassifyRequest) | {"parameters": query_of(ClassifyRequest, *_QUERY)},
 )
 async def classify(request: Request) -> Response:
-    """JSON with base64, form data, or the image itself as the body with options in the query. With several images a bad one fails alone."""
+    """JSON with base64, form data, or the image itself as the body with options in the query. With several
+    images a bad one fails alone.
+    """
     service: Service = request.app.state.service
     engine, context = service.engine, context_of(request)
     started = time.perf_counter()

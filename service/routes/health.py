@@ -24,17 +24,28 @@ async def livez(request: Request) -> Response:
     return json_response({"alive": alive}, status=200 if alive else 503)
 
 
-@router.get("/startupz", summary="Whether the start is over, and what it is doing", responses={503: {"description": "still starting"}})
+@router.get(
+    "/startupz",
+    summary="Whether the start is over, and what it is doing",
+    responses={503: {"description": "still starting"}},
+)
 async def startupz(request: Request) -> Response:
     service: Service = request.app.state.service
     return json_response({"phase": service.phase}, status=200 if service.phase == "ready" else 503)
 
 
-@router.get("/readyz", summary="Whether requests can be answered", responses={503: {"description": "not ready; `checks` says why"}})
+@router.get(
+    "/readyz",
+    summary="Whether requests can be answered",
+    responses={503: {"description": "not ready; `checks` says why"}},
+)
 async def readyz(request: Request) -> Response:
     service: Service = request.app.state.service
     checks = _checks(service)
-    return json_response({"ready": all(checks.values()), "phase": service.phase, "checks": checks}, status=200 if all(checks.values()) else 503)
+    return json_response(
+        {"ready": all(checks.values()), "phase": service.phase, "checks": checks},
+        status=200 if all(checks.values()) else 503,
+    )
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -91,5 +102,6 @@ def _checks(service: Service) -> dict[str, bool]:
         "started": started,
         "start_did_not_fail": service.failure is None,
         "engine_runs": started and service.engine.healthy,
-        "default_prompt_set_active": started and service.settings.store.default_set in service.engine.sets.snapshot.active,
+        "default_prompt_set_active": started
+        and service.settings.store.default_set in service.engine.sets.snapshot.active,
     }

@@ -15,14 +15,20 @@ from service.problems import Problem
 from service.startup import Service
 
 router = APIRouter(prefix="/probe/jobs", tags=["probe"])
-JobId = Annotated[str, PathParameter(max_length=40, description="a job's id", examples=["prb_711cb3e6f22fa212b117be73"])]
-LastEventId = Annotated[str | None, Header(description="the id of the last event that was seen: only later ones are told")]
+JobId = Annotated[
+    str, PathParameter(max_length=40, description="a job's id", examples=["prb_711cb3e6f22fa212b117be73"])
+]
+LastEventId = Annotated[
+    str | None, Header(description="the id of the last event that was seen: only later ones are told")
+]
 _PROBLEMS = problems("host-refused", "unknown-job", "validation", "starting")
 _SILENCE_SECONDS = 15  # until a comment says that the connection lives
 _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-@router.get("/{id}", summary="How a job is doing, and its result", responses={200: {"model": JobAnswer}} | _PROBLEMS)
+@router.get(
+    "/{id}", summary="How a job is doing, and its result", responses={200: {"model": JobAnswer}} | _PROBLEMS
+)
 async def state(request: Request, id: JobId) -> Response:
     service: Service = request.app.state.service
     return json_response(job_answer(service.jobs.find(id)))
@@ -32,22 +38,36 @@ async def state(request: Request, id: JobId) -> Response:
     "/{id}/events",
     summary="What a job tells, as server-sent events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}} | _PROBLEMS | problems("bad-header"),
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    | _PROBLEMS
+    | problems("bad-header"),
 )
 async def events(request: Request, id: JobId, last_event_id: LastEventId = None) -> Response:
-    """Every event is a small JSON object; `run` ends a report, and the last is one of `done`, `failed`, `cancelled`."""
+    """Every event is a small JSON object; `run` ends a report, and the last is one of `done`, `failed`,
+    `cancelled`.
+    """
     service: Service = request.app.state.service
     job = service.jobs.find(id)
-    if last_event_id is not None and not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10):
-        raise Problem("bad-header", f"expected a number in Last-Event-ID, found {last_event_id[:40]!r}.", help="Send the last `id:` back as it was.")
-    return StreamingResponse(_lines(service, job, int(last_event_id or 0)), media_type="text/event-stream", headers=_STREAM)
+    if last_event_id is not None and not (
+        last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10
+    ):
+        raise Problem(
+            "bad-header",
+            f"expected a number in Last-Event-ID, found {last_event_id[:40]!r}.",
+            help="Send the last `id:` back as it was.",
+        )
+    return StreamingResponse(
+        _lines(service, job, int(last_event_id or 0)), media_type="text/event-stream", headers=_STREAM
+    )
 
 
 @router.delete(
     "/{id}",
     summary="Cancel a job, or remove one that is over",
     status_code=202,
-    responses={202: {"model": JobAnswer}, 204: {"description": "removed"}} | _PROBLEMS | problems("origin-refused"),
+    responses={202: {"model": JobAnswer}, 204: {"description": "removed"}}
+    | _PROBLEMS
+    | problems("origin-refused"),
 )
 async def cancel(request: Request, id: JobId) -> Response:
     service: Service = request.app.state.service

@@ -1,4 +1,6 @@
-"""/prompt-sets: what is served, which versions there are, and moving between them. Sets enter through the store alone; there is no upload."""
+"""/prompt-sets: what is served, which versions there are, and moving between them. Sets enter through the
+store alone; there is no upload.
+"""
 
 from typing import Annotated, Any
 
@@ -17,11 +19,21 @@ from service.schemas import ActivateRequest
 from service.startup import Service
 
 router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"])
-Name = Annotated[str, PathParameter(pattern=NAME_PATTERN, description="a prompt set's name", examples=["handcrafted"])]
+Name = Annotated[
+    str, PathParameter(pattern=NAME_PATTERN, description="a prompt set's name", examples=["handcrafted"])
+]
 IfMatch = Annotated[str | None, Header(description="the ETag of GET /prompt-sets/{name}; 412 if it is stale")]
 _READING = problems("host-refused", "unknown-prompt-set", "validation", "prompt-set-invalid", "starting")
 _MOVING = problems(
-    *("malformed-json", "host-refused", "origin-refused", "unknown-prompt-set", "unknown-version", "body-too-slow", "nothing-to-roll-back"),
+    *(
+        "malformed-json",
+        "host-refused",
+        "origin-refused",
+        "unknown-prompt-set",
+        "unknown-version",
+        "body-too-slow",
+        "nothing-to-roll-back",
+    ),
     *(
         "store-read-only",
         "gate-failed",
@@ -51,7 +63,11 @@ async def one_set(request: Request, name: Name) -> Response:
     return _state(service, name)
 
 
-@router.get("/{name}/versions", summary="Its versions, newest first", responses={200: {"model": VersionList}} | _READING)
+@router.get(
+    "/{name}/versions",
+    summary="Its versions, newest first",
+    responses={200: {"model": VersionList}} | _READING,
+)
 async def versions(request: Request, name: Name) -> Response:
     engine = _engine(request)
     stored = await engine.blocking(engine.sets.store.versions, name, engine.clip.fingerprint)
@@ -65,7 +81,9 @@ async def versions(request: Request, name: Name) -> Response:
     openapi_extra=body_of(ActivateRequest, forms=False),
 )
 async def activate(request: Request, name: Name, if_match: IfMatch = None) -> Response:
-    """Reads, verifies, tries and warms the version, and shows it the stored witnesses; only then the store's pointer moves and it is served."""
+    """Reads, verifies, tries and warms the version, and shows it the stored witnesses; only then the store's
+    pointer moves and it is served.
+    """
     engine = _engine(request)
     asked = await read_json(request, ActivateRequest, engine.settings.limits)
 
@@ -76,7 +94,11 @@ async def activate(request: Request, name: Name, if_match: IfMatch = None) -> Re
     return _state(request.app.state.service, name)
 
 
-@router.post("/{name}/rollback", summary="Serve the version that was active before", responses={200: {"model": SetState}} | _MOVING)
+@router.post(
+    "/{name}/rollback",
+    summary="Serve the version that was active before",
+    responses={200: {"model": SetState}} | _MOVING,
+)
 async def rollback(request: Request, name: Name, if_match: IfMatch = None) -> Response:
     engine = _engine(request)
 

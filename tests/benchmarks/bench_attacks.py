@@ -1,10 +1,12 @@
-"""The ensemble beside pyautoattack's standard version, on the same pictures in one run: how many stand, and how many gradients each of them asked
-for.
+"""The ensemble beside pyautoattack's standard version, on the same pictures in one run: how many stand, and
+how many gradients each of them asked for.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_attacks.py --backbone mini-robust --prompt-set handcrafted --data DIR --n 200 --eps 2/255
+    PYTHONPATH=tests python tests/benchmarks/bench_attacks.py --backbone mini-robust --prompt-set handcrafted
+    --data DIR --n 200 --eps 2/255
 
-Prints one JSON object. Only pictures that are classified rightly are attacked. `live` times one picture as a probe would attack it: the nearest to
-the boundary that falls, and one that stands. Nothing here is asserted: machines differ, and that is the point of running it on yours.
+Prints one JSON object. Only pictures that are classified rightly are attacked. `live` times one picture as a
+probe would attack it: the nearest to the boundary that falls, and one that stands. Nothing here is asserted:
+machines differ, and that is the point of running it on yours.
 """
 
 import argparse
@@ -43,11 +45,19 @@ def main() -> None:
     asked = load_prompts(options.prompt_set, clip, data.labels, options.store)
     classifier = zero_shot(clip, asked.prompts, data.labels)
     chosen = balanced_subset(data, options.n, options.seed)
-    pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
+    pixels, targets = (
+        data.pixels(chosen, clip.image_size).to(clip.device),
+        data.targets[chosen].to(clip.device),
+    )
     seeds = draw_seeds(options.seed, len(chosen))
     with torch.no_grad():
         right = (
-            torch.cat([classifier(part, part_seeds).argmax(dim=1) for part, part_seeds in zip(pixels.split(64), seeds.split(64), strict=True)])
+            torch.cat(
+                [
+                    classifier(part, part_seeds).argmax(dim=1)
+                    for part, part_seeds in zip(pixels.split(64), seeds.split(64), strict=True)
+                ]
+            )
             == targets
         )
     pixels, targets, seeds = pixels[right], targets[right], seeds[right.cpu()]
@@ -57,16 +67,40 @@ def main() -> None:
     results["ours"] = ours[1]
     if not options.without_judge:
         began = time.perf_counter()
-        left, cost = standing(classifier, pixels, targets, norm=ball.kind, radius=ball.radius, batch=options.batch)
+        left, cost = standing(
+            classifier, pixels, targets, norm=ball.kind, radius=ball.radius, batch=options.batch
+        )
         results["judge"] = _line(left, cost, began)
         results["only_ours_stands"] = int((ours[0] & ~left).sum())
         results["only_judges_stands"] = int((left & ~ours[0]).sum())
         results["gradients_ours_over_judge"] = round(ours[1]["gradients"] / max(cost.backward, 1), 3)
     if options.live:
         results["live"] = _live(classifier, pixels, targets, seeds, ball, ours[0])
-    about = {"backbone": options.backbone, "prompt_set": asked.name, "data": options.data.name, "norm": ball.kind, "eps": radius_text(ball.radius)}
-    machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps({**machine, **about, "preset": options.preset, "precision": options.precision, "seed": options.seed, **results}, indent=2))
+    about = {
+        "backbone": options.backbone,
+        "prompt_set": asked.name,
+        "data": options.data.name,
+        "norm": ball.kind,
+        "eps": radius_text(ball.radius),
+    }
+    machine = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    print(
+        json.dumps(
+            {
+                **machine,
+                **about,
+                "preset": options.preset,
+                "precision": options.precision,
+                "seed": options.seed,
+                **results,
+            },
+            indent=2,
+        )
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -90,13 +124,22 @@ def _options() -> argparse.Namespace:
 
 
 def _ours(
-    classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Tensor, ball: BallSpec, preset: Preset, precision: Any, batch: int
+    classifier: ZeroShotClassifier,
+    pixels: Pixels,
+    targets: Tensor,
+    seeds: Tensor,
+    ball: BallSpec,
+    preset: Preset,
+    precision: Any,
+    batch: int,
 ) -> tuple[Tensor, dict[str, Any]]:
     """[B] which pictures the ensemble leaves standing, judged anew, and what that took."""
     counted, began = Counted(classifier), time.perf_counter()
     attack = Ensemble(ball=ball, preset=preset, precision=precision)
     parts = zip(pixels.split(batch), targets.split(batch), seeds.split(batch), strict=True)
-    attacked = torch.cat([attack(label_score("margin", counted, target), part, seed).pixels for part, target, seed in parts])
+    attacked = torch.cat(
+        [attack(label_score("margin", counted, target), part, seed).pixels for part, target, seed in parts]
+    )
     cost = counted.cost
     with torch.no_grad():
         left = torch.cat([classifier(part, seeds).argmax(dim=1) for part in attacked.split(batch)]) == targets
@@ -105,10 +148,23 @@ def _ours(
 
 def _line(left: Tensor, cost: Cost, began: float) -> dict[str, Any]:
     seconds = round(time.perf_counter() - began, 1)
-    return {"standing": int(left.sum()), "gradients": cost.backward, "forwards": cost.forward, "charged": cost.charged, "seconds": seconds}
+    return {
+        "standing": int(left.sum()),
+        "gradients": cost.backward,
+        "forwards": cost.forward,
+        "charged": cost.charged,
+        "seconds": seconds,
+    }
 
 
-def _live(classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Tensor, ball: BallSpec, left: Tensor) -> dict[str, Any]:
+def _live(
+    classifier: ZeroShotClassifier,
+    pixels: Pixels,
+    targets: Tensor,
+    seeds: Tensor,
+    ball: BallSpec,
+    left: Tensor,
+) -> dict[str, Any]:
     """Seconds and passes of one picture that falls and of one that stands, by preset, and of a bracket."""
     found: dict[str, Any] = {}
     for kind, rows in (("falls", (~left).nonzero()), ("stands", left.nonzero())):
@@ -119,7 +175,9 @@ def _live(classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds
         for preset in ("quick", "standard"):
             attack = Ensemble(ball=ball, preset=preset, together=9, widen=8)
             found[f"{kind}_{preset}"] = _timed(attack.events(score, pixels[row], seed, meter=Meter()))
-        found[f"{kind}_bracket"] = _timed(Minimal(ball=FAR[ball.kind]).events(score, pixels[row], seed, meter=Meter()))
+        found[f"{kind}_bracket"] = _timed(
+            Minimal(ball=FAR[ball.kind]).events(score, pixels[row], seed, meter=Meter())
+        )
     return found
 
 
@@ -129,7 +187,10 @@ def _timed(events: Iterator[Event]) -> dict[str, Any]:
         if isinstance(event, Witness):
             timed.setdefault("first_witness_seconds", round(time.perf_counter() - began, 2))
         if isinstance(event, Bracket):
-            timed["bracket_levels"] = [round(255 * event.unbroken, 3), None if event.broken is None else round(255 * event.broken, 3)]
+            timed["bracket_levels"] = [
+                round(255 * event.unbroken, 3),
+                None if event.broken is None else round(255 * event.broken, 3),
+            ]
         if isinstance(event, Done):
             timed |= {"seconds": round(time.perf_counter() - began, 2), "charged": event.cost.charged}
     return timed

@@ -1,7 +1,9 @@
-"""What the shape of an embedded backbone costs: pictures a second, forward and with the gradient that an attack asks for.
+"""What the shape of an embedded backbone costs: pictures a second, forward and with the gradient that an
+attack asks for.
 
-`python tests/benchmarks/bench_backbones.py` prints one JSON object: the shipped backbones, and `mini`'s shape with other pixels, stem depths (stride
-16 keeps a grid of 6 x 6, 32 one of 3 x 3) and layers, random weights. Ratios are against `mini` in the same run.
+`python tests/benchmarks/bench_backbones.py` prints one JSON object: the shipped backbones, and `mini`'s shape
+with other pixels, stem depths (stride 16 keeps a grid of 6 x 6, 32 one of 3 x 3) and layers, random weights.
+Ratios are against `mini` in the same run.
 """
 
 import json
@@ -18,7 +20,11 @@ from robustclip.models.towers import encode_image
 
 RUNS = 5
 PICTURES = 64
-SHAPES = {"96 px, stride 16, 6 layers": (96, 16, 6), "96 px, stride 32, 3 layers": (96, 32, 3), "128 px, stride 32, 6 layers": (128, 32, 6)}
+SHAPES = {
+    "96 px, stride 16, 6 layers": (96, 16, 6),
+    "96 px, stride 32, 3 layers": (96, 32, 3),
+    "128 px, stride 32, 6 layers": (128, 32, 6),
+}
 
 
 def main() -> None:
@@ -27,9 +33,17 @@ def main() -> None:
     backbones |= {name: shaped(*shape) for name, shape in SHAPES.items()}
     speeds = {name: measured(clip) for name, clip in backbones.items()}
     results = {
-        name: {**speed, "gradients_of_mini": round(speed["gradients_fp32"] / speeds["mini"]["gradients_fp32"], 2)} for name, speed in speeds.items()
+        name: {
+            **speed,
+            "gradients_of_mini": round(speed["gradients_fp32"] / speeds["mini"]["gradients_fp32"], 2),
+        }
+        for name, speed in speeds.items()
     }
-    machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     print(json.dumps({**machine, "pictures": PICTURES, "runs": RUNS, "pictures_a_second": results}, indent=2))
 
 
@@ -40,12 +54,16 @@ def shaped(size: int, stride: int, layers: int) -> Clip:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(config | {"vision_cfg": vision})
-    return describe(model, "mini", "random", mean=torch.tensor(config["mean"]), std=torch.tensor(config["std"]))
+    return describe(
+        model, "mini", "random", mean=torch.tensor(config["mean"]), std=torch.tensor(config["std"])
+    )
 
 
 def measured(clip: Clip) -> dict[str, float]:
     """Pictures a second: the best of several runs, since other work on the machine only ever slows."""
-    pixels = torch.rand(PICTURES, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(
+        PICTURES, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0)
+    )
 
     def forward(half: bool) -> Callable[[], None]:
         def step() -> None:
@@ -62,7 +80,12 @@ def measured(clip: Clip) -> dict[str, float]:
 
         return step
 
-    steps = {"forwards_fp32": forward(False), "forwards_bf16": forward(True), "gradients_fp32": gradient(False), "gradients_bf16": gradient(True)}
+    steps = {
+        "forwards_fp32": forward(False),
+        "forwards_bf16": forward(True),
+        "gradients_fp32": gradient(False),
+        "gradients_bf16": gradient(True),
+    }
     return {name: round(PICTURES / best_seconds(step)) for name, step in steps.items()}
 
 

@@ -1,9 +1,10 @@
-"""What a gradient costs in forwards: forward and backward to the pixels against the forward alone, at the same precision and as many rows.
+"""What a gradient costs in forwards: forward and backward to the pixels against the forward alone, at the
+same precision and as many rows.
 
-`python tests/benchmarks/bench_passes.py` prints one JSON object: each backbone (a seeded ViT-B-32 and those that ship), float32 and bfloat16, 8 and
-32 rows; once with memory handled as the C library does by default and once as every command of `training` asks it to (`training/memory.py`), each in
-a process of its own.
-The bound that the project set itself is 3.
+`python tests/benchmarks/bench_passes.py` prints one JSON object: each backbone (a seeded ViT-B-32 and those
+that ship), float32 and bfloat16, 8 and 32 rows; once with memory handled as the C library does by default and
+once as every command of `training` asks it to (`training/memory.py`), each in a process of its own. The bound
+that the project set itself is 3.
 """
 
 import argparse
@@ -29,30 +30,54 @@ MEMORY = ("default", "kept")
 
 def main() -> None:
     """Measure, print; a child process for each way of handling memory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=MEMORY, help="only this way, in this process (default: both, each in its own)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--memory", choices=MEMORY, help="only this way, in this process (default: both, each in its own)"
+    )
     memory = parser.parse_args().memory
     if memory is None:
         found = {
-            way: json.loads(subprocess.run([sys.executable, __file__, "--memory", way], check=True, capture_output=True).stdout) for way in MEMORY
+            way: json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "--memory", way], check=True, capture_output=True
+                ).stdout
+            )
+            for way in MEMORY
         }
-        machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = {
+            "machine": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         print(json.dumps({**machine, "runs": RUNS, "memory": found}, indent=2))
         return
     if memory == "kept":
         keep_freed_memory()
-    print(json.dumps({name: {half: measured(clip, half == "bf16") for half in ("fp32", "bf16")} for name, clip in backbones().items()}))
+    print(
+        json.dumps(
+            {
+                name: {half: measured(clip, half == "bf16") for half in ("fp32", "bf16")}
+                for name, clip in backbones().items()
+            }
+        )
+    )
 
 
 def backbones() -> dict[str, Clip]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vit = describe(open_clip.create_model("ViT-B-32", precision="fp32", load_weights=False), "ViT-B-32", "seeded")
+        vit = describe(
+            open_clip.create_model("ViT-B-32", precision="fp32", load_weights=False), "ViT-B-32", "seeded"
+        )
     return {"ViT-B-32": vit, **{name: load_clip(name) for name in embedded_names() if name != "tiny"}}
 
 
 def measured(clip: Clip, half: bool) -> dict[str, dict[str, float]]:
-    """By rows: seconds of both, the best of several interleaved runs (other work on the machine only ever slows), and their ratio."""
+    """By rows: seconds of both, the best of several interleaved runs (other work on the machine only ever
+    slows), and their ratio.
+    """
     found: dict[str, dict[str, float]] = {}
     for rows in ROWS:
         forward, gradient = steps(clip, rows, half)
@@ -64,7 +89,11 @@ def measured(clip: Clip, half: bool) -> dict[str, dict[str, float]]:
                 if run:  # the first one warms up
                     taken.append(time.perf_counter() - began)
         alone, both = min(seconds[forward]), min(seconds[gradient])
-        found[str(rows)] = {"forward_seconds": round(alone, 4), "gradient_seconds": round(both, 4), "ratio": round(both / alone, 2)}
+        found[str(rows)] = {
+            "forward_seconds": round(alone, 4),
+            "gradient_seconds": round(both, 4),
+            "ratio": round(both / alone, 2),
+        }
     return found
 
 

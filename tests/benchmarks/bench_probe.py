@@ -1,11 +1,14 @@
-"""How long a person waits for `robustclip probe` on one picture with ten labels, from what the command says while it runs, and the passes it charged.
+"""How long a person waits for `robustclip probe` on one picture with ten labels, from what the command says
+while it runs, and the passes it charged.
 
     python tests/benchmarks/bench_probe.py --backbone mini-robust --eps 8/255 --spared 1/255
 
-Prints one JSON object. `first_verdict` is the first witness, or the end of the first attack without one, at `--eps`; `quick` and `standard` are whole
-probes at `--spared`, where nothing should break (see `verdict`); `bracket` closes in on the smallest radius. `seconds` count from the moment when the
-command says what it is going to do, `with_start` from the start of its process: imports and weights. Nothing here is asserted: machines differ, and
-that is the point of running it on yours. `limit` is what two cores are meant to keep with `mini-robust`.
+Prints one JSON object. `first_verdict` is the first witness, or the end of the first attack without one, at
+`--eps`; `quick` and `standard` are whole probes at `--spared`, where nothing should break (see `verdict`);
+`bracket` closes in on the smallest radius. `seconds` count from the moment when the command says what it is
+going to do, `with_start` from the start of its process: imports and weights. Nothing here is asserted:
+machines differ, and that is the point of running it on yours. `limit` is what two cores are meant to keep
+with `mini-robust`.
 """
 
 import argparse
@@ -26,7 +29,9 @@ PROGRAM = str(Path(sys.executable).parent / "robustclip")
 LABELS = "cat,dog,rocket,car,cup of coffee,flower,guitar,church,bicycle,fish"
 LIMITS = {"first_verdict": 1, "quick": 5, "standard": 30, "bracket": 90}
 _VERDICT = re.compile(r"witness |.*: breaks (it|nothing)")  # a witness, or the end of an attack
-_ENDS = {"bracket": re.compile(r"smallest radius: ")}  # what is waited for, where it is not the whole probe; of several lines the last
+_ENDS = {
+    "bracket": re.compile(r"smallest radius: ")
+}  # what is waited for, where it is not the whole probe; of several lines the last
 
 
 class Heard(NamedTuple):
@@ -45,11 +50,32 @@ def main() -> None:
         "standard": ["--eps", options.spared, "--preset", "standard"],
         "bracket": ["--eps", options.spared, "--minimal"],
     }
-    common = ["--labels", options.labels, "--backbone", options.backbone, "--prompt-set", options.prompt_set, "--defense", options.defense]
+    common = [
+        "--labels",
+        options.labels,
+        "--backbone",
+        options.backbone,
+        "--prompt-set",
+        options.prompt_set,
+        "--defense",
+        options.defense,
+    ]
     common += [] if options.store is None else ["--store", str(options.store)]
-    results = {name: measured(name, [str(options.picture), *common, *asked[name]]) for name in options.only.split(",")}
-    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
-    about = {"backbone": options.backbone, "prompt_set": options.prompt_set, "defense": options.defense, "picture": options.picture.name}
+    results = {
+        name: measured(name, [str(options.picture), *common, *asked[name]])
+        for name in options.only.split(",")
+    }
+    machine = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    about = {
+        "backbone": options.backbone,
+        "prompt_set": options.prompt_set,
+        "defense": options.defense,
+        "picture": options.picture.name,
+    }
     print(json.dumps({**machine, **about, "results": results}, indent=2))
 
 
@@ -68,7 +94,15 @@ def measured(name: str, words: list[str]) -> dict[str, Any]:
         "verdict": report["verdict"]["value"],
         "charged": report["charged"] if bracket is None else bracket["forward"] + 2 * bracket["backward"],
         "charged_at_most": int(re.findall(r"(\d+) charged", started.line)[0]),
-        **({} if bracket is None else {"unbroken": bracket["unbroken_text"], "broken": bracket["broken_text"], "complete": bracket["complete"]}),
+        **(
+            {}
+            if bracket is None
+            else {
+                "unbroken": bracket["unbroken_text"],
+                "broken": bracket["broken_text"],
+                "complete": bracket["complete"],
+            }
+        ),
     }
 
 
@@ -94,10 +128,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompt-set", default="handcrafted")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--defense", default="none")
-    parser.add_argument("--picture", type=Path, default=Path(skimage.data.data_dir) / "chelsea.png", help="default: a photograph of a cat")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path(skimage.data.data_dir) / "chelsea.png",
+        help="default: a photograph of a cat",
+    )
     parser.add_argument("--labels", default=LABELS, help="default: %(default)s")
-    parser.add_argument("--eps", default="8/255", help="a radius at which the picture breaks (default: %(default)s)")
-    parser.add_argument("--spared", default="0.05/255", help="a radius at which it stands (default: %(default)s)")
+    parser.add_argument(
+        "--eps", default="8/255", help="a radius at which the picture breaks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--spared", default="0.05/255", help="a radius at which it stands (default: %(default)s)"
+    )
     parser.add_argument("--only", default=",".join(LIMITS), help="some of them (default: %(default)s)")
     return parser.parse_args()
 

@@ -1,4 +1,6 @@
-"""A probe's page in a real browser: nothing leaves it, nothing runs in it, everything fits a phone and can be read in light and dark."""
+"""A probe's page in a real browser: nothing leaves it, nothing runs in it, everything fits a phone and can be
+read in light and dark.
+"""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -10,7 +12,12 @@ from probed import probed
 from robustclip.models.clip import Clip
 from robustclip.reports.pages import probe_page
 
-HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror="document.title=\'owned\'">', "x" * 150, "cat")
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=\'owned\'">',
+    "x" * 150,
+    "cat",
+)
 CONTRAST = """
 (() => {
   const channels = text => text.match(/[\\d.]+/g).map(Number);
@@ -25,10 +32,12 @@ CONTRAST = """
     return "rgb(255, 255, 255)";
   };
   const worst = [...document.body.querySelectorAll("*")]
-    .filter(element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()) && element.checkVisibility())
+    .filter(element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()) && \
+element.checkVisibility())
     .map(element => {
       const inSvg = element instanceof SVGElement;
-      const [low, high] = [luminance(getComputedStyle(element)[inSvg ? "fill" : "color"]), luminance(behind(element))].sort((a, b) => a - b);
+      const [low, high] = [luminance(getComputedStyle(element)[inSvg ? "fill" : "color"]), \
+luminance(behind(element))].sort((a, b) => a - b);
       return [(high + 0.05) / (low + 0.05), element.tagName + ": " + element.textContent.trim().slice(0, 40)];
     })
     .sort((a, b) => a[0] - b[0])[0];
@@ -39,9 +48,18 @@ CONTRAST = """
 
 @pytest.fixture(scope="module")
 def page(tiny: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = probed(tiny, labels=HOSTILE, radii=(1, 8), defense="bit_depth:4,resize_pad", score="cross_entropy")
+    found = probed(
+        tiny, labels=HOSTILE, radii=(1, 8), defense="bit_depth:4,resize_pad", score="cross_entropy"
+    )
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(probe_page(found.report, clean=found.clean, picture="photo.jpg", command=f"robustclip probe photo.jpg --labels {HOSTILE[1]!r}"))
+    path.write_text(
+        probe_page(
+            found.report,
+            clean=found.clean,
+            picture="photo.jpg",
+            command=f"robustclip probe photo.jpg --labels {HOSTILE[1]!r}",
+        )
+    )
     return path
 
 
@@ -54,7 +72,11 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tab]:
 def test_nothing_runs_and_nothing_is_fetched(tab: Tab, page: Path) -> None:
     tab.open(page)
     assert tab.evaluate("document.title").endswith("photo.jpg · robustclip probe")
-    assert tab.evaluate("document.images.length") == tab.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length") == 3
+    assert (
+        tab.evaluate("document.images.length")
+        == tab.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length")
+        == 3
+    )
     assert tab.evaluate("document.scripts.length") == 0
     assert tab.evaluate("document.querySelector('ul.labels').innerText").split("\n") == list(HOSTILE)
     assert tab.faults == []
@@ -64,7 +86,10 @@ def test_nothing_runs_and_nothing_is_fetched(tab: Tab, page: Path) -> None:
 def test_the_page_fits_every_width(tab: Tab, page: Path, width: int) -> None:
     tab.open(page, width=width)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    shown = tab.evaluate("[...document.querySelectorAll('.pictures img, .pictures svg')].map(each => [each.clientWidth, each.clientHeight])")
+    shown = tab.evaluate(
+        "[...document.querySelectorAll('.pictures img, .pictures svg')].map(each => [each.clientWidth, "
+        "each.clientHeight])"
+    )
     assert len(shown) == 4
     assert all(wide == high >= 130 for wide, high in shown), "square as the pictures are"
 
@@ -79,5 +104,7 @@ def test_every_text_stands_out_from_its_background(tab: Tab, page: Path, dark: b
 
 def test_wide_tables_can_be_scrolled_by_keyboard(tab: Tab, page: Path) -> None:
     tab.open(page, width=360)
-    scrolled = tab.evaluate("[...document.querySelectorAll('.scroll')].map(each => [each.tabIndex, each.getAttribute('role')])")
+    scrolled = tab.evaluate(
+        "[...document.querySelectorAll('.scroll')].map(each => [each.tabIndex, each.getAttribute('role')])"
+    )
     assert scrolled == [[0, "region"]] * 2

@@ -1,4 +1,6 @@
-"""What every attack must keep, over a table: a new attack is tested by being listed here, and must be listed as soon as it is in `AnyAttack`."""
+"""What every attack must keep, over a table: a new attack is tested by being listed here, and must be listed
+as soon as it is in `AnyAttack`.
+"""
 
 from itertools import pairwise
 from typing import get_args
@@ -31,7 +33,9 @@ TABLE = [
     ("ensemble", {"preset": "quick"}),
     ("ensemble", {"preset": "quick", "together": 4, "widen": 3}),
 ]
-CASES = [parse_attack({"kind": kind, "ball": ball} | options) for kind, options in TABLE for ball in BALLS.values()]
+CASES = [
+    parse_attack({"kind": kind, "ball": ball} | options) for kind, options in TABLE for ball in BALLS.values()
+]
 
 PIXELS, TARGETS = gratings(8, seed=21)
 SEEDS = draw_seeds(21, 8)
@@ -43,7 +47,9 @@ def score(rows: torch.Tensor | None = None, name: AnyScoreName = "margin") -> Sc
     return label_score(name, trained_conv(), TARGETS if rows is None else TARGETS[rows])
 
 
-def run(attack: AnyAttack, rows: torch.Tensor | None = None, seeds: Seeds = SEEDS, name: AnyScoreName = "margin") -> Attacked:
+def run(
+    attack: AnyAttack, rows: torch.Tensor | None = None, seeds: Seeds = SEEDS, name: AnyScoreName = "margin"
+) -> Attacked:
     rows = torch.arange(8) if rows is None else rows
     return attack(score(rows, name), PIXELS[rows], seeds[rows])
 
@@ -101,7 +107,9 @@ def test_the_same_seeds_give_the_same_result_and_the_global_generator_is_untouch
 
 
 @every_attack
-@pytest.mark.parametrize("rows", [[3], [7, 2, 5, 0, 1, 6, 3, 4], [1, 4, 6]], ids=["alone", "permuted", "some"])
+@pytest.mark.parametrize(
+    "rows", [[3], [7, 2, 5, 0, 1, 6, 3, 4], [1, 4, 6]], ids=["alone", "permuted", "some"]
+)
 def test_a_row_does_not_depend_on_its_batch_mates(attack: AnyAttack, rows: list[int]) -> None:
     whole, part = run(attack), run(attack, torch.tensor(rows))
     assert torch.allclose(part.pixels, whole.pixels[rows], atol=1e-5)
@@ -119,11 +127,17 @@ def test_the_input_is_left_alone(attack: AnyAttack) -> None:
 def broken(pictures: int = 64, **options: object) -> int:
     pixels, targets = gratings(pictures, seed=3)
     attack = parse_attack({"kind": "pgd"} | options)
-    return int((attack(label_score("margin", trained_conv(), targets), pixels, draw_seeds(1, pictures)).margin > 0).sum())
+    return int(
+        (
+            attack(label_score("margin", trained_conv(), targets), pixels, draw_seeds(1, pictures)).margin > 0
+        ).sum()
+    )
 
 
 @pytest.mark.parametrize("kind", ["pgd", "fgsm", "apgd", "fmn"])
-@pytest.mark.parametrize(("norm", "radii"), [("linf", (1 / 255, 2 / 255, 4 / 255, 8 / 255)), ("l2", (0.1, 0.3, 0.6, 2.0))])
+@pytest.mark.parametrize(
+    ("norm", "radii"), [("linf", (1 / 255, 2 / 255, 4 / 255, 8 / 255)), ("l2", (0.1, 0.3, 0.6, 2.0))]
+)
 def test_a_larger_ball_breaks_no_fewer(kind: str, norm: str, radii: tuple[float, ...]) -> None:
     counts = [broken(kind=kind, ball={"kind": norm, "radius": radius}) for radius in radii]
     assert all(later >= earlier - 1 for earlier, later in pairwise(counts)), counts

@@ -1,4 +1,6 @@
-"""What every defense must keep, over a table: a new defense is tested by being listed here, and must be listed as soon as it is in `AnyDefense`."""
+"""What every defense must keep, over a table: a new defense is tested by being listed here, and must be
+listed as soon as it is in `AnyDefense`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,17 +28,42 @@ Options: TypeAlias = dict[str, str | float]
 Run: TypeAlias = Callable[[Pixels, Seeds], Tensor]
 
 DEFAULTS = [
-    *("resize_pad", "jpeg", "bit_depth", "median", "total_variation", "wavelet", "low_pass", "super_resolution", "diffusion", "counterattack"),
+    *(
+        "resize_pad",
+        "jpeg",
+        "bit_depth",
+        "median",
+        "total_variation",
+        "wavelet",
+        "low_pass",
+        "super_resolution",
+        "diffusion",
+        "counterattack",
+    ),
     *("clipure_cosine", "smoothing"),
 ]
 TABLE = [
     *DEFAULTS,
-    *("resize_pad:0.7", "jpeg:20", "bit_depth:1", "bit_depth:8", "median:5", "total_variation:0.2", "wavelet:0.1", "low_pass:0.1"),
+    *(
+        "resize_pad:0.7",
+        "jpeg:20",
+        "bit_depth:1",
+        "bit_depth:8",
+        "median:5",
+        "total_variation:0.2",
+        "wavelet:0.1",
+        "low_pass:0.1",
+    ),
     *("super_resolution:0.1", "diffusion:0.3", "counterattack:16/255", "clipure_cosine:0.5"),
 ]
 CHAINS: list[str | list[Options]] = [
     *TABLE,
-    *("jpeg:75,bit_depth:4,resize_pad", "smoothing:0.1,bit_depth:4,jpeg", "low_pass,counterattack,clipure_cosine", "none"),
+    *(
+        "jpeg:75,bit_depth:4,resize_pad",
+        "smoothing:0.1,bit_depth:4,jpeg",
+        "low_pass,counterattack,clipure_cosine",
+        "none",
+    ),
     "super_resolution,diffusion",
     [{"kind": "smoothing", "denoise": "tiny"}],
     *([{"kind": "diffusion", "backward": way}] for way in ("one_shot", "identity")),
@@ -56,12 +83,18 @@ WEAKEST: dict[str, tuple[Options, float]] = {  # strength 0, and the mean change
     "clipure_cosine": ({"share": 0.0}, 1e-6),
     "smoothing": ({"sigma": 0.001}, 1e-3),
 }
-EXACT: list[Options] = [{"kind": "median", "backward": "exact"}, {"kind": "smoothing", "denoise": "tiny"}]  # beside the defaults that say so
+EXACT: list[Options] = [
+    {"kind": "median", "backward": "exact"},
+    {"kind": "smoothing", "denoise": "tiny"},
+]  # beside the defaults that say so
 
 
 def parsed(chain: str | list[Options]) -> tuple[AnyDefense, ...]:
     """The chain, its networks small and drawn from a seed."""
-    return tuple(spec.model_copy(update={"weights": "tiny"}) if "weights" in type(spec).model_fields else spec for spec in parse_defenses(chain))
+    return tuple(
+        spec.model_copy(update={"weights": "tiny"}) if "weights" in type(spec).model_fields else spec
+        for spec in parse_defenses(chain)
+    )
 
 
 PIXELS, TARGETS = gratings(8, seed=31)
@@ -92,7 +125,9 @@ def test_the_table_lists_every_defense() -> None:
 @every_chain
 def test_shape_and_range_are_kept(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
     run, specs = runs(chain, encoder), parsed(chain)
-    odd = [PIXELS[:, :, :25, :25]] if all(isinstance(spec, PixelDefense) for spec in specs) else []  # a tower takes one size
+    odd = (
+        [PIXELS[:, :, :25, :25]] if all(isinstance(spec, PixelDefense) for spec in specs) else []
+    )  # a tower takes one size
     for pixels in (PIXELS, torch.zeros_like(PIXELS), torch.ones_like(PIXELS), PIXELS[:1], *odd):
         out = run(pixels, SEEDS[: len(pixels)])
         assert out.dtype == torch.float32
@@ -106,15 +141,21 @@ def test_shape_and_range_are_kept(chain: str | list[Options], encoder: TorchImag
 
 
 @every_chain
-def test_a_row_does_not_depend_on_its_batch_mates(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+def test_a_row_does_not_depend_on_its_batch_mates(
+    chain: str | list[Options], encoder: TorchImageEncoder
+) -> None:
     run = runs(chain, encoder)
     whole = run(PIXELS, SEEDS)
     for rows in (torch.tensor([5]), torch.tensor([7, 2, 5, 0, 1, 6, 3, 4]), torch.tensor([1, 4])):
-        assert torch.allclose(run(PIXELS[rows], SEEDS[rows]), whole[rows], atol=1e-6 if whole.ndim == 4 else 1e-5)
+        assert torch.allclose(
+            run(PIXELS[rows], SEEDS[rows]), whole[rows], atol=1e-6 if whole.ndim == 4 else 1e-5
+        )
 
 
 @every_chain
-def test_the_gradient_is_finite_and_not_all_zero_in_any_row(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+def test_the_gradient_is_finite_and_not_all_zero_in_any_row(
+    chain: str | list[Options], encoder: TorchImageEncoder
+) -> None:
     pixels = PIXELS.clone().requires_grad_()
     out = runs(chain, encoder)(pixels, SEEDS)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
@@ -125,14 +166,18 @@ def test_the_gradient_is_finite_and_not_all_zero_in_any_row(chain: str | list[Op
 
 @every_chain
 @pytest.mark.parametrize("flat", [0.0, 1.0])
-def test_the_gradient_is_finite_at_black_and_white(chain: str | list[Options], flat: float, encoder: TorchImageEncoder) -> None:
+def test_the_gradient_is_finite_at_black_and_white(
+    chain: str | list[Options], flat: float, encoder: TorchImageEncoder
+) -> None:
     pixels = torch.full_like(PIXELS[:2], flat).requires_grad_()
     (gradient,) = torch.autograd.grad(runs(chain, encoder)(pixels, SEEDS[:2]).sum(), pixels)
     assert gradient.isfinite().all()
 
 
 @every_chain
-def test_recording_a_gradient_does_not_change_the_output(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+def test_recording_a_gradient_does_not_change_the_output(
+    chain: str | list[Options], encoder: TorchImageEncoder
+) -> None:
     run = runs(chain, encoder)
     assert torch.equal(run(PIXELS.clone().requires_grad_(), SEEDS), run(PIXELS, SEEDS))
 
@@ -147,11 +192,15 @@ def test_seeds_decide_and_nothing_else(chain: str | list[Options], encoder: Torc
     assert torch.equal(run(PIXELS, SEEDS), once)
     changed = ~torch.isclose(run(PIXELS, draw_seeds(32, 8)), once).flatten(1).all(dim=1)
     randomized = any(spec.randomized for spec in parsed(chain))
-    assert changed.float().mean() >= 0.5 if randomized else not changed.any()  # two draws of a small picture may agree
+    assert (
+        changed.float().mean() >= 0.5 if randomized else not changed.any()
+    )  # two draws of a small picture may agree
 
 
 @every_chain
-def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
+def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(
+    chain: str | list[Options], encoder: TorchImageEncoder
+) -> None:
     defense = bind_chain(parsed(chain), encoder)
     for part, inputs in ((defense.at("pixels"), PIXELS), (defense.at("features"), encoder(PIXELS, None))):
         if part is None:
@@ -168,14 +217,20 @@ def test_it_computes_alike_in_a_service_and_in_a_search_in_bfloat16(chain: str |
 
 
 TOWER_ONLY: list[str | list[Options]] = [
-    *(chain for chain in CHAINS if not any(spec.networks for spec in parsed(chain))),  # purifying networks are billed by time
+    *(
+        chain for chain in CHAINS if not any(spec.networks for spec in parsed(chain))
+    ),  # purifying networks are billed by time
     *([{"kind": "counterattack"} | options] for options in ({"steps": 4}, {"backward": "unrolled"})),
 ]
 
 
 @pytest.mark.parametrize("chain", TOWER_ONLY, ids=str)
-def test_what_it_takes_of_the_image_tower_is_what_it_declares(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
-    """To the row in serving. Of a derivative of gradients hooks see only a part, so that an unrolled climb may declare more."""
+def test_what_it_takes_of_the_image_tower_is_what_it_declares(
+    chain: str | list[Options], encoder: TorchImageEncoder
+) -> None:
+    """To the row in serving. Of a derivative of gradients hooks see only a part, so that an unrolled climb
+    may declare more.
+    """
     run, defense, seen = runs(chain, encoder), bind_chain(parsed(chain), encoder), [0, 0]
 
     def count(module: object, inputs: object, output: Tensor) -> None:
@@ -198,36 +253,60 @@ def test_what_it_takes_of_the_image_tower_is_what_it_declares(chain: str | list[
     climbed = Cost(seen[0] - served.forward, seen[1] - served.backward)
     declared = Cost(classifying, classifying).plus(defense.passes).plus(defense.gradient_passes).times(2)
     assert climbed.forward == declared.forward
-    assert climbed.backward == declared.backward or (defense.gradient_passes != FREE and climbed.backward < declared.backward)
+    assert climbed.backward == declared.backward or (
+        defense.gradient_passes != FREE and climbed.backward < declared.backward
+    )
 
 
 every_exact_one = pytest.mark.parametrize(
-    "chain", [[{"kind": kind}] for kind in DEFAULTS if parsed(kind)[0].gradient == "exact"] + [[options] for options in EXACT], ids=str
+    "chain",
+    [[{"kind": kind}] for kind in DEFAULTS if parsed(kind)[0].gradient == "exact"]
+    + [[options] for options in EXACT],
+    ids=str,
 )
 
 
 @every_exact_one
-def test_a_gradient_that_is_called_exact_is_the_true_one_to_four_digits(chain: list[Options], encoder: TorchImageEncoder) -> None:
-    """In float64, between the levels of a PNG, where a median has no ties; for the draw that the seeds decide where there is one."""
+def test_a_gradient_that_is_called_exact_is_the_true_one_to_four_digits(
+    chain: list[Options], encoder: TorchImageEncoder
+) -> None:
+    """In float64, between the levels of a PNG, where a median has no ties; for the draw that the seeds decide
+    where there is one.
+    """
     defense = bind_chain(parsed(chain), encoder)
     generator = torch.Generator().manual_seed(0)
     inputs = encoder(PIXELS, None).double() if defense.stage == "features" else PIXELS.double()
-    inputs = (inputs + 0.002 * torch.rand(inputs.shape, generator=generator, dtype=torch.float64)).requires_grad_()
-    weights, direction = (torch.randn(inputs.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    inputs = (
+        inputs + 0.002 * torch.rand(inputs.shape, generator=generator, dtype=torch.float64)
+    ).requires_grad_()
+    weights, direction = (
+        torch.randn(inputs.shape, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     (gradient,) = torch.autograd.grad((defense(inputs, SEEDS) * weights).sum(), inputs)
     with torch.no_grad():
         ahead, behind = (defense(inputs + step * direction, SEEDS) for step in (1e-7, -1e-7))
     measured = ((ahead - behind) * weights).flatten(1).sum(dim=1) / 2e-7
-    assert torch.allclose((gradient * direction).flatten(1).sum(dim=1), measured, rtol=1e-4, atol=1e-4 * float(measured.abs().max()))
+    assert torch.allclose(
+        (gradient * direction).flatten(1).sum(dim=1),
+        measured,
+        rtol=1e-4,
+        atol=1e-4 * float(measured.abs().max()),
+    )
 
 
 @every_exact_one
-def test_the_probe_s_own_check_believes_a_gradient_that_is_called_exact(chain: list[Options], tiny: Clip, encoder: TorchImageEncoder) -> None:
-    victim = Defended(zero_shot(tiny, Prompts(), ("cat", "dog", "rocket")), bind_chain(parsed(chain), encoder))
+def test_the_probe_s_own_check_believes_a_gradient_that_is_called_exact(
+    chain: list[Options], tiny: Clip, encoder: TorchImageEncoder
+) -> None:
+    victim = Defended(
+        zero_shot(tiny, Prompts(), ("cat", "dog", "rocket")), bind_chain(parsed(chain), encoder)
+    )
     for row in (0, 3):
         pixels, seeds = PIXELS[row : row + 1], SEEDS[row : row + 1]
         score = label_score("margin", victim, victim(pixels, seeds).argmax(dim=1))
-        assert gradients.gradient_true(score, pixels, seeds)[0].number > 0.75  # a median has kinks within the step
+        assert (
+            gradients.gradient_true(score, pixels, seeds)[0].number > 0.75
+        )  # a median has kinks within the step
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
@@ -251,9 +330,17 @@ def test_a_defense_is_data_and_declares_what_it_is(spec: AnyDefense, encoder: To
 SHORT: list[Options] = [{"kind": "total_variation", "weight": 0.01, "iterations": 8}]
 
 
-@pytest.mark.parametrize("chain", ["resize_pad", "jpeg:25", "bit_depth", "median", SHORT, "wavelet", "low_pass", "smoothing:0.02"], ids=str)
-def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(chain: str | list[Options], encoder: TorchImageEncoder) -> None:
-    """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the defense is not."""
+@pytest.mark.parametrize(
+    "chain",
+    ["resize_pad", "jpeg:25", "bit_depth", "median", SHORT, "wavelet", "low_pass", "smoothing:0.02"],
+    ids=str,
+)
+def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(
+    chain: str | list[Options], encoder: TorchImageEncoder
+) -> None:
+    """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the
+    defense is not.
+    """
     pixels, targets = gratings(32, seed=33)
     seeds = draw_seeds(33, 32)
     toy, defense = trained_conv(), bind_chain(parsed(chain), encoder)
@@ -273,7 +360,11 @@ def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_on
 
 def test_the_service_s_readme_tells_of_every_defense() -> None:
     readme = (Path(__file__).parents[2] / "service" / "README.md").read_text()
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]]
+        for line in readme.splitlines()
+        if line.startswith("| `")
+    ]
     told = {cells[0]: cells[2:5] for cells in rows if len(cells) == 6}
     for defense in DEFENSES:
         spec = defense()

@@ -23,7 +23,9 @@ def small(kind: str, **options: object) -> Any:
     """Few vectors, and no random crops, which make one epoch's loss no match for another's."""
     fields = OBJECTIVES[kind].model_fields
     plain: dict[str, object] = {"crops": False} if "crops" in fields else {}
-    return OBJECTIVES[kind].model_validate({"vectors": min(4, fields["vectors"].default), "batch": 6, **plain, **options})
+    return OBJECTIVES[kind].model_validate(
+        {"vectors": min(4, fields["vectors"].default), "batch": 6, **plain, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,18 @@ def made(request: pytest.FixtureRequest, tiny: Clip, pictures: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_objective_lowers_its_loss_and_leaves_a_set_that_the_store_accepts(tiny: Clip, tmp_path: Path, kind: str) -> None:
+def test_every_objective_lowers_its_loss_and_leaves_a_set_that_the_store_accepts(
+    tiny: Clip, tmp_path: Path, kind: str
+) -> None:
     objective = small(kind, epochs=12)
     data = load_data(write_pictures(tmp_path / "pictures", train=6), "train")
-    examples = objective.prepare(tiny, data, torch.arange(18), seed=0, folder=tmp_path / "cache", progress=silent)
+    examples = objective.prepare(
+        tiny, data, torch.arange(18), seed=0, folder=tmp_path / "cache", progress=silent
+    )
     assert len(examples) == 18
-    fitted = fit(tiny, objective, examples, data.labels, seed=0, checkpoint=tmp_path / "checkpoint", progress=silent)
+    fitted = fit(
+        tiny, objective, examples, data.labels, seed=0, checkpoint=tmp_path / "checkpoint", progress=silent
+    )
     assert fitted.history[-1].loss < 0.9 * fitted.history[0].loss
     check_prompts(tiny, fitted.prompts, labels=3)
     cost = examples.cost
@@ -50,7 +58,9 @@ def test_every_objective_lowers_its_loss_and_leaves_a_set_that_the_store_accepts
         cost = cost.plus(epoch.cost)
     assert cost == objective.bill(18)
     store = PromptStore(tmp_path / "store")
-    ref = publish(store, tiny, objective, fitted.prompts, name="learned", data=data, shots=0, seed=0, activate=True)
+    ref = publish(
+        store, tiny, objective, fitted.prompts, name="learned", data=data, shots=0, seed=0, activate=True
+    )
     loaded = store.load("learned", tiny)
     assert loaded.ref == ref
     assert loaded.manifest.objective == objective.model_dump(mode="json")
@@ -62,7 +72,10 @@ def test_every_objective_lowers_its_loss_and_leaves_a_set_that_the_store_accepts
 def test_every_objective_starts_from_its_seed_alone(tiny: Clip, kind: str) -> None:
     objective = OBJECTIVES[kind].model_validate({"vectors": 4})
     before = torch.get_rng_state()
-    first, again, other = (objective.fold(tiny, objective.new_parameters(tiny, ("cat", "dog"), seed)).digest() for seed in (0, 0, 1))
+    first, again, other = (
+        objective.fold(tiny, objective.new_parameters(tiny, ("cat", "dog"), seed)).digest()
+        for seed in (0, 0, 1)
+    )
     assert first == again != other
     assert torch.equal(before, torch.get_rng_state())
 
@@ -84,7 +97,11 @@ def test_a_step_runs_the_text_tower_as_often_as_it_says(made: Bench, monkeypatch
     passes: list[int] = []
     embedding = made.task.clip.model.token_embedding
     encode = embedding.forward
-    monkeypatch.setattr(embedding, "forward", lambda tokens: (passes.append(len(tokens)) if tokens.ndim == 2 else None) or encode(tokens))
+    monkeypatch.setattr(
+        embedding,
+        "forward",
+        lambda tokens: (passes.append(len(tokens)) if tokens.ndim == 2 else None) or encode(tokens),
+    )
     step = made.step()
     assert passes == [3] * step.text_passes  # all labels at once
     assert step.text_passes == (2 if made.objective.kind == "apd" else 1)

@@ -1,4 +1,6 @@
-"""The compose file keeps the promises of deploy/README.md, and every file it names says the same as the others."""
+"""The compose file keeps the promises of deploy/README.md, and every file it names says the same as the
+others.
+"""
 
 import shutil
 import subprocess
@@ -55,9 +57,16 @@ def test_prometheus_scrapes_the_service_where_it_listens() -> None:
 
 
 def test_docker_compose_accepts_the_file() -> None:
-    if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0
+    ):
         pytest.skip("docker compose is not installed")
     checked = subprocess.run(
-        ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"], capture_output=True, text=True, timeout=30, check=False
+        ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert checked.returncode == 0, checked.stderr

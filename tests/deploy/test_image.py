@@ -27,7 +27,12 @@ def in_image(*command: str) -> list[str]:
 def image() -> str:
     if not BUILDER.is_file() or os.geteuid() != 0:
         pytest.skip("../shared/tools/build-image is absent, or this is not root")
-    built = subprocess.run([str(BUILDER), "--tag", TAG, "--target", "service", str(ROOT)], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [str(BUILDER), "--tag", TAG, "--target", "service", str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert built.returncode == 0, built.stderr[-4000:]
     return TAG
 
@@ -65,12 +70,16 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, *, seconds: flo
 
 
 def test_the_image_runs_without_rights_in_an_empty_folder(image: str) -> None:
-    shown = subprocess.run(in_image("sh", "-c", "id -u; pwd; ls -A"), capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        in_image("sh", "-c", "id -u; pwd; ls -A"), capture_output=True, text=True, check=True
+    )
     assert shown.stdout.split() == ["10001", "/srv"]
 
 
 def test_the_image_carries_no_build_or_test_tools(image: str) -> None:
-    listed = subprocess.run(in_image("python", "-m", "pip", "list", "--format=freeze"), capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        in_image("python", "-m", "pip", "list", "--format=freeze"), capture_output=True, text=True, check=True
+    )
     names = {line.partition("==")[0].lower() for line in listed.stdout.splitlines()}
     assert "robustclip" in names
     assert not names & {"pytest", "ruff", "pyright", "hatchling"}
@@ -79,7 +88,11 @@ def test_the_image_carries_no_build_or_test_tools(image: str) -> None:
 def test_the_service_in_the_image_classifies(address: str) -> None:
     picture = files("skimage.data").joinpath("chelsea.png").read_bytes()
     answer = httpx.post(
-        f"{address}/classify", params={"labels": ["cat", "rocket"]}, content=picture, headers={"content-type": "image/png"}, timeout=60
+        f"{address}/classify",
+        params={"labels": ["cat", "rocket"]},
+        content=picture,
+        headers={"content-type": "image/png"},
+        timeout=60,
     )
     assert answer.status_code == 200, answer.text
     assert answer.json()["results"][0]["predictions"][0]["label"] == "cat"

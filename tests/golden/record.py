@@ -1,7 +1,9 @@
-"""What users and their files depend on, as one JSON object: a change of layout must leave every value as it is.
+"""What users and their files depend on, as one JSON object: a change of layout must leave every value as it
+is.
 
-`PYTHONPATH=.:tests python -m golden.record` prints it. `snapshot.json` beside this file was printed at the commit before the
-modules were sorted into rooms. Whoever changes a value on purpose prints it again, and says in the changelog what breaks.
+`PYTHONPATH=.:tests python -m golden.record` prints it. `snapshot.json` beside this file was printed at the
+commit before the modules were sorted into rooms. Whoever changes a value on purpose prints it again, and says
+in the changelog what breaks.
 """
 
 import argparse
@@ -51,14 +53,20 @@ def snapshot() -> dict[str, Any]:
             "attacks": _attacks(),
             "defenses": {defense.model_fields["kind"].default: _parameters(defense) for defense in DEFENSES},
             "objectives": {kind: _parameters(objective) for kind, objective in sorted(OBJECTIVES.items())},
-            "commands": {entry.name: _options(entry) for entry in sorted(entry_points(group="robustclip.commands"))},
-            "openapi": _without_prose(create_app(ServeSettings(store={"path": Path(folder) / "store"})).openapi()),
+            "commands": {
+                entry.name: _options(entry) for entry in sorted(entry_points(group="robustclip.commands"))
+            },
+            "openapi": _without_prose(
+                create_app(ServeSettings(store={"path": Path(folder) / "store"})).openapi()
+            ),
             "results_page": hashlib.sha256((ROOT / "training" / "RESULTS.md").read_bytes()).hexdigest(),
         }
 
 
 def _pictures(folder: Path) -> Path:
-    """Committed photographs as class folders: their bytes are the same everywhere, which an encoder's are not."""
+    """Committed photographs as class folders: their bytes are the same everywhere, which an encoder's are
+    not.
+    """
     for split in ("train", "test"):
         for name, files in _CLASSES.items():
             (folder / split / name).mkdir(parents=True)
@@ -80,7 +88,9 @@ def _prompt_sets() -> dict[str, str]:
 
 
 def _cell_keys(pictures: Path) -> Iterator[str]:
-    """The files in which an evaluation keeps its results: prompt sets, defenses, all threat levels, and unusual efforts."""
+    """The files in which an evaluation keeps its results: prompt sets, defenses, all threat levels, and
+    unusual efforts.
+    """
     common: dict[str, Any] = {
         "data": (Source(folder=pictures, split="test"),),
         "store": STORE,
@@ -91,8 +101,23 @@ def _cell_keys(pictures: Path) -> Iterator[str]:
     defenses = ("none", "jpeg:75", "resize_pad", "smoothing:0.1", "super_resolution")
     prompt_sets = ("handcrafted", "a picture of one {}.")
     questions = (
-        Question(backbones=("mini-robust",), prompt_sets=prompt_sets, threats=THREATS, eps=("2/255",), defenses=defenses, **common),
-        Question(backbones=("mini",), prompt_sets=prompt_sets[:1], threats=THREATS, eps=(0.5 / 255,), seeds=(7,), batch=8, **common),
+        Question(
+            backbones=("mini-robust",),
+            prompt_sets=prompt_sets,
+            threats=THREATS,
+            eps=("2/255",),
+            defenses=defenses,
+            **common,
+        ),
+        Question(
+            backbones=("mini",),
+            prompt_sets=prompt_sets[:1],
+            threats=THREATS,
+            eps=(0.5 / 255,),
+            seeds=(7,),
+            batch=8,
+            **common,
+        ),
         Question(
             backbones=("mini-robust",),
             prompt_sets=prompt_sets[:1],
@@ -119,28 +144,42 @@ def _run_digests(pictures: Path) -> dict[str, str]:
     clip, opened = load_clip("mini-robust"), open_training(pictures, None)
     digests: dict[str, str] = {}
     for kind in sorted(OBJECTIVES):
-        settings = TrainSettings.model_validate({"objective": {"kind": kind}, "data": pictures, "name": "golden"})
+        settings = TrainSettings.model_validate(
+            {"objective": {"kind": kind}, "data": pictures, "name": "golden"}
+        )
         digests[kind] = open_run(settings, clip, opened).digest
     return digests
 
 
 def _attacks() -> dict[str, str]:
     kinds = ("pgd", "fgsm", "apgd", "square", "fmn", "noise", "ensemble")
-    return {kind: parse_attack({"kind": kind, "ball": {"kind": "linf", "radius": "4/255"}}).model_dump_json() for kind in kinds}
+    return {
+        kind: parse_attack({"kind": kind, "ball": {"kind": "linf", "radius": "4/255"}}).model_dump_json()
+        for kind in kinds
+    }
 
 
 def _parameters(model: Any) -> dict[str, str]:
-    return {name: repr(field.get_default(call_default_factory=True, validated_data={})) for name, field in model.model_fields.items()}
+    return {
+        name: repr(field.get_default(call_default_factory=True, validated_data={}))
+        for name, field in model.model_fields.items()
+    }
 
 
 def _options(entry: EntryPoint) -> dict[str, dict[str, Any]]:
-    """Every option of a command and of its subcommands: what may be written, and what it is when it is left out."""
+    """Every option of a command and of its subcommands: what may be written, and what it is when it is left
+    out.
+    """
     seen: list[argparse.ArgumentParser] = []
 
     def remember(parser: argparse.ArgumentParser, file: object = None) -> None:
         seen.append(parser)
 
-    with patch.object(argparse.ArgumentParser, "print_help", remember), redirect_stdout(StringIO()), suppress(SystemExit):
+    with (
+        patch.object(argparse.ArgumentParser, "print_help", remember),
+        redirect_stdout(StringIO()),
+        suppress(SystemExit),
+    ):
         entry.load()(["--help"])
     return {parser.prog: _actions(parser) for parser in _with_subparsers(seen[0])} if seen else {}
 
@@ -166,12 +205,18 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
 
 
 def _without_prose(part: Any) -> Any:
-    """A JSON document without the sentences in it: wording may change. A property that is called `description` stays."""
+    """A JSON document without the sentences in it: wording may change. A property that is called
+    `description` stays.
+    """
     if isinstance(part, list):
         return [_without_prose(each) for each in part]
     if not isinstance(part, dict):
         return part
-    return {name: _without_prose(value) for name, value in sorted(part.items()) if not (name in _PROSE and isinstance(value, str))}
+    return {
+        name: _without_prose(value)
+        for name, value in sorted(part.items())
+        if not (name in _PROSE and isinstance(value, str))
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""A change of layout leaves what users and their files depend on as it is: fingerprints, versions, cell keys, options,
-HTTP fields, the results page.
+"""A change of layout leaves what users and their files depend on as it is: fingerprints, versions, cell keys,
+options, HTTP fields, the results page.
 
 What is new may stand beside it: another attack, another option, another field.
 """
@@ -29,10 +29,18 @@ def test_nothing_of_it_has_changed(present: dict[str, Any], part: str) -> None:
 
 def test_a_change_is_noticed_and_an_addition_is_none() -> None:
     recorded = {"options": {"--eps": "1/255", "--seed": "0"}, "kinds": ["pgd", "apgd"]}
-    more = {"options": {"--eps": "1/255", "--seed": "0", "--new": "1"}, "kinds": ["apgd", "new", "pgd"], "other": 1}
+    more = {
+        "options": {"--eps": "1/255", "--seed": "0", "--new": "1"},
+        "kinds": ["apgd", "new", "pgd"],
+        "other": 1,
+    }
     assert list(_differences(recorded, more, "")) == []
     less = {"options": {"--eps": "2/255"}, "kinds": ["pgd"]}
-    assert list(_differences(recorded, less, "")) == ["/options/--eps: '1/255' is '2/255' now", "/options/--seed is gone", "/kinds/1: 'apgd' is gone"]
+    assert list(_differences(recorded, less, "")) == [
+        "/options/--eps: '1/255' is '2/255' now",
+        "/options/--seed is gone",
+        "/kinds/1: 'apgd' is gone",
+    ]
 
 
 def _differences(recorded: Any, present: Any, place: str) -> Iterator[str]:
@@ -44,6 +52,8 @@ def _differences(recorded: Any, present: Any, place: str) -> Iterator[str]:
             else:
                 yield f"{place}/{name} is gone"
     elif isinstance(recorded, list) and isinstance(present, list):
-        yield from (f"{place}/{index}: {each!r} is gone" for index, each in enumerate(recorded) if each not in present)
+        yield from (
+            f"{place}/{index}: {each!r} is gone" for index, each in enumerate(recorded) if each not in present
+        )
     elif recorded != present:
         yield f"{place}: {recorded!r} is {present!r} now"

@@ -1,4 +1,6 @@
-"""Hostile input over HTTP: each kind gets its own 4xx problem that names the field, and the service goes on as if nothing had been."""
+"""Hostile input over HTTP: each kind gets its own 4xx problem that names the field, and the service goes on
+as if nothing had been.
+"""
 
 import base64
 import io
@@ -21,7 +23,9 @@ from robustclip.models.clip import Clip
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    with serving(tmp_path_factory.mktemp("hostile"), limits={"body_bytes": 30 * 2**20, "body_seconds": 1.0}) as running:
+    with serving(
+        tmp_path_factory.mktemp("hostile"), limits={"body_bytes": 30 * 2**20, "body_seconds": 1.0}
+    ) as running:
         yield running
 
 
@@ -63,12 +67,18 @@ IMAGES = {
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("form", ["raw", "form", "json"])
 @pytest.mark.parametrize("route", ["/classify", "/probe"])
-def test_a_hostile_picture_gets_its_own_problem_in_every_form(server: Running, kind: str, form: str, route: str) -> None:
+def test_a_hostile_picture_gets_its_own_problem_in_every_form(
+    server: Running, kind: str, form: str, route: str
+) -> None:
     data, code = IMAGES[kind]
     if form == "raw" and route == "/probe":
-        response = server.client.post(route, params={"labels": LABELS}, content=data, headers={"content-type": "image/png"})
+        response = server.client.post(
+            route, params={"labels": LABELS}, content=data, headers={"content-type": "image/png"}
+        )
     elif form == "raw":
-        response = server.client.post(route, params={"labels": LABELS}, content=data, headers={"content-type": "image/jpeg"})
+        response = server.client.post(
+            route, params={"labels": LABELS}, content=data, headers={"content-type": "image/jpeg"}
+        )
     elif form == "form":
         response = server.client.post(route, files={"image": data}, data={"labels": LABELS})
     else:
@@ -89,16 +99,41 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "a repeated label": ({"labels": ["cat", "dog", "cat"]}, 422, "validation", "#/labels/2"),
     "labels that look alike": ({"labels": ["caf\u00e9", "cafe\u0301 "]}, 422, "validation", "#/labels/1"),
     "an empty label": ({"labels": ["cat", "  "]}, 422, "validation", "#/labels/1"),
-    "labels that only CLIP takes for one": ({"labels": ["dog", "cat", "Cat"]}, 422, "validation", "#/labels/2"),
+    "labels that only CLIP takes for one": (
+        {"labels": ["dog", "cat", "Cat"]},
+        422,
+        "validation",
+        "#/labels/2",
+    ),
     "a special token": ({"labels": ["cat", "dog <end_of_text>"]}, 422, "validation", "#/labels/1"),
-    "a special token in disguise": ({"labels": ["cat", "&lt;START_OF_TEXT&gt;"]}, 422, "validation", "#/labels/1"),
+    "a special token in disguise": (
+        {"labels": ["cat", "&lt;START_OF_TEXT&gt;"]},
+        422,
+        "validation",
+        "#/labels/1",
+    ),
     "more words than CLIP reads": ({"labels": ["cat", "no " * 72 + "dog"]}, 422, "validation", "#/labels/1"),
     "a long label": ({"labels": ["cat", "x" * 257]}, 422, "validation", "#/labels/1"),
-    "100,000 labels": ({"labels": [f"label {index}" for index in range(100_000)]}, 422, "too-many-labels", "#/labels"),
+    "100,000 labels": (
+        {"labels": [f"label {index}" for index in range(100_000)]},
+        422,
+        "too-many-labels",
+        "#/labels",
+    ),
     "no image": ({"image": ...}, 422, "validation", "#/image"),
     "both image and images": ({"images": []}, 422, "validation", "#/image"),
-    "33 images": ({"image": ..., "images": ["data:image/png;base64,"] * 33}, 422, "too-many-images", "#/images"),
-    "an address for an image": ({"image": {"type": "url", "url": "http://169.254.169.254/"}}, 422, "url-disabled", "#/image"),
+    "33 images": (
+        {"image": ..., "images": ["data:image/png;base64,"] * 33},
+        422,
+        "too-many-images",
+        "#/images",
+    ),
+    "an address for an image": (
+        {"image": {"type": "url", "url": "http://169.254.169.254/"}},
+        422,
+        "url-disabled",
+        "#/image",
+    ),
     "broken base64": ({"image": {"type": "base64", "data": "%%%"}}, 422, "validation", "#/image"),
     "an image of another type": ({"image": 7}, 422, "validation", "#/image"),
     "an unknown field": ({"labls": ["cat"]}, 422, "validation", "#/labls"),
@@ -109,7 +144,12 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "a path with a NUL": ({"prompt_set": "a\u0000b"}, 422, "validation", "#/prompt_set"),
     "a version that is a path": ({"prompt_set": "handcrafted@../x"}, 422, "validation", "#/prompt_set"),
     "an unknown defense": ({"defense": "prayer"}, 422, "validation", "#/defense/0"),
-    "a defense out of range": ({"defense": [{"kind": "jpeg", "quality": 0}]}, 422, "validation", "#/defense/0/quality"),
+    "a defense out of range": (
+        {"defense": [{"kind": "jpeg", "quality": 0}]},
+        422,
+        "validation",
+        "#/defense/0/quality",
+    ),
     "five defenses": ({"defense": ["jpeg"] * 5}, 422, "validation", "#/defense"),
     "temperature zero": ({"temperature": 0}, 422, "validation", "#/temperature"),
     "temperature nan": ({"temperature": "nan"}, 422, "validation", "#/temperature"),
@@ -125,7 +165,11 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
 def test_a_hostile_field_is_named(server: Running, kind: str) -> None:
     fields, status, code, pointer = REQUESTS[kind]
     image = {"type": "base64", "data": base64.b64encode(picture()).decode()}
-    asked = {name: value for name, value in {"image": image, "labels": LABELS, **fields}.items() if value is not ...}
+    asked = {
+        name: value
+        for name, value in {"image": image, "labels": LABELS, **fields}.items()
+        if value is not ...
+    }
     response = server.client.post("/classify", json=asked)
     body = response.json()
     assert (response.status_code, body["code"]) == (status, code), body
@@ -133,14 +177,18 @@ def test_a_hostile_field_is_named(server: Running, kind: str) -> None:
     assert body["request_id"] == response.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("kind", ["labels that only CLIP takes for one", "a special token", "more words than CLIP reads"])
+@pytest.mark.parametrize(
+    "kind", ["labels that only CLIP takes for one", "a special token", "more words than CLIP reads"]
+)
 def test_labels_that_clip_can_t_read_are_refused_by_a_probe_too(server: Running, kind: str) -> None:
     fields, status, code, pointer = REQUESTS[kind]
     body = server.client.post("/probe", files={"image": picture()}, data={**fields, "steps": "1"}).json()
     assert (body["status"], body["code"], body["errors"][0]["pointer"]) == (status, code, pointer), body
 
 
-def test_a_label_too_long_for_a_learned_set_is_refused_with_its_vectors_counted(server: Running, tiny: Clip) -> None:
+def test_a_label_too_long_for_a_learned_set_is_refused_with_its_vectors_counted(
+    server: Running, tiny: Clip
+) -> None:
     ref = server.store.publish(learned_set(tiny, name="long"))
     vectors = server.store.load(ref, tiny).prompts.text
     assert vectors is not None
@@ -164,7 +212,12 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "a JSON list": ("application/json", b"[]", 422, "validation"),
     "form data without a boundary": ("multipart/form-data", b"x", 400, "malformed-multipart"),
     "form data without parts": ("multipart/form-data; boundary=x", b"x", 400, "malformed-multipart"),
-    "a part without a name": ("multipart/form-data; boundary=x", b"--x\r\n\r\nx\r\n--x--\r\n", 400, "malformed-multipart"),
+    "a part without a name": (
+        "multipart/form-data; boundary=x",
+        b"--x\r\n\r\nx\r\n--x--\r\n",
+        400,
+        "malformed-multipart",
+    ),
     "a web form": ("application/x-www-form-urlencoded", b"labels=cat", 415, "unsupported-media-type"),
     "a video": ("video/mp4", b"x", 415, "unsupported-media-type"),
     "no type": ("", b"x", 415, "unsupported-media-type"),
@@ -192,7 +245,9 @@ def test_a_body_over_the_limit_is_refused_by_its_header_and_by_counting(server: 
         for _ in range(200):
             yield bytes(2**20)
 
-    announced = server.client.post("/classify", content=bytes(31 * 2**20), headers={"content-type": "image/png"})
+    announced = server.client.post(
+        "/classify", content=bytes(31 * 2**20), headers={"content-type": "image/png"}
+    )
     assert (announced.status_code, announced.json()["code"]) == (413, "body-too-large")
     try:
         counted = server.client.post("/classify", content=endless(), headers={"content-type": "image/png"})
@@ -205,7 +260,10 @@ def test_a_body_over_the_limit_is_refused_by_its_header_and_by_counting(server: 
 def test_a_body_that_never_comes_is_not_waited_for(server: Running) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nx")
+        connection.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: "
+            b"1000\r\n\r\nx"
+        )
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
 
 
@@ -213,11 +271,18 @@ def test_a_body_that_never_comes_is_not_waited_for(server: Running) -> None:
 def test_a_length_that_is_no_number_is_refused(server: Running, length: bytes) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: " + length + b"\r\n\r\n")
+        connection.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: "
+            + length
+            + b"\r\n\r\n"
+        )
         assert connection.recv(4096).startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%00", "a%2fb", "A", "a" * 65, "%ff", "any%2fhandcrafted"])
+@pytest.mark.parametrize(
+    "name",
+    ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%00", "a%2fb", "A", "a" * 65, "%ff", "any%2fhandcrafted"],
+)
 @pytest.mark.parametrize("route", ["/prompt-sets/{}", "/prompt-sets/{}/versions", "/prompt-sets/{}/rollback"])
 def test_path_like_names_reach_no_file(server: Running, name: str, route: str) -> None:
     method = "POST" if route.endswith("rollback") else "GET"
@@ -237,7 +302,10 @@ def test_a_field_said_twice_is_refused(server: Running, field: str) -> None:
 
 def test_thousands_of_parts_are_refused(server: Running) -> None:
     parts = [("image", picture())] * 40
-    assert server.client.post("/classify", files=parts, data={"labels": LABELS}).json()["code"] == "too-many-images"
+    assert (
+        server.client.post("/classify", files=parts, data={"labels": LABELS}).json()["code"]
+        == "too-many-images"
+    )
     labels = {f"field{index}": "x" for index in range(3000)}
     response = server.client.post("/classify", files={"image": picture()}, data=labels)
     assert (response.status_code, response.json()["code"]) == (400, "malformed-multipart")
@@ -253,8 +321,13 @@ def test_memory_stays_flat_under_bombs(server: Running) -> None:
     bombs()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bombs()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes; a decoded 16,000 x 16,000 picture would take 768,000
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    )  # kilobytes; a decoded 16,000 x 16,000 picture would take 768,000
 
 
 def test_after_all_that_it_still_answers(server: Running) -> None:
-    assert server.client.post("/classify", files={"image": picture()}, data={"labels": LABELS}).status_code == 200
+    assert (
+        server.client.post("/classify", files={"image": picture()}, data={"labels": LABELS}).status_code
+        == 200
+    )

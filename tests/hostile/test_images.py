@@ -21,7 +21,9 @@ from robustclip.images import LIMITS, ImageLimits, decode
 
 def saved(format: str, size: int = 64, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=numpy.uint8)).save(buffer, format=format, **options)
+    Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=numpy.uint8)).save(
+        buffer, format=format, **options
+    )
     return buffer.getvalue()
 
 
@@ -32,7 +34,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png_header(width: int, height: int, between: bytes = b"") -> bytes:
     """A well-formed PNG that announces a size and brings one row."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + between + chunk(b"IDAT", zlib.compress(bytes(1 + 3 * min(width, 10**5)))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + between
+        + chunk(b"IDAT", zlib.compress(bytes(1 + 3 * min(width, 10**5))))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_header(width: int, height: int) -> bytes:
@@ -78,12 +86,20 @@ REFUSED: list[tuple[str, type[ImageRefused], Callable[[], bytes]]] = [
     ("a WebP of junk", ImageRefused, lambda: b"RIFF\x04\x00\x00\x00WEBP" + bytes(100)),
     ("a PNG's magic alone", ImageRefused, lambda: b"\x89PNG\r\n\x1a\n"),
     ("a JPEG's magic alone", ImageRefused, lambda: b"\xff\xd8\xff\xe0"),
-    ("text that inflates to 16 MiB", ImageRefused, lambda: png_header(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24))))),
+    (
+        "text that inflates to 16 MiB",
+        ImageRefused,
+        lambda: png_header(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("kind", "make"), [pytest.param(kind, make, id=name) for name, kind, make in REFUSED])
-def test_hostile_picture_is_refused_by_name_and_at_once(kind: type[ImageRefused], make: Callable[[], bytes]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "make"), [pytest.param(kind, make, id=name) for name, kind, make in REFUSED]
+)
+def test_hostile_picture_is_refused_by_name_and_at_once(
+    kind: type[ImageRefused], make: Callable[[], bytes]
+) -> None:
     data = make()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
@@ -128,7 +144,9 @@ def test_a_truncated_picture_is_refused_wherever_it_was_cut(form: str) -> None:
 
 
 def ended_png(rows: int, *, size: int = 64, interlaced: bool = False, value: int = 200) -> bytes:
-    """A PNG in perfect order, except that its compressed data stop after some rows of the first pass or the only one."""
+    """A PNG in perfect order, except that its compressed data stop after some rows of the first pass or the
+    only one.
+    """
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, int(interlaced)))
     row = bytes([0] + [value] * 3 * (size // 8 if interlaced else size))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(row * rows)) + chunk(b"IEND", b"")
@@ -168,7 +186,9 @@ def test_a_jpeg_padded_with_zeros_is_refused() -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_is_mid_grey_below_is_a_picture(mode: str, progressive: bool) -> None:
     buffer = io.BytesIO()
-    Image.new(mode, (50, 40), 128 if mode == "L" else (128,) * len(mode)).save(buffer, format="JPEG", progressive=progressive)
+    Image.new(mode, (50, 40), 128 if mode == "L" else (128,) * len(mode)).save(
+        buffer, format="JPEG", progressive=progressive
+    )
     assert decode(buffer.getvalue()).size == (50, 40)
 
 
@@ -204,7 +224,11 @@ def test_a_polyglot_is_its_picture_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=draw.lists(draw.tuples(draw.floats(0, 1, exclude_max=True), draw.integers(0, 255)), min_size=1, max_size=12))
+@given(
+    changes=draw.lists(
+        draw.tuples(draw.floats(0, 1, exclude_max=True), draw.integers(0, 255)), min_size=1, max_size=12
+    )
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_picture_is_a_picture_or_refused(format: str, changes: list[tuple[float, int]]) -> None:
     data = bytearray(saved(format, 24))

@@ -1,4 +1,6 @@
-"""Folders of pictures as users have them: what can't be learned from is refused by name before anything is written; odd names are learned."""
+"""Folders of pictures as users have them: what can't be learned from is refused by name before anything is
+written; odd names are learned.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,27 @@ from training.learning.tuning.command import main
 
 
 def learn(pictures: Path, folder: Path, *options: str) -> PromptStore:
-    method = ["--objective.kind", "capt", "--objective.epochs", "1", "--objective.steps", "1", "--validate-at", "clean"]
-    places = ["--store", str(folder / "store"), "--runs", str(folder / "runs"), "--backbone", "tiny", "--name", "learned", "--json"]
+    method = [
+        "--objective.kind",
+        "capt",
+        "--objective.epochs",
+        "1",
+        "--objective.steps",
+        "1",
+        "--validate-at",
+        "clean",
+    ]
+    places = [
+        "--store",
+        str(folder / "store"),
+        "--runs",
+        str(folder / "runs"),
+        "--backbone",
+        "tiny",
+        "--name",
+        "learned",
+        "--json",
+    ]
     assert main(["--data", str(pictures), *method, *places, *options]) == 0
     return PromptStore(folder / "store")
 

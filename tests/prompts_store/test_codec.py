@@ -14,7 +14,8 @@ from robustclip.models.clip import Clip
 def class_specific_set(clip: Clip) -> PromptSet:
     one = learned_set(clip)
     return PromptSet(
-        one.manifest.model_copy(update={"class_specific": True}), replace(one.prompts, text=torch.ones(2, 1, 4, clip.text_width), class_specific=True)
+        one.manifest.model_copy(update={"class_specific": True}),
+        replace(one.prompts, text=torch.ones(2, 1, 4, clip.text_width), class_specific=True),
     )
 
 
@@ -39,7 +40,10 @@ def test_encoding_is_deterministic(tiny: Clip) -> None:
 def test_the_file_is_plain_safetensors(tiny: Clip) -> None:
     prompt_set = learned_set(tiny, visual=True)
     tensors = load(encode(prompt_set))
-    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {"text_context": [1, 4, 32], "visual_context": [2, 3, 64]}
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
+        "text_context": [1, 4, 32],
+        "visual_context": [2, 3, 64],
+    }
     assert prompt_set.prompts.text is not None
     assert torch.equal(tensors["text_context"], prompt_set.prompts.text)
 

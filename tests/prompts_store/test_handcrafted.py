@@ -7,13 +7,19 @@ from robustclip.models.clip import Clip
 
 
 def files_below(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_writing_the_handcrafted_sets_again_gives_the_shipped_files(tmp_path: Path) -> None:
     for prompt_set in handcrafted_sets():
         PromptStore(tmp_path).publish(prompt_set, activate=True)
-    assert files_below(tmp_path) == {path: data for path, data in files_below(SHIPPED).items() if path.startswith("any/handcrafted")}
+    assert files_below(tmp_path) == {
+        path: data for path, data in files_below(SHIPPED).items() if path.startswith("any/handcrafted")
+    }
 
 
 def test_everything_that_ships_can_be_served() -> None:

@@ -18,9 +18,15 @@ def test_version_is_the_digest_that_format_md_describes(tiny: Clip) -> None:
     facts = json.loads(prompt_set.manifest.model_dump_json())
     del facts["created_at"]
     state = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
-    for name, tensor in (("text_context", prompt_set.prompts.text), ("visual_context", prompt_set.prompts.visual)):
+    for name, tensor in (
+        ("text_context", prompt_set.prompts.text),
+        ("visual_context", prompt_set.prompts.visual),
+    ):
         assert tensor is not None
-        state.update(f"\n{name} F32 {json.dumps(list(tensor.shape), separators=(',', ':'))}\n".encode() + tensor.numpy().tobytes())
+        state.update(
+            f"\n{name} F32 {json.dumps(list(tensor.shape), separators=(',', ':'))}\n".encode()
+            + tensor.numpy().tobytes()
+        )
     assert prompt_set.version == state.hexdigest()[:12]
 
 
@@ -34,7 +40,11 @@ def test_version_counts_every_value_and_every_fact(tiny: Clip) -> None:
     assert one.prompts.text is not None
     nudged = one.prompts.text.clone()
     nudged[0, 0, 0] += 1e-6
-    others = [PromptSet(one.manifest, replace(one.prompts, text=nudged)), learned_set(tiny, note="x"), learned_set(tiny, shots=1)]
+    others = [
+        PromptSet(one.manifest, replace(one.prompts, text=nudged)),
+        learned_set(tiny, note="x"),
+        learned_set(tiny, shots=1),
+    ]
     assert len({one.version, *(other.version for other in others)}) == 4
 
 
@@ -46,7 +56,12 @@ def test_version_does_not_depend_on_device_layout_or_precision_of_the_source(tin
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("a", Ref("a", "active")), ("a-1@active", Ref("a-1", "active")), ("a@3f9c21d07b1e", Ref("a", "3f9c21d07b1e"))]
+    ("text", "expected"),
+    [
+        ("a", Ref("a", "active")),
+        ("a-1@active", Ref("a-1", "active")),
+        ("a@3f9c21d07b1e", Ref("a", "3f9c21d07b1e")),
+    ],
 )
 def test_ref_is_read_and_written_the_same_way(text: str, expected: Ref) -> None:
     assert Ref.parse(text) == expected
@@ -55,7 +70,24 @@ def test_ref_is_read_and_written_the_same_way(text: str, expected: Ref) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@", "a@", "A", "-a", "../a", "a/b", "a\n", "a@b", "a@../x", "a@3F9C21D07B1E", "a@3f9c21d07b1e@active", "a" * 65, "é", "a\x00"]
+    "text",
+    [
+        "",
+        "@",
+        "a@",
+        "A",
+        "-a",
+        "../a",
+        "a/b",
+        "a\n",
+        "a@b",
+        "a@../x",
+        "a@3F9C21D07B1E",
+        "a@3f9c21d07b1e@active",
+        "a" * 65,
+        "é",
+        "a\x00",
+    ],
 )
 def test_ref_refuses_whatever_is_no_name(text: str) -> None:
     with pytest.raises(InvalidInput) as refused:

@@ -12,11 +12,28 @@ from prompt_sets import learned_set, template_set
 from prompts_store.manifest import Ref, Result
 from prompts_store.shelf import Pointer
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.errors import InvalidInput, NothingToRollBack, PromptSetRefused, StoreReadOnly, UnknownPromptSet, UnknownVersion
+from robustclip.errors import (
+    InvalidInput,
+    NothingToRollBack,
+    PromptSetRefused,
+    StoreReadOnly,
+    UnknownPromptSet,
+    UnknownVersion,
+)
 from robustclip.models.clip import Clip
 
 OTHER = "f" * 64  # the fingerprint of a CLIP that nobody has
-CLEAN = Result(data="caltech-101", split="test", threat="clean", eps="0", n=256, accuracy=0.5, low=0.44, high=0.56, seed=0)
+CLEAN = Result(
+    data="caltech-101",
+    split="test",
+    threat="clean",
+    eps="0",
+    n=256,
+    accuracy=0.5,
+    low=0.44,
+    high=0.56,
+    seed=0,
+)
 
 
 @pytest.fixture
@@ -29,7 +46,11 @@ def test_a_published_set_is_loaded_as_it_was(store: PromptStore, tiny: Clip) -> 
     ref = store.publish(prompt_set, activate=True)
     for asked in ("demo", "demo@active", str(ref), ref):
         found = store.load(asked, tiny)
-        assert (found.ref, found.manifest, found.prompts.digest()) == (ref, prompt_set.manifest, prompt_set.prompts.digest())
+        assert (found.ref, found.manifest, found.prompts.digest()) == (
+            ref,
+            prompt_set.manifest,
+            prompt_set.prompts.digest(),
+        )
 
 
 def test_publishing_twice_keeps_one_file(store: PromptStore, tiny: Clip) -> None:
@@ -47,7 +68,9 @@ def test_publishing_alone_activates_nothing(store: PromptStore, tiny: Clip) -> N
 
 
 def test_the_pointer_remembers_one_version_before(store: PromptStore, tiny: Clip) -> None:
-    one, two, three = (store.publish(learned_set(tiny, seed=seed), activate=True).version for seed in range(3))
+    one, two, three = (
+        store.publish(learned_set(tiny, seed=seed), activate=True).version for seed in range(3)
+    )
     assert store.pointer("demo", tiny.fingerprint) == Pointer(three, two)
     store.activate(Ref("demo", three), tiny.fingerprint)
     assert store.pointer("demo", tiny.fingerprint) == Pointer(three, two)
@@ -125,20 +148,29 @@ def test_versions_are_listed_newest_first_with_their_states(store: PromptStore, 
     refs = [store.publish(learned_set(tiny, seed=seed), activate=seed == 1) for seed in range(3)]
     (store.root / tiny.fingerprint[:8] / "demo" / "000000000000.safetensors").write_bytes(b"half a fi")
     versions = store.versions("demo", tiny.fingerprint)
-    assert [stored.ref.version for stored in versions] == [*(ref.version for ref in reversed(refs)), "000000000000"]
+    assert [stored.ref.version for stored in versions] == [
+        *(ref.version for ref in reversed(refs)),
+        "000000000000",
+    ]
     assert [stored.state for stored in versions] == ["available", "active", "available", "refused"]
     assert versions[3].reason == "not-safetensors"
     assert versions[0].shapes == {"text_context": (1, 4, 32)}
     assert [finding.reason for finding in store.verify(tiny)] == ["not-safetensors"]
 
 
-def test_sets_of_other_clips_are_listed_and_refused_only_when_asked_for(store: PromptStore, tiny: Clip) -> None:
+def test_sets_of_other_clips_are_listed_and_refused_only_when_asked_for(
+    store: PromptStore, tiny: Clip
+) -> None:
     ref = store.publish(learned_set(tiny), activate=True)
     assert store.names() == ["demo"]
     assert store.names(OTHER) == []
     assert store.active(OTHER) == {}
     assert [stored.state for stored in store.versions("demo", OTHER)] == ["other-backbone"]
-    for ask in (lambda: store.activate(ref, OTHER), lambda: store.rollback("demo", OTHER), lambda: store.prune("demo", OTHER)):
+    for ask in (
+        lambda: store.activate(ref, OTHER),
+        lambda: store.rollback("demo", OTHER),
+        lambda: store.prune("demo", OTHER),
+    ):
         with pytest.raises(PromptSetRefused) as refused:
             ask()
         assert refused.value.reason == "foreign-fingerprint"
@@ -168,7 +200,12 @@ def test_verify_finds_shapes_that_do_not_fit_and_pointers_to_nothing(store: Prom
 
 def test_strangers_in_the_folder_are_ignored(store: PromptStore, tiny: Clip) -> None:
     store.publish(learned_set(tiny), activate=True)
-    for path in ("README.md", "lost+found/demo/x", f"{tiny.fingerprint[:8]}/UPPER/x", f"{tiny.fingerprint[:8]}/demo/notes.safetensors"):
+    for path in (
+        "README.md",
+        "lost+found/demo/x",
+        f"{tiny.fingerprint[:8]}/UPPER/x",
+        f"{tiny.fingerprint[:8]}/demo/notes.safetensors",
+    ):
         (store.root / path).parent.mkdir(parents=True, exist_ok=True)
         (store.root / path).write_text("hello")
     assert store.names() == ["demo"]
@@ -180,9 +217,15 @@ def test_pruning_keeps_the_newest_the_active_and_the_one_before(store: PromptSto
     refs = [store.publish(learned_set(tiny, seed=seed)) for seed in range(6)]
     store.activate(refs[1], tiny.fingerprint)
     store.activate(refs[0], tiny.fingerprint)
-    (store.root / tiny.fingerprint[:8] / "demo" / "000000000000.safetensors").write_bytes(b"of a later format, perhaps")
+    (store.root / tiny.fingerprint[:8] / "demo" / "000000000000.safetensors").write_bytes(
+        b"of a later format, perhaps"
+    )
     assert set(store.prune("demo", tiny.fingerprint, keep=2)) == {refs[2], refs[3]}
-    assert {stored.ref for stored in store.versions("demo", tiny.fingerprint)} == {*refs[:2], *refs[4:], Ref("demo", "000000000000")}
+    assert {stored.ref for stored in store.versions("demo", tiny.fingerprint)} == {
+        *refs[:2],
+        *refs[4:],
+        Ref("demo", "000000000000"),
+    }
     assert store.prune("demo", tiny.fingerprint, keep=2) == []
     with pytest.raises(InvalidInput):
         store.prune("demo", tiny.fingerprint, keep=-1)
@@ -198,17 +241,23 @@ def test_a_report_goes_with_its_version(store: PromptStore, tiny: Clip) -> None:
     assert [path.stem for path in shelf.glob("*.html")] == [refs[1].version]
 
 
-def test_a_copy_in_another_store_is_the_same_version_with_its_report(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
+def test_a_copy_in_another_store_is_the_same_version_with_its_report(
+    store: PromptStore, tiny: Clip, tmp_path: Path
+) -> None:
     ref = store.publish(learned_set(tiny), activate=True)
     (store.root / tiny.fingerprint[:8] / "demo" / f"{ref.version}.html").write_text("how it was learned")
     other = PromptStore(tmp_path / "other")
     assert other.copy("demo", tiny, store) == ref
-    assert (other.root / tiny.fingerprint[:8] / "demo" / f"{ref.version}.html").read_text() == "how it was learned"
+    assert (
+        other.root / tiny.fingerprint[:8] / "demo" / f"{ref.version}.html"
+    ).read_text() == "how it was learned"
     assert other.active(tiny.fingerprint) == {}
     assert other.verify(tiny) == []
 
 
-def test_a_copy_under_another_name_is_the_same_prompts_and_says_whose_copy_it_is(store: PromptStore, tiny: Clip) -> None:
+def test_a_copy_under_another_name_is_the_same_prompts_and_says_whose_copy_it_is(
+    store: PromptStore, tiny: Clip
+) -> None:
     ref = store.publish(learned_set(tiny, note="Learned at night."))
     copy = store.copy(ref, tiny, store, name="promoted", activate=True)
     assert (copy.name, store.active(tiny.fingerprint)) == ("promoted", {"promoted": copy})
@@ -221,7 +270,9 @@ def test_a_copy_under_another_name_is_the_same_prompts_and_says_whose_copy_it_is
     assert store.verify(tiny) == []
 
 
-def test_a_copy_with_results_is_another_version_and_the_same_but_for_them(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
+def test_a_copy_with_results_is_another_version_and_the_same_but_for_them(
+    store: PromptStore, tiny: Clip, tmp_path: Path
+) -> None:
     known = CLEAN.model_copy(update={"split": "train:validation"})
     ref = store.publish(learned_set(tiny, results=[known]), activate=True)
     copy = store.copy(ref, tiny, store, results=[CLEAN, known])
@@ -231,7 +282,9 @@ def test_a_copy_with_results_is_another_version_and_the_same_but_for_them(store:
     assert second.manifest == first.manifest.model_copy(update={"results": (known, CLEAN)})
     assert store.copy(copy, tiny, store, results=[CLEAN.model_copy(update={"accuracy": 0.6})]) == copy
     elsewhere = PromptStore(tmp_path / "other")
-    promoted = elsewhere.load(elsewhere.copy(ref, tiny, store, name="promoted", results=[CLEAN]), tiny).manifest
+    promoted = elsewhere.load(
+        elsewhere.copy(ref, tiny, store, name="promoted", results=[CLEAN]), tiny
+    ).manifest
     assert (promoted.results, promoted.note) == ((known, CLEAN), f"A copy of {ref}.")
     assert [*store.verify(tiny), *elsewhere.verify(tiny)] == []
 
@@ -246,14 +299,20 @@ def test_words_for_any_clip_take_no_results_of_one(store: PromptStore, tiny: Cli
 def test_the_report_of_a_copy_names_the_copy(store: PromptStore, tiny: Clip) -> None:
     ref = store.publish(learned_set(tiny))
     shelf = store.root / tiny.fingerprint[:8]
-    (shelf / "demo" / f"{ref.version}.html").write_text(f"<h1>demo: advpt</h1> {ref} beside {ref}, not demo@000000000000")
+    (shelf / "demo" / f"{ref.version}.html").write_text(
+        f"<h1>demo: advpt</h1> {ref} beside {ref}, not demo@000000000000"
+    )
     copies = [store.copy(ref, tiny, store, name="promoted"), store.copy(ref, tiny, store, results=[CLEAN])]
     for copy in copies:
-        assert (shelf / copy.name / f"{copy.version}.html").read_text() == f"<h1>{copy.name}: advpt</h1> {copy} beside {copy}, not demo@000000000000"
+        assert (
+            shelf / copy.name / f"{copy.version}.html"
+        ).read_text() == f"<h1>{copy.name}: advpt</h1> {copy} beside {copy}, not demo@000000000000"
     assert str(ref) in (shelf / "demo" / f"{ref.version}.html").read_text()
 
 
-def test_a_copy_activates_as_activating_does_and_takes_no_link_for_a_report(store: PromptStore, tiny: Clip, tmp_path: Path) -> None:
+def test_a_copy_activates_as_activating_does_and_takes_no_link_for_a_report(
+    store: PromptStore, tiny: Clip, tmp_path: Path
+) -> None:
     store.publish(learned_set(tiny), activate=True)
     other = PromptStore(tmp_path / "other")
     words = other.publish(template_set("a {}.", name="demo"), activate=True)
@@ -311,7 +370,9 @@ def test_sixty_publishes_under_two_readers_are_never_torn(store: PromptStore, ti
 
     def read(into: set[str]) -> None:
         try:
-            while not done.wait(0.001):  # a breath, or the readers hold the interpreter and the test measures that
+            while not done.wait(
+                0.001
+            ):  # a breath, or the readers hold the interpreter and the test measures that
                 found = store.load("demo", tiny)
                 assert found.prompts.digest() == texts[found.version]
                 into.add(found.version)
@@ -343,7 +404,9 @@ def test_writers_in_two_threads_lose_no_version(store: PromptStore, tiny: Clip) 
         writer.join()
     assert len(store.versions("demo", tiny.fingerprint)) == 20
     assert store.verify(tiny) == []
-    assert store.rollback("demo", tiny.fingerprint) in {learned_set(tiny, seed=seed).ref for seed in range(20)}
+    assert store.rollback("demo", tiny.fingerprint) in {
+        learned_set(tiny, seed=seed).ref for seed in range(20)
+    }
 
 
 def publish_for_ever(root: Path, clip: Clip, start: int) -> None:
@@ -356,7 +419,9 @@ def test_a_publisher_killed_at_any_moment_leaves_whole_sets_only(store: PromptSt
     moments = random.Random(0)
     for start in range(0, 4000, 1000):
         before = len(list(store.root.rglob("*.safetensors")))
-        child = multiprocessing.get_context("fork").Process(target=publish_for_ever, args=(store.root, tiny, start))
+        child = multiprocessing.get_context("fork").Process(
+            target=publish_for_ever, args=(store.root, tiny, start)
+        )
         child.start()
         patience = time.monotonic() + 30
         while len(list(store.root.rglob("*.safetensors"))) == before:

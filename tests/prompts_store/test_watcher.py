@@ -38,7 +38,9 @@ def test_sets_of_other_clips_change_nothing(store: PromptStore, tiny: Clip) -> N
     assert not watcher.poll_once()
 
 
-def test_a_failing_callback_is_logged_and_called_again_at_the_next_change(store: PromptStore, tiny: Clip, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_callback_is_logged_and_called_again_at_the_next_change(
+    store: PromptStore, tiny: Clip, caplog: pytest.LogCaptureFixture
+) -> None:
     calls: list[dict[str, Ref]] = []
 
     def fail(active: dict[str, Ref]) -> None:

@@ -40,10 +40,15 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, En
     (tmp_path / "commands_of_the_cli_test.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "commands_of_the_cli_test", raising=False)
-    return {name: EntryPoint(name, f"commands_of_the_cli_test:{name}", "robustclip.commands") for name in ("echo", "refuse", "stop", "fail")}
+    return {
+        name: EntryPoint(name, f"commands_of_the_cli_test:{name}", "robustclip.commands")
+        for name in ("echo", "refuse", "stop", "fail")
+    }
 
 
-def test_a_command_gets_its_options_and_gives_its_status(commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_gets_its_options_and_gives_its_status(
+    commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(commands, ["echo", "--eps", "4/255"]) == 7
     assert capsys.readouterr().out == "--eps 4/255\n"
 
@@ -59,32 +64,47 @@ def test_help_lists_each_command_with_its_first_docstring_line_and_imports_none(
     assert captured.err == ""
 
 
-def test_an_unknown_command_is_refused_with_the_nearest_name(commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_refused_with_the_nearest_name(
+    commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(commands, ["ehco"]) == 2
     assert "no command 'ehco'. Did you mean `robustclip echo`?" in capsys.readouterr().err
 
 
-def test_what_the_user_can_cure_is_one_line_and_status_2(commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_user_can_cure_is_one_line_and_status_2(
+    commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(commands, ["refuse"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1] == "robustclip: --eps: a radius is at least 0, found -1. Write it like 4/255."
+    assert (
+        captured.err.splitlines()[-1]
+        == "robustclip: --eps: a radius is at least 0, found -1. Write it like 4/255."
+    )
     assert "Traceback" not in captured.err
 
 
-def test_a_defect_is_one_line_and_status_1(commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_defect_is_one_line_and_status_1(
+    commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(commands, ["fail"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1].startswith("robustclip: internal error, ZeroDivisionError: on two lines")
+    assert captured.err.splitlines()[-1].startswith(
+        "robustclip: internal error, ZeroDivisionError: on two lines"
+    )
     assert "Traceback" not in captured.err
 
 
 @pytest.mark.parametrize(("command", "status"), [("refuse", 2), ("fail", 1)])
-def test_debug_shows_the_traceback(commands: Mapping[str, EntryPoint], command: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(
+    commands: Mapping[str, EntryPoint], command: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(commands, ["--debug", command]) == status
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_gives_status_130(commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_gives_status_130(
+    commands: Mapping[str, EntryPoint], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(commands, ["stop"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -96,7 +116,9 @@ def test_a_reader_that_leaves_the_pipe_is_no_error(tmp_path: Path) -> None:
         "import sys; from importlib.metadata import EntryPoint; from robustclip.cli import run; "
         "sys.exit(run({'flood': EntryPoint('flood', 'flood:main', 'robustclip.commands')}, ['flood']))"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
@@ -110,7 +132,9 @@ def test_the_installed_help_loads_nothing_heavy() -> None:
         "import sys; from robustclip.cli import main; main(['--help']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'fastapi', 'pydantic', 'rich')))"
     )
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 

@@ -23,7 +23,9 @@ def test_a_tensor_is_known_by_its_values_and_its_shape() -> None:
     values = torch.arange(6.0)
     assert tensor_digest(values) == tensor_digest(values.double())
     assert tensor_digest(values.reshape(3, 2).T) == tensor_digest(values.reshape(3, 2).T.contiguous())
-    assert len({tensor_digest(values), tensor_digest(values.reshape(2, 3)), tensor_digest(values + 1e-3)}) == 3
+    assert (
+        len({tensor_digest(values), tensor_digest(values.reshape(2, 3)), tensor_digest(values + 1e-3)}) == 3
+    )
 
 
 def test_pixels_are_known_by_their_levels() -> None:

@@ -75,9 +75,15 @@ def test_a_file_gets_the_rights_that_the_user_s_mask_leaves(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_of_all_who_claim_a_piece_of_work_exactly_one_gets_it_and_nothing_stays_behind(tmp_path: Path) -> None:
+def test_of_all_who_claim_a_piece_of_work_exactly_one_gets_it_and_nothing_stays_behind(
+    tmp_path: Path,
+) -> None:
     target = tmp_path / "folder" / "cell"
-    with claimed(target, wait=False) as first, claimed(target, wait=False) as second, claimed(tmp_path / "other", wait=False) as other:
+    with (
+        claimed(target, wait=False) as first,
+        claimed(target, wait=False) as second,
+        claimed(tmp_path / "other", wait=False) as other,
+    ):
         assert (first, second, other) == (True, False, True)
     with claimed(target, wait=False) as again:
         assert again

@@ -25,7 +25,9 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def quarters() -> Image.Image:
-    """32 x 16, red left above, green right above, blue left below, white right below: no turn of it looks like another."""
+    """32 x 16, red left above, green right above, blue left below, white right below: no turn of it looks
+    like another.
+    """
     image = Image.new("RGB", (32, 16), "white")
     for colour, corner in (("red", (0, 0)), ("lime", (16, 0)), ("blue", (0, 8))):
         image.paste(colour, (*corner, corner[0] + 16, corner[1] + 8))
@@ -42,7 +44,12 @@ def test_lossless_pictures_come_back_as_they_were(format: str, options: dict[str
 
 def test_every_format_and_a_progressive_jpeg_is_read() -> None:
     picture = Image.fromarray(skimage.data.chelsea()).resize((150, 100))
-    for data in (saved(picture, "JPEG"), saved(picture, "JPEG", progressive=True), saved(picture, "WEBP"), saved(picture, "PNG")):
+    for data in (
+        saved(picture, "JPEG"),
+        saved(picture, "JPEG", progressive=True),
+        saved(picture, "WEBP"),
+        saved(picture, "PNG"),
+    ):
         assert numpy.abs(numpy.asarray(decode(data)).astype(int) - numpy.asarray(picture)).mean() < 8
 
 
@@ -72,7 +79,9 @@ def test_exif_orientation_is_undone(orientation: int, format: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("block", [b"", b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"nonsense" * 10])
+@pytest.mark.parametrize(
+    "block", [b"", b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"nonsense" * 10]
+)
 def test_an_unreadable_exif_block_leaves_the_picture_alone(block: bytes) -> None:
     assert decode(saved(quarters(), "JPEG", exif=block)).size == (32, 16)
 
@@ -124,7 +133,12 @@ def test_info_tells_the_upright_size_the_format_and_the_digest() -> None:
     exif[0x0112] = 6
     data = saved(quarters(), "JPEG", exif=exif)
     info = image_info(data, decode(data))
-    assert (info.width, info.height, info.format, info.sha256) == (16, 32, "JPEG", hashlib.sha256(data).hexdigest())
+    assert (info.width, info.height, info.format, info.sha256) == (
+        16,
+        32,
+        "JPEG",
+        hashlib.sha256(data).hexdigest(),
+    )
 
 
 @pytest.mark.parametrize("size", [96, 224])
@@ -138,7 +152,10 @@ def test_pixels_are_within_a_level_of_open_clips_own_transform(photograph: str, 
     assert difference.mean() < 1e-3
 
 
-@pytest.mark.parametrize(("width", "height"), [(32, 32), (33, 32), (32, 33), (1, 1), (5, 7), (64, 64), (500, 33), (31, 3000), (16384, 1), (1, 16384)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(32, 32), (33, 32), (32, 33), (1, 1), (5, 7), (64, 64), (500, 33), (31, 3000), (16384, 1), (1, 16384)],
+)
 def test_pixels_have_one_shape_range_and_lattice(width: int, height: int) -> None:
     pixels = to_pixels(Image.fromarray(noise(width, height)), 32)
     assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.float32)
@@ -160,7 +177,11 @@ def test_lattice_pixels_survive_the_png_exactly(size: int) -> None:
 
 
 def test_a_png_of_other_pixels_holds_the_nearest_levels() -> None:
-    pixels = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 1.2, -0.3, 127.49 / 255]).expand(3, 8, 8).contiguous()
+    pixels = (
+        torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 1.2, -0.3, 127.49 / 255])
+        .expand(3, 8, 8)
+        .contiguous()
+    )
     found = load_pixels(pixels_to_png(pixels), 8)
     assert (found[0, 0] * 255).round().tolist() == [0, 0, 1, 255, 255, 255, 0, 127]
 

@@ -48,11 +48,15 @@ class Moves:
         moved[:, 0, 0, 0] += self.change
         claim = torch.full((len(pixels),), self.margin)
         nothing = torch.zeros(0, len(pixels))
-        return Attacked(moved, claim, claim, torch.zeros(len(pixels), dtype=torch.int64), nothing, nothing, Cost(7, 5))
+        return Attacked(
+            moved, claim, claim, torch.zeros(len(pixels), dtype=torch.int64), nothing, nothing, Cost(7, 5)
+        )
 
 
 def test_clean_accuracy_is_counted_picture_by_picture() -> None:
-    found = measure(sign_of_the_first_value(), [batch(pictures([0.9, 0.1]), [1, 1]), batch(pictures([0.2]), [0])])
+    found = measure(
+        sign_of_the_first_value(), [batch(pictures([0.9, 0.1]), [1, 1]), batch(pictures([0.2]), [0])]
+    )
     assert found.correct.tolist() == [True, False, True]
     assert found.correct_8bit.tolist() == [True, False, True]
     assert found.cost == Cost(forward=3)
@@ -61,7 +65,12 @@ def test_clean_accuracy_is_counted_picture_by_picture() -> None:
 
 def test_pictures_that_are_wrong_untouched_count_as_broken_and_are_not_attacked() -> None:
     attack = Moves(-0.5)
-    found = measure(sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.4]), [1, 1, 0])], attack=attack, score=CROSS_ENTROPY)
+    found = measure(
+        sign_of_the_first_value(),
+        [batch(pictures([0.9, 0.1, 0.4]), [1, 1, 0])],
+        attack=attack,
+        score=CROSS_ENTROPY,
+    )
     assert found.correct.tolist() == [False, False, True]
     assert attack.rows == 2
     assert found.cost == Cost(forward=3 + 7 + 2, backward=5)
@@ -71,7 +80,9 @@ def test_pictures_that_are_wrong_untouched_count_as_broken_and_are_not_attacked(
 def test_an_attacks_own_claim_counts_for_nothing(margin: float) -> None:
     for change, expected in ((0.0, True), (-0.5, False)):
         attack = Moves(change, margin=margin)
-        found = measure(sign_of_the_first_value(), [batch(pictures([0.9]), [1])], attack=attack, score=CROSS_ENTROPY)
+        found = measure(
+            sign_of_the_first_value(), [batch(pictures([0.9]), [1])], attack=attack, score=CROSS_ENTROPY
+        )
         assert found.correct.tolist() == [expected]
 
 
@@ -79,13 +90,17 @@ def test_a_change_below_half_a_level_breaks_the_float_picture_and_not_its_png() 
     ball = Linf(radius=0.45 / 255)
     origin = pictures([128 / 255])
     on_the_brink = LinearClassifier(sign_of_the_first_value().weights, torch.tensor([127.8 / 255, 0.0]))
-    found = measure(on_the_brink, [batch(origin, [1])], attack=Moves(-0.4 / 255), score=CROSS_ENTROPY, ball=ball)
+    found = measure(
+        on_the_brink, [batch(origin, [1])], attack=Moves(-0.4 / 255), score=CROSS_ENTROPY, ball=ball
+    )
     assert (found.correct.tolist(), found.correct_8bit.tolist()) == ([False], [True])
 
 
 def test_transferred_pictures_are_judged_where_the_clean_one_is_right() -> None:
     made = pictures([0.1, 0.9, 0.8])
-    found = measure(sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.9]), [1, 1, 1], made)], ball=Linf(radius=1.0))
+    found = measure(
+        sign_of_the_first_value(), [batch(pictures([0.9, 0.1, 0.9]), [1, 1, 1], made)], ball=Linf(radius=1.0)
+    )
     assert found.correct.tolist() == found.correct_8bit.tolist() == [False, False, True]
 
 
@@ -95,7 +110,10 @@ def test_a_real_attack_lowers_a_real_accuracy_the_same_way_in_any_batches() -> N
     seeds = draw_seeds(0, 24)
 
     def run(size: int) -> Tensor:
-        parts = [Batch(pixels[i : i + size], targets[i : i + size], seeds[i : i + size]) for i in range(0, 24, size)]
+        parts = [
+            Batch(pixels[i : i + size], targets[i : i + size], seeds[i : i + size])
+            for i in range(0, 24, size)
+        ]
         return measure(classifier, parts, attack=attack, score=CROSS_ENTROPY).correct
 
     clean = measure(classifier, [Batch(pixels, targets, seeds)]).correct
@@ -118,7 +136,9 @@ class Wavering:
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.9, 1.0), (0.1, 0.0)])
-def test_a_randomized_classifier_is_judged_by_the_majority_of_fresh_draws(share: float, expected: float) -> None:
+def test_a_randomized_classifier_is_judged_by_the_majority_of_fresh_draws(
+    share: float, expected: float
+) -> None:
     found = measure(Wavering(share), [batch(pictures([0.5] * 40), [1] * 40)], jury=Jury(25))
     assert float(found.correct.float().mean()) == pytest.approx(expected, abs=0.01)
     assert found.cost == Cost(forward=40 * 25)
@@ -136,8 +156,14 @@ def test_half_of_the_draws_is_not_enough() -> None:
 
 
 @pytest.mark.parametrize(("share", "right", "silent"), [(0.9, 20, 0), (0.1, 0, 0), (0.5, 0, 20)])
-def test_a_vote_is_judged_as_it_is_served_and_its_silence_is_not_right(share: float, right: int, silent: int) -> None:
-    found = measure(Wavering(share), [batch(pictures([0.5] * 20), [1] * 20)], jury=Jury.of(Smoothing(votes=100, alpha=1e-6)))
+def test_a_vote_is_judged_as_it_is_served_and_its_silence_is_not_right(
+    share: float, right: int, silent: int
+) -> None:
+    found = measure(
+        Wavering(share),
+        [batch(pictures([0.5] * 20), [1] * 20)],
+        jury=Jury.of(Smoothing(votes=100, alpha=1e-6)),
+    )
     assert found.abstained is not None
     assert (int(found.correct.sum()), int(found.abstained.sum())) == (right, silent)
     assert found.cost == Cost(forward=20 * 100)
@@ -150,7 +176,11 @@ def test_who_is_silent_untouched_is_not_attacked_and_who_is_silenced_is_told_fro
 
         def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
             first = pixels[:, 0, 0, 0]
-            said = torch.where(first >= 0.8, 1.0, torch.where(first < 0.3, 0.0, (row_uniform(seeds, (), like=pixels) < 0.5).float()))
+            said = torch.where(
+                first >= 0.8,
+                1.0,
+                torch.where(first < 0.3, 0.0, (row_uniform(seeds, (), like=pixels) < 0.5).float()),
+            )
             return torch.stack([0.5 * torch.ones_like(said), said], dim=1)
 
     attack, jury = Moves(-0.3), Jury.of(Smoothing(votes=40))
@@ -169,9 +199,17 @@ def test_an_attack_without_a_score_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (29, 29, 0.8830, 1.0)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
 )
-def test_wilson_intervals_are_those_of_newcombe_1998(successes: int, trials: int, low: float, high: float) -> None:
+def test_wilson_intervals_are_those_of_newcombe_1998(
+    successes: int, trials: int, low: float, high: float
+) -> None:
     interval = wilson(successes, trials)
     assert interval.value == successes / trials
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=6e-5)
@@ -192,7 +230,10 @@ def disagreeing(only_first: int, only_second: int, both: int = 0) -> tuple[Tenso
     return first, torch.tensor([False] * only_first + [True] * only_second + [True] * both)
 
 
-@pytest.mark.parametrize(("counts", "expected"), [((9, 1), 22 / 1024), ((1, 9), 22 / 1024), ((5, 5), 1.0), ((0, 0, 4), 1.0), ((6, 0), 2 / 64)])
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [((9, 1), 22 / 1024), ((1, 9), 22 / 1024), ((5, 5), 1.0), ((0, 0, 4), 1.0), ((6, 0), 2 / 64)],
+)
 def test_mcnemar_is_the_exact_binomial_test(counts: tuple[int, ...], expected: float) -> None:
     assert mcnemar(*disagreeing(*counts)) == pytest.approx(expected)
 

@@ -14,7 +14,9 @@ LATER = 30.0
 
 
 class Recorder:
-    """A run that doubles what it gets, can be held up, fails on a poisoned value, and remembers its batches."""
+    """A run that doubles what it gets, can be held up, fails on a poisoned value, and remembers its
+    batches.
+    """
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, int]] = []
@@ -29,9 +31,13 @@ class Recorder:
         return Pass(pixels.flatten(1) * 2 + seeds[:, None], 0.0, 0.0)
 
 
-def run(work: Callable[[Batcher[str], Recorder], object], *, max_batch: int = 4, dropped: list[str] | None = None) -> Recorder:
+def run(
+    work: Callable[[Batcher[str], Recorder], object], *, max_batch: int = 4, dropped: list[str] | None = None
+) -> Recorder:
     recorder = Recorder()
-    batcher: Batcher[str] = Batcher(recorder, max_batch=max_batch, on_drop=(dropped if dropped is not None else []).append)
+    batcher: Batcher[str] = Batcher(
+        recorder, max_batch=max_batch, on_drop=(dropped if dropped is not None else []).append
+    )
     batcher.start()
     try:
         asyncio.run(work(batcher, recorder))
@@ -41,8 +47,12 @@ def run(work: Callable[[Batcher[str], Recorder], object], *, max_batch: int = 4,
     return recorder
 
 
-def ask(batcher: Batcher[str], value: float, *, lane: str = "a", seconds: float = LATER) -> "asyncio.Task[Encoded]":
-    return asyncio.ensure_future(batcher.encode(lane, torch.full((1, 1, 1), value), 0, deadline=time.monotonic() + seconds))
+def ask(
+    batcher: Batcher[str], value: float, *, lane: str = "a", seconds: float = LATER
+) -> "asyncio.Task[Encoded]":
+    return asyncio.ensure_future(
+        batcher.encode(lane, torch.full((1, 1, 1), value), 0, deadline=time.monotonic() + seconds)
+    )
 
 
 async def all_queued() -> None:

@@ -50,10 +50,14 @@ def every_form(server: Running) -> dict[str, httpx.Response]:
         "json, several": post("/classify", json={"images": [encoded(data)], "labels": LABELS, "top_k": 0}),
         "json, data uri": post("/classify", json={"image": uri, "labels": LABELS, "top_k": 0}),
         "json, options in the query": post("/classify?top_k=0", json={"image": uri, "labels": LABELS}),
-        "form, repeated labels": post("/classify", files={"image": data}, data={"labels": LABELS, "top_k": "0"}),
+        "form, repeated labels": post(
+            "/classify", files={"image": data}, data={"labels": LABELS, "top_k": "0"}
+        ),
         "form, comma list": post("/classify", files={"image": data}, data={"labels": words, "top_k": "0"}),
         "form, JSON list": post("/classify", files={"image": data}, data={"labels": listed, "top_k": "0"}),
-        "form, request part": post("/classify", files={"image": data, "request": ("request.json", request, "application/json")}),
+        "form, request part": post(
+            "/classify", files={"image": data, "request": ("request.json", request, "application/json")}
+        ),
         "raw, repeated labels": post("/classify", params={"labels": LABELS, "top_k": 0}, **raw),
         "raw, comma list": post("/classify", params={"labels": words, "top_k": 0}, **raw),
         "raw, of unknown type": post("/classify", params={"labels": words, "top_k": 0}, **untyped),
@@ -64,7 +68,10 @@ def specific_set(clip: Clip) -> PromptSet:
     """A set with a context of its own for each of LABELS."""
     like = learned_set(clip, name="specific", labels=tuple(LABELS)).manifest
     text = torch.randn(len(LABELS), 1, 4, clip.text_width, generator=torch.Generator().manual_seed(0))
-    return PromptSet(like.model_copy(update={"class_specific": True}), Prompts(text, None, like.templates, class_specific=True))
+    return PromptSet(
+        like.model_copy(update={"class_specific": True}),
+        Prompts(text, None, like.templates, class_specific=True),
+    )
 
 
 def test_all_forms_of_a_request_get_the_same_predictions(server: Running) -> None:
@@ -91,7 +98,9 @@ def test_an_answer_says_all_that_is_needed_to_repeat_it(server: Running) -> None
     body = response.json()
     ClassifyAnswer.model_validate(body)
     active = server.service.engine.sets.snapshot.named("handcrafted")
-    assert response.headers["x-prompt-set"] == str(active.ref) == "{name}@{version}".format(**body["prompt_set"])
+    assert (
+        response.headers["x-prompt-set"] == str(active.ref) == "{name}@{version}".format(**body["prompt_set"])
+    )
     assert body["defense"][0]["kind"] == "jpeg"
     assert body["defense"][0]["quality"] == 60
     assert body["model"]["fingerprint"] == server.service.engine.clip.fingerprint
@@ -122,7 +131,9 @@ def test_temperature_divides_the_logits(server: Running) -> None:
 def test_a_randomised_defense_draws_a_seed_that_repeats_the_answer(server: Running) -> None:
     first = answer(server, defense="resize_pad")
     assert isinstance(first["seed"], int)
-    assert scores(answer(server, defense="resize_pad", seed=first["seed"])) == pytest.approx(scores(first), abs=1e-4)
+    assert scores(answer(server, defense="resize_pad", seed=first["seed"])) == pytest.approx(
+        scores(first), abs=1e-4
+    )
     others = [scores(answer(server, defense="resize_pad", seed=seed)) for seed in range(3)]
     assert any(other != pytest.approx(scores(first), abs=1e-3) for other in others)
     assert answer(server)["seed"] is None
@@ -130,7 +141,9 @@ def test_a_randomised_defense_draws_a_seed_that_repeats_the_answer(server: Runni
 
 def test_batch_mates_change_nothing(server: Running) -> None:
     images = [encoded(picture(seed)) for seed in range(5)]
-    together = server.client.post("/classify", json={"images": images, "labels": LABELS, "defense": "jpeg", "top_k": 0}).json()
+    together = server.client.post(
+        "/classify", json={"images": images, "labels": LABELS, "defense": "jpeg", "top_k": 0}
+    ).json()
     for index, image in enumerate(images):
         alone = answer(server, image=image, defense="jpeg", top_k=0)
         assert scores(alone) == pytest.approx(scores(together, index), abs=1e-3)
@@ -143,12 +156,18 @@ def test_a_bad_picture_among_good_ones_fails_alone(server: Running) -> None:
     ClassifyAnswer.model_validate(body)
     assert response.status_code == 200
     assert body["errors"] == 2
-    assert [result.get("error", {}).get("code") for result in body["results"]] == [None, "image-format-refused", "image-undecodable"]
+    assert [result.get("error", {}).get("code") for result in body["results"]] == [
+        None,
+        "image-format-refused",
+        "image-undecodable",
+    ]
     assert body["results"][1]["error"]["errors"][0]["pointer"] == "#/images/1"
 
 
 def test_bad_pictures_only_are_a_problem_with_an_error_for_each(server: Running) -> None:
-    response = server.client.post("/classify", json={"images": [encoded(b"no picture")] * 2, "labels": LABELS})
+    response = server.client.post(
+        "/classify", json={"images": [encoded(b"no picture")] * 2, "labels": LABELS}
+    )
     assert response.status_code == 422
     assert response.json()["code"] == "image-format-refused"
     assert [item["pointer"] for item in response.json()["errors"]] == ["#/images/0", "#/images/1"]
@@ -166,7 +185,9 @@ def test_a_pinned_version_is_served_although_another_is_active(server: Running, 
     assert server.client.get("/prompt-sets/pinned").status_code == 404
 
 
-def test_a_set_with_a_context_for_each_label_follows_the_order_of_the_request(server: Running, tiny: Clip) -> None:
+def test_a_set_with_a_context_for_each_label_follows_the_order_of_the_request(
+    server: Running, tiny: Clip
+) -> None:
     ref = server.store.publish(specific_set(tiny))
     forward = answer(server, prompt_set=str(ref), top_k=0)
     backward = answer(server, prompt_set=str(ref), labels=LABELS[::-1], top_k=0)

@@ -16,13 +16,22 @@ from robustclip.errors import InvalidInput
 from service.command import main
 from service.config import each_setting
 
-_COMMAND = [sys.executable, "-c", "import sys; from robustclip.cli import main; sys.exit(main(sys.argv[1:]))", "serve", "--clip.arch", "tiny"]
+_COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from robustclip.cli import main; sys.exit(main(sys.argv[1:]))",
+    "serve",
+    "--clip.arch",
+    "tiny",
+]
 
 
 @pytest.mark.slow
 def test_a_process_says_where_it_is_answers_and_leaves_on_sigterm(tmp_path: Path) -> None:
     arguments = [*_COMMAND, "--port", "0", "--engine.threads", "1"]
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         said: list[str] = []
         for line in process.stdout:
@@ -31,11 +40,24 @@ def test_a_process_says_where_it_is_answers_and_leaves_on_sigterm(tmp_path: Path
                 break
         text = "".join(said)
         try:
-            for part in ("loading tiny", "warming", "backbone", "handcrafted@", "the default", "curl -F image=@cat.jpg"):
+            for part in (
+                "loading tiny",
+                "warming",
+                "backbone",
+                "handcrafted@",
+                "the default",
+                "curl -F image=@cat.jpg",
+            ):
                 assert part in text
             found = re.search(r"serving on (http://127\.0\.0\.1:\d+)", text)
             assert found is not None
-            answer = httpx.post(f"{found[1]}/classify", files={"image": picture()}, data={"labels": LABELS}, timeout=30, trust_env=False)
+            answer = httpx.post(
+                f"{found[1]}/classify",
+                files={"image": picture()},
+                data={"labels": LABELS},
+                timeout=30,
+                trust_env=False,
+            )
             assert answer.status_code == 200
         finally:
             process.send_signal(signal.SIGTERM)
@@ -48,16 +70,33 @@ def test_a_process_says_where_it_is_answers_and_leaves_on_sigterm(tmp_path: Path
     assert (tmp_path / "var" / "prompts" / "any" / "handcrafted").is_dir()
 
 
-def test_check_starts_everything_but_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_starts_everything_but_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--check", "--clip.arch", "tiny", "--store.path", str(tmp_path / "store"), "--engine.threads", "1"]) == 0
+    assert (
+        main(
+            [
+                "--check",
+                "--clip.arch",
+                "tiny",
+                "--store.path",
+                str(tmp_path / "store"),
+                "--engine.threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "all is well" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_what_is_wrong_is_one_line_before_anything_listens(tmp_path: Path) -> None:
     arguments = [*_COMMAND, "--port", "0", "--clip.arch", "no-such-clip"]
-    finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    finished = subprocess.run(
+        arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert finished.returncode == 2
     assert finished.stderr.startswith("robustclip: clip.arch: unknown architecture 'no-such-clip'")
     assert len(finished.stderr.splitlines()) == 1
@@ -65,7 +104,10 @@ def test_what_is_wrong_is_one_line_before_anything_listens(tmp_path: Path) -> No
 
 def test_a_taken_port_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InvalidInput, match=r"can't listen on .*--port 9000"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(InvalidInput, match=r"can't listen on .*--port 9000"),
+    ):
         main(["--port", str(taken.getsockname()[1])])
 
 
@@ -92,5 +134,7 @@ def test_help_waits_for_nothing_heavy() -> None:
         "with contextlib.suppress(SystemExit): main(['--help'])\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'fastapi', 'open_clip')))"
     )
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert finished.returncode == 0, finished.stderr

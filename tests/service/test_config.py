@@ -13,8 +13,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_line_wins_over_the_environment_over_the_file_over_the_default(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (elsewhere / "robustclip.toml").write_text('[clip]\narch = "file"\npretrained = "file"\ndevice = "file"\n')
+def test_the_command_line_wins_over_the_environment_over_the_file_over_the_default(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (elsewhere / "robustclip.toml").write_text(
+        '[clip]\narch = "file"\npretrained = "file"\ndevice = "file"\n'
+    )
     monkeypatch.setenv("ROBUSTCLIP_CLIP__ARCH", "environment")
     monkeypatch.setenv("ROBUSTCLIP_CLIP__PRETRAINED", "environment")
     clip = load_settings({"clip": {"arch": "command"}}).clip
@@ -24,7 +28,9 @@ def test_the_command_line_wins_over_the_environment_over_the_file_over_the_defau
 
 def test_a_misspelt_environment_name_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUSTCLIP_CLIP__ARHC", "tiny")
-    with pytest.raises(InvalidInput, match=r"ROBUSTCLIP_CLIP__ARHC: no such setting. Did you mean ROBUSTCLIP_CLIP__ARCH\?"):
+    with pytest.raises(
+        InvalidInput, match=r"ROBUSTCLIP_CLIP__ARHC: no such setting. Did you mean ROBUSTCLIP_CLIP__ARCH\?"
+    ):
         load_settings()
 
 
@@ -36,7 +42,10 @@ def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(elsewhere: Path)
 
 def test_a_section_that_is_not_the_service_s_is_refused_with_those_that_are(elsewhere: Path) -> None:
     (elsewhere / "robustclip.toml").write_text("[train]\nshots = 16\n")
-    with pytest.raises(InvalidInput, match=r"train: .*The sections are clip, store, encoder, .*of the service and of nothing else"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"train: .*The sections are clip, store, encoder, .*of the service and of nothing else",
+    ):
         load_settings()
 
 
@@ -78,7 +87,15 @@ def test_an_address_that_others_can_reach_needs_consent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("evil.example", False)]
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("evil.example", False),
+    ],
 )
 def test_loopback_is_recognised(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
@@ -93,7 +110,9 @@ def test_every_setting_is_described_and_stands_in_the_operator_s_page() -> None:
     page = (Path(__file__).parents[2] / "service" / "README.md").read_text()
     for section, field, info in each_setting():
         assert info.description
-        assert f"| `{section}.{field}` | {_default(info.default)} | {info.description} |" in page, f"{section}.{field}"
+        assert f"| `{section}.{field}` | {_default(info.default)} | {info.description} |" in page, (
+            f"{section}.{field}"
+        )
     assert environment_name("clip", "arch") in page
 
 

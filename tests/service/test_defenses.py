@@ -1,4 +1,6 @@
-"""Defenses where people meet them: /classify, /probe and /info on a real server, and the command line. No code there knows a single one."""
+"""Defenses where people meet them: /classify, /probe and /info on a real server, and the command line. No
+code there knows a single one.
+"""
 
 import base64
 import json
@@ -24,8 +26,12 @@ def ask(server: Running, path: str, **fields: Any) -> httpx.Response:
     return server.client.post(path, json={"image": image, "labels": LABELS, **fields})
 
 
-@pytest.mark.parametrize("chain", ["median,total_variation,wavelet,low_pass:0.3", "counterattack:8/255,clipure_cosine:0.5"])
-def test_the_answer_is_the_library_s_own_classifier_behind_the_chain(server: Running, tiny: Clip, chain: str) -> None:
+@pytest.mark.parametrize(
+    "chain", ["median,total_variation,wavelet,low_pass:0.3", "counterattack:8/255,clipure_cosine:0.5"]
+)
+def test_the_answer_is_the_library_s_own_classifier_behind_the_chain(
+    server: Running, tiny: Clip, chain: str
+) -> None:
     prompts = server.service.engine.sets.snapshot.named("handcrafted").prompts
     classifier = zero_shot(tiny, prompts, tuple(LABELS))
     defended = Defended(classifier, bind_chain(parse_defenses(chain), classifier.encoder))
@@ -41,11 +47,16 @@ def test_the_answer_is_the_library_s_own_classifier_behind_the_chain(server: Run
 
 def test_each_is_attacked_by_who_ignores_it_and_by_who_knows_it(server: Running) -> None:
     chains = ["median,low_pass", "counterattack,clipure_cosine"]
-    response = ask(server, "/probe", defenses=chains, eps="8/255", steps=2, eot=2, fresh_draws=4, deadline_ms=100_000)
+    response = ask(
+        server, "/probe", defenses=chains, eps="8/255", steps=2, eot=2, fresh_draws=4, deadline_ms=100_000
+    )
     assert response.status_code == 200, response.text
     reports = response.json()["reports"]
     gradients = [{part["kind"]: part["gradient"] for part in each["victim"]["defense"]} for each in reports]
-    assert gradients == [{"median": "surrogate:leaky_median", "low_pass": "exact"}, {"counterattack": "ste", "clipure_cosine": "exact"}]
+    assert gradients == [
+        {"median": "surrogate:leaky_median", "low_pass": "exact"},
+        {"counterattack": "ste", "clipure_cosine": "exact"},
+    ]
     for each in reports:
         assert [record["knowledge"] for record in each["attacks"]] == ["static", "adaptive"]
         flags = {check["id"] for check in each["diagnostics"] if check["fired"]}
@@ -56,13 +67,29 @@ def test_info_tells_what_each_defense_declares(server: Running) -> None:
     told = {each["kind"]: each for each in server.client.get("/info").json()["defenses"]}
     assert list(told) == [defense().kind for defense in DEFENSES]
     facts = ("strength", "stage", "gradient", "randomized", "passes")
-    assert [told["counterattack"][fact] for fact in facts] == ["radius", "pixels", "ste", True, {"forward": 3, "backward": 2}]
-    assert [told["clipure_cosine"][fact] for fact in facts] == ["share", "features", "exact", False, {"forward": 0, "backward": 0}]
+    assert [told["counterattack"][fact] for fact in facts] == [
+        "radius",
+        "pixels",
+        "ste",
+        True,
+        {"forward": 3, "backward": 2},
+    ]
+    assert [told["clipure_cosine"][fact] for fact in facts] == [
+        "share",
+        "features",
+        "exact",
+        False,
+        {"forward": 0, "backward": 0},
+    ]
 
 
 @pytest.mark.parametrize(
     ("chain", "pointer"),
-    [("median:4", "#/defense/0/window"), ("jpeg,low_pass:nan", "#/defense/1/cutoff"), ("clipure_cosine,median", "#/defense/1")],
+    [
+        ("median:4", "#/defense/0/window"),
+        ("jpeg,low_pass:nan", "#/defense/1/cutoff"),
+        ("clipure_cosine,median", "#/defense/1"),
+    ],
 )
 def test_what_makes_no_sense_is_refused_where_it_stands(server: Running, chain: str, pointer: str) -> None:
     response = ask(server, "/classify", defense=chain)
@@ -79,10 +106,15 @@ def test_networks_are_served_and_their_files_are_the_operator_s_to_name(server: 
         assert response.json()["errors"][0]["pointer"] == "#/defense/1"
 
 
-def test_networks_without_weights_are_refused_to_who_asks_for_them(server: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_networks_without_weights_are_refused_to_who_asks_for_them(
+    server: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(purifiers, "__file__", str(tmp_path / "__init__.py"))
     purifiers._loaded.cache_clear()  # other tests may have asked for those that ship
-    for path, field in (("/classify", {"defense": "jpeg,diffusion"}), ("/probe", {"defenses": ["jpeg,super_resolution"], "steps": 1})):
+    for path, field in (
+        ("/classify", {"defense": "jpeg,diffusion"}),
+        ("/probe", {"defenses": ["jpeg,super_resolution"], "steps": 1}),
+    ):
         response = ask(server, path, **field)
         assert response.status_code == 422, response.text
         assert response.json()["code"] == "purifier-refused"
@@ -90,10 +122,24 @@ def test_networks_without_weights_are_refused_to_who_asks_for_them(server: Runni
     assert ask(server, "/classify").status_code == 200
 
 
-def test_the_command_line_probes_through_a_chain_on_both_sides_of_the_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_probes_through_a_chain_on_both_sides_of_the_tower(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(picture())
-    asked = ["--labels", "cat,dog,car", "--backbone", "tiny", "--eps", "16/255", "--steps", "5", "--defense", "low_pass:0.2,clipure_cosine", "--json"]
+    asked = [
+        "--labels",
+        "cat,dog,car",
+        "--backbone",
+        "tiny",
+        "--eps",
+        "16/255",
+        "--steps",
+        "5",
+        "--defense",
+        "low_pass:0.2,clipure_cosine",
+        "--json",
+    ]
     assert probe([str(path), *asked]) in (0, 1)
     report = json.loads(capsys.readouterr().out)
     assert [part["kind"] for part in report["victim"]["defense"]] == ["low_pass", "clipure_cosine"]

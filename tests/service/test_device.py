@@ -8,7 +8,9 @@ from service.device import DeviceLock, Priority, Turns, available_cpus
 
 
 def queue_up(device: DeviceLock, priorities: list[Priority]) -> list[Priority]:
-    """The order in which waiters of these priorities, arrived one after the other, get a device that was busy meanwhile."""
+    """The order in which waiters of these priorities, arrived one after the other, get a device that was busy
+    meanwhile.
+    """
     order: list[Priority] = []
 
     def take(priority: Priority) -> None:
@@ -26,7 +28,9 @@ def queue_up(device: DeviceLock, priorities: list[Priority]) -> list[Priority]:
 
 
 def test_the_most_urgent_waiter_is_next_whenever_it_came() -> None:
-    order = queue_up(DeviceLock(), [Priority.PROBE, Priority.TEXT, Priority.PROBE, Priority.CLASSIFY, Priority.TEXT])
+    order = queue_up(
+        DeviceLock(), [Priority.PROBE, Priority.TEXT, Priority.PROBE, Priority.CLASSIFY, Priority.TEXT]
+    )
     assert order == [Priority.CLASSIFY, Priority.TEXT, Priority.TEXT, Priority.PROBE, Priority.PROBE]
 
 
@@ -93,7 +97,10 @@ def test_turns_that_never_begin_hold_nothing() -> None:
         pass
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("max 100000", None), ("100000 100000", 1), ("150000 100000", 2), ("10000 100000", 1)])
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", None), ("100000 100000", 1), ("150000 100000", 2), ("10000 100000", 1)],
+)
 def test_a_container_s_quota_bounds_the_cpus(tmp_path: Path, quota: str, expected: int | None) -> None:
     file = tmp_path / "cpu.max"
     file.write_text(quota)

@@ -1,4 +1,6 @@
-"""schemathesis reads our own OpenAPI and asks whatever it allows and whatever it forbids: no answer may be a server error."""
+"""schemathesis reads our own OpenAPI and asks whatever it allows and whatever it forbids: no answer may be a
+server error.
+"""
 
 import base64
 import contextlib
@@ -9,7 +11,11 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from serving import picture, serving
 
 _CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -36,15 +42,29 @@ def test_the_fuzzer_finds_no_server_error_and_no_undocumented_answer(tmp_path: P
         for operation in operations:
             for mode in GenerationMode:
 
-                @settings(max_examples=_EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+                @settings(
+                    max_examples=_EXAMPLES,
+                    deadline=None,
+                    derandomize=True,
+                    database=None,
+                    suppress_health_check=list(HealthCheck),
+                )
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def fuzz(case: schemathesis.Case) -> None:
-                    response = (with_a_picture(case) if case.meta and case.meta.generation.mode.is_positive else case).call(timeout=60)
+                    response = (
+                        with_a_picture(case) if case.meta and case.meta.generation.mode.is_positive else case
+                    ).call(timeout=60)
                     seen.add(response.status_code)
-                    assert response.status_code < 500 or response.json()["code"] == "deadline-exceeded"  # it may ask for more than its own deadline
+                    assert (
+                        response.status_code < 500 or response.json()["code"] == "deadline-exceeded"
+                    )  # it may ask for more than its own deadline
                     case.validate_response(response, checks=_CHECKS)
 
                 with contextlib.suppress(Unsatisfiable):  # an operation without parameters has no wrong input
                     fuzz()
-        assert {operation.path for operation in operations} >= {"/classify", "/probe", "/prompt-sets/{name}/activate"}
+        assert {operation.path for operation in operations} >= {
+            "/classify",
+            "/probe",
+            "/prompt-sets/{name}/activate",
+        }
         assert {200, 404, 422} <= seen

@@ -1,4 +1,6 @@
-"""Stored witnesses as a gate, with a real server: a version that falls for what the served one withstands is not served in its place."""
+"""Stored witnesses as a gate, with a real server: a version that falls for what the served one withstands is
+not served in its place.
+"""
 
 import base64
 import json
@@ -17,7 +19,9 @@ from robustclip.models.clip import Clip
 
 
 class Gated(NamedTuple):
-    """A server with an empty folder of witnesses, `old` being served, and an answer of /probe with a witness that fools `new` alone."""
+    """A server with an empty folder of witnesses, `old` being served, and an answer of /probe with a witness
+    that fools `new` alone.
+    """
 
     server: Running
     folder: Path
@@ -26,7 +30,9 @@ class Gated(NamedTuple):
     answer: dict[str, Any]
 
     def activate(self, ref: Ref, **body: object) -> httpx.Response:
-        return self.server.client.post(f"/prompt-sets/{ref.name}/activate", json={"version": ref.version, **body})
+        return self.server.client.post(
+            f"/prompt-sets/{ref.name}/activate", json={"version": ref.version, **body}
+        )
 
     @property
     def served(self) -> str:
@@ -34,18 +40,30 @@ class Gated(NamedTuple):
 
 
 def decided(server: Running, png: bytes, ref: Ref) -> str:
-    answer = server.client.post("/classify", files={"image": png}, data={"labels": LABELS, "prompt_set": str(ref)})
+    answer = server.client.post(
+        "/classify", files={"image": png}, data={"labels": LABELS, "prompt_set": str(ref)}
+    )
     return answer.json()["results"][0]["predictions"][0]["label"]
 
 
 def witness_against(server: Running, new: Ref, old: Ref) -> dict[str, Any]:
     """The first probe of `new` that leaves a picture on which `old` still says what was right."""
     for seed in range(40):
-        asked = {"labels": LABELS, "prompt_sets": [str(new)], "eps": "4/255", "steps": "5", "return": "adversarial"}
+        asked = {
+            "labels": LABELS,
+            "prompt_sets": [str(new)],
+            "eps": "4/255",
+            "steps": "5",
+            "return": "adversarial",
+        }
         answer = server.client.post("/probe", files={"image": picture(seed)}, data=asked).json()
         report = answer["reports"][0]
         png = report["attacks"][0]["adversarial_png"]
-        if report["verdict"]["value"] == "broken" and png and decided(server, base64.b64decode(png), old) == report["input"]["true_label"]:
+        if (
+            report["verdict"]["value"] == "broken"
+            and png
+            and decided(server, base64.b64decode(png), old) == report["input"]["true_label"]
+        ):
             return answer
     raise AssertionError("no picture tells the two sets apart")
 
@@ -84,7 +102,9 @@ def test_a_version_that_newly_falls_for_a_witness_is_not_activated_unless_forced
 def test_the_watcher_asks_the_same_gate(gated: Gated) -> None:
     (gated.folder / "found.json").write_text(json.dumps(gated.answer))
     gated.server.store.activate(gated.new, gated.server.service.engine.clip.fingerprint)
-    wait_until(lambda: gated.server.client.get("/prompt-sets/gated").json()["reason"] == "gate-failed", seconds=30)
+    wait_until(
+        lambda: gated.server.client.get("/prompt-sets/gated").json()["reason"] == "gate-failed", seconds=30
+    )
     state = gated.server.client.get("/prompt-sets/gated").json()
     assert (state["version"], state["refused_version"]) == (gated.old.version, gated.new.version)
     assert "found.json" in state["message"]
@@ -110,5 +130,8 @@ def test_a_folder_that_can_t_be_used_is_refused_at_the_start(tmp_path: Path) -> 
         pass
     assert refusal.value.field == "store.witnesses"
     (tmp_path / "strange.json").write_text("{}")
-    with pytest.raises(ReportRefused, match=r"strange\.json"), serving(tmp_path, store={"witnesses": tmp_path}):
+    with (
+        pytest.raises(ReportRefused, match=r"strange\.json"),
+        serving(tmp_path, store={"witnesses": tmp_path}),
+    ):
         pass

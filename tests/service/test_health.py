@@ -12,12 +12,27 @@ from service.config import ServeSettings
 from service.problems import PROBLEMS
 
 
-@pytest.mark.parametrize("path", ["/livez", "/healthz", "/readyz", "/startupz", "/metrics", "/docs", "/openapi.json", "/info", "/prompt-sets"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/livez",
+        "/healthz",
+        "/readyz",
+        "/startupz",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/info",
+        "/prompt-sets",
+    ],
+)
 def test_a_running_service_answers(server: Running, path: str) -> None:
     assert server.client.get(path).status_code == 200
 
 
-def test_while_models_load_health_answers_and_work_is_told_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_models_load_health_answers_and_work_is_told_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from service.startup import Service
 
     monkeypatch.setattr(Service, "start", lambda self: time.sleep(0.3))  # a long start, whatever the machine
@@ -114,7 +129,10 @@ def test_an_inbound_request_id_is_kept_if_it_is_one(server: Running) -> None:
     assert identified("x" * 65).startswith("req_")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "10.0.0.1:80", "[::2]:80", "::::"])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "10.0.0.1:80", "[::2]:80", "::::"],
+)
 def test_a_foreign_host_is_refused_on_loopback(server: Running, host: str) -> None:
     response = server.client.get("/livez", headers={"Host": host})
     assert (response.status_code, response.json()["code"]) == (403, "host-refused")
@@ -125,28 +143,42 @@ def test_loopback_names_are_served_on_any_port(server: Running, host: str) -> No
     assert server.client.get("/livez", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+)
 def test_another_site_s_page_may_read_nothing_by_post(server: Running, headers: dict[str, str]) -> None:
     response = server.client.post("/prompt-sets/handcrafted/rollback", headers=headers)
     assert (response.status_code, response.json()["code"]) == (403, "origin-refused")
 
 
 def test_its_own_page_may_post(server: Running) -> None:
-    response = server.client.post("/classify", files={"image": picture()}, data={"labels": LABELS}, headers={"Origin": server.url})
+    response = server.client.post(
+        "/classify", files={"image": picture()}, data={"labels": LABELS}, headers={"Origin": server.url}
+    )
     assert response.status_code == 200
 
 
 def test_a_bind_that_others_reach_checks_no_host(tmp_path: Path) -> None:
-    app = create_app(ServeSettings(server={"host": "0.0.0.0", "insecure_no_auth": True}, clip={"arch": "tiny"}, store={"path": tmp_path}))
+    app = create_app(
+        ServeSettings(
+            server={"host": "0.0.0.0", "insecure_no_auth": True},
+            clip={"arch": "tiny"},
+            store={"path": tmp_path},
+        )
+    )
     with TestClient(app, base_url="http://service:8000") as client:
         assert client.get("/livez").status_code == 200
 
 
-def test_an_unforeseen_failure_is_a_problem_without_its_text(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_failure_is_a_problem_without_its_text(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("a secret path")
 
     monkeypatch.setattr(server.service.engine, "pixels", fail)
-    response: httpx.Response = server.client.post("/classify", files={"image": picture()}, data={"labels": LABELS})
+    response: httpx.Response = server.client.post(
+        "/classify", files={"image": picture()}, data={"labels": LABELS}
+    )
     assert (response.status_code, response.json()["code"]) == (500, "internal")
     assert "secret" not in response.text

@@ -39,7 +39,9 @@ def state(server: Running, job: dict[str, Any]) -> dict[str, Any]:
     return server.client.get(f"/probe/jobs/{job['id']}").json()
 
 
-def story(server: Running, job: dict[str, Any], *, after: int | None = None) -> list[tuple[int, str, dict[str, Any]]]:
+def story(
+    server: Running, job: dict[str, Any], *, after: int | None = None
+) -> list[tuple[int, str, dict[str, Any]]]:
     """Every event until the stream ends."""
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     response = server.client.get(f"/probe/jobs/{job['id']}/events", headers=headers)
@@ -69,7 +71,9 @@ def test_a_job_tells_its_story_and_keeps_the_answer_that_who_waits_would_have_go
     ProbeAnswer.model_validate(found["result"])
     assert (found["state"], found["progress"]) == ("done", {"done": 2, "total": 2})
     image = {"type": "base64", "data": base64.b64encode(picture()).decode()}
-    waited = server.client.post("/probe", json={"image": image, "labels": LABELS, "steps": 5, "fresh_draws": 4, "eot": 2, **asked}).json()
+    waited = server.client.post(
+        "/probe", json={"image": image, "labels": LABELS, "steps": 5, "fresh_draws": 4, "eot": 2, **asked}
+    ).json()
     assert waited["reports"] == found["result"]["reports"]
     assert story(server, job, after=len(told) - 2) == told[-2:]
 
@@ -82,7 +86,10 @@ def test_a_running_job_is_cancelled_and_a_finished_one_removed(server: Running) 
     assert story(server, job)[-1][1] == "cancelled"
     wait_until(lambda: server.service.probes.pending == 0, seconds=30)
     assert server.client.delete(f"/probe/jobs/{job['id']}").status_code == 204
-    for answer in (server.client.get(f"/probe/jobs/{job['id']}"), server.client.delete(f"/probe/jobs/{job['id']}")):
+    for answer in (
+        server.client.get(f"/probe/jobs/{job['id']}"),
+        server.client.delete(f"/probe/jobs/{job['id']}"),
+    ):
         assert (answer.status_code, answer.json()["code"]) == (404, "unknown-job")
 
 
@@ -110,7 +117,9 @@ def test_a_job_may_cost_more_than_who_waits_may_ask_for(server: Running) -> None
 
 def test_a_job_whose_picture_is_none_fails_with_the_problem(server: Running) -> None:
     image = {"type": "base64", "data": base64.b64encode(b"no picture at all").decode()}
-    response = server.client.post("/probe", json={"image": image, "labels": LABELS}, headers={"Prefer": "respond-async"})
+    response = server.client.post(
+        "/probe", json={"image": image, "labels": LABELS}, headers={"Prefer": "respond-async"}
+    )
     job = response.json()
     wait_until(lambda: state(server, job)["state"] == "failed", seconds=30)
     assert state(server, job)["problem"]["code"].startswith("image-")
@@ -127,7 +136,9 @@ def test_a_last_event_that_is_no_number_is_refused(server: Running, number: str)
 def test_results_expire_and_only_so_many_jobs_are_remembered(tmp_path: Path) -> None:
     with serving(tmp_path, probe={"jobs": 2, "job_result_seconds": 0.2}) as server:
         jobs = [start(server, steps=1) for _ in range(2)]
-        wait_until(lambda: all(state(server, job)["state"] in ("done", "expired") for job in jobs), seconds=60)
+        wait_until(
+            lambda: all(state(server, job)["state"] in ("done", "expired") for job in jobs), seconds=60
+        )
         time.sleep(0.3)
         assert (state(server, jobs[0])["state"], state(server, jobs[0])["result"]) == ("expired", None)
         third = start(server, **LONG)
@@ -166,4 +177,9 @@ def test_progress_is_thinned_and_nothing_else_is() -> None:
     thinned = _Thinned()
     progress = AttackProgress(kind="pgd", knowledge="adaptive", margin=0.0, charged=1)
     clean = CleanDecided(clean=Decision(label="cat", probability=1.0, margin=-1.0, correct=True))
-    assert [thinned.wanted(event) for event in (progress, progress, clean, clean)] == [True, False, True, True]
+    assert [thinned.wanted(event) for event in (progress, progress, clean, clean)] == [
+        True,
+        False,
+        True,
+        True,
+    ]

@@ -21,7 +21,9 @@ def refusal_of(data: dict[str, object]) -> Problem:
 
 
 def every_error(base: type[RobustClipError] = RobustClipError) -> list[type[RobustClipError]]:
-    """All that the service can meet: training defines errors of its own, and other tests may have imported them."""
+    """All that the service can meet: training defines errors of its own, and other tests may have imported
+    them.
+    """
     below = [kind for child in base.__subclasses__() for kind in (child, *every_error(child))]
     return [kind for kind in below if not kind.__module__.startswith("training.")]
 
@@ -51,7 +53,10 @@ def test_a_problem_has_the_members_of_its_rfc_and_ours() -> None:
 def test_pointers_name_what_was_written_and_no_branch_of_a_union() -> None:
     problem = refusal_of({"attacks": [{"kind": "pgd", "ball": {"kind": "linf", "radius": "x"}}]})
     assert [item.pointer for item in problem.errors] == ["#/attacks/0/ball/radius"]
-    assert refusal_of({"attacks": [{"kind": "pgd", "ball": {"kind": "linf"}}]}).errors[0].pointer == "#/attacks/0/ball/radius"
+    assert (
+        refusal_of({"attacks": [{"kind": "pgd", "ball": {"kind": "linf"}}]}).errors[0].pointer
+        == "#/attacks/0/ball/radius"
+    )
     assert refusal_of({"a/b": 1}).errors[0].pointer == "#/a~1b"
 
 
@@ -66,7 +71,9 @@ def test_long_values_are_not_sent_back() -> None:
 
 
 def test_a_refused_prompt_set_names_its_reason_and_a_field_its_pointer() -> None:
-    refused = as_problem(PromptSetRefused("1 of 8 values are NaN.", reason="not-finite", field="text_context"))
+    refused = as_problem(
+        PromptSetRefused("1 of 8 values are NaN.", reason="not-finite", field="text_context")
+    )
     assert refused.status == 422
     assert refused.errors[0].code == "not-finite"
     assert as_problem(InvalidInput("no.", field="labels/0")).errors[0].pointer == "#/labels/0"

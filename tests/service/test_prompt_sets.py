@@ -34,7 +34,9 @@ def served(server: Running, name: str) -> str | None:
 
 
 def activate(server: Running, ref: Ref, **headers: str) -> httpx.Response:
-    return server.client.post(f"/prompt-sets/{ref.name}/activate", json={"version": ref.version}, headers=headers)
+    return server.client.post(
+        f"/prompt-sets/{ref.name}/activate", json={"version": ref.version}, headers=headers
+    )
 
 
 def test_answers_keep_to_their_schemas(quiet: Running) -> None:
@@ -50,10 +52,15 @@ def test_activating_serves_a_version_and_moves_the_store_s_pointer(quiet: Runnin
     for ref in (first, second):
         assert activate(quiet, ref).json()["version"] == ref.version
         assert quiet.store.active(tiny.fingerprint)["moved"] == ref
-        answer = quiet.client.post("/classify", files={"image": picture()}, data={"labels": LABELS, "prompt_set": "moved"})
+        answer = quiet.client.post(
+            "/classify", files={"image": picture()}, data={"labels": LABELS, "prompt_set": "moved"}
+        )
         assert answer.headers["x-prompt-set"] == str(ref)
     listed = quiet.client.get("/prompt-sets/moved/versions").json()["data"]
-    assert {each["version"]: each["state"] for each in listed} == {first.version: "available", second.version: "active"}
+    assert {each["version"]: each["state"] for each in listed} == {
+        first.version: "available",
+        second.version: "active",
+    }
 
 
 def test_rolling_back_twice_is_where_it_began(quiet: Running, tiny: Clip) -> None:
@@ -72,7 +79,10 @@ def test_a_stale_etag_moves_nothing(quiet: Running, tiny: Clip) -> None:
     tag = activate(quiet, first).headers["etag"]
     assert tag == quiet.client.get("/prompt-sets/tagged").headers["etag"]
     assert activate(quiet, second, **{"If-Match": tag}).status_code == 200
-    for response in (activate(quiet, first, **{"If-Match": tag}), quiet.client.post("/prompt-sets/tagged/rollback", headers={"If-Match": tag})):
+    for response in (
+        activate(quiet, first, **{"If-Match": tag}),
+        quiet.client.post("/prompt-sets/tagged/rollback", headers={"If-Match": tag}),
+    ):
         assert (response.status_code, response.json()["code"]) == (412, "etag-mismatch")
     assert served(quiet, "tagged") == second.version
     assert activate(quiet, first, **{"If-Match": "*"}).status_code == 200
@@ -89,7 +99,9 @@ def test_a_stale_etag_moves_nothing(quiet: Running, tiny: Clip) -> None:
         ("%2e%2e%2fany", "0" * 12, 404, "unknown-route"),
     ],
 )
-def test_what_is_not_there_can_t_be_activated(quiet: Running, name: str, version: str, status: int, code: str) -> None:
+def test_what_is_not_there_can_t_be_activated(
+    quiet: Running, name: str, version: str, status: int, code: str
+) -> None:
     response = quiet.client.post(f"/prompt-sets/{name}/activate", json={"version": version})
     assert (response.status_code, response.json()["code"]) == (status, code)
 
@@ -104,7 +116,10 @@ def test_a_refused_version_is_not_activated_and_says_why(quiet: Running, tiny: C
     assert response.json()["errors"][0]["code"] == "not-safetensors"
     assert served(quiet, "guarded") == good.version
     assert quiet.store.active(tiny.fingerprint)["guarded"] == good
-    states = {each["version"]: each["reason"] for each in quiet.client.get("/prompt-sets/guarded/versions").json()["data"]}
+    states = {
+        each["version"]: each["reason"]
+        for each in quiet.client.get("/prompt-sets/guarded/versions").json()["data"]
+    }
     assert states["0" * 12] == "not-safetensors"
 
 
@@ -122,12 +137,25 @@ def test_a_set_published_by_another_process_is_followed(following: Running, tiny
         wait_until(lambda ref=ref: served(following, "followed") == ref.version, seconds=30)
     back = following.store.rollback("followed", tiny.fingerprint)
     wait_until(lambda: served(following, "followed") == back.version, seconds=30)
-    assert following.metric("robustclip_prompt_set_info", name="followed", version=back.version, modalities="text") == 1
-    assert following.metric("robustclip_prompt_set_info", name="followed", version=ref.version, modalities="text") == 0
+    assert (
+        following.metric(
+            "robustclip_prompt_set_info", name="followed", version=back.version, modalities="text"
+        )
+        == 1
+    )
+    assert (
+        following.metric(
+            "robustclip_prompt_set_info", name="followed", version=ref.version, modalities="text"
+        )
+        == 0
+    )
 
 
 def test_a_new_version_is_warm_before_it_is_served(following: Running, tiny: Clip) -> None:
-    asked = {"files": {"image": picture()}, "data": {"labels": ["never asked", "before"], "prompt_set": "warm"}}
+    asked = {
+        "files": {"image": picture()},
+        "data": {"labels": ["never asked", "before"], "prompt_set": "warm"},
+    }
     for seed in (1, 2):
         ref = following.store.publish(learned_set(tiny, name="warm", seed=seed), activate=True)
         wait_until(lambda ref=ref: served(following, "warm") == ref.version, seconds=30)
@@ -137,7 +165,9 @@ def test_a_new_version_is_warm_before_it_is_served(following: Running, tiny: Cli
         assert passes == (1 if seed == 1 else 0)
 
 
-def test_a_pointer_that_arrives_before_its_file_is_served_when_the_file_is_whole(following: Running, tiny: Clip) -> None:
+def test_a_pointer_that_arrives_before_its_file_is_served_when_the_file_is_whole(
+    following: Running, tiny: Clip
+) -> None:
     prompt_set = learned_set(tiny, name="copied")
     shelf = following.store.root / tiny.fingerprint[:8] / "copied"
     file, data = shelf / f"{prompt_set.version}.safetensors", encode(prompt_set)
@@ -150,15 +180,24 @@ def test_a_pointer_that_arrives_before_its_file_is_served_when_the_file_is_whole
     wait_until(lambda: served(following, "copied") == prompt_set.version, seconds=30)
 
 
-def test_at_the_start_a_refused_version_falls_back_to_the_one_before(tmp_path: Path, tiny: Clip, following: Running) -> None:
+def test_at_the_start_a_refused_version_falls_back_to_the_one_before(
+    tmp_path: Path, tiny: Clip, following: Running
+) -> None:
     with serving(tmp_path) as server:
-        first, second = (server.store.publish(learned_set(tiny, name="fallen", seed=seed), activate=True) for seed in (1, 2))
+        first, second = (
+            server.store.publish(learned_set(tiny, name="fallen", seed=seed), activate=True)
+            for seed in (1, 2)
+        )
     file = server.store.root / tiny.fingerprint[:8] / "fallen" / f"{second.version}.safetensors"
     file.unlink()
     save_file({}, file)
     with serving(tmp_path) as server:
         state = server.client.get("/prompt-sets/fallen").json()
-        assert (state["version"], state["refused_version"], state["reason"]) == (first.version, second.version, "manifest-invalid")
+        assert (state["version"], state["refused_version"], state["reason"]) == (
+            first.version,
+            second.version,
+            "manifest-invalid",
+        )
 
 
 def reason_of(server: Running, name: str) -> str | None:

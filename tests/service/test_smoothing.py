@@ -24,7 +24,9 @@ CHAIN = [{"kind": "smoothing", "sigma": 0.5, "votes": 40, "alpha": 0.01}, "bit_d
 def ask(server: Running, defense: Any, *pictures: bytes, **fields: Any) -> httpx.Response:
     request = orjson.dumps({"labels": LABELS, "defense": defense, "seed": 7, "top_k": 0, **fields})
     images = [("image", each) for each in pictures or (picture(),)]
-    return server.client.post("/classify", files=[*images, ("request", ("request.json", request, "application/json"))])
+    return server.client.post(
+        "/classify", files=[*images, ("request", ("request.json", request, "application/json"))]
+    )
 
 
 def results(response: httpx.Response) -> list[dict[str, Any]]:
@@ -41,7 +43,11 @@ def test_the_votes_are_the_library_s_own(server: Running, tiny: Clip) -> None:
     classifier = zero_shot(tiny, prompts, tuple(LABELS))
     with torch.no_grad():
         seeds = vote_seeds(int(draw_seeds(7, 1)), rule)
-        logits = draw(Defended(classifier, bind_chain(chain, classifier.encoder)), load_pixels(picture(), tiny.image_size), seeds)
+        logits = draw(
+            Defended(classifier, bind_chain(chain, classifier.encoder)),
+            load_pixels(picture(), tiny.image_size),
+            seeds,
+        )
     expected = elect(count_votes(logits), LABELS, rule)
     (found,) = results(ask(server, CHAIN))
     assert found["smoothing"] == expected.model_dump()
@@ -73,7 +79,11 @@ def test_an_unproven_answer_is_not_given(server: Running) -> None:
 
 def test_pictures_vote_apart(server: Running) -> None:
     together = results(ask(server, CHAIN, picture(), picture(1), b"no picture"))
-    assert [result.get("error", {}).get("code") for result in together] == [None, None, "image-format-refused"]
+    assert [result.get("error", {}).get("code") for result in together] == [
+        None,
+        None,
+        "image-format-refused",
+    ]
     assert together[0]["smoothing"] == results(ask(server, CHAIN))[0]["smoothing"]
 
 
@@ -96,7 +106,9 @@ def test_a_seed_is_drawn_and_told_when_none_is_given(server: Running) -> None:
         ("jpeg,smoothing", "#/defense/1"),
     ],
 )
-def test_what_can_not_be_voted_on_is_refused_by_its_place(server: Running, defense: Any, pointer: str) -> None:
+def test_what_can_not_be_voted_on_is_refused_by_its_place(
+    server: Running, defense: Any, pointer: str
+) -> None:
     response = ask(server, defense)
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == pointer
@@ -143,10 +155,19 @@ def test_a_probe_of_the_served_vote_certifies_it(server: Running) -> None:
 
 @pytest.mark.parametrize(
     ("certify", "pointer"),
-    [({"sigma": 0}, "#/certify/sigma"), ({"n": 0}, "#/certify/n"), ({"n": 10**9}, "#/certify/n"), ({"n": 20_000}, "#/certify/n")],
+    [
+        ({"sigma": 0}, "#/certify/sigma"),
+        ({"n": 0}, "#/certify/n"),
+        ({"n": 10**9}, "#/certify/n"),
+        ({"n": 20_000}, "#/certify/n"),
+    ],
 )
-def test_noise_that_can_not_be_certified_with_is_refused_by_its_place(server: Running, certify: dict[str, Any], pointer: str) -> None:
+def test_noise_that_can_not_be_certified_with_is_refused_by_its_place(
+    server: Running, certify: dict[str, Any], pointer: str
+) -> None:
     request = orjson.dumps({"labels": LABELS, "certify": certify})
-    response = server.client.post("/probe", files=[("image", picture()), ("request", ("request.json", request, "application/json"))])
+    response = server.client.post(
+        "/probe", files=[("image", picture()), ("request", ("request.json", request, "application/json"))]
+    )
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == pointer

@@ -1,4 +1,6 @@
-"""The story of a prompt set: published into the store of a service under load, served, broken, rolled back, and nobody notices but the answers."""
+"""The story of a prompt set: published into the store of a service under load, served, broken, rolled back,
+and nobody notices but the answers.
+"""
 
 import threading
 import time
@@ -22,7 +24,9 @@ NAME = "story"
 
 @dataclass
 class Load:
-    """Clients that classify without pause; what they saw: (when, status, version by header, version by body)."""
+    """Clients that classify without pause; what they saw: (when, status, version by header, version by
+    body).
+    """
 
     url: str
     seen: list[tuple[float, int, str, str]] = field(default_factory=list[tuple[float, int, str, str]])
@@ -34,10 +38,14 @@ class Load:
         with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
             while not self.stop.is_set():
                 try:
-                    response = client.post("/classify", files=images, data={"labels": LABELS, "prompt_set": NAME})
+                    response = client.post(
+                        "/classify", files=images, data={"labels": LABELS, "prompt_set": NAME}
+                    )
                     body = response.json()
                     version = "{name}@{version}".format(**body["prompt_set"])
-                    self.seen.append((time.monotonic(), response.status_code, response.headers["x-prompt-set"], version))
+                    self.seen.append(
+                        (time.monotonic(), response.status_code, response.headers["x-prompt-set"], version)
+                    )
                 except Exception as error:  # whatever it is, it is a failed request
                     self.failures.append(error)
                     return
@@ -69,7 +77,9 @@ def plant(server: Running, tiny: Clip, data: bytes, version: str) -> None:
 
 
 def damaged(tiny: Clip) -> dict[str, tuple[bytes, str, str]]:
-    """By refusal code: a file that deserves it, and the version it claims to be. One of each kind that the store can meet."""
+    """By refusal code: a file that deserves it, and the version it claims to be. One of each kind that the
+    store can meet.
+    """
     good = learned_set(tiny, name=NAME, seed=9)
     whole = encode(good)
     flipped = bytearray(whole)
@@ -108,13 +118,21 @@ def test_a_set_is_swapped_refused_and_rolled_back_under_load(tmp_path: Path, tin
 
             for reason, (data, version, _) in damaged(tiny).items():
                 plant(server, tiny, data, version)
-                wait_until(lambda reason=reason: server.client.get(f"/prompt-sets/{NAME}").json()["reason"] == reason, seconds=30)
+                wait_until(
+                    lambda reason=reason: (
+                        server.client.get(f"/prompt-sets/{NAME}").json()["reason"] == reason
+                    ),
+                    seconds=30,
+                )
                 state = server.client.get(f"/prompt-sets/{NAME}").json()
                 assert (state["version"], state["refused_version"]) == (second.version, version)
                 assert server.metric("robustclip_prompt_set_loads_total", result=reason) >= 1
 
             server.store.activate(first.ref, tiny.fingerprint)
-            wait_until(lambda: server.client.get(f"/prompt-sets/{NAME}").json()["version"] == first.version, seconds=30)
+            wait_until(
+                lambda: server.client.get(f"/prompt-sets/{NAME}").json()["version"] == first.version,
+                seconds=30,
+            )
             response = server.client.post(f"/prompt-sets/{NAME}/activate", json={"version": second.version})
             assert response.json()["reason"] is None
             assert server.client.post(f"/prompt-sets/{NAME}/rollback").json()["version"] == first.version

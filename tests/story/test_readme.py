@@ -1,6 +1,7 @@
 """Documents are executed: their `sh` blocks run against a real server, and what they show is what comes out.
 
-A fence says how: `sh` runs; `sh long` would train for minutes, so only its options are checked; a `json` or `text` fence right after is the output.
+A fence says how: `sh` runs; `sh long` would train for minutes, so only its options are checked; a `json` or
+`text` fence right after is the output.
 """
 
 import os
@@ -31,7 +32,11 @@ class Block(NamedTuple):
 
 def blocks(document: Path) -> list[Block]:
     """The fenced blocks in order, each with the output fence that follows directly, if any."""
-    found = re.findall(r"^```(\w[^\n]*)\n(.*?)^```\n(?:```(?:json|text)\n(.*?)^```$)?", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^```(\w[^\n]*)\n(.*?)^```\n(?:```(?:json|text)\n(.*?)^```$)?",
+        document.read_text(),
+        flags=re.MULTILINE | re.DOTALL,
+    )
     return [Block(info.strip(), text, output or None) for info, text, output in found]
 
 
@@ -72,20 +77,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def run(text: str, port: int, folder: Path) -> str:
-    """A block as a shell runs it in the checkout, with the documented port and the folder for throw-away files replaced by the test's own."""
+    """A block as a shell runs it in the checkout, with the documented port and the folder for throw-away
+    files replaced by the test's own.
+    """
     script = (
-        text.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("var/", f"{folder}/").replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+        text.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        .replace("var/", f"{folder}/")
+        .replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     )
-    finished = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 
 
 def decisions(output: str) -> list[str]:
-    """What a reader takes from an output: the best label of an answer, the verdict of a probe. Documents shorten the rest, machines differ in it."""
+    """What a reader takes from an output: the best label of an answer, the verdict of a probe. Documents
+    shorten the rest, machines differ in it.
+    """
     found: list[str] = []
     for line in output.splitlines():
-        match = re.match(r'\{.*?"label":"([^"]+)"', line) or re.match(r"(broken|inconclusive|not-broken-within-budget):", line)
+        match = re.match(r'\{.*?"label":"([^"]+)"', line) or re.match(
+            r"(broken|inconclusive|not-broken-within-budget):", line
+        )
         found += [match[1]] if match else []
     return found
 
@@ -103,13 +123,20 @@ def test_a_long_block_names_options_that_exist(block: Block) -> None:
     for line in filter(None, block.text.splitlines()):
         program, command, *words = shlex.split(line)
         assert program == ".venv/bin/robustclip"
-        shown = subprocess.run([PROGRAM, command, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+        shown = subprocess.run(
+            [PROGRAM, command, "--help"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
         for word in words:
             if word.startswith("--"):
                 assert word in shown, f"robustclip {command} has no {word}"
 
 
 def test_documents_link_to_files_that_exist() -> None:
-    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), ROOT / "prompts_store" / "FORMAT.md"]:
+    for document in [
+        *DOCUMENTS,
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("*/README.md"),
+        ROOT / "prompts_store" / "FORMAT.md",
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"

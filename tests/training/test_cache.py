@@ -22,10 +22,22 @@ class Maker:
         if self.dies_at in chosen:
             raise KeyboardInterrupt
         self.asked += chosen.tolist()
-        return Rows(chosen.float().square()[:, None], Cost(len(chosen), 2 * len(chosen)), counts={"odd": int((chosen % 2).sum()), "asked": 1})
+        return Rows(
+            chosen.float().square()[:, None],
+            Cost(len(chosen), 2 * len(chosen)),
+            counts={"odd": int((chosen % 2).sum()), "asked": 1},
+        )
 
     def rows(self, folder: Path, indices: Tensor, **key: int) -> Rows:
-        return cached_rows(folder, {"what": "squares", **key}, indices, self, chunk=4, progress=lambda done, total, what: None, what="squares")
+        return cached_rows(
+            folder,
+            {"what": "squares", **key},
+            indices,
+            self,
+            chunk=4,
+            progress=lambda done, total, what: None,
+            what="squares",
+        )
 
 
 def test_rows_are_made_once_and_cost_and_counts_are_remembered(tmp_path: Path) -> None:

@@ -38,8 +38,12 @@ def test_an_option_made_from_a_field_explains_it_and_gives_it_back() -> None:
     assert read_fields(Asked, given, command="ask") == Asked(eps=1 / 255, check_pictures=3)
 
 
-@pytest.mark.parametrize(("values", "option"), [({"check_pictures": "none"}, "--check-pictures"), ({"seeds": ["a"]}, "--seeds/0")])
-def test_what_no_field_takes_is_refused_under_the_name_of_its_option(values: dict[str, object], option: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "option"), [({"check_pictures": "none"}, "--check-pictures"), ({"seeds": ["a"]}, "--seeds/0")]
+)
+def test_what_no_field_takes_is_refused_under_the_name_of_its_option(
+    values: dict[str, object], option: str
+) -> None:
     with pytest.raises(InvalidInput) as refusal:
         read_fields(Asked, values, command="ask")
     assert refusal.value.field == option

@@ -1,4 +1,6 @@
-"""Processes that share a run: shares and wholes, alone and in company; two gloo processes learn what one learns."""
+"""Processes that share a run: shares and wholes, alone and in company; two gloo processes learn what one
+learns.
+"""
 
 import json
 from pathlib import Path
@@ -44,7 +46,8 @@ folder, pictures = Path(sys.argv[1]), Path(sys.argv[2])
 clip = load_clip("tiny")
 with joined("cpu") as processes:
     index = processes.index
-    said = {"index": index, "mean": float(processes.mean(torch.tensor(float(index)))), "agreed": processes.agree([index])}
+    said = {"index": index, "mean": float(processes.mean(torch.tensor(float(index)))), "agreed": \
+processes.agree([index])}
     with processes.main_first():
         time.sleep(0.2 * (1 - index))
         said["saw"] = (folder / "first").exists()
@@ -57,7 +60,9 @@ print(json.dumps(said))
 
 
 def line_of_rows(processes: Processes, count: int) -> tuple[float, list[float]]:
-    """A loss that couples the rows of a batch, through a weight that meets shares and one that meets the whole; with its gradients."""
+    """A loss that couples the rows of a batch, through a weight that meets shares and one that meets the
+    whole; with its gradients.
+    """
     inside, outside = (torch.tensor(start, requires_grad=True) for start in (0.7, 1.3))
     own = processes.own(torch.linspace(1, 2, count))
     rows = processes.encode(lambda part: (inside * part).sin(), own, count)
@@ -81,7 +86,9 @@ def learn(
     objective = OBJECTIVES[str(CASES[name]["kind"])].model_validate({**SMALL, **CASES[name]})
     data = load_data(pictures, "train")
     chosen = torch.arange(0, 36, 4)  # nine pictures: batches of 4, 4 and 1
-    examples = objective.prepare(clip, data, chosen, seed=3, folder=folder / "cache", progress=silent, processes=processes)
+    examples = objective.prepare(
+        clip, data, chosen, seed=3, folder=folder / "cache", progress=silent, processes=processes
+    )
     work = {"progress": progress, "processes": processes, "precision": precision}
     fitted = fit(clip, objective, examples, data.labels, seed=3, checkpoint=folder / name, **work)
     return [_told(epoch) for epoch in fitted.history]
@@ -92,7 +99,13 @@ def _told(epoch: Epoch) -> list[object]:
 
 
 def parameters(checkpoint: Path) -> Tensor:
-    return torch.cat([tensor.flatten() for name, tensor in sorted(load_file(checkpoint).items()) if name.startswith("prompts.")])
+    return torch.cat(
+        [
+            tensor.flatten()
+            for name, tensor in sorted(load_file(checkpoint).items())
+            if name.startswith("prompts.")
+        ]
+    )
 
 
 def moved_apart(one: Path, other: Path, clip: Clip, name: str) -> float:
@@ -124,7 +137,9 @@ def test_parts_change_neither_rows_nor_gradients(parts: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["fap", "apt", "capt", "apd"])
-def test_a_batch_in_parts_learns_what_the_whole_batch_learns(tiny: Clip, picture_folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_batch_in_parts_learns_what_the_whole_batch_learns(
+    tiny: Clip, picture_folder: Path, tmp_path: Path, name: str
+) -> None:
     whole = learn(tiny, picture_folder, tmp_path / "whole", name)
     parts = learn(tiny, picture_folder, tmp_path / "parts", name, Processes(CPU, parts=2))
     assert [told[:2] for told in parts] == [told[:2] for told in whole]
@@ -141,7 +156,9 @@ def test_a_launcher_that_is_not_understood_is_no_reason_to_run_alone(monkeypatch
         PartialState._reset_state()  # pyright: ignore[reportPrivateUsage]
 
 
-def test_towers_in_bfloat16_move_float32_prompts_nearly_alike(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_towers_in_bfloat16_move_float32_prompts_nearly_alike(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     learn(tiny, picture_folder, tmp_path / "exact", "fap")
     learn(tiny, picture_folder, tmp_path / "rounded", "fap", precision="bf16")
     assert parameters(tmp_path / "rounded" / "fap").dtype == torch.float32
@@ -154,12 +171,20 @@ def test_a_gpu_learns_what_a_cpu_learns(tiny: Clip, picture_folder: Path, tmp_pa
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     learn(tiny, picture_folder, tmp_path / "cpu", name)
-    learn(load_clip("tiny", device="cuda"), picture_folder, tmp_path / "gpu", name, Processes(torch.device("cuda"), parts=2))
+    learn(
+        load_clip("tiny", device="cuda"),
+        picture_folder,
+        tmp_path / "gpu",
+        name,
+        Processes(torch.device("cuda"), parts=2),
+    )
     assert moved_apart(tmp_path / "cpu" / name, tmp_path / "gpu" / name, tiny, name) < 0.05
 
 
 @pytest.fixture(scope="module")
-def company(tiny: Clip, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+def company(
+    tiny: Clip, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, object]]]:
     """What two processes left and said; one case was begun by one process and killed in its third epoch."""
     folder = tmp_path_factory.mktemp("company")
 
@@ -182,7 +207,9 @@ def test_two_processes_know_of_each_other(company: tuple[Path, list[dict[str, ob
 
 
 @pytest.mark.slow
-def test_a_loss_over_the_whole_batch_has_the_gradients_of_one_process(company: tuple[Path, list[dict[str, object]]]) -> None:
+def test_a_loss_over_the_whole_batch_has_the_gradients_of_one_process(
+    company: tuple[Path, list[dict[str, object]]],
+) -> None:
     for said in company[1]:
         lines = said["lines"]
         assert isinstance(lines, dict)

@@ -1,7 +1,9 @@
-"""Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes. `train` and `evaluate` choose by this.
+"""Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes.
+`train` and `evaluate` choose by this.
 
-The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a remark. `base` and `new` are the first and
-the second half of a data set's labels in their order, as CoOp splits them.
+The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a
+remark. `base` and `new` are the first and the second half of a data set's labels in their order, as CoOp
+splits them.
 """
 
 import math
@@ -21,14 +23,19 @@ BASE, NEW = "base", "new"
 
 
 def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledImages:
-    """Only the pictures of the classes that `path` names (or `base`, `new`), recognised among all labels of the data set or among `these` alone.
+    """Only the pictures of the classes that `path` names (or `base`, `new`), recognised among all labels of
+    the data set or among `these` alone.
 
-    DataRefused names a class that the data set lacks, one that is named twice, and two that would bear one name.
+    DataRefused names a class that the data set lacks, one that is named twice, and two that would bear one
+    name.
     """
     names = _half(data.labels, str(path)) if str(path) in (BASE, NEW) else read_classes(path)
     for name in names:
         if name not in data.labels:
-            raise DataRefused(f"{path.name} names the class {name!r}, which {data.folder.name} does not have.", field="--classes")
+            raise DataRefused(
+                f"{path.name} names the class {name!r}, which {data.folder.name} does not have.",
+                field="--classes",
+            )
     labels = tuple(names.get(label, label) for label in data.labels if among == "all" or label in names)
     if len({label.lower() for label in labels}) < len(labels):
         twice = next(label for label in labels if sum(label.lower() == other.lower() for other in labels) > 1)
@@ -39,12 +46,18 @@ def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledIm
             field="--classes",
             help="Name more; evaluate --among all can measure one.",
         )
-    position = {index: labels.index(names[label]) for index, label in enumerate(data.labels) if label in names}
+    position = {
+        index: labels.index(names[label]) for index, label in enumerate(data.labels) if label in names
+    }
     rows = torch.tensor([row for row, target in enumerate(data.targets.tolist()) if target in position])
     if not len(rows):
-        raise DataRefused(f"the split {data.split!r} has no picture of the classes in {path.name}.", field="--classes")
+        raise DataRefused(
+            f"the split {data.split!r} has no picture of the classes in {path.name}.", field="--classes"
+        )
     chosen = data.subset(rows, data.split)
-    return replace(chosen, labels=labels, targets=torch.tensor([position[target] for target in chosen.targets.tolist()]))
+    return replace(
+        chosen, labels=labels, targets=torch.tensor([position[target] for target in chosen.targets.tolist()])
+    )
 
 
 def _half(labels: tuple[str, ...], which: str) -> dict[str, str]:
@@ -53,7 +66,9 @@ def _half(labels: tuple[str, ...], which: str) -> dict[str, str]:
 
 
 def read_classes(path: Path) -> dict[str, str]:
-    """Class -> what to call it. DataRefused for a file that can't be read, holds nothing, or names a class twice."""
+    """Class -> what to call it. DataRefused for a file that can't be read, holds nothing, or names a class
+    twice.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +82,9 @@ def read_classes(path: Path) -> dict[str, str]:
             raise DataRefused(f"{path.name} names the class {name!r} twice.", field="--classes")
         names[name] = other or name
     if not names:
-        raise DataRefused(f"{path.name} names no class.", field="--classes", help="Write one class name a line.")
+        raise DataRefused(
+            f"{path.name} names no class.", field="--classes", help="Write one class name a line."
+        )
     return names
 
 

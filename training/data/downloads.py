@@ -1,7 +1,9 @@
-"""Data sets that torchvision knows by name: `torchvision:CIFAR10`, or `torchvision:CIFAR10@FOLDER` to keep the files elsewhere than in var/data.
+"""Data sets that torchvision knows by name: `torchvision:CIFAR10`, or `torchvision:CIFAR10@FOLDER` to keep
+the files elsewhere than in var/data.
 
-What is not there is downloaded, where torchvision can. Names of classes are torchvision's, but where those are codes or names of folders
-(class_names/*.txt, in torchvision's order; the words are those that clip_benchmark uses).
+What is not there is downloaded, where torchvision can. Names of classes are torchvision's, but where those
+are codes or names of folders (class_names/*.txt, in torchvision's order; the words are those that
+clip_benchmark uses).
 """
 
 import io
@@ -51,21 +53,29 @@ class Named(NamedTuple):
 
 
 def named_data(text: str | Path) -> Named | None:
-    """What a data argument means if it begins with `torchvision:`. DataRefused for a name that is not in the table."""
+    """What a data argument means if it begins with `torchvision:`. DataRefused for a name that is not in the
+    table.
+    """
     written = str(text)
     if not written.startswith(PREFIX):
         return None
     name, _, folder = written.removeprefix(PREFIX).partition("@")
     if name not in SPLITS:
-        raise DataRefused(f"torchvision's {name!r} is not known here.", field="--data", help=f"Known: {', '.join(SPLITS)}.")
+        raise DataRefused(
+            f"torchvision's {name!r} is not known here.", field="--data", help=f"Known: {', '.join(SPLITS)}."
+        )
     return Named(name, Path(folder) if folder else DEFAULT_FOLDER)
 
 
 def download(named: Named, split: str, *, allowed: bool = True) -> LabelledImages:
-    """Open one split, downloading it first if it is `allowed` and missing. DataRefused for a split it lacks, and for files that can't be had."""
+    """Open one split, downloading it first if it is `allowed` and missing. DataRefused for a split it lacks,
+    and for files that can't be had.
+    """
     splits = SPLITS[named.name]
     if split not in splits:
-        raise DataRefused(f"no split {split!r}.", field=f"{PREFIX}{named.name}", help=f"It has {', '.join(splits)}.")
+        raise DataRefused(
+            f"no split {split!r}.", field=f"{PREFIX}{named.name}", help=f"It has {', '.join(splits)}."
+        )
     found = _open(named, splits[split], allowed)
     targets = _targets(found)
     classes = _class_names(named.name, found)
@@ -85,7 +95,12 @@ def _open(named: Named, options: dict[str, Any], allowed: bool) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what numpy and torchvision will do one day
             return getattr(datasets, named.name)(str(named.folder), **options, download=allowed)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:  # each data set of torchvision fails in its own way
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        ImportError,
+    ) as error:  # each data set of torchvision fails in its own way
         raise DataRefused(
             f"torchvision can't open {named.name} in {named.folder}: {str(error).splitlines()[0]:.200}",
             field="--data",

@@ -16,8 +16,8 @@ def load_data(folder: Path, split: str) -> LabelledImages:
     """Open one split of a folder of labelled pictures, or of what `torchvision:NAME` means. Two layouts:
 
     - `{split}.parquet` (columns `image` {bytes, path} and `label`) beside `classes.txt`, one name a line;
-    - `{split}/{class name}/*.jpg|png|webp`, or `{class name}/*` with split `all`. Without `classes.txt` the class folders of all
-      splits are the labels.
+    - `{split}/{class name}/*.jpg|png|webp`, or `{class name}/*` with split `all`. Without `classes.txt` the
+      class folders of all splits are the labels.
 
     Labels that read the same are merged. Raises DataRefused with what was found and what to do.
     """
@@ -25,7 +25,11 @@ def load_data(folder: Path, split: str) -> LabelledImages:
     if named is not None:
         return download(named, split)
     if not folder.is_dir():
-        raise DataRefused("no such folder.", field=str(folder), help="Give a folder of Parquet files with classes.txt, or of class folders.")
+        raise DataRefused(
+            "no such folder.",
+            field=str(folder),
+            help="Give a folder of Parquet files with classes.txt, or of class folders.",
+        )
     if any(folder.glob("*.parquet")):
         return _from_parquet(folder, split)
     return _from_folders(folder, split)
@@ -36,26 +40,38 @@ def _from_parquet(folder: Path, split: str) -> LabelledImages:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise FeatureNotInstalled("reading Parquet files needs pyarrow.", field=str(folder), help="Install robustclip[training].") from error
+        raise FeatureNotInstalled(
+            "reading Parquet files needs pyarrow.", field=str(folder), help="Install robustclip[training]."
+        ) from error
     path = folder / f"{split}.parquet"
     if not path.is_file():
         raise DataRefused(
-            f"no split {split!r}.", field=str(folder), help=f"It has {', '.join(sorted(file.stem for file in folder.glob('*.parquet')))}."
+            f"no split {split!r}.",
+            field=str(folder),
+            help=f"It has {', '.join(sorted(file.stem for file in folder.glob('*.parquet')))}.",
         )
     classes = _class_names(folder)
     if classes is None:
         raise DataRefused(
-            "Parquet files without classes.txt.", field=str(folder), help="Write one class name a line, in the order of the label numbers."
+            "Parquet files without classes.txt.",
+            field=str(folder),
+            help="Write one class name a line, in the order of the label numbers.",
         )
     try:
         table = parquet.read_table(path, columns=["image", "label"])
         images, raw_labels = table.column("image").combine_chunks(), table.column("label").to_pylist()
         encoded, paths = images.field("bytes"), images.field("path").to_pylist()
     except (arrow.ArrowException, OSError, KeyError, AttributeError) as error:
-        raise DataRefused(f"{path.name} is not a Parquet file with columns image{{bytes, path}} and label: {error}", field=str(folder)) from error
+        raise DataRefused(
+            f"{path.name} is not a Parquet file with columns image{{bytes, path}} and label: {error}",
+            field=str(folder),
+        ) from error
     for row, label in enumerate(raw_labels):
         if not isinstance(label, int) or not 0 <= label < len(classes):
-            raise DataRefused(f"{path.name} row {row} has label {label}, classes.txt has {len(classes)} names.", field=str(folder))
+            raise DataRefused(
+                f"{path.name} row {row} has label {label}, classes.txt has {len(classes)} names.",
+                field=str(folder),
+            )
 
     def read(index: int) -> bytes:
         return encoded[index].as_py() or b""
@@ -68,25 +84,37 @@ def _from_folders(folder: Path, split: str) -> LabelledImages:
     splits = sorted(child.name for child in folder.iterdir() if child.is_dir() and _class_folders(child))
     if split != ALL and split not in splits:
         found = (
-            f"It has {', '.join(splits)}." if splits else f"It has class folders and no splits: ask for {ALL!r}." if _class_folders(folder) else None
+            f"It has {', '.join(splits)}."
+            if splits
+            else f"It has class folders and no splits: ask for {ALL!r}."
+            if _class_folders(folder)
+            else None
         )
         raise DataRefused(
-            f"no split {split!r}.", field=str(folder), help=found or "Expected {split}.parquet files, or {split}/{class name}/ folders of pictures."
+            f"no split {split!r}.",
+            field=str(folder),
+            help=found or "Expected {split}.parquet files, or {split}/{class name}/ folders of pictures.",
         )
     root = folder if split == ALL else folder / split
     siblings = [root] if split == ALL else [folder / name for name in splits if name in {*_SPLITS, split}]
-    classes = _class_names(folder) or sorted({child.name for sibling in siblings for child in _class_folders(sibling)})
+    classes = _class_names(folder) or sorted(
+        {child.name for sibling in siblings for child in _class_folders(sibling)}
+    )
     names: list[str] = []  # all that is kept of a picture until it is asked for: ImageNet has 1.3 million
     targets: list[int] = []
     for child in _class_folders(root):
         if child.name not in classes:
             raise DataRefused(
-                f"the class folder {child.name!r} is not in classes.txt.", field=str(folder), help="Add its name, or remove the folder."
+                f"the class folder {child.name!r} is not in classes.txt.",
+                field=str(folder),
+                help="Add its name, or remove the folder.",
             )
         pictures = sorted(_pictures(child))
         names += [str(child.relative_to(folder) / name) for name in pictures]
         targets += [classes.index(child.name)] * len(pictures)
-    return labelled(folder, split, classes, targets, tuple(names), lambda index: (folder / names[index]).read_bytes())
+    return labelled(
+        folder, split, classes, targets, tuple(names), lambda index: (folder / names[index]).read_bytes()
+    )
 
 
 def _class_names(folder: Path) -> list[str] | None:
@@ -101,7 +129,9 @@ def _class_names(folder: Path) -> list[str] | None:
     for row, line in enumerate(lines):
         if not line.strip():
             raise DataRefused(
-                f"classes.txt line {row + 1} is empty.", field=str(folder), help="A label number is a line number: give every line a name."
+                f"classes.txt line {row + 1} is empty.",
+                field=str(folder),
+                help="A label number is a line number: give every line a name.",
             )
     return [line.strip() for line in lines]
 

@@ -1,6 +1,7 @@
 """Labelled pictures of one split, wherever their bytes come from.
 
-Pictures become pixels through `robustclip.images`, the same path that a request to the service takes; there is no augmentation here.
+Pictures become pixels through `robustclip.images`, the same path that a request to the service takes; there
+is no augmentation here.
 """
 
 import hashlib
@@ -43,7 +44,9 @@ class LabelledImages:
         try:
             return self.read(index)
         except OSError as error:
-            raise DataRefused(f"{self.names[index]} can't be read: {error.strerror}.", field=str(self.folder)) from error
+            raise DataRefused(
+                f"{self.names[index]} can't be read: {error.strerror}.", field=str(self.folder)
+            ) from error
 
     def pixels(self, indices: Iterable[int] | Tensor, size: int) -> Pixels:
         """[n, 3, S, S] in [0, 1] on the k/255 lattice. DataRefused names a picture that does not decode."""
@@ -62,7 +65,9 @@ class LabelledImages:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over labels, targets and every picture's bytes: the key under which anything derived from this split is cached."""
+        """sha256 over labels, targets and every picture's bytes: the key under which anything derived from
+        this split is cached.
+        """
         state = hashlib.sha256(repr((self.labels, self.targets.tolist())).encode())
         for index in range(len(self)):
             state.update(hashlib.sha256(self.image_bytes(index)).digest())
@@ -72,7 +77,11 @@ class LabelledImages:
         try:
             return load_pixels(self.image_bytes(index), size)
         except ImageRefused as error:
-            raise DataRefused(f"{self.names[index]} is no usable picture: {error}", field=str(self.folder), help="Repair or remove it.") from error
+            raise DataRefused(
+                f"{self.names[index]} is no usable picture: {error}",
+                field=str(self.folder),
+                help="Repair or remove it.",
+            ) from error
 
 
 def with_labels(data: LabelledImages, labels: tuple[str, ...]) -> LabelledImages:
@@ -85,7 +94,12 @@ def with_labels(data: LabelledImages, labels: tuple[str, ...]) -> LabelledImages
 
 
 def labelled(
-    folder: Path, split: str, classes: list[str], targets: list[int], names: tuple[str, ...], read: Callable[[int], bytes]
+    folder: Path,
+    split: str,
+    classes: list[str],
+    targets: list[int],
+    names: tuple[str, ...],
+    read: Callable[[int], bytes],
 ) -> LabelledImages:
     """Merge classes that read the same and refuse what no classifier can be measured on."""
     texts = [" ".join(name.replace("_", " ").split()) for name in classes]

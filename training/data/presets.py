@@ -1,7 +1,8 @@
-"""Sets of data sets that the literature measures on, by name: which, under which splits, with which words around the labels.
+"""Sets of data sets that the literature measures on, by name: which, under which splits, with which words
+around the labels.
 
-Facts stand in presets.json. A preset names pictures and words, nothing else: attacks are those of the threat levels, so that numbers stand beside
-published ones in shape, not in digit.
+Facts stand in presets.json. A preset names pictures and words, nothing else: attacks are those of the threat
+levels, so that numbers stand beside published ones in shape, not in digit.
 """
 
 import itertools
@@ -54,18 +55,28 @@ def facts() -> _Facts:
     return _Facts.model_validate_json(_FACTS.read_text(encoding="utf-8"))
 
 
-def preset_sources(name: str, root: Path, *, only: Sequence[str] = (), downloading: bool = False) -> list[Source]:
-    """The data sets of a preset below `root`: a folder of its name, else what torchvision keeps there or, if `downloading`, fetches.
+def preset_sources(
+    name: str, root: Path, *, only: Sequence[str] = (), downloading: bool = False
+) -> list[Source]:
+    """The data sets of a preset below `root`: a folder of its name, else what torchvision keeps there or, if
+    `downloading`, fetches.
 
-    Raises DataRefused that lists everything missing and how to get it: nothing is left out in silence. `only` leaves out on purpose.
+    Raises DataRefused that lists everything missing and how to get it: nothing is left out in silence. `only`
+    leaves out on purpose.
     """
     known = facts().presets
     if name not in known:
-        raise InvalidInput(f"there is no preset {name!r}.", field="--preset", help=f"Known: {', '.join(known)}.")
+        raise InvalidInput(
+            f"there is no preset {name!r}.", field="--preset", help=f"Known: {', '.join(known)}."
+        )
     preset = known[name]
     for wanted in only:
         if wanted not in preset.data:
-            raise InvalidInput(f"{name} has no data set {wanted!r}.", field="--only", help=f"It has {', '.join(preset.data)}.")
+            raise InvalidInput(
+                f"{name} has no data set {wanted!r}.",
+                field="--only",
+                help=f"It has {', '.join(preset.data)}.",
+            )
     found: list[Source] = []
     missing: list[str] = []
     for data_set in (data_set for data_set in preset.data if not only or data_set in only):
@@ -76,7 +87,8 @@ def preset_sources(name: str, root: Path, *, only: Sequence[str] = (), downloadi
             missing.append(source)
     if missing:
         raise DataRefused(
-            f"{len(missing)} of {len(found) + len(missing)} data sets of {name} are missing: {'; '.join(missing)}.",
+            f"{len(missing)} of {len(found) + len(missing)} data sets of {name} are missing: "
+            f"{'; '.join(missing)}.",
             field="--data",
             help="Put them there, or name those to measure with --only.",
         )
@@ -118,5 +130,8 @@ def _cifar_templates() -> tuple[str, ...]:
     """CLIP's eighteen: a photo of a or the thing, in nine ways."""
     looks = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
     plain = [f"a {look}photo of {article} {{}}." for article, look in itertools.product(("a", "the"), looks)]
-    sized = [f"a photo of {article} {size} {{}}." for article, size in itertools.product(("a", "the"), ("small", "big"))]
+    sized = [
+        f"a photo of {article} {size} {{}}."
+        for article, size in itertools.product(("a", "the"), ("small", "big"))
+    ]
     return (*plain, *sized)

@@ -1,4 +1,6 @@
-"""Seeded choices among labelled pictures: shots, what is held out, a balanced subset. Every choice depends on labels, counts and the seed alone."""
+"""Seeded choices among labelled pictures: shots, what is held out, a balanced subset. Every choice depends on
+labels, counts and the seed alone.
+"""
 
 from pathlib import Path
 
@@ -17,15 +19,21 @@ HELD_OUT_SEED = 0  # not the seed of a run: all methods, shots and runs are vali
 
 
 def open_split(folder: Path, split: str) -> LabelledImages:
-    """`load_data`, which also knows `train:validation`: the tenth of each training class that every run holds out."""
+    """`load_data`, which also knows `train:validation`: the tenth of each training class that every run holds
+    out.
+    """
     if split != HELD_OUT:
         return load_data(folder, split)
     data = load_data(folder, TRAIN)
     return data.subset(carve_validation(data)[1], HELD_OUT)
 
 
-def carve_validation(data: LabelledImages, share: float = HELD_OUT_SHARE, seed: int = HELD_OUT_SEED) -> tuple[Tensor, Tensor]:
-    """(training, validation) sorted indices: about `share` of each class is held out, at least one picture of each class stays in training."""
+def carve_validation(
+    data: LabelledImages, share: float = HELD_OUT_SHARE, seed: int = HELD_OUT_SEED
+) -> tuple[Tensor, Tensor]:
+    """(training, validation) sorted indices: about `share` of each class is held out, at least one picture of
+    each class stays in training.
+    """
     training: list[Tensor] = []
     validation: list[Tensor] = []
     for members in _shuffled_by_class(data, torch.arange(len(data)), seed):
@@ -35,10 +43,14 @@ def carve_validation(data: LabelledImages, share: float = HELD_OUT_SHARE, seed: 
     return torch.cat(training).sort().values, torch.cat(validation).sort().values
 
 
-def few_shot(data: LabelledImages, candidates: Tensor, shots: int, seed: int, *, allow_fewer: bool = False) -> Tensor:
-    """[<= C * shots] sorted indices among `candidates`: `shots` a class, drawn by seed; fewer shots of one seed are a subset of more.
+def few_shot(
+    data: LabelledImages, candidates: Tensor, shots: int, seed: int, *, allow_fewer: bool = False
+) -> Tensor:
+    """[<= C * shots] sorted indices among `candidates`: `shots` a class, drawn by seed; fewer shots of one
+    seed are a subset of more.
 
-    DataRefused names the classes that have too few pictures, unless `allow_fewer` (then they give all they have).
+    DataRefused names the classes that have too few pictures, unless `allow_fewer` (then they give all they
+    have).
     """
     chosen: list[Tensor] = []
     short: list[str] = []
@@ -56,7 +68,9 @@ def few_shot(data: LabelledImages, candidates: Tensor, shots: int, seed: int, *,
 
 
 def balanced_subset(data: LabelledImages, limit: int, seed: int) -> Tensor:
-    """[min(limit, n)] sorted indices, classes as even as their sizes allow, fixed by seed; limit 0 takes all pictures."""
+    """[min(limit, n)] sorted indices, classes as even as their sizes allow, fixed by seed; limit 0 takes all
+    pictures.
+    """
     if limit == 0 or limit >= len(data):
         return torch.arange(len(data))
     classes = _shuffled_by_class(data, torch.arange(len(data)), seed)
@@ -76,4 +90,7 @@ def _shuffled_by_class(data: LabelledImages, candidates: Tensor, seed: int) -> l
     targets = data.targets[candidates]
     members = [candidates[targets == label].sort().values for label in range(len(data.labels))]
     generators = [torch.Generator().manual_seed(own) for own in draw_seeds(seed, len(members)).tolist()]
-    return [rows[torch.randperm(len(rows), generator=generator)] for rows, generator in zip(members, generators, strict=True)]
+    return [
+        rows[torch.randperm(len(rows), generator=generator)]
+        for rows, generator in zip(members, generators, strict=True)
+    ]

@@ -1,4 +1,6 @@
-"""Pictures to measure on, as a question, a preset or a run names them: nothing is read before they are opened."""
+"""Pictures to measure on, as a question, a preset or a run names them: nothing is read before they are
+opened.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from training.data.sampling import open_split
 
 
 class Source(BaseModel):
-    """Pictures to measure on: a split of a folder, all classes of it or some, and the words a person would write around its labels."""
+    """Pictures to measure on: a split of a folder, all classes of it or some, and the words a person would
+    write around its labels.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     folder: Path

@@ -1,1 +1,3 @@
-"""What makes the weights that ship: pretraining and hardening the embedded CLIPs, training the purifying networks."""
+"""What makes the weights that ship: pretraining and hardening the embedded CLIPs, training the purifying
+networks.
+"""

@@ -1,7 +1,8 @@
 """The inner attack of adversarial prompt learning: a few sign steps on pixels, everything else constant.
 
-Not `attacks.pgd.PGD`: that judges its last point, too, which here the training step's own forward does; with two steps that is a fifth of the cost.
-Prompts are fixed while pixels move, so text features are computed once, outside; towers are frozen, so that the backward reaches pixels only.
+Not `attacks.pgd.PGD`: that judges its last point, too, which here the training step's own forward does; with
+two steps that is a fifth of the cost. Prompts are fixed while pixels move, so text features are computed
+once, outside; towers are frozen, so that the backward reaches pixels only.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,8 @@ KEPT_LEVELS = 127  # a kept perturbation is int8, in units of eps / 127
 class Opponent:
     """What the inner attack looks at: unit text features [C, E] and visual prompts, both off any graph.
 
-    Towers run in bfloat16 if asked, which has float32's range: at CLIP's temperature nothing underflows, and a sign needs no digits (where it would
-    matter, in the loss, everything is float32).
+    Towers run in bfloat16 if asked, which has float32's range: at CLIP's temperature nothing underflows, and
+    a sign needs no digits (where it would matter, in the loss, everything is float32).
     """
 
     clip: Clip
@@ -54,8 +55,12 @@ def consistency_loss(opponent: Opponent, clean: Logits) -> Callable[[Pixels], Te
     return lambda pixels: divergence(reference, opponent.logits(pixels))
 
 
-def climb(loss: Callable[[Pixels], Tensor], pixels: Pixels, start: Pixels, *, eps: float, step: float, steps: int) -> tuple[Pixels, Cost]:
-    """The last of `steps` sign steps up the loss, each brought back into the ball of radius eps around `pixels` and into [0, 1]; and its cost."""
+def climb(
+    loss: Callable[[Pixels], Tensor], pixels: Pixels, start: Pixels, *, eps: float, step: float, steps: int
+) -> tuple[Pixels, Cost]:
+    """The last of `steps` sign steps up the loss, each brought back into the ball of radius eps around
+    `pixels` and into [0, 1]; and its cost.
+    """
     ball, current = Linf(radius=eps), start.detach()
     for _ in range(steps if eps else 0):
         inputs = current.requires_grad_()

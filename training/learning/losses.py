@@ -1,9 +1,10 @@
 """One family of losses; every method is a choice of its numbers (METHODS section 6).
 
-    L = a CE(p(x), y) + b CE(p(x_a), y) + c mean_i[ w_i sum_r share_ri D(r_i, p(x_a,i)) ] + feature terms + anchors
+    L = a CE(p(x), y) + b CE(p(x_a), y) + c mean_i[ w_i sum_r share_ri D(r_i, p(x_a,i)) ] + feature terms +
+    anchors
 
-x clean, x_a attacked pixels, p the tuned model's distribution over labels, r reference distributions, D a divergence. Whoever calls decides what is
-detached: nothing here stops a gradient but the weights that say so.
+x clean, x_a attacked pixels, p the tuned model's distribution over labels, r reference distributions, D a
+divergence. Whoever calls decides what is detached: nothing here stops a gradient but the weights that say so.
 """
 
 import math
@@ -21,7 +22,9 @@ RELIABILITY_RANGE = (0.2, 5.0)
 
 
 class Reference(NamedTuple):
-    """What attacked predictions are pulled toward: the logits [B, C] of a distribution, and its share, one number or [B]."""
+    """What attacked predictions are pulled toward: the logits [B, C] of a distribution, and its share, one
+    number or [B].
+    """
 
     logits: Logits
     share: Tensor | float = 1.0
@@ -39,9 +42,11 @@ def family(
     weights: Tensor | None = None,
     kind: DivergenceName = "forward",
 ) -> dict[str, Tensor]:
-    """The terms of the family whose coefficient is not 0, each [] and already weighted: `clean`, `attacked`, `consistency`.
+    """The terms of the family whose coefficient is not 0, each [] and already weighted: `clean`, `attacked`,
+    `consistency`.
 
-    targets [B]; clean, attacked, references [B, C] logits, needed where their coefficient is not 0; weights [B], none: all 1.
+    targets [B]; clean, attacked, references [B, C] logits, needed where their coefficient is not 0; weights
+    [B], none: all 1.
     """
     terms: dict[str, Tensor] = {}
     if a and clean is not None:
@@ -49,7 +54,9 @@ def family(
     if b and attacked is not None:
         terms["attacked"] = b * F.cross_entropy(attacked, targets)
     if c and attacked is not None:
-        each = torch.stack([reference.share * divergence(reference.logits, attacked, kind) for reference in references]).sum(dim=0)
+        each = torch.stack(
+            [reference.share * divergence(reference.logits, attacked, kind) for reference in references]
+        ).sum(dim=0)
         terms["consistency"] = c * (each if weights is None else weights * each).mean()
     return terms
 
@@ -57,7 +64,8 @@ def family(
 def divergence(reference: Logits, prediction: Logits, kind: DivergenceName = "forward") -> Tensor:
     """[B] between the softmaxes of two [B, C] logits, in nats; gradients reach both.
 
-    forward KL(reference, prediction); reverse KL(prediction, reference); jensen_shannon the mean of both KLs to their mixture, at most ln 2.
+    forward KL(reference, prediction); reverse KL(prediction, reference); jensen_shannon the mean of both KLs
+    to their mixture, at most ln 2.
     """
     log_reference, log_prediction = reference.log_softmax(dim=1), prediction.log_softmax(dim=1)
     if kind == "forward":
@@ -69,9 +77,13 @@ def divergence(reference: Logits, prediction: Logits, kind: DivergenceName = "fo
 
 
 def reliability(logits: Logits, targets: Tensor) -> Tensor:
-    """[B] weights p(y|x) over their batch mean, clipped to [0.2, 5], detached: examples that the reference misjudges count less (METHODS L7)."""
+    """[B] weights p(y|x) over their batch mean, clipped to [0.2, 5], detached: examples that the reference
+    misjudges count less (METHODS L7).
+    """
     confidence = target_probability(logits, targets).detach()
-    return (confidence / confidence.mean().clamp_min(torch.finfo(confidence.dtype).tiny)).clamp(*RELIABILITY_RANGE)
+    return (confidence / confidence.mean().clamp_min(torch.finfo(confidence.dtype).tiny)).clamp(
+        *RELIABILITY_RANGE
+    )
 
 
 def target_probability(logits: Logits, targets: Tensor) -> Tensor:
@@ -80,7 +92,9 @@ def target_probability(logits: Logits, targets: Tensor) -> Tensor:
 
 
 def misalignment(features: Features, reference: Features) -> Tensor:
-    """[] mean of 1 - cos over rows [B, E]: of images against a teacher's, of text features against a teacher's or an anchor's."""
+    """[] mean of 1 - cos over rows [B, E]: of images against a teacher's, of text features against a
+    teacher's or an anchor's.
+    """
     return (1 - F.cosine_similarity(features, reference, dim=1)).mean()
 
 

@@ -1,1 +1,3 @@
-"""Measuring prompt sets: evaluation, certificates, campaigns over many of them, and the pages that show the results."""
+"""Measuring prompt sets: evaluation, certificates, campaigns over many of them, and the pages that show the
+results.
+"""

@@ -1,6 +1,8 @@
-"""AdvPT's feature attack over a data set, made once and kept: the bank that prompts are tuned on, and the pictures of threat level T0.
+"""AdvPT's feature attack over a data set, made once and kept: the bank that prompts are tuned on, and the
+pictures of threat level T0.
 
-The attack sees the image tower without prompts and nothing else: no text, no labels, no visual prompts, no defense (METHODS 2.1, 2.2).
+The attack sees the image tower without prompts and nothing else: no text, no labels, no visual prompts, no
+defense (METHODS 2.1, 2.2).
 """
 
 from dataclasses import dataclass
@@ -29,15 +31,23 @@ BankScore: TypeAlias = Literal["embedding_shift", "cross_entropy", "margin", "ta
 CHUNK = 64  # pictures a batch, and a part of the cache
 
 
-def feature_attack(eps: float, *, steps: int, step: float | None = None, start: BankStart = "one_sided") -> PGD:
-    """Sign-gradient PGD to the last iterate, `step` 1.25 eps / steps unless given; `one_sided` starts in [0, eps], as the authors' code does."""
+def feature_attack(
+    eps: float, *, steps: int, step: float | None = None, start: BankStart = "one_sided"
+) -> PGD:
+    """Sign-gradient PGD to the last iterate, `step` 1.25 eps / steps unless given; `one_sided` starts in [0,
+    eps], as the authors' code does.
+    """
     length = 1.25 * eps / steps if step is None else step
     drawn = "one_sided" if start == "one_sided" else "random"
-    return PGD(ball=Linf(radius=eps), steps=steps, step=length or None, starts=(drawn,), keep="last", stop="never")
+    return PGD(
+        ball=Linf(radius=eps), steps=steps, step=length or None, starts=(drawn,), keep="last", stop="never"
+    )
 
 
 def shift_embeddings(clip: Clip, pixels: Pixels, attack: PGD, seeds: Seeds) -> Attacked:
-    """Drive raw embeddings away from the clean ones by KL(u(x), u(x_a)), u = softmax over the embedding's coordinates (METHODS 2.1)."""
+    """Drive raw embeddings away from the clean ones by KL(u(x), u(x_a)), u = softmax over the embedding's
+    coordinates (METHODS 2.1).
+    """
 
     def encode(inputs: Pixels) -> Tensor:
         return encode_image(clip, inputs)
@@ -61,9 +71,11 @@ def embedding_bank(
     progress: Progress,
     processes: Processes = ALONE,
 ) -> Rows:
-    """[n, M, E] raw float32 embeddings of attacked pictures: `copies` starts of the attack each, then, if asked, the clean one (M = copies + clean).
+    """[n, M, E] raw float32 embeddings of attacked pictures: `copies` starts of the attack each, then, if
+    asked, the clean one (M = copies + clean).
 
-    A ball of radius 0 gives the clean embedding by the same path. Row i depends on the picture's place in `data`, not on which others are chosen.
+    A ball of radius 0 gives the clean embedding by the same path. Row i depends on the picture's place in
+    `data`, not on which others are chosen.
     """
     seeds = draw_seeds(seed, len(data))
 
@@ -76,15 +88,21 @@ def embedding_bank(
             cost = cost.plus(attacked.cost)
             versions.append(attacked.pixels)
         with torch.no_grad():
-            embeddings = [encode_image(clip, version) for version in [*versions, *([pixels] if clean else [])]]
+            embeddings = [
+                encode_image(clip, version) for version in [*versions, *([pixels] if clean else [])]
+            ]
         return Rows(torch.stack(embeddings, dim=1).cpu(), cost)
 
     key = {**cache_key("bank", clip, data, attack, seed), "copies": copies, "clean": clean}
-    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes)
+    return cached_rows(
+        folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes
+    )
 
 
 def bank_cost(attack: PGD, *, copies: int, clean: bool) -> Cost:
-    """Image passes a picture of `embedding_bank`: the clean embedding, the attack and the embedding of its result for each copy."""
+    """Image passes a picture of `embedding_bank`: the clean embedding, the attack and the embedding of its
+    result for each copy.
+    """
     steps = attack.steps if attack.ball.radius else 0
     return Cost(copies * (steps + 3) + clean, copies * steps)
 
@@ -93,7 +111,8 @@ def bank_cost(attack: PGD, *, copies: int, clean: bool) -> Cost:
 class AwareAttack:
     """PGD under several scores: what a bank faces that knows prompts, labels and targets (METHODS 2.4).
 
-    embedding_shift as AdvPT's; cross_entropy and margin of the target; targeted: cross-entropy toward the most likely wrong label.
+    embedding_shift as AdvPT's; cross_entropy and margin of the target; targeted: cross-entropy toward the
+    most likely wrong label.
     """
 
     scores: tuple[BankScore, ...]
@@ -104,7 +123,9 @@ class AwareAttack:
         steps = self.attack.steps if self.attack.ball.radius else 0
         return Cost(1 + len(self.scores) * (steps + 2), len(self.scores) * steps)
 
-    def embeddings(self, clip: Clip, classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Seeds) -> tuple[Tensor, Cost]:
+    def embeddings(
+        self, clip: Clip, classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Seeds
+    ) -> tuple[Tensor, Cost]:
         """[B, K + 1, E] raw embeddings, one a score, the clean one last; and their cost."""
 
         def encode(inputs: Pixels) -> Tensor:
@@ -147,16 +168,36 @@ def aware_bank(
     seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
 
     def make(chosen: Tensor) -> Rows:
-        pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
+        pixels, targets = (
+            data.pixels(chosen, clip.image_size).to(clip.device),
+            data.targets[chosen].to(clip.device),
+        )
         embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])
         return Rows(embeddings.cpu(), cost)
 
-    key = {**cache_key("aware bank", clip, data, attack.attack, seed), "scores": list(attack.scores), "prompts": prompts.digest()}
-    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes)
+    key = {
+        **cache_key("aware bank", clip, data, attack.attack, seed),
+        "scores": list(attack.scores),
+        "prompts": prompts.digest(),
+    }
+    return cached_rows(
+        folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes
+    )
 
 
-def shifted_pixels(clip: Clip, data: LabelledImages, indices: Tensor, attack: PGD, *, seed: int, folder: Path, progress: Progress) -> Rows:
-    """[n, 3, S, S] pictures of threat level T0, the same for every prompt set and defense measured on them."""
+def shifted_pixels(
+    clip: Clip,
+    data: LabelledImages,
+    indices: Tensor,
+    attack: PGD,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> Rows:
+    """[n, 3, S, S] pictures of threat level T0, the same for every prompt set and defense measured on
+    them.
+    """
     seeds = draw_seeds(seed, len(data))
 
     def make(chosen: Tensor) -> Rows:
@@ -169,5 +210,14 @@ def shifted_pixels(clip: Clip, data: LabelledImages, indices: Tensor, attack: PG
 
 
 def cache_key(what: str, clip: Clip, data: LabelledImages, attack: PGD, seed: int) -> dict[str, object]:
-    """What rows depend on that are made of `data` by `attack` on `clip`; add to it whatever else they depend on."""
-    return {"what": what, "clip": clip.fingerprint, "data": data.digest, "split": data.split, "attack": attack.model_dump(mode="json"), "seed": seed}
+    """What rows depend on that are made of `data` by `attack` on `clip`; add to it whatever else they depend
+    on.
+    """
+    return {
+        "what": what,
+        "clip": clip.fingerprint,
+        "data": data.digest,
+        "split": data.split,
+        "attack": attack.model_dump(mode="json"),
+        "seed": seed,
+    }

@@ -1,4 +1,6 @@
-"""What all threat levels share: the pictures that are measured on, how a classifier is judged on them, and the score that searches raise."""
+"""What all threat levels share: the pictures that are measured on, how a classifier is judged on them, and
+the score that searches raise.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +25,16 @@ from training.cache import Rows
 from training.data.labelled import LabelledImages
 
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
-GRADIENT_DRAWS, JUDGING_DRAWS = 20, 10  # for a randomized defense: draws behind each gradient, and fresh ones to judge by
+GRADIENT_DRAWS, JUDGING_DRAWS = (
+    20,
+    10,
+)  # for a randomized defense: draws behind each gradient, and fresh ones to judge by
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is measured on, the same for every prompt set, defense and level, with the seed of all that is random about it.
+    """What is measured on, the same for every prompt set, defense and level, with the seed of all that is
+    random about it.
 
     `templates` are the words that T1 takes for the learned text.
     """
@@ -42,9 +48,11 @@ class Pictures:
 
 
 class AtLevel(NamedTuple):
-    """`attack`: the attack as data, with its score and draws; None for clean pictures. `fell_to`: how many of T3's fell to each of its attacks.
+    """`attack`: the attack as data, with its score and draws; None for clean pictures. `fell_to`: how many of
+    T3's fell to each of its attacks.
 
-    Under a randomized defense that is what 64 draws said; the 10 that `measured` goes by may differ where half of the draws are wrong.
+    Under a randomized defense that is what 64 draws said; the 10 that `measured` goes by may differ where
+    half of the draws are wrong.
     """
 
     measured: Measured
@@ -74,22 +82,32 @@ def judge_made(
 
 
 def worst_of(parts: list[Measured]) -> Measured:
-    """Right is what was right in all of them, without an answer what got none in one and no wrong one in any; the bill is that of all."""
+    """Right is what was right in all of them, without an answer what got none in one and no wrong one in any;
+    the bill is that of all.
+    """
     worst = parts[0]
     for part in parts[1:]:
         right, right_8bit = worst.correct & part.correct, worst.correct_8bit & part.correct_8bit
-        worst = Measured(right, right_8bit, worst.cost.plus(part.cost), worst.seconds + part.seconds, _silent(worst, part))
+        worst = Measured(
+            right, right_8bit, worst.cost.plus(part.cost), worst.seconds + part.seconds, _silent(worst, part)
+        )
     return worst
 
 
 def _silent(first: Measured, second: Measured) -> Tensor | None:
     if first.abstained is None or second.abstained is None:
         return None
-    return (first.abstained | second.abstained) & (first.abstained | first.correct) & (second.abstained | second.correct)
+    return (
+        (first.abstained | second.abstained)
+        & (first.abstained | first.correct)
+        & (second.abstained | second.correct)
+    )
 
 
 def score_of(loss: LossName, *, draws: int | None, search: Precision = "float32") -> ScoreOf:
-    """A loss about the right label, or its mean over that many draws of a randomized classifier; in bfloat16 as far as `reduced` goes."""
+    """A loss about the right label, or its mean over that many draws of a randomized classifier; in bfloat16
+    as far as `reduced` goes.
+    """
 
     def score(classifier: Classifier, targets: Tensor) -> Score:
         plain = label_score(loss, classifier, targets)
@@ -99,8 +117,12 @@ def score_of(loss: LossName, *, draws: int | None, search: Precision = "float32"
     return score
 
 
-def batches(clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None) -> Iterator[Batch]:
-    """Batches on the CLIP's device; row seeds belong to a picture's place in the data, whichever subset is measured."""
+def batches(
+    clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None
+) -> Iterator[Batch]:
+    """Batches on the CLIP's device; row seeds belong to a picture's place in the data, whichever subset is
+    measured.
+    """
     seeds = draw_seeds(pictures.seed, len(pictures.data))
     total = len(pictures.indices)
     for start in range(0, total, pictures.batch):

@@ -1,8 +1,10 @@
-"""Threat level T0b: pictures that fool another network, judged under ours. Nothing of the victim is known but what pictures it takes and its labels.
+"""Threat level T0b: pictures that fool another network, judged under ours. Nothing of the victim is known but
+what pictures it takes and its labels.
 
-A surrogate is another CLIP behind a written template, or EfficientNet-Lite0 with its ImageNet classes. Two attacks a surrogate, the worst of all
-counts: its features are driven away (KL), and its decision is attacked (cross-entropy of the right label; for EfficientNet of its own answer to the
-clean picture, which needs no map from ImageNet's classes to the labels and leaves none of them out: a deviation from METHODS 8.1).
+A surrogate is another CLIP behind a written template, or EfficientNet-Lite0 with its ImageNet classes. Two
+attacks a surrogate, the worst of all counts: its features are driven away (KL), and its decision is attacked
+(cross-entropy of the right label; for EfficientNet of its own answer to the clean picture, which needs no map
+from ImageNet's classes to the labels and leaves none of them out: a deviation from METHODS 8.1).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,13 +34,20 @@ from training.threats.judging import AtLevel, Pictures, judge_made, worst_of
 
 EFFICIENTNET = "efficientnet-lite0"
 STEPS, MOMENTUM = 40, 0.9
-SHRINK, SHARE = 1 / 1.1, 0.3  # input diversity: at most so much smaller (METHODS: 1.10 times larger, padded, then brought to size), in so many steps
+SHRINK, SHARE = (
+    1 / 1.1,
+    0.3,
+    # input diversity: at most so much smaller (METHODS: 1.10 times larger, padded, then brought to size), in
+    # so many steps
+)
 _SCORES = ("embedding_shift", "cross_entropy")
 
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """A network to attack instead. `encode`: pixels of any size to features; `own_answer`: its labels are not those of the data."""
+    """A network to attack instead. `encode`: pixels of any size to features; `own_answer`: its labels are not
+    those of the data.
+    """
 
     name: str
     fingerprint: str
@@ -47,7 +56,9 @@ class Surrogate:
     own_answer: bool
 
 
-def open_surrogate(name: str, data: LabelledImages, templates: tuple[str, ...], device: torch.device | str) -> Surrogate:
+def open_surrogate(
+    name: str, data: LabelledImages, templates: tuple[str, ...], device: torch.device | str
+) -> Surrogate:
     """EfficientNet-Lite0 or, by its name, a CLIP. Raises FeatureNotInstalled and UnsupportedClip."""
     if name == EFFICIENTNET:
         network = picture_teacher().to(device)
@@ -80,34 +91,68 @@ def _clip(name: str, device: str) -> Clip:
 
 
 def measure_transfer(
-    names: Sequence[str], eps: float, clip: Clip, classifier: Classifier, pictures: Pictures, *, jury: Jury = ONE_ANSWER, progress: Progress
+    names: Sequence[str],
+    eps: float,
+    clip: Clip,
+    classifier: Classifier,
+    pictures: Pictures,
+    *,
+    jury: Jury = ONE_ANSWER,
+    progress: Progress,
 ) -> AtLevel:
-    """Accuracy on the worst of what each surrogate makes of each picture; the surrogates' passes are in the bill as if they were the victim's."""
+    """Accuracy on the worst of what each surrogate makes of each picture; the surrogates' passes are in the
+    bill as if they were the victim's.
+    """
     ball = Linf(radius=eps)
     surrogates = [open_surrogate(name, pictures.data, pictures.templates, clip.device) for name in names]
     parts = [
         judge_made(
-            clip, classifier, pictures, _made(surrogate, score, ball, clip, pictures, progress), ball, jury=jury, progress=progress, what="T0b"
+            clip,
+            classifier,
+            pictures,
+            _made(surrogate, score, ball, clip, pictures, progress),
+            ball,
+            jury=jury,
+            progress=progress,
+            what="T0b",
         )
         for surrogate in surrogates
         for score in _SCORES
     ]
     length = _step(eps)
-    facts = {"kind": "momentum", "ball": ball.model_dump(mode="json"), "steps": STEPS, "step": length, "momentum": MOMENTUM}
-    return AtLevel(worst_of(parts), {**facts, "diversity": {"low": SHRINK, "share": SHARE}, "scores": list(_SCORES), "surrogates": list(names)})
+    facts = {
+        "kind": "momentum",
+        "ball": ball.model_dump(mode="json"),
+        "steps": STEPS,
+        "step": length,
+        "momentum": MOMENTUM,
+    }
+    return AtLevel(
+        worst_of(parts),
+        {
+            **facts,
+            "diversity": {"low": SHRINK, "share": SHARE},
+            "scores": list(_SCORES),
+            "surrogates": list(names),
+        },
+    )
 
 
 def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: Linf) -> tuple[Pixels, Cost]:
-    """The last of 40 sign steps along the running sum of gradients (Dong et al. 2018, arXiv 1710.06081), each divided by its mean size.
+    """The last of 40 sign steps along the running sum of gradients (Dong et al. 2018, arXiv 1710.06081), each
+    divided by its mean size.
 
-    From a random point of the ball, where the feature score has a gradient. The best for the surrogate is not the best for the victim: none is kept.
+    From a random point of the ball, where the feature score has a gradient. The best for the surrogate is not
+    the best for the victim: none is kept.
     """
     current = ball.sample(pixels, derive(seeds, "start"))
     drift, cost = torch.zeros_like(pixels), Cost()
     for step in range(STEPS):
         seen = score(current, derive(seeds, f"step-{step}"), grad=True)
         gradient = torch.zeros_like(pixels) if seen.grad is None else seen.grad
-        drift = MOMENTUM * drift + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        drift = MOMENTUM * drift + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(
+            1e-30
+        )
         current = ball.project(ball.ascend(current, drift, _step(ball.radius)), pixels)
         cost = cost.plus(seen.cost)
     return current, cost
@@ -115,7 +160,9 @@ def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: Linf) -> tuple[Pixel
 
 @dataclass(frozen=True, eq=False)
 class Diverse:
-    """A score that in a share of its calls sees a row shrunk and shifted (Xie et al. 2019, arXiv 1803.06978): what fools all sizes carries over."""
+    """A score that in a share of its calls sees a row shrunk and shifted (Xie et al. 2019, arXiv 1803.06978):
+    what fools all sizes carries over.
+    """
 
     score: Score
 
@@ -144,17 +191,26 @@ class _Resized:
         return self.decide(pixels)
 
 
-def _made(surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pictures, progress: Progress) -> Rows:
+def _made(
+    surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pictures, progress: Progress
+) -> Rows:
     data = pictures.data
     seeds = draw_seeds(pictures.seed, len(data))
 
     def make(chosen: Tensor) -> Rows:
-        pixels, targets = data.pixels(chosen, clip.image_size).to(clip.device), data.targets[chosen].to(clip.device)
+        pixels, targets = (
+            data.pixels(chosen, clip.image_size).to(clip.device),
+            data.targets[chosen].to(clip.device),
+        )
         with torch.no_grad():
             clean = surrogate.encode(pixels)
         aim: Score = EmbeddingShift(surrogate.encode, clean)
         if score == "cross_entropy":
-            aim = label_score("cross_entropy", surrogate.classifier, clean.argmax(dim=1) if surrogate.own_answer else targets)
+            aim = label_score(
+                "cross_entropy",
+                surrogate.classifier,
+                clean.argmax(dim=1) if surrogate.own_answer else targets,
+            )
         attacked, cost = climb(Diverse(aim), pixels, derive(seeds[chosen], f"T0b-{score}"), ball)
         return Rows(attacked.cpu(), cost.plus(Cost(forward=len(chosen))))
 
@@ -180,4 +236,8 @@ def _step(eps: float) -> float:
 
 
 def _sized(pixels: Pixels, size: int) -> Pixels:
-    return pixels if pixels.shape[-1] == size else F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return (
+        pixels
+        if pixels.shape[-1] == size
+        else F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    )

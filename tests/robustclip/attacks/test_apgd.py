@@ -24,12 +24,19 @@ def test_checkpoints_are_the_papers() -> None:
 
 @pytest.mark.parametrize("labels", [2, 3, 4, 9, 10])
 @pytest.mark.parametrize("kind", ["linf", "l2"])
-def test_apgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_below(labels: int, kind: str) -> None:
+def test_apgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_below(
+    labels: int, kind: str
+) -> None:
     toy = linear(labels)
     pixels = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(labels))
     logits = toy(pixels, SEEDS)
     targets = logits.argmax(dim=1)
-    exact = torch.tensor([smallest_radius(toy, picture, int(target), kind) for picture, target in zip(pixels, targets, strict=True)])
+    exact = torch.tensor(
+        [
+            smallest_radius(toy, picture, int(target), kind)
+            for picture, target in zip(pixels, targets, strict=True)
+        ]
+    )
     attack = APGD(ball=Linf(radius=1) if kind == "linf" else L2(radius=1))
     rivals = runners_up(logits, targets, labels - 1)  # every other label: rows of one batch
     rows = torch.arange(6).repeat_interleave(labels - 1)
@@ -44,7 +51,9 @@ def test_apgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_bel
 
 
 def test_a_run_costs_a_pass_each_way_a_step_and_one_look_at_the_end() -> None:
-    attacked = APGD(ball=NEAR, steps=6, restarts=2, stop="never")(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS)
+    attacked = APGD(ball=NEAR, steps=6, restarts=2, stop="never")(
+        label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS
+    )
     assert attacked.cost == Cost(forward=2 * 7 * 16, backward=2 * 6 * 16)
     assert attacked.cost == APGD(ball=NEAR, steps=6, restarts=2).bill(16)
 
@@ -63,5 +72,7 @@ def test_teams_leave_together() -> None:
 def test_it_outdoes_pgd_of_as_many_steps_where_the_step_length_is_wrong() -> None:
     score = label_score("cross_entropy", trained_conv(), TARGETS)
     climbed = APGD(ball=NEAR, steps=20, stop="never")(score, PIXELS, SEEDS).value
-    badly = PGD(ball=NEAR, steps=20, step=8 / 255, starts=("random",), stop="never")(score, PIXELS, SEEDS).value
+    badly = PGD(ball=NEAR, steps=20, step=8 / 255, starts=("random",), stop="never")(
+        score, PIXELS, SEEDS
+    ).value
     assert (climbed > badly).float().mean() > 0.8

@@ -9,7 +9,16 @@ from toys import LinearClassifier, gratings, linear, smallest_radius, trained_co
 
 from robustclip.attacks.cascade import Source
 from robustclip.attacks.ensemble import Ensemble
-from robustclip.attacks.events import AttackEnded, AttackStarted, Done, Event, Meter, Progress, Started, Witness
+from robustclip.attacks.events import (
+    AttackEnded,
+    AttackStarted,
+    Done,
+    Event,
+    Meter,
+    Progress,
+    Started,
+    Witness,
+)
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput, NoDecisionToAttack
 from robustclip.models.classifier import zero_shot
 from robustclip.models.clip import Clip
@@ -40,14 +49,23 @@ def easy(labels: int, pictures: int = 3) -> tuple[LinearClassifier, Pixels, Tens
 
 
 @pytest.mark.parametrize(("labels", "together"), [(2, 1), (3, 9), (4, 1), (9, 9), (10, 1)])
-def test_any_number_of_labels_breaks_just_above_the_exact_radius_and_not_below(labels: int, together: int) -> None:
+def test_any_number_of_labels_breaks_just_above_the_exact_radius_and_not_below(
+    labels: int, together: int
+) -> None:
     toy, pixels, targets = easy(labels)
     ball = Linf(radius=1) if labels % 2 else L2(radius=1)
-    exact = torch.tensor([smallest_radius(toy, picture, int(target), ball.kind) for picture, target in zip(pixels, targets, strict=True)])
+    exact = torch.tensor(
+        [
+            smallest_radius(toy, picture, int(target), ball.kind)
+            for picture, target in zip(pixels, targets, strict=True)
+        ]
+    )
     attack = Ensemble(ball=ball, together=together)
     score = label_score("margin", toy, targets)
     attacked = attack(score, pixels, SEEDS[:3], radius=exact * torch.tensor([1.02, 1.02, 0.99]))
-    assert torch.equal(toy(attacked.pixels, SEEDS).argmax(dim=1) != targets, torch.tensor([True, True, False]))
+    assert torch.equal(
+        toy(attacked.pixels, SEEDS).argmax(dim=1) != targets, torch.tensor([True, True, False])
+    )
     assert torch.equal(attacked.margin > 0, torch.tensor([True, True, False]))
     assert attacked.cost.charged <= attack.bill(3, labels=labels).charged
 
@@ -55,13 +73,23 @@ def test_any_number_of_labels_breaks_just_above_the_exact_radius_and_not_below(l
 def test_the_losses_fit_the_number_of_labels() -> None:
     def losses(labels: int, targeted: bool = False) -> dict[str, list[str]]:
         stages = Ensemble(ball=NEAR).stages(labels, targeted=targeted)
-        return {stage.name: [variant.loss for variant in stage.variants] for stage in stages if stage.name.startswith("apgd")}
+        return {
+            stage.name: [variant.loss for variant in stage.variants]
+            for stage in stages
+            if stage.name.startswith("apgd")
+        }
 
     entropy = ["cross_entropy", "cross_entropy"]
     assert losses(2) == {"apgd-cross-entropy": entropy, "apgd-margin": ["margin"]}
-    assert losses(3) == {"apgd-cross-entropy": entropy, "apgd-dlr": ["dlr"], "apgd-targeted": ["targeted_margin"] * 2}
+    assert losses(3) == {
+        "apgd-cross-entropy": entropy,
+        "apgd-dlr": ["dlr"],
+        "apgd-targeted": ["targeted_margin"] * 2,
+    }
     assert losses(4) == {"apgd-cross-entropy": entropy, "apgd-targeted": ["targeted_dlr"] * 3}
-    assert losses(1000) == losses(10) == {"apgd-cross-entropy": entropy, "apgd-targeted": ["targeted_dlr"] * 9}
+    assert (
+        losses(1000) == losses(10) == {"apgd-cross-entropy": entropy, "apgd-targeted": ["targeted_dlr"] * 9}
+    )
     assert losses(10, targeted=True) == {"apgd-cross-entropy": entropy, "apgd-dlr": ["dlr"]}
 
 
@@ -73,14 +101,21 @@ def test_the_bill_is_that_of_every_call() -> None:
 
 
 def test_presets_cost_what_they_say() -> None:
-    bounds = [Ensemble(ball=NEAR, preset=preset).bill(1).charged for preset in ("quick", "standard", "thorough")]
+    bounds = [
+        Ensemble(ball=NEAR, preset=preset).bill(1).charged for preset in ("quick", "standard", "thorough")
+    ]
     assert bounds == sorted(bounds)
     assert [round(bound, -2) for bound in bounds] == [200, 3100, 13000]
 
 
 def test_a_thousand_labels_work_and_two_equal_ones_do_no_harm() -> None:
     toy, pixels, targets = easy(1000)
-    assert (QUICK.model_copy(update={"ball": Linf(radius=0.1)})(label_score("margin", toy, targets), pixels, SEEDS[:3]).margin > 0).all()
+    assert (
+        QUICK.model_copy(update={"ball": Linf(radius=0.1)})(
+            label_score("margin", toy, targets), pixels, SEEDS[:3]
+        ).margin
+        > 0
+    ).all()
 
 
 def test_two_equal_labels_tie_and_a_tie_is_no_success() -> None:
@@ -93,7 +128,9 @@ def test_two_equal_labels_tie_and_a_tie_is_no_success() -> None:
             logits = toy(pixels, seeds)
             return torch.cat([logits, logits[:, targets[:1]]], dim=1)
 
-    attacked = QUICK.model_copy(update={"ball": Linf(radius=1e-4)})(label_score("margin", Twins(), targets[:1]), pixels[:1], SEEDS[:1])
+    attacked = QUICK.model_copy(update={"ball": Linf(radius=1e-4)})(
+        label_score("margin", Twins(), targets[:1]), pixels[:1], SEEDS[:1]
+    )
     assert attacked.margin.tolist() == [0.0]
     assert attacked.pixels.isfinite().all()
 
@@ -108,7 +145,9 @@ def test_one_label_is_no_decision_and_embeddings_are_none() -> None:
 def test_a_goal_is_reached_or_not_whatever_else_wins() -> None:
     toy, pixels, targets = easy(10)
     goals = (targets + 1) % 10
-    attacked = Ensemble(ball=Linf(radius=0.5), preset="quick")(label_score("margin", toy, targets, goals), pixels, SEEDS[:3])
+    attacked = Ensemble(ball=Linf(radius=0.5), preset="quick")(
+        label_score("margin", toy, targets, goals), pixels, SEEDS[:3]
+    )
     assert torch.equal(toy(attacked.pixels, SEEDS).argmax(dim=1), goals)
     near = Ensemble(ball=Linf(radius=1e-3))(label_score("margin", toy, targets, goals), pixels, SEEDS[:3])
     assert (near.margin <= 0).all()
@@ -131,7 +170,11 @@ def test_events_tell_the_whole_story() -> None:
         assert trained_conv()(witness.pixels[None], SEEDS).argmax() != TARGETS[witness.picture]
         assert witness.margin > 0
     names = [event.attack for event in events if isinstance(event, AttackStarted)]
-    assert names == [event.attack for event in events if isinstance(event, AttackEnded)] == ["noise", "margin-pgd", "square"]
+    assert (
+        names
+        == [event.attack for event in events if isinstance(event, AttackEnded)]
+        == ["noise", "margin-pgd", "square"]
+    )
     costs = [event.cost.charged for event in events if isinstance(event, Progress | AttackEnded)]
     assert costs == sorted(costs)
 
@@ -144,16 +187,26 @@ def test_the_first_attack_that_succeeds_ends_it() -> None:
 
 def test_rows_of_one_batch_break_what_rows_one_by_one_break() -> None:
     toy, pixels, targets = easy(10, pictures=6)
-    exact = torch.tensor([smallest_radius(toy, picture, int(target), "linf") for picture, target in zip(pixels, targets, strict=True)])
+    exact = torch.tensor(
+        [
+            smallest_radius(toy, picture, int(target), "linf")
+            for picture, target in zip(pixels, targets, strict=True)
+        ]
+    )
     radius, score = exact * torch.tensor([1.05, 0.95] * 3), label_score("margin", toy, targets)
 
     def events(together: int) -> list[Event]:
         attack = Ensemble(ball=Linf(radius=1), together=together)
-        return list(attack.events(score, pixels, draw_seeds(2, 6), radius=radius, meter=Meter(budget=6 * 1500)))  # all but the last stage
+        return list(
+            attack.events(score, pixels, draw_seeds(2, 6), radius=radius, meter=Meter(budget=6 * 1500))
+        )  # all but the last stage
 
     found = [events(together) for together in (1, 9)]
     assert done(found[0]).standing == done(found[1]).standing == (1, 3, 5)
-    steps = [sum(isinstance(event, Progress) and event.attack == "apgd-targeted" for event in each) for each in found]
+    steps = [
+        sum(isinstance(event, Progress) and event.attack == "apgd-targeted" for event in each)
+        for each in found
+    ]
     assert steps[1] < 60 < steps[0]
 
 
@@ -167,10 +220,18 @@ def test_a_budget_cuts_between_two_calls_and_what_was_found_stays(budget: int) -
 
 
 def test_a_deadline_and_a_cancellation_end_it_with_an_answer() -> None:
-    assert done(QUICK.events(SCORE, PIXELS, SEEDS, meter=Meter(deadline=time.monotonic() - 1))).cut == "deadline"
+    assert (
+        done(QUICK.events(SCORE, PIXELS, SEEDS, meter=Meter(deadline=time.monotonic() - 1))).cut == "deadline"
+    )
     calls = iter(range(10_000))
-    assert done(QUICK.events(SCORE, PIXELS, SEEDS, meter=Meter(cancelled=lambda: next(calls) > 5))).cut == "cancelled"
-    for guard, cut in ((guarded(SCORE, deadline=time.monotonic() - 1), "deadline"), (guarded(SCORE, cancelled=lambda: True), "cancelled")):
+    assert (
+        done(QUICK.events(SCORE, PIXELS, SEEDS, meter=Meter(cancelled=lambda: next(calls) > 5))).cut
+        == "cancelled"
+    )
+    for guard, cut in (
+        (guarded(SCORE, deadline=time.monotonic() - 1), "deadline"),
+        (guarded(SCORE, cancelled=lambda: True), "cancelled"),
+    ):
         assert done(QUICK.events(guard, PIXELS, SEEDS)).cut == cut
     with pytest.raises(Cancelled):
         QUICK(guarded(SCORE, cancelled=lambda: True), PIXELS, SEEDS)
@@ -213,13 +274,19 @@ def test_a_judge_has_the_last_word_and_the_picture_stays() -> None:
 def test_a_judge_is_asked_about_untouched_pictures_too() -> None:
     wrong = (TARGETS + 1) % 4
     score = label_score("margin", trained_conv(), wrong)
-    assert {event.attack for event in QUICK.events(score, PIXELS, SEEDS) if isinstance(event, Witness)} == {"clean"}
+    assert {event.attack for event in QUICK.events(score, PIXELS, SEEDS) if isinstance(event, Witness)} == {
+        "clean"
+    }
 
     def moved(candidates: Pixels, rows: Tensor) -> Tensor:
         return NEAR.distance(candidates, PIXELS[rows]) > 1 / 255
 
-    wider = QUICK.model_copy(update={"widen": 4})  # for every search begins at the picture, and would end there
-    fallen = [event for event in wider.events(score, PIXELS, SEEDS, judge=moved) if isinstance(event, Witness)]
+    wider = QUICK.model_copy(
+        update={"widen": 4}
+    )  # for every search begins at the picture, and would end there
+    fallen = [
+        event for event in wider.events(score, PIXELS, SEEDS, judge=moved) if isinstance(event, Witness)
+    ]
     assert {event.attack for event in fallen} == {"noise"}
     assert len(fallen) == len(PIXELS)
 
@@ -230,8 +297,16 @@ def test_an_earlier_witness_is_replayed_first_inside_the_ball() -> None:
     events = list(QUICK.events(SCORE, PIXELS, draw_seeds(1, 12), replays=attacked.pixels))
     replayed = [event.picture for event in events if isinstance(event, Witness) and event.attack == "replay"]
     assert replayed == broken.tolist()
-    far = list(QUICK.events(SCORE, PIXELS, SEEDS, replays=torch.rand(PIXELS.shape, generator=torch.Generator().manual_seed(0))))
-    assert all(NEAR.distance(event.pixels[None], PIXELS[event.picture][None]) <= 2 / 255 + 1e-6 for event in far if isinstance(event, Witness))
+    far = list(
+        QUICK.events(
+            SCORE, PIXELS, SEEDS, replays=torch.rand(PIXELS.shape, generator=torch.Generator().manual_seed(0))
+        )
+    )
+    assert all(
+        NEAR.distance(event.pixels[None], PIXELS[event.picture][None]) <= 2 / 255 + 1e-6
+        for event in far
+        if isinstance(event, Witness)
+    )
 
 
 def test_a_source_breaks_what_masks_its_gradient() -> None:
@@ -261,7 +336,10 @@ def test_two_threads_find_what_one_after_the_other_finds() -> None:
     expected = QUICK(score, PIXELS[:4], SEEDS[:4])
     state = torch.random.get_rng_state()
     found: list[Tensor] = []
-    threads = [threading.Thread(target=lambda: found.append(QUICK(score, PIXELS[:4], SEEDS[:4]).pixels)) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: found.append(QUICK(score, PIXELS[:4], SEEDS[:4]).pixels))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -11,13 +11,22 @@ PIXELS, TARGETS = gratings(16, seed=9)
 SEEDS = draw_seeds(9, 16)
 
 
-@pytest.mark.parametrize(("labels", "slack"), [(2, 1.05), (10, 1.5)])  # among many labels it may settle for another than the nearest
+@pytest.mark.parametrize(
+    ("labels", "slack"), [(2, 1.05), (10, 1.5)]
+)  # among many labels it may settle for another than the nearest
 @pytest.mark.parametrize("kind", ["linf", "l2"])
-def test_the_nearest_point_is_close_to_the_exact_boundary_and_never_before_it(labels: int, slack: float, kind: str) -> None:
+def test_the_nearest_point_is_close_to_the_exact_boundary_and_never_before_it(
+    labels: int, slack: float, kind: str
+) -> None:
     toy = linear(labels)
     pixels = 0.25 + 0.5 * torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(labels))
     targets = toy(pixels, SEEDS).argmax(dim=1)
-    exact = torch.tensor([smallest_radius(toy, picture, int(target), kind) for picture, target in zip(pixels, targets, strict=True)])
+    exact = torch.tensor(
+        [
+            smallest_radius(toy, picture, int(target), kind)
+            for picture, target in zip(pixels, targets, strict=True)
+        ]
+    )
     ball = Linf(radius=1) if kind == "linf" else L2(radius=7)
     attacked = FMN(ball=ball, steps=120, step=0.3)(label_score("margin", toy, targets), pixels, SEEDS[:6])
     found = ball.distance(attacked.pixels, pixels)
@@ -37,6 +46,8 @@ def test_the_search_goes_on_behind_a_success_and_stays_in_its_ball() -> None:
 
 
 def test_a_picture_that_is_wrong_untouched_is_its_own_nearest_point() -> None:
-    attacked = FMN(ball=Linf(radius=1), steps=5)(label_score("margin", trained_conv(), (TARGETS + 1) % 4), PIXELS, SEEDS)
+    attacked = FMN(ball=Linf(radius=1), steps=5)(
+        label_score("margin", trained_conv(), (TARGETS + 1) % 4), PIXELS, SEEDS
+    )
     assert torch.equal(attacked.pixels, PIXELS)
     assert attacked.cost.forward == 16

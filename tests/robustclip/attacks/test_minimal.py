@@ -26,12 +26,16 @@ def bracket(events: Iterable[Event]) -> Bracket:
 
 @pytest.mark.parametrize("labels", [2, 3, 4, 9, 10])
 @pytest.mark.parametrize("kind", ["linf", "l2"])
-def test_the_broken_end_is_never_below_the_exact_radius_and_at_most_two_per_cent_above(labels: int, kind: str) -> None:
+def test_the_broken_end_is_never_below_the_exact_radius_and_at_most_two_per_cent_above(
+    labels: int, kind: str
+) -> None:
     toy = linear(labels)
     pixels = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(labels))
     targets = toy(pixels, SEEDS).argmax(dim=1)
     exact = smallest_radius(toy, pixels[0], int(targets[0]), kind)
-    minimal = Minimal(ball=Linf(radius=1) if kind == "linf" else L2(radius=7), width=0.01 * exact, preset="quick")
+    minimal = Minimal(
+        ball=Linf(radius=1) if kind == "linf" else L2(radius=7), width=0.01 * exact, preset="quick"
+    )
     events = list(minimal.events(label_score("margin", toy, targets), pixels, SEEDS))
     found = bracket(events)
     assert found.broken is not None
@@ -58,7 +62,9 @@ def test_a_bracket_only_tightens_from_above_and_events_come_in_order() -> None:
 
 
 def test_a_radius_that_the_cascade_breaks_after_all_is_withdrawn() -> None:
-    """Margins say nothing about the way here: only random search finds it, and finds points whose distance is the radius up to rounding."""
+    """Margins say nothing about the way here: only random search finds it, and finds points whose distance is
+    the radius up to rounding.
+    """
 
     class Masked:
         labels = ("dark", "bright")
@@ -68,7 +74,11 @@ def test_a_radius_that_the_cascade_breaks_after_all_is_withdrawn() -> None:
             return torch.stack([torch.full_like(brightest, 0.5003), brightest], dim=1) + 0 * pixels.mean()
 
     grey = torch.full((1, 3, 8, 8), 0.5)
-    events = list(Minimal(ball=FAR, width=1e-5, preset="quick").events(label_score("margin", Masked(), torch.tensor([0])), grey, SEEDS))
+    events = list(
+        Minimal(ball=FAR, width=1e-5, preset="quick").events(
+            label_score("margin", Masked(), torch.tensor([0])), grey, SEEDS
+        )
+    )
     found = bracket(events)
     assert found.broken is not None
     assert found.broken > 0.0003 - 1e-6
@@ -90,13 +100,19 @@ def test_a_known_witness_saves_the_search_for_the_first() -> None:
 
 def test_what_no_radius_breaks_is_said_to_stand() -> None:
     constant = LinearClassifier(torch.zeros(3, 3 * 32 * 32), torch.tensor([1.0, 0.0, 0.0]))
-    events = list(Minimal(ball=FAR, preset="quick").events(label_score("margin", constant, torch.tensor([0])), PIXELS, SEEDS))
+    events = list(
+        Minimal(ball=FAR, preset="quick").events(
+            label_score("margin", constant, torch.tensor([0])), PIXELS, SEEDS
+        )
+    )
     assert bracket(events) == Bracket(pytest.approx(FAR.radius), None)
     assert events[-1] == Done((0,), events[-1].cost, None)
 
 
 def test_a_picture_that_is_wrong_untouched_breaks_at_zero() -> None:
-    events = list(Minimal(ball=FAR).events(label_score("margin", trained_conv(), (TARGETS + 1) % 4), PIXELS, SEEDS))
+    events = list(
+        Minimal(ball=FAR).events(label_score("margin", trained_conv(), (TARGETS + 1) % 4), PIXELS, SEEDS)
+    )
     assert bracket(events) == Bracket(0.0, 0.0)
     assert events[-1].cost.charged < 10
 
@@ -105,24 +121,34 @@ def test_a_judge_has_the_last_word() -> None:
     def far_enough(candidates: Tensor, rows: Tensor) -> Tensor:
         return FAR.distance(candidates, PIXELS) > 20 / 255
 
-    events = list(Minimal(ball=FAR, preset=None).events(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, judge=far_enough))
+    events = list(
+        Minimal(ball=FAR, preset=None).events(
+            label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, judge=far_enough
+        )
+    )
     found = bracket(events)
     assert found.broken is None or found.broken > 20 / 255
 
 
 def test_a_radius_is_withstood_only_if_what_fooled_there_was_judged() -> None:
-    """A mean margin above 0 fools every search; most draws are wrong from a brightness of 1 / 400 above grey, which a rejected nearer point hides."""
+    """A mean margin above 0 fools every search; most draws are wrong from a brightness of 1 / 400 above grey,
+    which a rejected nearer point hides.
+    """
     grey, exact = torch.full((1, 3, 8, 8), 0.5), 1 / 400
 
     def most_draws(candidates: Tensor, rows: Tensor) -> Tensor:
-        said = [Lottery()(candidates, derive(SEEDS[rows], f"fresh-{draw}")).argmax(dim=1) for draw in range(64)]
+        said = [
+            Lottery()(candidates, derive(SEEDS[rows], f"fresh-{draw}")).argmax(dim=1) for draw in range(64)
+        ]
         return torch.stack(said).float().mean(dim=0) > 0.5
 
     score = recorded(averaged(label_score("margin", Lottery(), torch.tensor([0])), 20))
     minimal = Minimal(ball=FAR, preset=None)
     events = list(minimal.events(score, grey, SEEDS, judge=most_draws, known=grey + 8 / 255))
     brackets = [event for event in events if isinstance(event, Bracket) and event.broken is not None]
-    assert all(each.unbroken < exact < each.broken * (1 + 1e-5) for each in brackets if each.broken is not None)
+    assert all(
+        each.unbroken < exact < each.broken * (1 + 1e-5) for each in brackets if each.broken is not None
+    )
     assert bracket(events).broken == pytest.approx(exact, abs=minimal.closeness)
     assert isinstance(events[-1], Done)
     assert events[-1].cost == score.cost
@@ -130,7 +156,9 @@ def test_a_radius_is_withstood_only_if_what_fooled_there_was_judged() -> None:
 
 
 def test_a_search_that_fools_at_every_radius_is_judged_at_every_radius() -> None:
-    """Without a witness to begin with: what a judge takes only at the whole radius is found there, behind seven nearer points that it rejects."""
+    """Without a witness to begin with: what a judge takes only at the whole radius is found there, behind
+    seven nearer points that it rejects.
+    """
 
     def at_the_edge(candidates: Tensor, rows: Tensor) -> Tensor:
         return FAR.distance(candidates, PIXELS) > 0.9 * FAR.radius
@@ -155,7 +183,11 @@ def test_a_radius_whose_point_the_budget_left_unjudged_did_not_withstand() -> No
     list(Minimal(ball=FAR, preset=None).events(score, PIXELS, SEEDS, judge=nothing))
     everything, judged = judged, 0
     for budget in range(20, 60):
-        events = list(Minimal(ball=FAR, preset=None).events(score, PIXELS, SEEDS, meter=Meter(budget=budget), judge=nothing))
+        events = list(
+            Minimal(ball=FAR, preset=None).events(
+                score, PIXELS, SEEDS, meter=Meter(budget=budget), judge=nothing
+            )
+        )
         assert bracket(events).unbroken == pytest.approx(FAR.radius if judged == everything else 0.0)
         judged = 0
 
@@ -163,7 +195,11 @@ def test_a_radius_whose_point_the_budget_left_unjudged_did_not_withstand() -> No
 def test_a_budget_cuts_and_says_so() -> None:
     minimal = Minimal(ball=FAR, preset="standard")
     for budget in (1, 40, 400):
-        events = list(minimal.events(label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, meter=Meter(budget=budget)))
+        events = list(
+            minimal.events(
+                label_score("margin", trained_conv(), TARGETS), PIXELS, SEEDS, meter=Meter(budget=budget)
+            )
+        )
         assert isinstance(events[-1], Done)
         assert events[-1].cut == "budget"
         assert events[-1].cost.charged < budget + 60
@@ -178,4 +214,6 @@ def test_it_is_about_one_picture_and_a_decision() -> None:
         Minimal(ball=FAR).events(two, PIXELS.repeat(2, 1, 1, 1), draw_seeds(0, 2))
     assert refused.value.field == "pixels"
     with pytest.raises(InvalidInput):
-        Minimal(ball=FAR).events(EmbeddingShift(lambda pixels: pixels.flatten(1), PIXELS.flatten(1)), PIXELS, SEEDS)
+        Minimal(ball=FAR).events(
+            EmbeddingShift(lambda pixels: pixels.flatten(1), PIXELS.flatten(1)), PIXELS, SEEDS
+        )

@@ -37,11 +37,18 @@ class Unreachable:
 
 @pytest.mark.parametrize("labels", [2, 3, 4, 9, 10])
 @pytest.mark.parametrize("kind", ["linf", "l2"])
-def test_pgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_below(labels: int, kind: str) -> None:
+def test_pgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_below(
+    labels: int, kind: str
+) -> None:
     toy = linear(labels)
     pixels = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(labels))
     targets = toy(pixels, SEEDS).argmax(dim=1)
-    exact = torch.tensor([smallest_radius(toy, picture, int(target), kind) for picture, target in zip(pixels, targets, strict=True)])
+    exact = torch.tensor(
+        [
+            smallest_radius(toy, picture, int(target), kind)
+            for picture, target in zip(pixels, targets, strict=True)
+        ]
+    )
     attack = PGD(ball=Linf(radius=1) if kind == "linf" else L2(radius=1), steps=60)
     goals = torch.arange(labels).repeat_interleave(6)  # every other label as a goal: rows of one batch
     rows = torch.arange(6).repeat(labels)
@@ -49,7 +56,12 @@ def test_pgd_breaks_a_linear_classifier_just_above_the_exact_radius_and_not_belo
     goals, rows = goals[keep], rows[keep]
 
     def broken(share: float) -> Tensor:
-        attacked = attack(label_score("margin", toy, targets[rows], goals), pixels[rows], draw_seeds(0, len(rows)), radius=share * exact[rows])
+        attacked = attack(
+            label_score("margin", toy, targets[rows], goals),
+            pixels[rows],
+            draw_seeds(0, len(rows)),
+            radius=share * exact[rows],
+        )
         wrong = untargeted_margin(toy(attacked.pixels, SEEDS), targets[rows]) > 0
         return torch.zeros(6).index_add(0, rows, wrong.float()) > 0
 
@@ -90,7 +102,9 @@ def test_fgsm_is_one_step_of_the_whole_radius() -> None:
 
 
 def test_the_best_point_is_returned_with_its_own_value() -> None:
-    attacked = PGD(ball=Linf(radius=4 / 255), steps=6, step=4 / 255, restarts=2, stop="never")(SCORE, PIXELS, SEEDS)  # a step that overshoots
+    attacked = PGD(ball=Linf(radius=4 / 255), steps=6, step=4 / 255, restarts=2, stop="never")(
+        SCORE, PIXELS, SEEDS
+    )  # a step that overshoots
     assert torch.equal(attacked.margin, attacked.trace_margin.amax(dim=0))
     assert torch.allclose(SCORE(attacked.pixels, SEEDS, grad=False).margin, attacked.margin, atol=1e-5)
     assert (attacked.trace_margin[-1] < attacked.margin).any()
@@ -111,7 +125,9 @@ def test_a_point_past_the_goal_beats_any_value() -> None:
             step = len(self.calls)
             self.calls.append(step)
             ones = torch.ones(len(pixels))
-            return Evaluation(self.value[step] * ones, self.margin[step] * ones, torch.ones_like(pixels) if grad else None)
+            return Evaluation(
+                self.value[step] * ones, self.margin[step] * ones, torch.ones_like(pixels) if grad else None
+            )
 
         def select(self, rows: Tensor) -> "Script":
             return self
@@ -123,7 +139,9 @@ def test_a_point_past_the_goal_beats_any_value() -> None:
     assert last.value.item() == 9.0
     unreached = attack(Script(margin=(-1.0,) * 4), PIXELS[:1], SEEDS[:1])
     assert (unreached.value.item(), unreached.first_success.item()) == (9.0, -1)
-    undefined = attack(Script(value=(1.0, torch.nan, torch.nan, 0.0), margin=(-1.0,) * 4), PIXELS[:1], SEEDS[:1])
+    undefined = attack(
+        Script(value=(1.0, torch.nan, torch.nan, 0.0), margin=(-1.0,) * 4), PIXELS[:1], SEEDS[:1]
+    )
     assert undefined.value.item() == 1.0
 
 
@@ -167,7 +185,9 @@ def test_starts_climb_side_by_side_where_no_row_leaves_early(restarts: int, batc
     together = attack(Counted(SCORE), PIXELS, SEEDS)
     assert rows == [size for size in batches for _ in range(5)]
     assert together.cost == attack.bill(16)
-    alone = PGD(ball=NEAR, steps=4, restarts=restarts)(Unreachable(SCORE), PIXELS, SEEDS)  # nobody leaves, start after start
+    alone = PGD(ball=NEAR, steps=4, restarts=restarts)(
+        Unreachable(SCORE), PIXELS, SEEDS
+    )  # nobody leaves, start after start
     assert torch.allclose(together.trace_value, alone.trace_value, atol=1e-5)
     assert alone.cost == together.cost
 
@@ -193,7 +213,9 @@ def test_a_radius_a_row_equals_an_attack_a_radius() -> None:
     attacked = PGD(ball=Linf(radius=1))(SCORE, PIXELS, SEEDS, radius=radii)
     for row in (0, 1, 5, 15):
         alone = slice(row, row + 1)
-        own = PGD(ball=Linf(radius=float(radii[row])))(SCORE.select(torch.tensor([row])), PIXELS[alone], SEEDS[alone])
+        own = PGD(ball=Linf(radius=float(radii[row])))(
+            SCORE.select(torch.tensor([row])), PIXELS[alone], SEEDS[alone]
+        )
         assert torch.allclose(attacked.pixels[alone], own.pixels, atol=1e-6)
 
 
@@ -204,7 +226,9 @@ def test_starts_are_where_they_say() -> None:
         seen.append(pixels.detach().clone())
         return pixels.flatten(1)
 
-    PGD(ball=NEAR, steps=1, starts=("zero", "random", "one_sided"), restarts=2)(EmbeddingShift(watch, PIXELS.flatten(1), "l2"), PIXELS, SEEDS)
+    PGD(ball=NEAR, steps=1, starts=("zero", "random", "one_sided"), restarts=2)(
+        EmbeddingShift(watch, PIXELS.flatten(1), "l2"), PIXELS, SEEDS
+    )
     zero, first, second, brighter, again = seen[::2]
     assert torch.equal(zero, PIXELS)
     assert not torch.equal(first, second)
@@ -232,12 +256,16 @@ def test_a_randomized_victim_never_draws_the_same_noise_twice() -> None:
     once = attack(label_score("margin", victim, TARGETS), PIXELS, SEEDS)
     drawn = [seed for asked in victim.asked for seed in asked]
     assert len(set(drawn)) == len(drawn) == 12 * 16
-    assert torch.equal(attack(label_score("margin", Randomized(), TARGETS), PIXELS, SEEDS).pixels, once.pixels)
+    assert torch.equal(
+        attack(label_score("margin", Randomized(), TARGETS), PIXELS, SEEDS).pixels, once.pixels
+    )
     assert not set(drawn) & set(derive(SEEDS, "start-1").tolist())
 
 
 def test_an_averaged_score_is_paid_by_the_draw() -> None:
-    attacked = PGD(ball=NEAR, steps=2, starts=("zero",), stop="never")(averaged(label_score("margin", Randomized(), TARGETS), 4), PIXELS, SEEDS)
+    attacked = PGD(ball=NEAR, steps=2, starts=("zero",), stop="never")(
+        averaged(label_score("margin", Randomized(), TARGETS), 4), PIXELS, SEEDS
+    )
     assert attacked.cost == Cost(forward=3 * 64, backward=2 * 64)
 
 

@@ -15,8 +15,21 @@ RADII = torch.full((16,), 0.1)
 def test_windows_shrink_by_the_papers_schedule() -> None:
     sides = [_side(0.8, query, 10_000, 224) for query in range(10_000)]
     assert sides[0] == sides[10] == 200  # sqrt(0.8) * 224
-    assert [sides[at + 1] for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)] == [142, 100, 71, 50, 35, 25, 18, 13, 9]
-    assert [_side(0.8, query, 5000, 224) for query in (5, 6)] == [200, 142]  # stretched over the queries there are
+    assert [sides[at + 1] for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)] == [
+        142,
+        100,
+        71,
+        50,
+        35,
+        25,
+        18,
+        13,
+        9,
+    ]
+    assert [_side(0.8, query, 5000, 224) for query in (5, 6)] == [
+        200,
+        142,
+    ]  # stretched over the queries there are
     assert _side(0.001, 0, 10, 8) == 1
 
 
@@ -84,7 +97,9 @@ def test_redrawing_compares_on_equal_draws() -> None:
     asked: list[list[int]] = []
 
     class Lucky:
-        """A victim whose every draw adds much noise: without equal draws the luckiest candidate wins for good."""
+        """A victim whose every draw adds much noise: without equal draws the luckiest candidate wins for
+        good.
+        """
 
         def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation:
             asked.append(seeds.tolist())
@@ -103,7 +118,9 @@ def test_redrawing_compares_on_equal_draws() -> None:
 
 def test_who_never_stops_asks_all_its_queries_and_answers_with_the_incumbent() -> None:
     score = label_score("margin", trained_conv(), TARGETS)
-    patient, hasty = (Square(ball=Linf(radius=16 / 255), queries=30, stop=stop) for stop in ("never", "broken"))
+    patient, hasty = (
+        Square(ball=Linf(radius=16 / 255), queries=30, stop=stop) for stop in ("never", "broken")
+    )
     attacked = patient(score, PIXELS, SEEDS)
     assert attacked.cost == patient.bill(len(PIXELS))
     assert torch.allclose(score(attacked.pixels, SEEDS, grad=False).margin, attacked.margin, atol=1e-4)

@@ -63,15 +63,24 @@ def test_a_backbone_is_encoded_as_open_clip_does(shipped: Clip) -> None:
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     tokens = shipped.tokenize(["a photo of a cat.", "a rocket"])
     with torch.no_grad():
-        images = shipped.model.encode_image((pixels - shipped.mean[:, None, None]) / shipped.std[:, None, None], normalize=True)
+        images = shipped.model.encode_image(
+            (pixels - shipped.mean[:, None, None]) / shipped.std[:, None, None], normalize=True
+        )
         assert (F.normalize(encode_image(shipped, pixels), dim=-1) - images).abs().max() <= 1e-6
-        assert (F.normalize(encode_text(shipped, tokens), dim=-1) - shipped.model.encode_text(tokens, normalize=True)).abs().max() <= 1e-6
+        assert (
+            F.normalize(encode_text(shipped, tokens), dim=-1)
+            - shipped.model.encode_text(tokens, normalize=True)
+        ).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(("picture", "label"), [("chelsea.png", "cat"), ("coffee.png", "cup of coffee")])
-def test_photographs_larger_than_any_that_were_trained_on_are_recognised(shipped: Clip, picture: str, label: str) -> None:
+def test_photographs_larger_than_any_that_were_trained_on_are_recognised(
+    shipped: Clip, picture: str, label: str
+) -> None:
     data = (Path(str(skimage.data.__file__)).parent / picture).read_bytes()
-    logits = zero_shot(shipped, Prompts(), LABELS)(load_pixels(data, shipped.image_size)[None], draw_seeds(0, 1))
+    logits = zero_shot(shipped, Prompts(), LABELS)(
+        load_pixels(data, shipped.image_size)[None], draw_seeds(0, 1)
+    )
     assert LABELS[int(logits.argmax())] == label
 
 
@@ -79,7 +88,9 @@ def test_the_card_shows_the_answers_that_are_given(shipped: Clip) -> None:
     card = (BACKBONES / "MODEL_CARD.md").read_text()
     labels = tuple(re.findall(r"--labels '(.+)'", card)[0].split(","))
     rows = re.findall(r"!\[.+\]\((examples/.+)\) \| (.+) \| (.+) \| (.+) \|", card)
-    assert {picture for picture, *_ in rows} == {f"examples/{path.name}" for path in (BACKBONES / "examples").iterdir()}
+    assert {picture for picture, *_ in rows} == {
+        f"examples/{path.name}" for path in (BACKBONES / "examples").iterdir()
+    }
     classify = zero_shot(shipped, Prompts(), labels)
     for picture, truth, *answers in rows:
         pixels = load_pixels((BACKBONES / picture).read_bytes(), shipped.image_size)
@@ -89,7 +100,9 @@ def test_the_card_shows_the_answers_that_are_given(shipped: Clip) -> None:
         given = labels[int(shares.argmax())]
         assert list(said) == list(dict.fromkeys((given, truth)))
         assert answer.startswith("**") == (given != truth)
-        assert said == pytest.approx({label: 100 * shares[labels.index(label)].item() for label in said}, abs=0.15)
+        assert said == pytest.approx(
+            {label: 100 * shares[labels.index(label)].item() for label in said}, abs=0.15
+        )
 
 
 @pytest.mark.data
@@ -103,7 +116,11 @@ def test_the_hardened_sister_stands_where_mini_falls(mini: Clip, shared_data: Pa
     attack = PGD(ball=Linf(radius=2 / 255), steps=20, starts=("random",))
     standing: dict[str, int] = {}
     for clip in (mini, load_clip("mini-robust")):
-        attacked = attack(label_score("cross_entropy", zero_shot(clip, Prompts(), pictures.labels), targets), pixels, draw_seeds(0, ATTACKED))
+        attacked = attack(
+            label_score("cross_entropy", zero_shot(clip, Prompts(), pictures.labels), targets),
+            pixels,
+            draw_seeds(0, ATTACKED),
+        )
         standing[clip.arch] = int((attacked.first_success < 0).sum())
     assert standing["mini-robust"] >= 0.4 * ATTACKED
     assert standing["mini"] <= 0.1 * ATTACKED
@@ -119,10 +136,14 @@ def test_words_before_the_name_cost_at_most_three_points(mini: Clip, shared_data
     chosen = balanced_subset(pictures, PICTURES, 0)
     with torch.no_grad():
         encoder = TorchImageEncoder(mini)
-        features = torch.cat([encoder(pictures.pixels(rows, mini.image_size), None) for rows in chosen.split(64)])
+        features = torch.cat(
+            [encoder(pictures.pixels(rows, mini.image_size), None) for rows in chosen.split(64)]
+        )
         accuracies = []
         for count in (0, 16, 32, 64):
             filler = (["this", "is", "what", "people", "said", "of", "it"] * 10)[:count]
             weights = text_weights(mini, Prompts(templates=(" ".join([*filler, "{}."]),)), pictures.labels)
-            accuracies.append(((features @ weights.T).argmax(dim=1) == pictures.targets[chosen]).float().mean().item())
+            accuracies.append(
+                ((features @ weights.T).argmax(dim=1) == pictures.targets[chosen]).float().mean().item()
+            )
     assert max(accuracies) - min(accuracies) <= 0.03, accuracies

@@ -28,7 +28,9 @@ def images(side: int = 64) -> Tensor:
 @pytest.mark.parametrize("side", [64, 72])  # 72 is halved to odd sides, where SAME pads otherwise
 @pytest.mark.parametrize("stride", sorted(STAGES))
 @torch.no_grad()
-def test_it_computes_what_the_network_computes_up_to_its_stride(network: nn.Module, stride: int, side: int) -> None:
+def test_it_computes_what_the_network_computes_up_to_its_stride(
+    network: nn.Module, stride: int, side: int
+) -> None:
     stages, channels = STAGES[stride]
     expected = network.get_submodule("bn1")(network.get_submodule("conv_stem")(images(side)))
     for block in list(network.get_submodule("blocks").children())[:stages]:
@@ -53,8 +55,12 @@ def test_autocast_keeps_depthwise_gradients_close_to_float32(network: nn.Module)
 @pytest.mark.parametrize("stride", sorted(STAGES))
 def test_absorbed_norms_change_no_number(network: nn.Module, stride: int) -> None:
     generator = torch.Generator().manual_seed(2)
-    stem = stem_of(network, stride).requires_grad_(False).double()  # a value on a kink of ReLU6 may fall to either side by float32's rounding
-    for norm in (module for module in stem.modules() if isinstance(module, nn.BatchNorm2d)):  # as after a training: no two channels alike
+    stem = (
+        stem_of(network, stride).requires_grad_(False).double()
+    )  # a value on a kink of ReLU6 may fall to either side by float32's rounding
+    for norm in (
+        module for module in stem.modules() if isinstance(module, nn.BatchNorm2d)
+    ):  # as after a training: no two channels alike
         for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
             assert tensor is not None
             tensor.data = 0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)

@@ -37,7 +37,9 @@ SIGMA = 0.05  # the picture of the linear toy is ten of these away from the box:
 
 def certified(distance: float, **options: float) -> Certificate:
     return certify(
-        Purified(half_spaces(distance), Smoothing(sigma=SIGMA)), GRAY, CertifyOptions.model_validate({"n": 2000, **options, "sigma": SIGMA})
+        Purified(half_spaces(distance), Smoothing(sigma=SIGMA)),
+        GRAY,
+        CertifyOptions.model_validate({"n": 2000, **options, "sigma": SIGMA}),
     )
 
 
@@ -63,7 +65,9 @@ def test_near_the_plane_nothing_is_certified() -> None:
 
 
 def test_a_known_vote_gives_the_known_radius() -> None:
-    certificate = conclude(torch.tensor([3, 97]), torch.tensor([10, 990]), ("cat", "dog"), 48, CertifyOptions(sigma=0.25, n=1000))
+    certificate = conclude(
+        torch.tensor([3, 97]), torch.tensor([10, 990]), ("cat", "dog"), 48, CertifyOptions(sigma=0.25, n=1000)
+    )
     assert certificate.label == "dog"
     assert certificate.share == pytest.approx(0.97604, abs=1e-5)
     assert certificate.radius_l2 == pytest.approx(0.49450, abs=1e-5)
@@ -79,7 +83,12 @@ def test_the_first_votes_choose_and_only_fresh_ones_count() -> None:
 
 def test_no_draw_serves_twice() -> None:
     options, other = CertifyOptions(n0=50, n=200), torch.zeros_like(GRAY)
-    seeds = [part for picture in (GRAY, other) for portion in (0, 1) for part in noise_seeds(picture, options, portion=portion)]
+    seeds = [
+        part
+        for picture in (GRAY, other)
+        for portion in (0, 1)
+        for part in noise_seeds(picture, options, portion=portion)
+    ]
     assert len(torch.cat(seeds).unique()) == 4 * 250
     longer = noise_seeds(GRAY, CertifyOptions(n0=60, n=300))
     assert torch.equal(longer[1][:200], seeds[1])
@@ -99,7 +108,9 @@ def fresh_answer(vote: Purified, pixels: Pixels, seed: int, rule: Smoothing) -> 
     return None if ballot.abstained else next(iter(ballot.counts))
 
 
-def test_no_attack_through_the_smoothed_rule_succeeds_inside_a_certified_radius_but_far_outside_it_does() -> None:
+def test_no_attack_through_the_smoothed_rule_succeeds_inside_a_certified_radius_but_far_outside_it_does() -> (
+    None
+):
     rule = Smoothing(sigma=0.1, votes=200)
     vote = Purified(trained_conv(), rule)
     pixels, _ = gratings(6, seed=41)
@@ -117,7 +128,9 @@ def test_no_attack_through_the_smoothed_rule_succeeds_inside_a_certified_radius_
         found: list[str | None] = []
         for row, index in enumerate(proven):
             attack = PGD(ball=L2(radius=float(radii[row]) * factor), steps=10, stop="never")
-            attacked = attack(score.select(torch.tensor([row])), pixels[index : index + 1], draw_seeds(7 + row, 1)).pixels
+            attacked = attack(
+                score.select(torch.tensor([row])), pixels[index : index + 1], draw_seeds(7 + row, 1)
+            ).pixels
             found.append(fresh_answer(vote, attacked[0], 1000 + row, rule))
         return found
 
@@ -127,27 +140,41 @@ def test_no_attack_through_the_smoothed_rule_succeeds_inside_a_certified_radius_
 
 @pytest.mark.parametrize("denoise", [None, "tiny"])
 @pytest.mark.parametrize("denoiser", ["none", "bit_depth:4,resize_pad"])
-def test_features_that_were_kept_give_the_same_votes_as_asking_the_classifier(tiny: Clip, denoiser: str, denoise: str | None) -> None:
+def test_features_that_were_kept_give_the_same_votes_as_asking_the_classifier(
+    tiny: Clip, denoiser: str, denoise: str | None
+) -> None:
     links = parse_defenses(denoiser)
     options = CertifyOptions(sigma=1.0, n0=20, n=90)
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
     lists = [("cat", "dog"), ("wolf", "cat", "teapot"), ("a", "b", "c", "d", "e")]
-    classifiers = [zero_shot(tiny, prompts, labels) for labels in lists for prompts in (Prompts(), Prompts(templates=("{} at night.",)))]
-    kept = noisy_features(noisy_classifier(classifiers[0], options.sigma, links, denoise=denoise), picture, options)
+    classifiers = [
+        zero_shot(tiny, prompts, labels)
+        for labels in lists
+        for prompts in (Prompts(), Prompts(templates=("{} at night.",)))
+    ]
+    kept = noisy_features(
+        noisy_classifier(classifiers[0], options.sigma, links, denoise=denoise), picture, options
+    )
     split = 0
     for classifier in classifiers:
-        direct = certify(noisy_classifier(classifier, options.sigma, links, denoise=denoise), picture, options)
+        direct = certify(
+            noisy_classifier(classifier, options.sigma, links, denoise=denoise), picture, options
+        )
         assert certify_features(classifier, kept, picture.numel(), options) == direct
         split += 0 < direct.hits < options.n
     assert split  # else all votes are alike and the comparison says nothing
 
 
-def test_a_denoiser_that_knows_the_noise_makes_every_vote_that_of_the_picture(tiny: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_denoiser_that_knows_the_noise_makes_every_vote_that_of_the_picture(
+    tiny: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
 
     class Oracle:
         def __call__(self, noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-            signal = (1 / (1 + (2 * levels).exp())).sqrt()[:, None, None, None]  # levels are log(noise / signal)
+            signal = (1 / (1 + (2 * levels).exp())).sqrt()[
+                :, None, None, None
+            ]  # levels are log(noise / signal)
             return (noisy / signal - (2 * picture - 1)) / levels.exp()[:, None, None, None]
 
     monkeypatch.setattr("robustclip.purifiers.open_denoiser", lambda weights, *, like, time: Oracle())
@@ -163,7 +190,9 @@ def test_statements_asked_for_at_once_share_alpha(tiny: Clip) -> None:
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
     classifier = zero_shot(tiny, Prompts(), ("cat", "dog"))
     kept = noisy_features(noisy_classifier(classifier, 0.1), picture, options)
-    alone, among = (certify_features(classifier, kept, picture.numel(), options, statements=count) for count in (1, 5))
+    alone, among = (
+        certify_features(classifier, kept, picture.numel(), options, statements=count) for count in (1, 5)
+    )
     assert among.alpha == pytest.approx(0.002)
     assert among.hits == alone.hits
     assert among.share < alone.share
@@ -204,5 +233,10 @@ def test_options_that_mean_nothing_are_refused_by_name(change: dict[str, object]
 def test_progress_is_heard(tiny: Clip) -> None:
     heard: list[int] = []
     vote = noisy_classifier(zero_shot(tiny, Prompts(), ("cat", "dog")), 0.25)
-    certify(vote, torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1)), CertifyOptions(n0=40, n=33), on_rows=heard.append)
+    certify(
+        vote,
+        torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1)),
+        CertifyOptions(n0=40, n=33),
+        on_rows=heard.append,
+    )
     assert heard == [32, 8, 32, 1]

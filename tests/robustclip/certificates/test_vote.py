@@ -13,15 +13,21 @@ from robustclip.seeds import draw_seeds
 RULE = Smoothing(sigma=0.25, votes=100, alpha=0.001)
 
 
-@pytest.mark.parametrize(("first", "second"), [(100, 0), (60, 40), (50, 50), (1, 0), (0, 0), (73, 12), (900, 100), (501, 499)])
+@pytest.mark.parametrize(
+    ("first", "second"), [(100, 0), (60, 40), (50, 50), (1, 0), (0, 0), (73, 12), (900, 100), (501, 499)]
+)
 def test_the_chance_of_a_lead_is_the_binomial_test_s(first: int, second: int) -> None:
     expected = stats.binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
     assert chance_of_lead(first, second) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("hits", "draws", "alpha"), [(990, 1000, 0.001), (1, 10, 0.05), (10, 10, 0.05), (500, 1000, 0.001)])
+@pytest.mark.parametrize(
+    ("hits", "draws", "alpha"), [(990, 1000, 0.001), (1, 10, 0.05), (10, 10, 0.05), (500, 1000, 0.001)]
+)
 def test_the_bound_is_the_beta_quantile(hits: int, draws: int, alpha: float) -> None:
-    assert lower_bound(hits, draws, alpha=alpha) == pytest.approx(stats.beta.ppf(alpha, hits, draws - hits + 1), rel=1e-9)
+    assert lower_bound(hits, draws, alpha=alpha) == pytest.approx(
+        stats.beta.ppf(alpha, hits, draws - hits + 1), rel=1e-9
+    )
     assert lower_bound(0, draws, alpha=alpha) == 0.0
 
 
@@ -34,10 +40,14 @@ def test_the_bound_is_above_the_truth_no_more_often_than_alpha_allows(probabilit
 
 
 def test_an_answer_against_the_truth_is_as_rare_as_alpha_says() -> None:
-    """Two labels, the first a little likelier: PREDICT may abstain as often as it likes, but must not name the second."""
+    """Two labels, the first a little likelier: PREDICT may abstain as often as it likes, but must not name
+    the second.
+    """
     rule = Smoothing(alpha=0.05)
     wins = stats.binom.rvs(100, 0.52, size=2000, random_state=2)
-    ballots = [elect(torch.tensor([int(count), 100 - int(count)]), ("right", "wrong"), rule) for count in wins]
+    ballots = [
+        elect(torch.tensor([int(count), 100 - int(count)]), ("right", "wrong"), rule) for count in wins
+    ]
     answers = [next(iter(ballot.counts)) for ballot in ballots if not ballot.abstained]
     assert 0 < answers.count("wrong") <= 100  # 0.05 of 2000; it happens, which is what alpha means
     assert len(answers) < 500

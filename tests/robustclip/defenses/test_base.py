@@ -67,7 +67,10 @@ def test_serving_does_not_pay_for_the_surrogate() -> None:
 def test_a_chain_runs_in_order_with_a_stream_a_link() -> None:
     first, second = ResizePad(low=0.5), BitDepth(bits=2)
     chained = Chain((first, second, first))(PIXELS, SEEDS)
-    by_hand = first(second(first(PIXELS, derive(SEEDS, "defense-0")), derive(SEEDS, "defense-1")), derive(SEEDS, "defense-2"))
+    by_hand = first(
+        second(first(PIXELS, derive(SEEDS, "defense-0")), derive(SEEDS, "defense-1")),
+        derive(SEEDS, "defense-2"),
+    )
     assert torch.equal(chained, by_hand)
     assert not torch.equal(chained, Chain((second, first, first))(PIXELS, SEEDS))
 
@@ -83,7 +86,9 @@ def test_a_chain_runs_in_order_with_a_stream_a_link() -> None:
         ((Jpeg(), Identity(gradient="none")), False, "none"),
     ],
 )
-def test_a_chain_declares_what_its_links_are(links: tuple[ResizePad | BitDepth | Jpeg | Identity, ...], randomized: bool, gradient: str) -> None:
+def test_a_chain_declares_what_its_links_are(
+    links: tuple[ResizePad | BitDepth | Jpeg | Identity, ...], randomized: bool, gradient: str
+) -> None:
     chain = Chain(links)
     assert (chain.stage, chain.randomized, chain.gradient) == ("pixels", randomized, gradient)
 
@@ -134,7 +139,10 @@ def test_a_chain_computes_in_float32_and_answers_in_the_type_of_its_inputs() -> 
         ("jpeg:75,bit_depth:4,resize_pad", (Jpeg(quality=75), BitDepth(bits=4), ResizePad())),
         (" jpeg : 30 , resize_pad:0.8", (Jpeg(quality=30), ResizePad(low=0.8))),
         ("median:5,counterattack:2/255", (Median(window=5), Counterattack(radius=2 / 255))),
-        (["jpeg", {"kind": "bit_depth", "bits": 3}, ResizePad(low=0.5)], (Jpeg(), BitDepth(bits=3), ResizePad(low=0.5))),
+        (
+            ["jpeg", {"kind": "bit_depth", "bits": 3}, ResizePad(low=0.5)],
+            (Jpeg(), BitDepth(bits=3), ResizePad(low=0.5)),
+        ),
         *((nothing, ()) for nothing in ("", "none", " none ", [], (), ["none"])),
     ],
 )

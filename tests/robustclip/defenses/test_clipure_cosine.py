@@ -10,14 +10,18 @@ from robustclip.models.prompts import Prompts
 
 
 def unit(*shape: int, seed: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1
+    )
 
 
 FEATURES, TEXT = unit(64, 16, seed=1), unit(16, seed=2)
 
 
 def test_the_empty_text_is_that_of_a_photo_of_nothing(tiny: Clip) -> None:
-    assert torch.allclose(empty_text(tiny), text_weights(tiny, Prompts(templates=("{}",)), ("a photo of a .",))[0], atol=1e-6)
+    assert torch.allclose(
+        empty_text(tiny), text_weights(tiny, Prompts(templates=("{}",)), ("a photo of a .",))[0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
@@ -40,7 +44,11 @@ def test_labels_that_are_equally_like_the_text_keep_every_decision(share: float)
     labels = unit(10, 16, seed=4)
     labels = F.normalize(labels - (labels @ TEXT)[:, None] * TEXT, dim=-1)
     level = 0.8 * labels + 0.6 * TEXT
-    spread = F.normalize(level + 0.3 * torch.randn(10, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * TEXT, dim=-1)
+    spread = F.normalize(
+        level
+        + 0.3 * torch.randn(10, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * TEXT,
+        dim=-1,
+    )
     before, after = FEATURES @ level.T, turned(FEATURES, TEXT, share) @ level.T
     assert torch.equal(before.argsort(dim=1), after.argsort(dim=1))
     changed = (FEATURES @ spread.T).argmax(dim=1) != (turned(FEATURES, TEXT, share) @ spread.T).argmax(dim=1)

@@ -29,7 +29,9 @@ def served(clip: Clip, pixels: Tensor = PIXELS, seeds: Tensor = SEEDS, **options
 
 
 def by_hand(clip: Clip, picture: Tensor, noisy: Tensor) -> Tensor:
-    """The paper's loop for one picture, as changes instead of points; radius 4/255, two steps of 1/255, weights exp(0), exp(2), exp(4)."""
+    """The paper's loop for one picture, as changes instead of points; radius 4/255, two steps of 1/255,
+    weights exp(0), exp(2), exp(4).
+    """
     still = encode_image(clip, picture)
     change = noisy - picture
     changes = [change]
@@ -62,7 +64,9 @@ def test_what_moves_enough_keeps_its_noise_and_what_does_not_is_climbed_away_fro
     assert climbed.all()
 
 
-@pytest.mark.parametrize("options", [{}, {"radius": "16/255", "step": "8/255", "steps": 4}, {"steps": 0}, {"growth": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"radius": "16/255", "step": "8/255", "steps": 4}, {"steps": 0}, {"growth": 0.0}], ids=str
+)
 def test_the_picture_stays_in_ball_and_box(tiny: Clip, options: dict[str, Any]) -> None:
     for pixels in (PIXELS, torch.zeros_like(PIXELS), torch.ones_like(PIXELS)):
         out = served(tiny, pixels, gate=ALWAYS, **options)
@@ -73,7 +77,9 @@ def test_the_picture_stays_in_ball_and_box(tiny: Clip, options: dict[str, Any]) 
 
 
 def test_its_true_derivative_is_that_of_a_constant_change_and_says_nothing(tiny: Clip) -> None:
-    """Which is why no `backward` is called exact: all that depends on the picture in the change hides behind signs, clips and the gate."""
+    """Which is why no `backward` is called exact: all that depends on the picture in the change hides behind
+    signs, clips and the gate.
+    """
     nudge = 1e-5 * torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(0))
     moved = served(tiny, PIXELS + nudge, gate=ALWAYS) - served(tiny, gate=ALWAYS)
     assert ((moved - nudge).abs() < 1e-6).float().mean() > 0.95
@@ -85,8 +91,14 @@ def test_its_true_derivative_is_that_of_a_constant_change_and_says_nothing(tiny:
 
 
 def test_unrolled_the_gradient_passes_through_the_climb_and_the_gate(tiny: Clip) -> None:
-    """It is the derivative of the loop with soft signs: other than the identity where the gate is shut or half shut."""
-    halfway = float(drift(encode_image(tiny, PIXELS), encode_image(tiny, Linf(radius=4 / 255).sample(PIXELS, SEEDS))).median())
+    """It is the derivative of the loop with soft signs: other than the identity where the gate is shut or
+    half shut.
+    """
+    halfway = float(
+        drift(
+            encode_image(tiny, PIXELS), encode_image(tiny, Linf(radius=4 / 255).sample(PIXELS, SEEDS))
+        ).median()
+    )
     weights = torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(1))
     found: dict[float, Tensor] = {}
     for gate in (ALWAYS, halfway, NEVER):
@@ -95,14 +107,19 @@ def test_unrolled_the_gradient_passes_through_the_climb_and_the_gate(tiny: Clip)
         assert torch.equal(out, served(tiny, gate=gate))
         (found[gate],) = torch.autograd.grad((out * weights).sum(), pixels)
         assert found[gate].isfinite().all()
-    change = {gate: (gradient - weights).flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1) for gate, gradient in found.items()}
+    change = {
+        gate: (gradient - weights).flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1)
+        for gate, gradient in found.items()
+    }
     assert (change[ALWAYS] > 0.01).all()
     assert (change[halfway] > 0.01).any()
     assert (change[NEVER] < 1e-4).all()
 
 
 @pytest.mark.parametrize("backward", ["identity", "unrolled"])
-def test_a_step_up_its_gradient_over_draws_raises_the_score_of_fresh_ones(tiny: Clip, backward: Literal["identity", "unrolled"]) -> None:
+def test_a_step_up_its_gradient_over_draws_raises_the_score_of_fresh_ones(
+    tiny: Clip, backward: Literal["identity", "unrolled"]
+) -> None:
     chain = Counterattack(gate=ALWAYS, backward=backward).bind(TorchImageEncoder(tiny))
     victim = Defended(zero_shot(tiny, Prompts(), ("cat", "dog", "rocket", "teapot")), chain)
     score = averaged(label_score("margin", victim, victim(PIXELS, SEEDS).argmax(dim=1)), 4)
@@ -138,8 +155,12 @@ def test_who_scores_and_who_measures_it_pays_for_its_climb(tiny: Clip) -> None:
         score = label_score("margin", defended, torch.zeros(2, dtype=torch.int64))
         assert score(PIXELS[:2], SEEDS[:2], grad=False).cost == Cost(4, 2).times(2)
         assert score(PIXELS[:2], SEEDS[:2], grad=True).cost == climbed.times(2)
-        past = bypassed(label_score("margin", defended.classifier, torch.zeros(2, dtype=torch.int64)), defense)
+        past = bypassed(
+            label_score("margin", defended.classifier, torch.zeros(2, dtype=torch.int64)), defense
+        )
         assert past(PIXELS[:2], SEEDS[:2], grad=True).cost == Cost(4, 3).times(2)
         batch = Batch(PIXELS[:2], torch.zeros(2, dtype=torch.int64), SEEDS[:2])
         assert measure(defended, [batch], jury=Jury(3)).cost == Cost(4, 2).times(2 * 3)
-    assert Counterattack(steps=0).passes == Counterattack(steps=0, backward="unrolled").gradient_passes == FREE
+    assert (
+        Counterattack(steps=0).passes == Counterattack(steps=0, backward="unrolled").gradient_passes == FREE
+    )

@@ -67,18 +67,27 @@ def test_noise_that_the_network_never_saw_is_refused(tiny: Clip, tmp_path: Path)
 
 def test_a_chain_is_told_apart_by_the_weights_behind_a_name(tmp_path: Path) -> None:
     tiny = parse_defenses([{"kind": "diffusion", "weights": "tiny"}])
-    assert network_digests(tiny) == network_digests((*parse_defenses("jpeg"), *tiny)) == (purifiers.digest_of("denoiser", "tiny"),)
+    assert (
+        network_digests(tiny)
+        == network_digests((*parse_defenses("jpeg"), *tiny))
+        == (purifiers.digest_of("denoiser", "tiny"),)
+    )
     assert network_digests(parse_defenses("jpeg")) == ()
 
 
-@pytest.mark.parametrize(("change", "field"), [({"time": 1.5}, "time"), ({"steps": 0}, "steps"), ({"weights": "theirs"}, "weights")])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"time": 1.5}, "time"), ({"steps": 0}, "steps"), ({"weights": "theirs"}, "weights")],
+)
 def test_parameters_that_mean_nothing_are_refused_by_name(change: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         parse_defenses([{"kind": "diffusion"} | change])
     assert refusal.value.field == f"defense/0/{field}"
 
 
-@pytest.mark.parametrize("text", ['[{"kind": "diffusion", "time": 0.05}, "jpeg:50"]', '{"kind": "jpeg", "quality": 50}'])
+@pytest.mark.parametrize(
+    "text", ['[{"kind": "diffusion", "time": 0.05}, "jpeg:50"]', '{"kind": "jpeg", "quality": 50}']
+)
 def test_a_chain_may_be_written_as_json(text: str) -> None:
     assert parse_defenses(text)[-1] == parse_defenses("jpeg:50")[0]
     with pytest.raises(InvalidInput, match="no chain and no JSON"):

@@ -40,6 +40,10 @@ def test_the_leaky_gradient_breaks_about_as_much_as_the_true_one() -> None:
     broken: dict[str, float] = {}
     for backward in ("exact", "leaky"):
         score = label_score("margin", Purified(trained_conv(), Median(backward=backward)), TARGETS)
-        broken[backward] = float((PGD(ball=Linf(radius=3 / 255), steps=10, starts=("zero",))(score, PIXELS, SEEDS).margin > 0).float().mean())
+        broken[backward] = float(
+            (PGD(ball=Linf(radius=3 / 255), steps=10, starts=("zero",))(score, PIXELS, SEEDS).margin > 0)
+            .float()
+            .mean()
+        )
     assert broken["leaky"] > 0.3
     assert broken["leaky"] >= broken["exact"] - 0.1

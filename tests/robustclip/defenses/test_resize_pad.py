@@ -15,7 +15,10 @@ SEEDS = draw_seeds(61, 32)
 
 
 def test_it_equals_a_resize_and_a_pad_of_each_row() -> None:
-    shrunk, offsets = torch.tensor([32.0, 29.0, 30.0, 17.0]), torch.tensor([[0.0, 0.0], [3.0, 0.0], [1.0, 2.0], [4.0, 15.0]])
+    shrunk, offsets = (
+        torch.tensor([32.0, 29.0, 30.0, 17.0]),
+        torch.tensor([[0.0, 0.0], [3.0, 0.0], [1.0, 2.0], [4.0, 15.0]]),
+    )
     out = shrink_into_field(PIXELS[:4], shrunk, offsets)
     for row in range(4):
         size, (left, top) = int(shrunk[row]), offsets[row].int().tolist()
@@ -48,12 +51,17 @@ def test_the_gradient_is_the_true_one_for_a_given_draw() -> None:
     asked = pixels.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((_in_float64(defense, asked) ** 2).sum(), asked)
     step = 1e-6
-    rise = (_in_float64(defense, pixels + step * direction) ** 2).sum() - (_in_float64(defense, pixels - step * direction) ** 2).sum()
+    rise = (_in_float64(defense, pixels + step * direction) ** 2).sum() - (
+        _in_float64(defense, pixels - step * direction) ** 2
+    ).sum()
     assert torch.isclose(rise / (2 * step), (gradient * direction).sum(), rtol=1e-4)
 
 
 def _in_float64(defense: ResizePad, pixels: torch.Tensor) -> torch.Tensor:
-    shrunk, offsets = torch.tensor([20.0, 31.0], dtype=torch.float64), torch.tensor([[3.0, 7.0], [0.0, 1.0]], dtype=torch.float64)
+    shrunk, offsets = (
+        torch.tensor([20.0, 31.0], dtype=torch.float64),
+        torch.tensor([[3.0, 7.0], [0.0, 1.0]], dtype=torch.float64),
+    )
     return shrink_into_field(pixels, shrunk, offsets)
 
 
@@ -61,5 +69,7 @@ def test_twenty_draws_a_gradient_break_it() -> None:
     victim = Purified(trained_conv(), ResizePad())
     attack = PGD(ball=Linf(radius=6 / 255), steps=6, starts=("zero",), stop="never")
     attacked = attack(averaged(label_score("margin", victim, TARGETS[:16]), 20), PIXELS[:16], SEEDS[:16])
-    fresh = averaged(label_score("margin", victim, TARGETS[:16]), 20)(attacked.pixels, draw_seeds(99, 16), grad=False)
+    fresh = averaged(label_score("margin", victim, TARGETS[:16]), 20)(
+        attacked.pixels, draw_seeds(99, 16), grad=False
+    )
     assert (fresh.margin > 0).float().mean() > 0.75

@@ -30,7 +30,9 @@ def test_a_denoiser_that_is_not_there_is_refused_where_it_is_named(tiny: Clip, t
     assert refusal.value.field == "defense/0/denoise"
 
 
-@pytest.mark.parametrize("chain", ["jpeg,smoothing", "smoothing,smoothing", "smoothing:0.1,jpeg,smoothing:0.2"])
+@pytest.mark.parametrize(
+    "chain", ["jpeg,smoothing", "smoothing,smoothing", "smoothing:0.1,jpeg,smoothing:0.2"]
+)
 def test_smoothing_behind_another_link_is_refused_by_its_place(chain: str) -> None:
     with pytest.raises(InvalidInput, match="behind") as refusal:
         parse_defenses(chain)

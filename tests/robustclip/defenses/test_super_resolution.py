@@ -41,7 +41,10 @@ def test_missing_weights_are_refused_where_the_chain_is_bound(tiny: Clip, tmp_pa
     assert refusal.value.field == "defense/1/weights"
 
 
-@pytest.mark.parametrize(("change", "field"), [({"weights": "theirs"}, "weights"), ({"sigma": -1}, "sigma"), ({"backward": "none"}, "backward")])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"weights": "theirs"}, "weights"), ({"sigma": -1}, "sigma"), ({"backward": "none"}, "backward")],
+)
 def test_parameters_that_mean_nothing_are_refused_by_name(change: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         parse_defenses([{"kind": "super_resolution"} | change])

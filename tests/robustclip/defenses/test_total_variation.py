@@ -19,7 +19,10 @@ def objective(planes: Tensor, pixels: Tensor, weight: float) -> Tensor:
 
 @pytest.mark.parametrize("weight", [0.02, 0.1])
 def test_more_iterations_come_closer_to_the_minimum(weight: float) -> None:
-    found = [float(objective(TotalVariation(weight=weight, iterations=count)(PIXELS, SEEDS), PIXELS, weight)) for count in (1, 3, 10, 30, 100, 200)]
+    found = [
+        float(objective(TotalVariation(weight=weight, iterations=count)(PIXELS, SEEDS), PIXELS, weight))
+        for count in (1, 3, 10, 30, 100, 200)
+    ]
     assert found == sorted(found, reverse=True)
     assert found[-2] - found[-1] < 0.01 * (found[0] - found[-1])
 
@@ -29,7 +32,9 @@ def test_where_it_goes_is_what_scikit_image_finds(weight: float) -> None:
     ours = TotalVariation(weight=weight, iterations=200)(PIXELS.double(), SEEDS)
     for row in range(2):
         for channel in range(3):
-            theirs = denoise_tv_chambolle(PIXELS[row, channel].double().numpy(), weight=weight, eps=1e-9, max_num_iter=2000)
+            theirs = denoise_tv_chambolle(
+                PIXELS[row, channel].double().numpy(), weight=weight, eps=1e-9, max_num_iter=2000
+            )
             assert (ours[row, channel] - torch.from_numpy(theirs)).abs().mean() < 1e-3
 
 

@@ -17,7 +17,9 @@ def test_without_noise_to_expect_the_picture_comes_back(levels: int) -> None:
 @pytest.mark.parametrize("amplitude", [0.005, 0.02, 0.1])
 @pytest.mark.parametrize("across", [False, True])
 def test_stripes_shrink_as_the_formula_says(amplitude: float, across: bool) -> None:
-    """Stripes of one pixel live in one band, where every detail is twice their height: the threshold is known by hand."""
+    """Stripes of one pixel live in one band, where every detail is twice their height: the threshold is known
+    by hand.
+    """
     sigma = 0.02
     stripes = torch.where(torch.arange(16) % 2 == 0, amplitude, -amplitude).double()
     planes = 0.5 + (stripes[None, :] if across else stripes[:, None]).expand(16, 16)
@@ -29,7 +31,10 @@ def test_stripes_shrink_as_the_formula_says(amplitude: float, across: bool) -> N
 def test_it_takes_noise_away_from_a_photograph() -> None:
     noise = 0.05 * torch.randn(PHOTOGRAPH.shape, generator=torch.Generator().manual_seed(0))
     noisy = (PHOTOGRAPH + noise).clamp(0, 1)
-    before, after = (float((picture - PHOTOGRAPH).square().mean()) for picture in (noisy, Wavelet(sigma=0.05)(noisy, SEEDS)))
+    before, after = (
+        float((picture - PHOTOGRAPH).square().mean())
+        for picture in (noisy, Wavelet(sigma=0.05)(noisy, SEEDS))
+    )
     assert after < 0.65 * before
 
 

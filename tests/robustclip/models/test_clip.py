@@ -11,7 +11,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robustclip.errors import UnsupportedClip
-from robustclip.models.clip import Clip, describe, fingerprint_of, guard_quick_gelu, is_torchscript, load_clip, refuse_foreign_towers
+from robustclip.models.clip import (
+    Clip,
+    describe,
+    fingerprint_of,
+    guard_quick_gelu,
+    is_torchscript,
+    load_clip,
+    refuse_foreign_towers,
+)
 from robustclip.models.towers import encode_image
 
 
@@ -45,12 +53,17 @@ def test_the_fingerprint_follows_weights_and_normalisation(tiny: Clip) -> None:
 
 
 @pytest.mark.slow
-def test_local_weights_load_from_safetensors_and_from_a_state_dict(weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_local_weights_load_from_safetensors_and_from_a_state_dict(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     clip = load_clip("ViT-B-32", str(weights))
     assert not caplog.records, "nobody is told that the weights are random"
     assert (clip.image_size, clip.pretrained) == (224, "vit.safetensors")
     pickled = tmp_path / "vit.pt"
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in clip.model.state_dict().items()}}, pickled)
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in clip.model.state_dict().items()}},
+        pickled,
+    )
     assert load_clip("ViT-B-32", str(pickled)).fingerprint == clip.fingerprint
 
 
@@ -74,8 +87,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
     pictures = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
-    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pictures}))
-    save_file({name: tensor.contiguous() for name, tensor in open_clip.CLIP(**config).state_dict().items()}, snapshot / "open_clip_model.safetensors")
+    (snapshot / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": pictures})
+    )
+    save_file(
+        {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**config).state_dict().items()},
+        snapshot / "open_clip_model.safetensors",
+    )
     return snapshot
 
 
@@ -92,7 +110,9 @@ def test_a_hub_repository_without_weights_is_refused_instead_of_served_with_rand
         load_clip("hf-hub:owner/small")
 
 
-def test_an_architecture_with_a_foreign_text_tower_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+def test_an_architecture_with_a_foreign_text_tower_is_refused_before_its_weights_are_read(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"not even read")
     with pytest.raises(UnsupportedClip, match="CustomTextCLIP"):
@@ -137,7 +157,10 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
         load_clip("ViT-B-32", str(path))
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.safetensors", b"no tensors"), ("a.pt", b"no tensors"), ("list.pt", None), ("epoch.pt", None)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.safetensors", b"no tensors"), ("a.pt", b"no tensors"), ("list.pt", None), ("epoch.pt", None)],
+)
 def test_files_that_hold_no_state_dict_are_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
     path = tmp_path / name
     if content is None:
@@ -175,8 +198,15 @@ def test_towers_that_are_not_open_clips_native_ones_are_refused_by_name() -> Non
 
 def test_an_embedded_stem_computes_its_norms_in_its_convolutions_unless_it_is_to_learn() -> None:
     served, trainable = load_clip("mini-robust"), load_clip("mini-robust", as_trained=True)
-    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in clip.model.visual.modules()) for clip in (served, trainable)]
+    norms = [
+        sum(isinstance(module, nn.BatchNorm2d) for module in clip.model.visual.modules())
+        for clip in (served, trainable)
+    ]
     assert norms[0] == 0 < norms[1]
     assert served.fingerprint == trainable.fingerprint
-    pixels = torch.rand(2, 3, served.image_size, served.image_size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(encode_image(served, pixels, None), encode_image(trainable, pixels, None), atol=1e-4, rtol=1e-4)
+    pixels = torch.rand(
+        2, 3, served.image_size, served.image_size, generator=torch.Generator().manual_seed(0)
+    )
+    torch.testing.assert_close(
+        encode_image(served, pixels, None), encode_image(trainable, pixels, None), atol=1e-4, rtol=1e-4
+    )

@@ -24,7 +24,9 @@ def spelled(clip: Clip, *words: str) -> PromptSet:
     demo = learned_set(clip, labels=LABELS)
     table = clip.model.token_embedding.weight.detach()
     first = torch.stack([table[word_ids()[word]] for word in words])
-    return PromptSet(demo.manifest, Prompts(torch.stack([first, torch.zeros_like(first)]), None, (LEARNED_TEMPLATE,)))
+    return PromptSet(
+        demo.manifest, Prompts(torch.stack([first, torch.zeros_like(first)]), None, (LEARNED_TEMPLATE,))
+    )
 
 
 def own_contexts(clip: Clip, text: torch.Tensor) -> PromptSet:
@@ -37,8 +39,14 @@ def own_contexts(clip: Clip, text: torch.Tensor) -> PromptSet:
 def test_a_vector_that_is_a_word_is_read_as_that_word(tiny: Clip) -> None:
     found = explained(tiny, spelled(tiny, "photo", "of"), words=3)
     first = [vector for vector in found.vectors if vector.layer == 1]
-    assert [vector.by_cosine[0].word for vector in first] == [vector.by_distance[0].word for vector in first] == ["photo", "of"]
-    assert all(vector.by_cosine[0].cosine > 0.9999 and vector.by_distance[0].distance < 0.01 for vector in first)
+    assert (
+        [vector.by_cosine[0].word for vector in first]
+        == [vector.by_distance[0].word for vector in first]
+        == ["photo", "of"]
+    )
+    assert all(
+        vector.by_cosine[0].cosine > 0.9999 and vector.by_distance[0].distance < 0.01 for vector in first
+    )
     assert all(len(vector.by_cosine) == len(vector.by_distance) == 3 for vector in first)
     assert all(vector.by_cosine[0].cosine >= vector.by_cosine[1].cosine for vector in first)
 
@@ -116,7 +124,9 @@ def test_people_see_twenty_rows_unless_they_ask_for_all(tiny: Clip) -> None:
     assert (some[1], len(every[1])) == (every[1][:20], 30)
     assert some[1][0][5]
     both = learned_set(tiny, visual=True)
-    images = explained(tiny, PromptSet(both.manifest, Prompts(None, both.prompts.visual, (LEARNED_TEMPLATE,))))
+    images = explained(
+        tiny, PromptSet(both.manifest, Prompts(None, both.prompts.visual, (LEARNED_TEMPLATE,)))
+    )
     assert images.tables()[0][2].endswith("6 of 6 vectors")
     assert len(images.summary()) == 1
     many = explained(tiny, template_set("a {}."), labels=[f"thing {number}" for number in range(25)])

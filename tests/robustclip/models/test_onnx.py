@@ -19,7 +19,11 @@ from robustclip.models.onnx import OrtImageEncoder, check_parity, default_path, 
 from robustclip.models.prompts import Prompts
 
 LABELS = ("a cat", "a dog", "a rocket")
-EXPORT = [sys.executable, "-c", "import sys; from robustclip.models.onnx import main; sys.exit(main(['--backbone', 'tiny']))"]
+EXPORT = [
+    sys.executable,
+    "-c",
+    "import sys; from robustclip.models.onnx import main; sys.exit(main(['--backbone', 'tiny']))",
+]
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +47,9 @@ def _no_gradients() -> Iterator[None]:
 
 
 def pixels_of(clip: Clip, batch: int, seed: int = 0) -> Tensor:
-    return torch.rand(batch, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        batch, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def context_of(clip: Clip, depth: int, vectors: int) -> Tensor:
@@ -60,7 +66,9 @@ def test_features_equal_torch_at_every_batch_size(tiny: Clip, encoder: OrtImageE
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("vectors", [1, 3, 8])
-def test_visual_prompts_of_any_depth_and_length_go_through_one_graph(tiny: Clip, encoder: OrtImageEncoder, depth: int, vectors: int) -> None:
+def test_visual_prompts_of_any_depth_and_length_go_through_one_graph(
+    tiny: Clip, encoder: OrtImageEncoder, depth: int, vectors: int
+) -> None:
     pixels, context = pixels_of(tiny, 5), context_of(tiny, depth, vectors)
     found = encoder(pixels, context)
     assert torch.allclose(found, TorchImageEncoder(tiny)(pixels, context), atol=2e-6)
@@ -85,7 +93,9 @@ def test_a_classifier_judges_alike_over_either_encoder(tiny: Clip, encoder: OrtI
     assert torch.equal(found.argmax(dim=1), expected.argmax(dim=1))
 
 
-def test_parity_is_measured_where_a_graph_is_opened(tiny: Clip, encoder: OrtImageEncoder, graphs: Path) -> None:
+def test_parity_is_measured_where_a_graph_is_opened(
+    tiny: Clip, encoder: OrtImageEncoder, graphs: Path
+) -> None:
     parity = encoder.parity[graphs]
     assert parity.cosine > 0.99999
     assert parity.feature < 1e-5
@@ -168,7 +178,11 @@ def test_threads_may_share_an_encoder(tiny: Clip, encoder: OrtImageEncoder) -> N
 
 
 def test_the_command_exports_and_reports_parity(
-    tiny: Clip, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Clip,
+    graphs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert onnx.main(["--backbone", "tiny", "--json"]) == 0
@@ -180,7 +194,10 @@ def test_the_command_exports_and_reports_parity(
 
 @pytest.mark.slow
 def test_two_processes_may_export_the_same_graph_at_once(tmp_path: Path) -> None:
-    exporters = [subprocess.Popen(EXPORT, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    exporters = [
+        subprocess.Popen(EXPORT, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
     for exporter in exporters:
         _, complaint = exporter.communicate(timeout=300)
         assert exporter.returncode == 0, complaint
@@ -191,6 +208,8 @@ def test_two_processes_may_export_the_same_graph_at_once(tmp_path: Path) -> None
 def test_a_convolutional_stem_is_exported_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
-    clip = describe(build(TINY_CONFIG | {"vision_cfg": vision, "stem": "efficientnet_lite0"}), "stemmed", "random")
+    clip = describe(
+        build(TINY_CONFIG | {"vision_cfg": vision, "stem": "efficientnet_lite0"}), "stemmed", "random"
+    )
     encoder = OrtImageEncoder(clip, tmp_path / "stemmed.onnx", threads=1)
     assert encoder.parity[encoder.path].feature < 1e-5

@@ -20,14 +20,24 @@ STEMMED = {
 
 
 @pytest.fixture(
-    scope="module", params=["tiny", "stemmed", pytest.param("ViT-B-32", marks=pytest.mark.slow), pytest.param("ViT-B-16", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        "tiny",
+        "stemmed",
+        pytest.param("ViT-B-32", marks=pytest.mark.slow),
+        pytest.param("ViT-B-16", marks=pytest.mark.slow),
+    ],
 )
 def clip(request: pytest.FixtureRequest, tiny: Clip) -> Clip:
     if request.param == "tiny":
         return tiny
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(STEMMED) if request.param == "stemmed" else open_clip.create_model(request.param, precision="fp32", load_weights=False)
+        model = (
+            build(STEMMED)
+            if request.param == "stemmed"
+            else open_clip.create_model(request.param, precision="fp32", load_weights=False)
+        )
     return describe(model, request.param, "seeded")
 
 
@@ -39,14 +49,22 @@ def test_images_are_encoded_as_open_clip_does(clip: Clip) -> None:
     images = pixels(clip)
     with torch.no_grad():
         ours = F.normalize(encode_image(clip, images), dim=-1)
-        theirs = clip.model.encode_image((images - clip.mean[:, None, None]) / clip.std[:, None, None], normalize=True)
+        theirs = clip.model.encode_image(
+            (images - clip.mean[:, None, None]) / clip.std[:, None, None], normalize=True
+        )
     assert (ours - theirs).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(
     "texts",
     [
-        ["a cat", "a photo of a dog.", "the quick brown fox jumps over the lazy dog", "日本語", "word " * 100],
+        [
+            "a cat",
+            "a photo of a dog.",
+            "the quick brown fox jumps over the lazy dog",
+            "日本語",
+            "word " * 100,
+        ],
         ["a photo of a cat.", "a photo of a fire engine.", "a photo of a photo of a dog."],
         ["a photo of a cat."],
         ["a photo of", "a photo of a photo"],
@@ -63,10 +81,14 @@ def test_texts_are_encoded_as_open_clip_does(clip: Clip, texts: list[str]) -> No
 def test_vectors_that_are_word_embeddings_equal_the_words(tiny: Clip) -> None:
     words, alone = tiny.tokenize(["a photo of a cat."]), tiny.tokenize(["cat."])
     vectors = tiny.model.token_embedding(words[0, 1:5])[None]
-    torch.testing.assert_close(encode_text(tiny, alone, vectors), encode_text(tiny, words), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        encode_text(tiny, alone, vectors), encode_text(tiny, words), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_a_context_a_row_of_word_embeddings_equals_those_words_before_labels_of_any_length(clip: Clip) -> None:
+def test_a_context_a_row_of_word_embeddings_equals_those_words_before_labels_of_any_length(
+    clip: Clip,
+) -> None:
     whole = clip.tokenize(["a photo of cats.", "one drawing of a rather long label.", "my dog sees it"])
     alone = clip.tokenize(["cats.", "a rather long label.", "it"])
     with torch.no_grad():
@@ -81,19 +103,25 @@ def test_a_context_a_row_equals_each_context_alone(tiny: Clip) -> None:
     tokens = tiny.tokenize(["cat.", "a rather long label."])
     together = encode_text(tiny, tokens, contexts)
     for row in range(2):
-        torch.testing.assert_close(together[row], encode_text(tiny, tokens[row : row + 1], contexts[row])[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together[row], encode_text(tiny, tokens[row : row + 1], contexts[row])[0], atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_shared_context_computed_once_equals_one_a_row(clip: Clip, depth: int) -> None:
-    context = (0.1 * torch.randn(depth, 5, clip.text_width, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    context = (
+        0.1 * torch.randn(depth, 5, clip.text_width, generator=torch.Generator().manual_seed(2))
+    ).requires_grad_()
     tokens = clip.tokenize(["cat.", "a rather long label.", "dog."])
     shared = F.normalize(encode_text(clip, tokens, context), dim=-1)
     each = F.normalize(encode_text(clip, tokens, context.expand(3, -1, -1, -1)), dim=-1)
     torch.testing.assert_close(shared, each, atol=2e-6, rtol=0)
     towards = torch.randn(shared.shape, generator=torch.Generator().manual_seed(3))
     gradients = [torch.autograd.grad((features * towards).sum(), context)[0] for features in (shared, each)]
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4 * float(gradients[1].abs().max()), rtol=1e-3)
+    torch.testing.assert_close(
+        gradients[0], gradients[1], atol=1e-4 * float(gradients[1].abs().max()), rtol=1e-3
+    )
 
 
 def test_deep_prompts_receive_gradients_at_every_depth_in_both_towers(clip: Clip) -> None:

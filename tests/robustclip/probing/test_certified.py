@@ -32,7 +32,12 @@ RULE = Smoothing(sigma=0.05, votes=40)
 
 
 def options(radius: float = 1e-3, **changes: object) -> ProbeOptions:
-    asked = {"attacks": (PGD(ball=L2(radius=radius), steps=2),), "eot": 2, "certify": {"n": 300, "n0": 30}, "modes": ("adaptive",)}
+    asked = {
+        "attacks": (PGD(ball=L2(radius=radius), steps=2),),
+        "eot": 2,
+        "certify": {"n": 300, "n0": 30},
+        "modes": ("adaptive",),
+    }
     return ProbeOptions.model_validate(asked | changes)
 
 
@@ -47,7 +52,9 @@ def proven(clip: Clip) -> Pixels:
         pixels = picture(clip, seed)
         subject = voting(clip)
         found = certify(
-            noisy_classifier(subject.classifier(subject.serving), RULE.sigma, subject.defense[1:]), pixels, CertifyOptions(sigma=0.05, n=300)
+            noisy_classifier(subject.classifier(subject.serving), RULE.sigma, subject.defense[1:]),
+            pixels,
+            CertifyOptions(sigma=0.05, n=300),
         )
         if found.radius_l2 > 0.01:
             return pixels
@@ -66,13 +73,16 @@ def test_where_copies_are_denoised_before_they_vote_that_vote_is_certified(tiny:
     assert asked is not None
     assert (asked.sigma, asked.denoise) == (RULE.sigma, "tiny")
     parts = [
-        certificate_of(subject, pixels, each, share=lambda vote: vote, meter=Meter()) for each in (asked, asked.model_copy(update={"denoise": None}))
+        certificate_of(subject, pixels, each, share=lambda vote: vote, meter=Meter())
+        for each in (asked, asked.model_copy(update={"denoise": None}))
     ]
     assert [part.served for part in parts] == [True, False]
     assert describe_victim(subject).digest != describe_victim(voting(tiny)).digest
 
 
-def test_a_served_vote_is_certified_within_its_radius(tiny: Clip, certified: tuple[Pixels, ProbeReport]) -> None:
+def test_a_served_vote_is_certified_within_its_radius(
+    tiny: Clip, certified: tuple[Pixels, ProbeReport]
+) -> None:
     pixels, report = certified
     assert report.verdict.value == "certified"
     assert "No change up to 0.001 (L2) turns the vote" in report.verdict.sentence
@@ -82,14 +92,19 @@ def test_a_served_vote_is_certified_within_its_radius(tiny: Clip, certified: tup
     assert report.certificate == CertificatePart(**expected.model_dump(), served=True)
     assert report.charged <= charged_passes(subject, options())
     assert not report.input.clean.abstained
-    assert report.input.clean.probability * RULE.votes == pytest.approx(round(report.input.clean.probability * RULE.votes))
+    assert report.input.clean.probability * RULE.votes == pytest.approx(
+        round(report.input.clean.probability * RULE.votes)
+    )
     assert ProbeReport.model_validate_json(report.model_dump_json(by_alias=True)) == report
 
 
 @pytest.mark.parametrize(
     ("changes", "served"),
     [
-        ({"attacks": (PGD(ball=L2(radius=1e-3), steps=2), PGD(ball=L2(radius=0.5), steps=2))}, True),  # farther than the certificate reaches
+        (
+            {"attacks": (PGD(ball=L2(radius=1e-3), steps=2), PGD(ball=L2(radius=0.5), steps=2))},
+            True,
+        ),  # farther than the certificate reaches
         ({"attacks": (PGD(ball=Linf(radius=0.01), steps=2),)}, True),
         ({"certify": {"n": 300, "n0": 30, "sigma": 0.06}}, False),  # another rule than the one that is served
         ({"certify": {"n": 8, "n0": 30}}, True),  # too few votes for any certificate
@@ -104,19 +119,30 @@ def test_what_is_not_covered_by_the_served_rule_is_not_called_certified(
     assert (report.certificate and report.certificate.served) is served
 
 
-def test_a_certificate_of_a_rule_that_is_not_served_is_told_and_counts_for_nothing(tiny: Clip, certified: tuple[Pixels, ProbeReport]) -> None:
-    report = probe(victim(tiny, "bit_depth:6", ("cat", "dog")), certified[0], options(certify={"n": 300, "n0": 30, "sigma": 0.05}))
+def test_a_certificate_of_a_rule_that_is_not_served_is_told_and_counts_for_nothing(
+    tiny: Clip, certified: tuple[Pixels, ProbeReport]
+) -> None:
+    report = probe(
+        victim(tiny, "bit_depth:6", ("cat", "dog")),
+        certified[0],
+        options(certify={"n": 300, "n0": 30, "sigma": 0.05}),
+    )
     assert report.certificate is not None
     assert not report.certificate.served
     assert report.certificate.hits == certified[1].certificate.hits  # type: ignore[union-attr]
     assert report.verdict.value != "certified"
 
 
-def test_facts_beat_certificates_and_certificates_beat_the_rest(certified: tuple[Pixels, ProbeReport]) -> None:
+def test_facts_beat_certificates_and_certificates_beat_the_rest(
+    certified: tuple[Pixels, ProbeReport],
+) -> None:
     report = certified[1]
 
     def verdict(success: bool, **changes: object) -> str:
-        records = [record.model_copy(update={"success": success, "success_8bit": success}) for record in report.attacks]
+        records = [
+            record.model_copy(update={"success": success, "success_8bit": success})
+            for record in report.attacks
+        ]
         found = reach_verdict(
             report.input,
             records,
@@ -132,7 +158,17 @@ def test_facts_beat_certificates_and_certificates_beat_the_rest(certified: tuple
     assert verdict(success=False) == "certified"
     assert verdict(success=False, label="another") == "inconclusive"
     assert (
-        worst([report, report.model_copy(update={"verdict": report.verdict.model_copy(update={"value": "not-broken-within-budget"})})]) != "certified"
+        worst(
+            [
+                report,
+                report.model_copy(
+                    update={
+                        "verdict": report.verdict.model_copy(update={"value": "not-broken-within-budget"})
+                    }
+                ),
+            ]
+        )
+        != "certified"
     )
 
 
@@ -142,7 +178,9 @@ def test_a_probe_tells_of_its_certificate(tiny: Clip, certified: tuple[Pixels, P
 
 
 def judged(distance: float, aim: Aim) -> tuple[bool, bool]:
-    """Whether a vote at that distance from the plane between two labels reaches the aim, and whether it abstains."""
+    """Whether a vote at that distance from the plane between two labels reaches the aim, and whether it
+    abstains.
+    """
     normal = torch.zeros(48)
     normal[0] = 1.0
     toy = LinearClassifier(torch.stack([normal, -normal]), torch.tensor([-0.5, 0.5]))
@@ -150,7 +188,9 @@ def judged(distance: float, aim: Aim) -> tuple[bool, bool]:
     pixels[0, 0, 0, 0] += distance
     rule = Smoothing(sigma=0.05, votes=200)
     served = Served(Purified(toy, rule), True, rule.votes, draw_seeds(3, 1), Meter(), rule)
-    return served.judged(pixels, aim).reached, served.decision(served.opinion(served.logits(pixels, "clean")), aim.truth).abstained
+    return served.judged(pixels, aim).reached, served.decision(
+        served.opinion(served.logits(pixels, "clean")), aim.truth
+    ).abstained
 
 
 def test_a_vote_is_judged_by_its_answer_and_abstaining_is_none() -> None:
@@ -161,7 +201,14 @@ def test_a_vote_is_judged_by_its_answer_and_abstaining_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field"), [({"sigma": 0}, "sigma"), ({"n": 0}, "n"), ({"n": 10**9}, "n"), ({"alpha": 1}, "alpha"), ({"seed": 1}, "seed")]
+    ("change", "field"),
+    [
+        ({"sigma": 0}, "sigma"),
+        ({"n": 0}, "n"),
+        ({"n": 10**9}, "n"),
+        ({"alpha": 1}, "alpha"),
+        ({"seed": 1}, "seed"),
+    ],
 )
 def test_noise_that_means_nothing_is_refused_by_name(change: dict[str, object], field: str) -> None:
     asked = {"certify": change}

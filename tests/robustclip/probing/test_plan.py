@@ -18,7 +18,11 @@ BALL = Linf(radius=4 / 255)
 def test_an_ensemble_has_a_static_companion_that_goes_to_the_end(tiny: Clip) -> None:
     asked = options(attacks=(strong_attack(BALL, "standard"), Ensemble(ball=BALL, preset="quick")))
     trials = trials_of(victim(tiny, "resize_pad"), asked)
-    assert [(trial.attack.kind, trial.knowledge) for trial in trials] == [("pgd", "static"), ("ensemble", "adaptive"), ("ensemble", "adaptive")]
+    assert [(trial.attack.kind, trial.knowledge) for trial in trials] == [
+        ("pgd", "static"),
+        ("ensemble", "adaptive"),
+        ("ensemble", "adaptive"),
+    ]
     static, standard, quick = (trial.attack for trial in trials)
     assert isinstance(static, PGD)
     assert static.stop == "never"
@@ -27,15 +31,23 @@ def test_an_ensemble_has_a_static_companion_that_goes_to_the_end(tiny: Clip) -> 
         assert (ensemble.together, ensemble.widen, ensemble.randomized) == (9, 8, True)
 
 
-def test_the_default_probe_takes_at_most_three_hundred_passes_where_nothing_breaks_and_nothing_is_found(tiny: Clip) -> None:
+def test_the_default_probe_takes_at_most_three_hundred_passes_where_nothing_breaks_and_nothing_is_found(
+    tiny: Clip,
+) -> None:
     subject = victim(tiny)
     nothing_found = charged_passes(subject, ProbeOptions()) - 2 * suspicions(cross_entropy=False)
     assert nothing_found <= 300
-    report = probe(subject, picture(tiny), ProbeOptions(attacks=(default_attack().model_copy(update={"ball": Linf(radius=SPARED)}),)))
+    report = probe(
+        subject,
+        picture(tiny),
+        ProbeOptions(attacks=(default_attack().model_copy(update={"ball": Linf(radius=SPARED)}),)),
+    )
     assert report.verdict.value == "not-broken-within-budget"
     assert report.charged <= nothing_found
     asked = {flag.id for flag in report.diagnostics}
-    assert asked == {"M1", "M3", "M4", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14"}, "all that fit a decision without a defense"
+    assert asked == {"M1", "M3", "M4", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14"}, (
+        "all that fit a decision without a defense"
+    )
 
 
 def test_without_a_defense_a_static_attack_is_an_adaptive_one(tiny: Clip) -> None:
@@ -63,7 +75,9 @@ def test_stand_ins_are_those_that_differ_from_the_victim(tiny: Clip) -> None:
 def test_whoever_asks_for_more_is_told_a_higher_price(tiny: Clip, more: dict[str, object]) -> None:
     for defense in ("none", "resize_pad"):
         subject = victim(tiny, defense)
-        assert charged_passes(subject, options(**more)) > charged_passes(subject, options(attacks=(PGD(ball=BALL, steps=1),)))
+        assert charged_passes(subject, options(**more)) > charged_passes(
+            subject, options(attacks=(PGD(ball=BALL, steps=1),))
+        )
 
 
 def test_the_last_word_on_a_bracket_has_the_preset_that_was_asked_for(tiny: Clip) -> None:

@@ -1,4 +1,6 @@
-"""The probe: what it attacks is what is served, what it reports is judged again, and equal questions get equal answers."""
+"""The probe: what it attacks is what is served, what it reports is judged again, and equal questions get
+equal answers.
+"""
 
 import base64
 from dataclasses import dataclass, replace
@@ -30,7 +32,12 @@ def test_a_broken_decision_comes_with_a_png_that_breaks_it_again(tiny: Clip) -> 
     record = report.attacks[0]
     assert record.adversarial_png is not None
     witness = load_pixels(base64.b64decode(record.adversarial_png), tiny.image_size)
-    assert served_label(subject, witness) == record.label != report.input.clean.label == served_label(subject, pixels)
+    assert (
+        served_label(subject, witness)
+        == record.label
+        != report.input.clean.label
+        == served_label(subject, pixels)
+    )
     assert (witness - pixels).abs().max() <= 8 / 255 + 1e-6
     assert record.linf_levels <= 8
     assert record.heat is not None
@@ -48,15 +55,23 @@ def test_the_same_seed_gives_the_same_report_and_another_starts_elsewhere(tiny: 
     assert ProbeReport.model_validate_json(first.model_dump_json(by_alias=True)) == first
     other = probe(subject, pixels, asked.model_copy(update={"seed": 1}))
     assert other.seed == 1
-    assert other.input == first.input or subject.defense  # a randomized defense draws anew for the clean decision, too
-    traces = [[record.trace for record in report.attacks if record.trace is not None] for report in (first, other)]  # not of what checks found
+    assert (
+        other.input == first.input or subject.defense
+    )  # a randomized defense draws anew for the clean decision, too
+    traces = [
+        [record.trace for record in report.attacks if record.trace is not None] for report in (first, other)
+    ]  # not of what checks found
     for before, after in zip(*traces, strict=True):
         assert before != after, "the random start was another one"
 
 
 def test_the_worse_of_float_and_8_bit_rates_is_reported(tiny: Clip) -> None:
     attack = PGD(ball=Linf(radius=0.6 / 255), steps=5)  # below one level the PNG is the clean picture
-    report = probe(victim(tiny, "resize_pad"), picture(tiny, seed=8), options(attacks=(attack,), eot=4, modes=("adaptive",)))
+    report = probe(
+        victim(tiny, "resize_pad"),
+        picture(tiny, seed=8),
+        options(attacks=(attack,), eot=4, modes=("adaptive",)),
+    )
     record = report.attacks[0]
     assert record.rate is not None
     if record.rate.high >= 0.5:
@@ -65,7 +80,9 @@ def test_the_worse_of_float_and_8_bit_rates_is_reported(tiny: Clip) -> None:
 
 
 def test_static_and_adaptive_stand_side_by_side_through_a_chain(tiny: Clip) -> None:
-    report = probe(victim(tiny, "jpeg:75,bit_depth:4,resize_pad"), picture(tiny), options(eot=4, fresh_draws=16))
+    report = probe(
+        victim(tiny, "jpeg:75,bit_depth:4,resize_pad"), picture(tiny), options(eot=4, fresh_draws=16)
+    )
     assert [record.knowledge for record in report.attacks] == ["static", "adaptive"]
     assert [record.eot for record in report.attacks] == [1, 4]
     assert report.gap is not None
@@ -121,20 +138,29 @@ def test_l2_and_fgsm_are_attacks_like_any(tiny: Clip) -> None:
     assert "M7" in [diagnostic.id for diagnostic in report.diagnostics]
 
 
-@pytest.mark.parametrize(("defense", "eot", "draws"), [("none", 1, 1), ("bit_depth:4", 1, 1), ("resize_pad", 1, 512), ("resize_pad", 32, 1)])
+@pytest.mark.parametrize(
+    ("defense", "eot", "draws"),
+    [("none", 1, 1), ("bit_depth:4", 1, 1), ("resize_pad", 1, 512), ("resize_pad", 32, 1)],
+)
 @pytest.mark.parametrize("ball", [Linf(radius=0.5 / 255), L2(radius=0.01)])
-def test_the_bill_is_announced_before_and_never_exceeded(tiny: Clip, defense: str, eot: int, draws: int, ball: BallSpec) -> None:
+def test_the_bill_is_announced_before_and_never_exceeded(
+    tiny: Clip, defense: str, eot: int, draws: int, ball: BallSpec
+) -> None:
     attack = PGD(ball=ball, steps=1, starts=("zero",))
     subject, asked = victim(tiny, defense), options(attacks=(attack,), eot=eot, fresh_draws=draws)
     report = probe(subject, picture(tiny), asked)
     candidates = 2 * draws * suspicions(cross_entropy=False)  # that checks might have found
-    assert report.charged <= charged_passes(subject, asked) <= report.charged + candidates + 60 * eot + 150  # an upper bound, not a guess
+    assert (
+        report.charged <= charged_passes(subject, asked) <= report.charged + candidates + 60 * eot + 150
+    )  # an upper bound, not a guess
 
 
 @pytest.mark.parametrize("backward", ["identity", "unrolled"])
 def test_what_a_defense_spends_itself_is_on_the_bill(tiny: Clip, backward: str) -> None:
     attack = PGD(ball=Linf(radius=SPARED), steps=1, starts=("zero",))
-    asked = options(attacks=(attack,), eot=2, fresh_draws=4, self_test=True, certify={"n": 20, "n0": 10, "sigma": 0.1})
+    asked = options(
+        attacks=(attack,), eot=2, fresh_draws=4, self_test=True, certify={"n": 20, "n0": 10, "sigma": 0.1}
+    )
     chain = parse_defenses([{"kind": "counterattack", "backward": backward}])
     plain, subject = victim(tiny, "resize_pad"), replace(victim(tiny), defense=chain)
     spent, without = probe(subject, picture(tiny), asked), probe(plain, picture(tiny), asked)
@@ -172,9 +198,13 @@ class Asked:
             return self.classifier(pixels, seeds)
 
 
-@pytest.mark.parametrize("defense", ["none", "bit_depth:4", "jpeg:75,resize_pad", "counterattack,clipure_cosine"])
+@pytest.mark.parametrize(
+    "defense", ["none", "bit_depth:4", "jpeg:75,resize_pad", "counterattack,clipure_cosine"]
+)
 @pytest.mark.parametrize("radius", [SPARED, 16 / 255])
-def test_no_pass_through_the_tower_goes_past_guard_and_share_or_is_left_off_the_bill(tiny: Clip, defense: str, radius: float) -> None:
+def test_no_pass_through_the_tower_goes_past_guard_and_share_or_is_left_off_the_bill(
+    tiny: Clip, defense: str, radius: float
+) -> None:
     turn, passes, back = Turn(), list[tuple[bool, int]](), list[tuple[bool, int]]()
 
     def watch(module: object, inputs: object, output: Tensor) -> None:
@@ -186,15 +216,24 @@ def test_no_pass_through_the_tower_goes_past_guard_and_share_or_is_left_off_the_
     try:
         asked = options(radius=radius, eot=2, fresh_draws=2)
         report = probe(
-            victim(tiny, defense), picture(tiny), asked, guard=lambda score: guarded(score, turn), share=lambda classifier: Asked(classifier, turn)
+            victim(tiny, defense),
+            picture(tiny),
+            asked,
+            guard=lambda score: guarded(score, turn),
+            share=lambda classifier: Asked(classifier, turn),
         )
     finally:
         watching.remove()
     assert all(held for held, _ in passes + back)
-    assert (sum(rows for _, rows in passes), sum(rows for _, rows in back)) == (report.forward, report.backward)
+    assert (sum(rows for _, rows in passes), sum(rows for _, rows in back)) == (
+        report.forward,
+        report.backward,
+    )
 
 
-@pytest.mark.parametrize(("change", "field"), [({"true_label": "cow"}, "true_label"), ({"target_label": "cow"}, "target_label")])
+@pytest.mark.parametrize(
+    ("change", "field"), [({"true_label": "cow"}, "true_label"), ({"target_label": "cow"}, "target_label")]
+)
 def test_labels_that_are_not_the_victims_are_refused(tiny: Clip, change: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         probe(victim(tiny), picture(tiny), options(**change))

@@ -17,7 +17,9 @@ GRAY = torch.full((1, 3, SIZE, SIZE), 100 / 255)
 
 def brighter_than(levels: float) -> LinearClassifier:
     """Label 1 wins where the mean is above so many levels of 255; the logits differ by 255 a level."""
-    weights = torch.stack([torch.zeros(3 * SIZE * SIZE), torch.full((3 * SIZE * SIZE,), 255.0 / (3 * SIZE * SIZE))])
+    weights = torch.stack(
+        [torch.zeros(3 * SIZE * SIZE), torch.full((3 * SIZE * SIZE,), 255.0 / (3 * SIZE * SIZE))]
+    )
     return LinearClassifier(weights, torch.tensor([levels, 0.0]))
 
 
@@ -31,7 +33,9 @@ def test_a_change_below_half_a_level_counts_as_floats_alone() -> None:
     assert (found.success, found.success_8bit, found.float_only) == (True, False, True)
     assert found.decision.label == "label 1"
     assert not found.decision.correct
-    assert judge.judge(GRAY, ball, Aim(0))(GRAY + 0.4 / 255, torch.tensor([0])).tolist() == [True], "no PNG has room in this ball"
+    assert judge.judge(GRAY, ball, Aim(0))(GRAY + 0.4 / 255, torch.tensor([0])).tolist() == [True], (
+        "no PNG has room in this ball"
+    )
 
 
 @pytest.mark.parametrize("ball", [Linf(radius=1 / 255), L2(radius=7 / 255)])
@@ -58,7 +62,10 @@ def test_a_goal_is_reached_by_its_label_alone() -> None:
 
 
 def test_a_random_victim_is_judged_by_most_of_its_draws_and_pays_for_each() -> None:
-    even, sure = LinearClassifier(torch.zeros(2, 48), torch.zeros(2)), LinearClassifier(torch.zeros(2, 48), torch.tensor([0.0, 9.0]))
+    even, sure = (
+        LinearClassifier(torch.zeros(2, 48), torch.zeros(2)),
+        LinearClassifier(torch.zeros(2, 48), torch.tensor([0.0, 9.0])),
+    )
     judge = served(Noisy(even), draws=64)
     toss = judge.judged(GRAY, Aim(0))
     assert toss.rate is not None

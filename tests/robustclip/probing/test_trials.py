@@ -1,4 +1,6 @@
-"""What a probe tries beyond PGD: the ensemble, transfer, an attack without labels, the smallest radius; and how it ends before its time."""
+"""What a probe tries beyond PGD: the ensemble, transfer, an attack without labels, the smallest radius; and
+how it ends before its time.
+"""
 
 import base64
 import time
@@ -33,7 +35,15 @@ from robustclip.types import Pixels, Score
 
 
 def strong(radius: float = 8 / 255, **changes: object) -> ProbeOptions:
-    return options(**{"attacks": (strong_attack(Linf(radius=radius), "quick"),), "include": (), "eot": 2, "fresh_draws": 8} | changes)
+    return options(
+        **{
+            "attacks": (strong_attack(Linf(radius=radius), "quick"),),
+            "include": (),
+            "eot": 2,
+            "fresh_draws": 8,
+        }
+        | changes
+    )
 
 
 def last(told: Iterator[ProbeEvent]) -> ProbeReport:
@@ -58,10 +68,16 @@ def test_an_unbroken_ensemble_tells_all_it_tried_at_no_more_than_its_price(tiny:
     report = probe(subject, picture(tiny), asked)
     named = [stage.name for stage in report.attacks[-1].stages]
     assert named[-2:] == ["margin-pgd", "square"]
-    assert ("transfer-undefended" in named, "transfer-bypassed" in named) == (defense != "none", defense == "jpeg:75")
+    assert ("transfer-undefended" in named, "transfer-bypassed" in named) == (
+        defense != "none",
+        defense == "jpeg:75",
+    )
     assert report.charged <= charged_passes(subject, asked)
     if defense != "none":
-        assert [(record.kind, record.knowledge) for record in report.attacks] == [("pgd", "static"), ("ensemble", "adaptive")]
+        assert [(record.kind, record.knowledge) for record in report.attacks] == [
+            ("pgd", "static"),
+            ("ensemble", "adaptive"),
+        ]
 
 
 def test_square_at_the_end_of_an_ensemble_is_what_the_check_for_values_asks(tiny: Clip) -> None:
@@ -70,16 +86,24 @@ def test_square_at_the_end_of_an_ensemble_is_what_the_check_for_values_asks(tiny
     assert queried_in(report.attacks, Linf(radius=1.0)) is None
     assert [flag.number for flag in report.diagnostics if flag.id == "M6"] == [0.0]
     record = report.attacks[0]
-    found = record.model_copy(update={"stages": (*record.stages[:-1], record.stages[-1].model_copy(update={"broken": True}))})
+    found = record.model_copy(
+        update={"stages": (*record.stages[:-1], record.stages[-1].model_copy(update={"broken": True}))}
+    )
     assert queried_in([found], Linf(radius=SPARED)) is True
-    weaker = options(attacks=[strong_attack(Linf(radius=SPARED), "quick"), PGD(ball=Linf(radius=2 * SPARED), steps=1)])
-    stronger = options(attacks=[strong_attack(Linf(radius=2 * SPARED), "quick"), PGD(ball=Linf(radius=SPARED), steps=1)])
+    weaker = options(
+        attacks=[strong_attack(Linf(radius=SPARED), "quick"), PGD(ball=Linf(radius=2 * SPARED), steps=1)]
+    )
+    stronger = options(
+        attacks=[strong_attack(Linf(radius=2 * SPARED), "quick"), PGD(ball=Linf(radius=SPARED), steps=1)]
+    )
     assert charged_passes(victim(tiny), weaker) >= charged_passes(victim(tiny), stronger) + 66
 
 
 def test_a_witness_of_an_earlier_attack_is_replayed_to_the_ensemble(tiny: Clip) -> None:
     ball = Linf(radius=8 / 255)
-    asked = options(attacks=[{"kind": "pgd", "ball": ball.model_dump(), "steps": 10}, strong_attack(ball, "standard")])
+    asked = options(
+        attacks=[{"kind": "pgd", "ball": ball.model_dump(), "steps": 10}, strong_attack(ball, "standard")]
+    )
     report = probe(victim(tiny), picture(tiny), asked)
     assert [stage.name for stage in report.attacks[1].stages] == ["replay"]
     assert report.attacks[1].success_8bit
@@ -103,7 +127,9 @@ def test_other_prompt_sets_are_stand_ins_of_an_ensemble(tiny: Clip) -> None:
     assert f"transfer-{other.prompt_set}" in [stage.name for stage in report.attacks[0].stages]
 
 
-@pytest.mark.parametrize("attack", [Square(ball=Linf(radius=SPARED), queries=5), Noise(ball=Linf(radius=SPARED))])
+@pytest.mark.parametrize(
+    "attack", [Square(ball=Linf(radius=SPARED), queries=5), Noise(ball=Linf(radius=SPARED))]
+)
 def test_attacks_that_ask_for_values_alone_claim_nothing(tiny: Clip, attack: Square | Noise) -> None:
     report = probe(victim(tiny), picture(tiny), options(attacks=(attack,)))
     assert [(record.knowledge, record.gradient) for record in report.attacks] == [("black_box", "values")]
@@ -118,7 +144,10 @@ def test_a_minimum_norm_attack_is_one_like_any(tiny: Clip) -> None:
 
 @pytest.mark.parametrize("ball", [Linf(radius=SPARED), L2(radius=SPARED)])
 def test_the_smallest_radius_is_bracketed_and_its_broken_end_breaks(tiny: Clip, ball: BallSpec) -> None:
-    subject, asked = victim(tiny), options(attacks=({"kind": "pgd", "ball": ball.model_dump(), "steps": 1},), minimal=True)
+    subject, asked = (
+        victim(tiny),
+        options(attacks=({"kind": "pgd", "ball": ball.model_dump(), "steps": 1},), minimal=True),
+    )
     told = list(events(subject, picture(tiny), asked))
     report = last(iter(told))
     found = report.minimal_radius
@@ -132,29 +161,50 @@ def test_the_smallest_radius_is_bracketed_and_its_broken_end_breaks(tiny: Clip, 
         assert found.level_8bit / 255 >= found.broken - 1e-6
     ends = [event.broken for event in told if isinstance(event, BracketMoved) and event.broken is not None]
     assert ends == sorted(ends, reverse=True)
-    assert report.verdict.value == "not-broken-within-budget", "the bracket looks farther than what was asked about"
+    assert report.verdict.value == "not-broken-within-budget", (
+        "the bracket looks farther than what was asked about"
+    )
     assert report.charged <= charged_passes(subject, asked)
 
 
 def test_a_bracket_that_breaks_what_the_attack_could_not_changes_the_verdict(tiny: Clip) -> None:
-    weak = {"kind": "pgd", "ball": {"kind": "linf", "radius": "16/255"}, "steps": 1, "step": 1e-6, "starts": ["zero"]}
+    weak = {
+        "kind": "pgd",
+        "ball": {"kind": "linf", "radius": "16/255"},
+        "steps": 1,
+        "step": 1e-6,
+        "starts": ["zero"],
+    }
     report = probe(victim(tiny), picture(tiny), options(attacks=(weak,), minimal=True))
     assert report.verdict.value == "broken"
     assert [record.kind for record in report.attacks] == ["pgd", "minimal"]
 
 
-WEAK = {"kind": "pgd", "ball": {"kind": "linf", "radius": "16/255"}, "steps": 1, "step": 1e-6, "starts": ["zero"]}
+WEAK = {
+    "kind": "pgd",
+    "ball": {"kind": "linf", "radius": "16/255"},
+    "steps": 1,
+    "step": 1e-6,
+    "starts": ["zero"],
+}
 
 
 @pytest.mark.parametrize("defense", ["none", "bit_depth:5"])
 def test_what_a_check_finds_is_judged_and_kept_like_any_other_witness(tiny: Clip, defense: str) -> None:
-    subject, asked = victim(tiny, defense), options(attacks=(WEAK,), modes=("adaptive",), eot=2, fresh_draws=8)
+    subject, asked = (
+        victim(tiny, defense),
+        options(attacks=(WEAK,), modes=("adaptive",), eot=2, fresh_draws=8),
+    )
     told = list(events(subject, picture(tiny), asked))
     report = last(iter(told))
     assert not report.attacks[0].success
     assert (report.verdict.value, report.verdict.bits) == ("broken", "8")
     found = [record for record in report.attacks[1:] if record.success_8bit]
-    assert {(record.kind, record.knowledge) for record in found} <= {("pgd", "adaptive"), ("square", "black_box"), ("noise", "black_box")}
+    assert {(record.kind, record.knowledge) for record in found} <= {
+        ("pgd", "adaptive"),
+        ("square", "black_box"),
+        ("noise", "black_box"),
+    }
     for record in found:
         assert record.linf_levels <= 16
         assert record.adversarial_png is not None
@@ -195,10 +245,18 @@ def test_a_witness_of_a_check_moves_the_bracket_and_withdraws_what_withstood(tin
     assert brought_nearer(bracket, witness) == bracket, "it lies farther out"
     nearer = witness.model_copy(update={"linf": bracket.unbroken / 2, "linf_levels": 1.0})
     moved = brought_nearer(bracket, nearer)
-    assert (moved.broken, moved.unbroken, moved.label, moved.level_8bit) == (bracket.unbroken / 2, 0.0, witness.label, 1)
+    assert (moved.broken, moved.unbroken, moved.label, moved.level_8bit) == (
+        bracket.unbroken / 2,
+        0.0,
+        witness.label,
+        1,
+    )
     between = witness.model_copy(update={"linf": (bracket.unbroken + bracket.broken) / 2})
     assert brought_nearer(bracket, between).unbroken == bracket.unbroken
-    assert brought_nearer(bracket, nearer.model_copy(update={"success": False, "success_8bit": False})) == bracket
+    assert (
+        brought_nearer(bracket, nearer.model_copy(update={"success": False, "success_8bit": False}))
+        == bracket
+    )
 
 
 def test_the_story_ends_with_the_report_and_costs_only_grow(tiny: Clip) -> None:
@@ -261,12 +319,17 @@ def test_a_guard_that_refuses_ends_the_probe_with_an_answer(tiny: Clip) -> None:
     ("changes", "field"),
     [
         ({"attacks": ({"kind": "pgd", "ball": {"kind": "linf", "radius": 0}},)}, "attacks/0/ball/radius"),
-        ({"attacks": ({"kind": "ensemble", "ball": {"kind": "l2", "radius": "0"}},)}, "attacks/0/ball/radius"),
+        (
+            {"attacks": ({"kind": "ensemble", "ball": {"kind": "l2", "radius": "0"}},)},
+            "attacks/0/ball/radius",
+        ),
         ({"modes": ("transfer",)}, "modes"),
         ({"modes": ("oblivious",), "minimal": True}, "minimal"),
     ],
 )
-def test_what_can_t_be_tried_is_refused_before_any_work(tiny: Clip, changes: dict[str, Any], field: str) -> None:
+def test_what_can_t_be_tried_is_refused_before_any_work(
+    tiny: Clip, changes: dict[str, Any], field: str
+) -> None:
     with pytest.raises(InvalidInput) as refusal:
         charged_passes(victim(tiny, "jpeg"), options(**changes))
     assert refusal.value.field == field
@@ -278,7 +341,10 @@ def test_a_stand_in_over_other_labels_is_refused(tiny: Clip) -> None:
 
 
 def test_two_threads_report_what_one_after_the_other_reports(tiny: Clip) -> None:
-    asked = [strong(minimal=True), options(modes=("oblivious", "adaptive"), attacks=(Square(ball=Linf(radius=8 / 255), queries=20),))]
+    asked = [
+        strong(minimal=True),
+        options(modes=("oblivious", "adaptive"), attacks=(Square(ball=Linf(radius=8 / 255), queries=20),)),
+    ]
     subjects = [victim(tiny, "resize_pad"), victim(tiny, "jpeg:60")]
     before = torch.get_rng_state()
     alone = [probe(subject, picture(tiny), each) for subject, each in zip(subjects, asked, strict=True)]
@@ -292,5 +358,7 @@ def test_two_threads_report_what_one_after_the_other_reports(tiny: Clip) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    assert [together[index].model_dump_json() for index in range(2)] == [report.model_dump_json() for report in alone]
+    assert [together[index].model_dump_json() for index in range(2)] == [
+        report.model_dump_json() for report in alone
+    ]
     assert torch.equal(torch.get_rng_state(), before)

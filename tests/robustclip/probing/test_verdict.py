@@ -13,8 +13,12 @@ from robustclip.threat import L2, BallSpec, Linf
 
 LINF, HALF = Linf(radius=4 / 255), L2(radius=0.5)
 CLEAN = Decision(label="cat", probability=0.9, margin=-2.0, correct=True)
-QUESTION = InputPart(sha256="", resolution=(32, 32), true_label="cat", target_label=None, goal="change_decision", clean=CLEAN)
-FLAG = Diagnostic(id="M1", name="zero gradient", fired=True, severity="hard", number=1.0, threshold=0.01, sentence="")
+QUESTION = InputPart(
+    sha256="", resolution=(32, 32), true_label="cat", target_label=None, goal="change_decision", clean=CLEAN
+)
+FLAG = Diagnostic(
+    id="M1", name="zero gradient", fired=True, severity="hard", number=1.0, threshold=0.01, sentence=""
+)
 
 
 def record(ball: BallSpec = LINF, **changes: Any) -> AttackRecord:
@@ -62,7 +66,9 @@ def test_a_witness_outranks_every_flag() -> None:
 
 def test_an_8_bit_witness_outranks_a_float_one_and_the_smallest_is_shown() -> None:
     found = verdict(
-        record(success=True, linf=0.001, label="car"), record(success_8bit=True), record(success_8bit=True, linf=2 / 255, linf_levels=2, label="ship")
+        record(success=True, linf=0.001, label="car"),
+        record(success_8bit=True),
+        record(success_8bit=True, linf=2 / 255, linf_levels=2, label="ship"),
     )
     assert found.bits == "8"
     assert "at most 2/255 a value turns 'cat' into 'ship'" in found.sentence
@@ -87,7 +93,9 @@ def test_a_witness_is_told_in_the_words_of_its_norm() -> None:
         ((LINF, HALF, Linf(radius=2 / 255), L2(radius=0.25)), "4/255 (Linf), 0.5 (L2)"),
     ],
 )
-def test_what_was_tried_in_vain_is_told_in_the_words_of_each_norm(balls: tuple[BallSpec, ...], words: str) -> None:
+def test_what_was_tried_in_vain_is_told_in_the_words_of_each_norm(
+    balls: tuple[BallSpec, ...], words: str
+) -> None:
     found = verdict(record(), balls=balls)
     assert (found.value, found.reason) == ("not-broken-within-budget", "budget-spent")
     assert found.sentence == f"No attack tried up to {words} changed the decision (123 charged passes)."
@@ -107,8 +115,13 @@ def test_a_transferred_attack_alone_and_a_coin_toss_are_inconclusive() -> None:
     assert verdict(record(rate=Rate(wrong=3, draws=64, low=0.02, high=0.13))).reason == "budget-spent"
 
 
-@pytest.mark.parametrize(("cut", "words"), [("deadline", "its time was over"), ("cancelled", "it was stopped"), ("budget", "its passes were spent")])
-def test_what_was_cut_short_is_inconclusive_and_says_why_unless_there_is_a_witness(cut: Cut, words: str) -> None:
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [("deadline", "its time was over"), ("cancelled", "it was stopped"), ("budget", "its passes were spent")],
+)
+def test_what_was_cut_short_is_inconclusive_and_says_why_unless_there_is_a_witness(
+    cut: Cut, words: str
+) -> None:
     for records in ((), (record(),)):
         found = verdict(*records, flags=(FLAG,), cut=cut)
         assert (found.value, found.reason) == ("inconclusive", cut)

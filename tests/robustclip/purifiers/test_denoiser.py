@@ -16,7 +16,9 @@ def test_untrained_it_says_nothing() -> None:
 
 @pytest.mark.parametrize("widths", [(8,), (8, 16), (8, 8, 24)])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (7, 30)])
-def test_noise_of_any_size_has_a_prediction_of_that_size(widths: tuple[int, ...], height: int, width: int) -> None:
+def test_noise_of_any_size_has_a_prediction_of_that_size(
+    widths: tuple[int, ...], height: int, width: int
+) -> None:
     noisy = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     assert Denoiser(DenoiserShape(widths=widths))(noisy, LEVELS[:2]).shape == noisy.shape
 
@@ -25,5 +27,7 @@ def test_each_row_hears_its_own_level() -> None:
     network = open_denoiser("tiny", like=NOISY, time=0.1)
     together = network(NOISY, LEVELS)
     for row in range(3):
-        assert torch.allclose(network(NOISY[row : row + 1], LEVELS[row : row + 1]), together[row : row + 1], atol=1e-6)
+        assert torch.allclose(
+            network(NOISY[row : row + 1], LEVELS[row : row + 1]), together[row : row + 1], atol=1e-6
+        )
     assert not torch.allclose(network(NOISY, LEVELS + 0.5), together, atol=1e-4)

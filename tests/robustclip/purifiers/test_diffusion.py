@@ -42,7 +42,9 @@ def test_time_and_noise_in_pixel_units_say_the_same(sigma: float) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_who_knows_the_noise_gets_the_picture_back(steps: int) -> None:
-    assert torch.allclose(restored(oracle(), diffused(PIXELS, NOISE, 0.2), 0.2, steps=steps), PIXELS, atol=1e-4)
+    assert torch.allclose(
+        restored(oracle(), diffused(PIXELS, NOISE, 0.2), 0.2, steps=steps), PIXELS, atol=1e-4
+    )
 
 
 def test_one_shot_takes_away_noise_in_pixel_units() -> None:
@@ -58,7 +60,9 @@ def test_the_gradient_through_checkpoints_is_the_plain_one_and_that_of_differenc
         return (restored(network, diffused(inputs, noise, 0.2), 0.2, steps=2) * weights).sum()
 
     (gradient,) = torch.autograd.grad(value(pixels), pixels)
-    plain = torch.func.grad(lambda inputs: (_unrolled(network, inputs, noise) * weights).sum())(pixels.detach())
+    plain = torch.func.grad(lambda inputs: (_unrolled(network, inputs, noise) * weights).sum())(
+        pixels.detach()
+    )
     assert torch.allclose(gradient, plain, atol=1e-10)
     direction = torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     with torch.no_grad():

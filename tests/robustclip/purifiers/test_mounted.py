@@ -21,7 +21,10 @@ def write_compact(path: Path, *, scale: int, channels: int = 3) -> str:
     """Weights in the names of Real-ESRGAN's compact network: a convolution, PReLU, two more of them."""
     generator = torch.Generator().manual_seed(1)
     shapes = {"0": (4, channels), "2": (4, 4), "4": (channels * scale**2, 4)}
-    tensors = {f"body.{index}.weight": 0.1 * torch.randn(*shape, 3, 3, generator=generator) for index, shape in shapes.items()}
+    tensors = {
+        f"body.{index}.weight": 0.1 * torch.randn(*shape, 3, 3, generator=generator)
+        for index, shape in shapes.items()
+    }
     tensors |= {f"body.{index}.bias": torch.zeros(shape[0]) for index, shape in shapes.items()}
     tensors |= {f"body.{index}.weight": torch.full((4,), 0.2) for index in (1, 3)}
     save_file(tensors, path)
@@ -29,7 +32,9 @@ def write_compact(path: Path, *, scale: int, channels: int = 3) -> str:
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_a_network_that_spandrel_knows_enlarges_and_lets_gradients_through(scale: int, tmp_path: Path) -> None:
+def test_a_network_that_spandrel_knows_enlarges_and_lets_gradients_through(
+    scale: int, tmp_path: Path
+) -> None:
     pytest.importorskip("spandrel")
     network = load_purifier("super_resolver", write_compact(tmp_path / "x.safetensors", scale=scale))
     pixels = PIXELS.clone().requires_grad_()
@@ -42,7 +47,9 @@ def test_a_network_that_spandrel_knows_enlarges_and_lets_gradients_through(scale
 def test_it_serves_as_a_defense_by_its_path(tiny: Clip, tmp_path: Path) -> None:
     pytest.importorskip("spandrel")
     weights = write_compact(tmp_path / "x.safetensors", scale=2)
-    chain = bind_chain(parse_defenses([{"kind": "super_resolution", "weights": weights}]), TorchImageEncoder(tiny))
+    chain = bind_chain(
+        parse_defenses([{"kind": "super_resolution", "weights": weights}]), TorchImageEncoder(tiny)
+    )
     assert chain(PIXELS, draw_seeds(0, 2)).shape == PIXELS.shape
 
 

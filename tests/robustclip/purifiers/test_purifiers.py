@@ -17,7 +17,11 @@ LIKE = torch.empty(0)
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    purifiers.write_purifier(Denoiser(DenoiserShape(widths=(8,), middle=0, max_time=0.3)), tmp_path / "mine", {"recipe": {"seed": 0}})
+    purifiers.write_purifier(
+        Denoiser(DenoiserShape(widths=(8,), middle=0, max_time=0.3)),
+        tmp_path / "mine",
+        {"recipe": {"seed": 0}},
+    )
     return tmp_path / "mine.json"
 
 
@@ -42,13 +46,21 @@ def test_drawing_a_network_leaves_the_global_generator_alone(written: Path) -> N
 
 
 def test_the_shipped_networks_together_fit_twenty_megabytes() -> None:
-    tensors = [parameter.numel() for shape in (SuperResolverShape(), DenoiserShape()) for parameter in purifiers.build(shape).parameters()]
+    tensors = [
+        parameter.numel()
+        for shape in (SuperResolverShape(), DenoiserShape())
+        for parameter in purifiers.build(shape).parameters()
+    ]
     assert 2 * sum(tensors) < 20e6
 
 
-def test_weights_that_do_not_ship_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_that_do_not_ship_are_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(purifiers, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(PurifierRefused, match=r"weights: no weights of a super-resolver ship .* `robustclip train-purifiers`"):
+    with pytest.raises(
+        PurifierRefused, match=r"weights: no weights of a super-resolver ship .* `robustclip train-purifiers`"
+    ):
         purifiers.load_purifier("super_resolver", "own")
 
 
@@ -78,5 +90,7 @@ def test_files_that_are_no_purifier_are_refused_with_the_reason(written: Path, t
 
 def test_more_noise_than_it_was_trained_for_is_refused(written: Path) -> None:
     assert purifiers.open_denoiser(str(written), like=LIKE, time=0.3)
-    with pytest.raises(PurifierRefused, match=r"trained up to time 0.3, noise of 0.6\d* in pixel units, but time 0.31"):
+    with pytest.raises(
+        PurifierRefused, match=r"trained up to time 0.3, noise of 0.6\d* in pixel units, but time 0.31"
+    ):
         purifiers.open_denoiser(str(written), like=LIKE, time=0.31)

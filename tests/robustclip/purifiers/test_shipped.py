@@ -1,4 +1,6 @@
-"""The networks that ship, on a photograph that none of them was trained on, and what their card says of them."""
+"""The networks that ship, on a photograph that none of them was trained on, and what their card says of
+them.
+"""
 
 from pathlib import Path
 

@@ -21,4 +21,7 @@ def test_any_picture_comes_back_at_twice_its_size(height: int, width: int) -> No
 
 
 def test_a_flat_picture_keeps_its_place_when_enlarged_and_shrunk() -> None:
-    assert torch.allclose(shrunk(enlarged(PIXELS.mean(dim=(2, 3), keepdim=True).expand_as(PIXELS)), 16, 16), PIXELS.mean(dim=(2, 3), keepdim=True))
+    assert torch.allclose(
+        shrunk(enlarged(PIXELS.mean(dim=(2, 3), keepdim=True).expand_as(PIXELS)), 16, 16),
+        PIXELS.mean(dim=(2, 3), keepdim=True),
+    )

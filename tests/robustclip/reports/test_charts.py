@@ -12,7 +12,11 @@ def along(*values: float | None) -> list[tuple[float, float | None]]:
 
 
 def test_curves_are_drawn_inside_their_frame() -> None:
-    figure = chart("Loss", [Curve("a", along(3.0, -2.0, NAN, 1.0)), Curve("b <c>", along(None, 0.5, 0.25, 0.1))], across="step")
+    figure = chart(
+        "Loss",
+        [Curve("a", along(3.0, -2.0, NAN, 1.0)), Curve("b <c>", along(None, 0.5, 0.25, 0.1))],
+        across="step",
+    )
     drawn = ElementTree.fromstring(figure)
     lines = [line.attrib["points"].split() for line in drawn.iter("polyline")]
     assert [len(line) for line in lines] == [3, 3]
@@ -24,7 +28,9 @@ def test_curves_are_drawn_inside_their_frame() -> None:
 
 
 def test_a_chart_is_told_in_words_and_curves_differ_without_colour() -> None:
-    drawn = ElementTree.fromstring(chart("Loss", [Curve(name, along(1.0, 2.0)) for name in ("a", "b <c>")], across="step"))
+    drawn = ElementTree.fromstring(
+        chart("Loss", [Curve(name, along(1.0, 2.0)) for name in ("a", "b <c>")], across="step")
+    )
     told = drawn.findtext("svg/desc")
     assert told == "a: 1 at 0, 2 at 1 (step). b <c>: 1 at 0, 2 at 1 (step)."
     looks = [line.attrib["class"].split() for line in drawn.iter("polyline")]
@@ -61,7 +67,9 @@ def test_a_file_holds_the_same_curves_their_names_and_its_own_look() -> None:
     space = "{http://www.w3.org/2000/svg}"
     assert drawn.tag == f"{space}svg"
     inline = ElementTree.fromstring(chart("Left", curves, across="draws"))
-    assert [line.attrib for line in drawn.iter(f"{space}polyline")] == [line.attrib for line in inline.iter("polyline")]
+    assert [line.attrib for line in drawn.iter(f"{space}polyline")] == [
+        line.attrib for line in inline.iter("polyline")
+    ]
     assert {"few & <b>", "many", "draws"} <= {text.text for text in drawn.iter(f"{space}text")}
     assert ".curve" in (drawn.findtext(f"{space}style") or "")
     assert chart_file("Left", [Curve("none", along(None))], across="draws") == ""

@@ -1,4 +1,6 @@
-"""The page of a report: whole, well-formed, honest about what the report holds, and safe whatever people call their labels."""
+"""The page of a report: whole, well-formed, honest about what the report holds, and safe whatever people call
+their labels.
+"""
 
 import re
 from html.parser import HTMLParser
@@ -11,7 +13,12 @@ from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
 from robustclip.reports.pages import probe_page
 
-HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>', "</style></svg><b>&amp;", "{{ 7 * 7 }}")
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></svg><b>&amp;",
+    "{{ 7 * 7 }}",
+)
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
@@ -65,18 +72,31 @@ def test_the_verdict_comes_first_and_everything_else_stands_under_a_heading(brok
     headings = [tag for tag, _ in seen.elements if tag in ("h1", "h2", "h3")]
     assert headings == ["h1", *["h2"] * (len(headings) - 1)]
     assert seen.text.index(broken.report.verdict.sentence) < seen.text.index("What the classifier saw")
-    for heading in ("What was tried", "How the attacks went", "Can the result be trusted?", "What was attacked", "Ask again"):
+    for heading in (
+        "What was tried",
+        "How the attacks went",
+        "Can the result be trusted?",
+        "What was attacked",
+        "Ask again",
+    ):
         assert heading in seen.text
 
 
 def test_a_page_needs_nothing_from_elsewhere(broken: Probed) -> None:
     text = page(broken)
     seen = Strict(text)
-    references = [each[name] for _, each in seen.elements for name in ("src", "href", "action", "data", "poster", "srcset") if name in each]
+    references = [
+        each[name]
+        for _, each in seen.elements
+        for name in ("src", "href", "action", "data", "poster", "srcset")
+        if name in each
+    ]
     assert references
     assert all(reference.startswith("data:image/png;base64,") for reference in references)
     assert not re.search(r"url\(|@import|<script|<link|<iframe|javascript:", text)
-    assert [each["content"] for each in seen.of("meta") if each.get("http-equiv")] == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert [each["content"] for each in seen.of("meta") if each.get("http-equiv")] == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    ]
 
 
 def test_pictures_are_told_in_words(broken: Probed) -> None:
@@ -99,7 +119,13 @@ def test_several_radii_make_a_curve_and_one_does_not(broken: Probed, defended: P
 
 def test_static_and_adaptive_stand_side_by_side_with_the_chain(defended: Probed) -> None:
     text = Strict(page(defended)).text
-    for fact in ("everything but the defense", "everything, the defense included, averaging 2 draws", "bit_depth", "resize_pad", "of 8 draws"):
+    for fact in (
+        "everything but the defense",
+        "everything, the defense included, averaging 2 draws",
+        "bit_depth",
+        "resize_pad",
+        "of 8 draws",
+    ):
         assert fact in text
 
 

@@ -28,7 +28,10 @@ class Chain:
     def __init__(self, clip: Clip, *, template: str = "a photo of a {}.", defense: str = "none") -> None:
         self.clip, self.prompts, self.rows = clip, Prompts(templates=(template,)), list[int]()
         encoder = TorchImageEncoder(clip)
-        self.deployed = Defended(zero_shot(clip, self.prompts, LABELS, encoder=encoder), bind_chain(parse_defenses(defense), encoder))
+        self.deployed = Defended(
+            zero_shot(clip, self.prompts, LABELS, encoder=encoder),
+            bind_chain(parse_defenses(defense), encoder),
+        )
 
     def encode(self, pixels: Pixels, seeds: Seeds) -> Features:
         self.rows.append(len(pixels))
@@ -62,7 +65,9 @@ def test_every_witness_fools_the_decision_it_was_made_for(tiny: Clip, witnesses:
         assert each.probability == pytest.approx(witness.record.probability, abs=1e-5)
 
 
-def test_all_pictures_go_through_the_tower_in_one_pass_whatever_their_labels(tiny: Clip, witnesses: tuple[Witness, ...]) -> None:
+def test_all_pictures_go_through_the_tower_in_one_pass_whatever_their_labels(
+    tiny: Clip, witnesses: tuple[Witness, ...]
+) -> None:
     chain = Chain(tiny)
     chain.replay(witnesses)
     assert chain.rows == [len(witnesses)]
@@ -72,7 +77,9 @@ def test_another_prompt_set_judges_as_it_would_on_its_own(tiny: Clip, witnesses:
     replayed = Chain(tiny, template=TEMPLATE).replay(witnesses)
     for each, witness in zip(replayed.judged, witnesses, strict=True):
         labels = witness.report.victim.labels
-        logits = zero_shot(tiny, Prompts(templates=(TEMPLATE,)), labels)(witness.levels[None] / 255, draw_seeds(0, 1))
+        logits = zero_shot(tiny, Prompts(templates=(TEMPLATE,)), labels)(
+            witness.levels[None] / 255, draw_seeds(0, 1)
+        )
         assert each.label == labels[int(logits.argmax())]
         assert each.fooled == (each.label != witness.report.input.true_label)
 
@@ -100,7 +107,9 @@ def test_a_goal_counts_only_if_it_is_reached(tiny: Clip, tmp_path: Path) -> None
         assert each.fooled == (each.label == target)
 
 
-def test_labels_that_a_decision_can_t_take_are_skipped_and_named(tiny: Clip, witnesses: tuple[Witness, ...]) -> None:
+def test_labels_that_a_decision_can_t_take_are_skipped_and_named(
+    tiny: Clip, witnesses: tuple[Witness, ...]
+) -> None:
     chain = Chain(tiny)
 
     def judge(features: Features, labels: tuple[str, ...]) -> Logits:
@@ -109,7 +118,9 @@ def test_labels_that_a_decision_can_t_take_are_skipped_and_named(tiny: Clip, wit
         return chain.judge(features, labels)
 
     replayed = replay(witnesses, chain.encode, judge, size=tiny.image_size)
-    assert [each.source for each in replayed.skipped] == [witness.source for witness in witnesses if witness.report.victim.labels == TWO]
+    assert [each.source for each in replayed.skipped] == [
+        witness.source for witness in witnesses if witness.report.victim.labels == TWO
+    ]
     assert len(replayed.judged) + len(replayed.skipped) == len(witnesses)
 
 
@@ -148,7 +159,9 @@ def test_only_what_stood_before_is_newly_fooled() -> None:
 
     candidate = replayed(aaa=True, bb=True, c=False, dd=True, eeee=True)
     current = replayed(aaa=False, bb=True, c=False, eeee=False)  # dd is not known to have stood
-    assert [each.source for each in newly_fooled(candidate, current)] == ["aaa", "eeee"], "the least conspicuous first"
+    assert [each.source for each in newly_fooled(candidate, current)] == ["aaa", "eeee"], (
+        "the least conspicuous first"
+    )
 
 
 def test_a_replay_is_json_with_a_schema(tiny: Clip, witnesses: tuple[Witness, ...]) -> None:

@@ -1,4 +1,6 @@
-"""SARIF logs: what the standard requires with the values that it allows, and a finding for all that a report holds against a decision."""
+"""SARIF logs: what the standard requires with the values that it allows, and a finding for all that a report
+holds against a decision.
+"""
 
 import json
 from pathlib import Path
@@ -21,15 +23,21 @@ RULE = {"id", "name", "shortDescription", "help", "defaultConfiguration"}
 LEVELS = {"none", "note", "warning", "error"}
 
 
-def log(report: ProbeReport, *, picture: Path | None = PICTURE, policy: float | None = None) -> dict[str, Any]:
-    made = sarif_log(report, picture=picture, norm="linf", policy=policy, command="robustclip probe", exit_code=0)
+def log(
+    report: ProbeReport, *, picture: Path | None = PICTURE, policy: float | None = None
+) -> dict[str, Any]:
+    made = sarif_log(
+        report, picture=picture, norm="linf", policy=policy, command="robustclip probe", exit_code=0
+    )
     assert json.loads(json.dumps(made, allow_nan=False)) == made, "plain JSON"
     check(made)
     return made
 
 
 def check(made: dict[str, Any]) -> None:
-    """Sections 3.13 to 3.58 of the standard, as far as we write them: required members there, no member that its schema does not know."""
+    """Sections 3.13 to 3.58 of the standard, as far as we write them: required members there, no member that
+    its schema does not know.
+    """
     assert made.keys() <= LOG
     assert made["version"] == "2.1.0"
     for run in made["runs"]:
@@ -88,8 +96,14 @@ def test_a_witness_is_an_error_by_the_radius_that_it_keeps_to(tiny: Clip, broken
 def test_a_result_names_the_picture_and_what_was_attacked(broken: Probed) -> None:
     made = log(broken.report)
     result = made["runs"][0]["results"][0]
-    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "my%20pictures/a%20cat%20%231.jpg"
-    assert result["partialFingerprints"] == {"victim/v1": broken.report.victim.digest, "picture/v1": broken.report.input.sha256}
+    assert (
+        result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        == "my%20pictures/a%20cat%20%231.jpg"
+    )
+    assert result["partialFingerprints"] == {
+        "victim/v1": broken.report.victim.digest,
+        "picture/v1": broken.report.input.sha256,
+    }
     assert result["message"]["text"].startswith(broken.report.verdict.sentence)
     absolute = log(broken.report, picture=Path("/pictures/a cat.jpg"))
     assert absolute["runs"][0]["artifacts"][0]["location"]["uri"] == "file:///pictures/a%20cat.jpg"
@@ -105,12 +119,22 @@ def test_a_clean_picture_that_is_wrong_violates_every_policy(tiny: Clip, broken:
 
 @pytest.mark.parametrize(
     ("id", "severity", "rule", "level"),
-    [("M1", "hard", "ROB010", "warning"), ("M4", "soft", "ROB010", "note"), ("M12", "hard", "ROB012", "error"), ("S1", "hard", "ROB011", "error")],
+    [
+        ("M1", "hard", "ROB010", "warning"),
+        ("M4", "soft", "ROB010", "note"),
+        ("M12", "hard", "ROB012", "error"),
+        ("S1", "hard", "ROB011", "error"),
+    ],
 )
-def test_every_flag_that_fired_is_a_finding(tiny: Clip, id: str, severity: Any, rule: str, level: str) -> None:
+def test_every_flag_that_fired_is_a_finding(
+    tiny: Clip, id: str, severity: Any, rule: str, level: str
+) -> None:
     report = probed(tiny, radii=(0.001,)).report
     flags = tuple(
-        Diagnostic(id=id, name="a name", fired=fired, severity=severity, number=1, threshold=0.5, sentence="share") for fired in (True, False)
+        Diagnostic(
+            id=id, name="a name", fired=fired, severity=severity, number=1, threshold=0.5, sentence="share"
+        )
+        for fired in (True, False)
     )
     made = log(report.model_copy(update={"diagnostics": flags}))
     assert rules_of(made) == [rule]

@@ -1,4 +1,6 @@
-"""Reports from files: those of a probe give back their pictures, everything else is refused by the name of the file and the place in it."""
+"""Reports from files: those of a probe give back their pictures, everything else is refused by the name of
+the file and the place in it.
+"""
 
 import base64
 import json
@@ -31,16 +33,22 @@ def test_a_witness_is_the_picture_that_was_judged(broken: Probed, tmp_path: Path
     successes = [record for record in broken.report.attacks if record.success_8bit]
     assert [witness.record for witness in found.witnesses] == successes
     for witness in found.witnesses:
-        assert base64.b64encode(pixels_to_png(witness.levels / 255)).decode() == witness.record.adversarial_png
+        assert (
+            base64.b64encode(pixels_to_png(witness.levels / 255)).decode() == witness.record.adversarial_png
+        )
         moved = (witness.levels / 255 - broken.clean).abs().max().item()
         assert moved == pytest.approx(witness.record.linf, abs=1e-6)
 
 
 def test_a_saved_answer_of_the_service_holds_all_its_reports(broken: Probed, tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
-    path.write_text(json.dumps({"object": "probe", "reports": [broken.report.model_dump(mode="json", by_alias=True)] * 2}))
+    path.write_text(
+        json.dumps({"object": "probe", "reports": [broken.report.model_dump(mode="json", by_alias=True)] * 2})
+    )
     assert len(read_reports(path)) == 2
-    assert len(collect([path]).witnesses) == len(collect([stored(broken.report, tmp_path / "one.json")]).witnesses), "the same picture counts once"
+    assert len(collect([path]).witnesses) == len(
+        collect([stored(broken.report, tmp_path / "one.json")]).witnesses
+    ), "the same picture counts once"
 
 
 def test_a_folder_is_read_in_the_order_of_names(tiny: Clip, broken: Probed, tmp_path: Path) -> None:
@@ -76,7 +84,10 @@ OTHER = base64.b64encode(pixels_to_png(torch.zeros(3, 32, 32))).decode()
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (change("schema", to="robustclip.probe/2"), r"report.json: expected the schema 'robustclip.probe/1', found 'robustclip.probe/2'"),
+        (
+            change("schema", to="robustclip.probe/2"),
+            r"report.json: expected the schema 'robustclip.probe/1', found 'robustclip.probe/2'",
+        ),
         (lambda data: data.pop("schema"), "expected the schema"),
         (lambda data: data.pop("victim"), r"report.json#/victim: Field required"),
         (change("surprise", to=1), r"report.json#/surprise: Extra inputs"),
@@ -89,7 +100,9 @@ OTHER = base64.b64encode(pixels_to_png(torch.zeros(3, 32, 32))).decode()
         (change("input", "resolution", to=[64, 64]), r"expected a picture of \(64, 64\), found 32 x 32"),
     ],
 )
-def test_a_report_that_is_not_what_it_says_is_refused_with_the_place(broken: Probed, tmp_path: Path, edit: Callable[[Any], None], said: str) -> None:
+def test_a_report_that_is_not_what_it_says_is_refused_with_the_place(
+    broken: Probed, tmp_path: Path, edit: Callable[[Any], None], said: str
+) -> None:
     data = broken.report.model_dump(mode="json", by_alias=True)
     data["attacks"] = [attack for attack in data["attacks"] if attack["success_8bit"]]
     edit(data)
@@ -100,7 +113,17 @@ def test_a_report_that_is_not_what_it_says_is_refused_with_the_place(broken: Pro
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b"[" * 100_000, b'{"schema": "robustclip.probe/1"', b"[]", b"null", b'{"reports": [3]}', b"{}"]
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schema": "robustclip.probe/1"',
+        b"[]",
+        b"null",
+        b'{"reports": [3]}',
+        b"{}",
+    ],
 )
 def test_what_is_no_report_is_refused_by_the_name_of_its_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "strange.json"
@@ -137,9 +160,14 @@ def test_a_clean_picture_that_is_wrong_needs_no_change(tiny: Clip, broken: Probe
     assert smallest_change(probed(tiny, radii=(0.001,), true_label=truth).report, "linf") == 0
 
 
-@pytest.mark.parametrize(("levels", "radius", "expected"), [(1, 1, True), (1, 0.99, False), (4, 4, True), (2, 1, False)])
+@pytest.mark.parametrize(
+    ("levels", "radius", "expected"), [(1, 1, True), (1, 0.99, False), (4, 4, True), (2, 1, False)]
+)
 def test_a_change_of_a_whole_level_is_within_that_radius(levels: int, radius: float, expected: bool) -> None:
-    assert within((torch.tensor(levels / 255) + torch.tensor(0.3) - torch.tensor(0.3)).item(), radius / 255) is expected
+    assert (
+        within((torch.tensor(levels / 255) + torch.tensor(0.3) - torch.tensor(0.3)).item(), radius / 255)
+        is expected
+    )
     assert not within(None, radius / 255)
 
 

@@ -45,7 +45,9 @@ class Victim:
 
 
 def picture(clip: Clip) -> Pixels:
-    levels = torch.randint(0, 256, (1, 3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(7))
+    levels = torch.randint(
+        0, 256, (1, 3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(7)
+    )
     return levels / 255
 
 
@@ -60,9 +62,13 @@ def test_an_honest_victim_raises_no_flag(tiny: Clip) -> None:
     assert not gradients.gradient_present(score, pixels, SEEDS)[0].fired
     assert not gradients.gradient_scale(score, score, pixels, SEEDS)[0].fired
     assert not gradients.gradient_true(score, pixels, SEEDS)[0].fired
-    assert not any(flag.fired for flag in forwards.randomness(victim, pixels, SEEDS, declared=False, eot=1)[0])
+    assert not any(
+        flag.fired for flag in forwards.randomness(victim, pixels, SEEDS, declared=False, eot=1)[0]
+    )
     assert not forwards.rows_independent(victim, pixels, SEEDS, alone=victim(pixels, SEEDS))[0].fired
-    assert not strength.unbounded_succeeds(PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",)), score, pixels, SEEDS)[0].fired
+    assert not strength.unbounded_succeeds(
+        PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",)), score, pixels, SEEDS
+    )[0].fired
 
 
 def test_a_hard_quantiser_has_no_gradient(tiny: Clip) -> None:
@@ -75,7 +81,9 @@ def test_a_hard_quantiser_has_no_gradient(tiny: Clip) -> None:
 
 def test_an_attack_without_a_gradient_fails_even_unbounded(tiny: Clip) -> None:
     attack = PGD(ball=Linf(radius=64 / 255), steps=3, starts=("zero",))
-    assert strength.unbounded_succeeds(attack, margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)[0].fired
+    assert strength.unbounded_succeeds(attack, margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)[
+        0
+    ].fired
 
 
 @pytest.mark.parametrize(
@@ -89,7 +97,9 @@ def test_an_attack_without_a_gradient_fails_even_unbounded(tiny: Clip) -> None:
         (Square(ball=Linf(radius=4 / 255)), False),
     ],
 )
-def test_an_attack_tells_of_its_gradients_where_it_goes_on_from_a_random_point(attack: object, tells: bool) -> None:
+def test_an_attack_tells_of_its_gradients_where_it_goes_on_from_a_random_point(
+    attack: object, tells: bool
+) -> None:
     assert gradients.climbs(attack, Linf(radius=4 / 255)) == tells
 
 
@@ -107,7 +117,9 @@ def test_what_is_seen_of_a_climb_leaves_out_the_picture_itself_which_may_be_stat
     watched = gradients.Climbing(margin(Hollow(tiny, "honest"), tiny))
     attacked = attack(watched.score, clean, SEEDS)
     seen = watched.of(attack, attacked)
-    assert watched.score.shares[11].tolist() == pytest.approx([1, 0, 1], abs=0.1)  # the eight before climbed in a batch of their own
+    assert watched.score.shares[11].tolist() == pytest.approx(
+        [1, 0, 1], abs=0.1
+    )  # the eight before climbed in a batch of their own
     assert not gradients.gradient_along(seen.zero_share).fired
     assert (len(seen.value), len(seen.margin)) == (11, 11)
     assert torch.equal(seen.value, attacked.trace_value[99:110, 0])
@@ -133,18 +145,26 @@ def test_noise_must_be_averaged_and_must_be_fresh(tiny: Clip) -> None:
 
 def test_batch_mates_that_move_a_row_are_found(tiny: Clip) -> None:
     victim = Victim(tiny, "batch-mean")
-    assert forwards.rows_independent(victim, picture(tiny), SEEDS, alone=victim(picture(tiny), SEEDS))[0].fired
+    assert forwards.rows_independent(victim, picture(tiny), SEEDS, alone=victim(picture(tiny), SEEDS))[
+        0
+    ].fired
 
 
 @pytest.mark.parametrize("ball", [Linf(radius=1 / 255), L2(radius=0.1)])
 def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip, ball: BallSpec) -> None:
     victim = Victim(tiny, "honest")
-    wrong = (victim(picture(tiny), SEEDS).argmax(dim=1) + 1) % len(LABELS)  # already misclassified: every draw reaches the goal
+    wrong = (victim(picture(tiny), SEEDS).argmax(dim=1) + 1) % len(
+        LABELS
+    )  # already misclassified: every draw reaches the goal
     score = label_score("margin", victim, wrong)
     assert strength.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=False).diagnostic.fired
-    assert not strength.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=True).diagnostic.fired
+    assert not strength.noise_weaker(
+        score, picture(tiny), SEEDS, ball, adaptive_success=True
+    ).diagnostic.fired
     nowhere = ball.model_copy(update={"radius": 0.0})
-    still = strength.noise_weaker(margin(victim, tiny), picture(tiny), SEEDS, nowhere, adaptive_success=False).diagnostic
+    still = strength.noise_weaker(
+        margin(victim, tiny), picture(tiny), SEEDS, nowhere, adaptive_success=False
+    ).diagnostic
     assert (still.fired, still.number) == (False, 0.0)
     assert strength.transfer_weaker(transfer_success=True, adaptive_success=False).fired
 
@@ -169,7 +189,14 @@ def test_every_symptom_has_a_name_of_its_own_advice_and_a_price_that_grows_with_
 
 
 @pytest.mark.parametrize(
-    ("reached", "lost"), [([], 0), ([False, True, True], 0), ([False, False], 0), ([True, False, True, False], 2), ([False, True, False], 1)]
+    ("reached", "lost"),
+    [
+        ([], 0),
+        ([False, True, True], 0),
+        ([False, False], 0),
+        ([True, False, True, False], 2),
+        ([False, True, False], 1),
+    ],
 )
 def test_no_attack_may_fail_after_a_weaker_one_succeeded(reached: list[bool], lost: int) -> None:
     flag = strength.monotone(reached)
@@ -187,8 +214,12 @@ def test_no_attack_may_fail_after_a_weaker_one_succeeded(reached: list[bool], lo
     ],
     ids=["rises", "stops", "oscillates", "never moved", "had arrived"],
 )
-def test_an_attack_in_vain_that_no_longer_rises_is_noticed(values: list[float], reached: bool, flat: bool) -> None:
-    flag = gradients.rising(torch.tensor(values, dtype=torch.float32), torch.tensor([-1.0] * 5 + [1.0 if reached else -1.0]))
+def test_an_attack_in_vain_that_no_longer_rises_is_noticed(
+    values: list[float], reached: bool, flat: bool
+) -> None:
+    flag = gradients.rising(
+        torch.tensor(values, dtype=torch.float32), torch.tensor([-1.0] * 5 + [1.0 if reached else -1.0])
+    )
     assert (flag.id, flag.fired, flag.severity) == ("M14", flat, "soft")
 
 
@@ -196,7 +227,9 @@ def test_an_answer_from_values_alone_outweighs_gradients_that_failed() -> None:
     assert strength.black_box_weaker(black_box_success=True, adaptive_success=False).fired
     assert not strength.black_box_weaker(black_box_success=True, adaptive_success=True).fired
     weights = torch.stack([torch.zeros(3 * 8 * 8), torch.full((3 * 8 * 8,), 1 / (3 * 8 * 8))])
-    bright = LinearClassifier(weights, torch.tensor([0.5 + 0.2 / 255, 0.0]))  # label 1 from a mean of a little more than 0.5 on
+    bright = LinearClassifier(
+        weights, torch.tensor([0.5 + 0.2 / 255, 0.0])
+    )  # label 1 from a mean of a little more than 0.5 on
     score = label_score("margin", bright, torch.tensor([0]))
     for radius, found in ((4 / 255, True), (0.1 / 255, False)):
         finding = strength.square_weaker(score, torch.full((1, 3, 8, 8), 0.5), SEEDS, Linf(radius=radius))
@@ -210,12 +243,23 @@ def test_a_search_by_values_that_an_attack_ended_with_is_not_made_again(tiny: Cl
     score = margin(victim, tiny)
     ball = Linf(radius=1e-6)
     suspect = checks.Suspect(
-        score=score, undefended=None, classifier=victim, pixels=picture(tiny), seeds=SEEDS, ball=ball, gradient="ste", randomized=False, eot=1
+        score=score,
+        undefended=None,
+        classifier=victim,
+        pixels=picture(tiny),
+        seeds=SEEDS,
+        ball=ball,
+        gradient="ste",
+        randomized=False,
+        eot=1,
     )
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
 
     def bill(**known: bool) -> int:
-        return sum(finding.cost.charged for finding in checks.examine(suspect, {"adaptive": False}, unbounded=unbounded, **known))
+        return sum(
+            finding.cost.charged
+            for finding in checks.examine(suspect, {"adaptive": False}, unbounded=unbounded, **known)
+        )
 
     findings = checks.examine(suspect, {"adaptive": found}, unbounded=unbounded, queried=found)
     told = {finding.diagnostic.id: finding.diagnostic for finding in findings}
@@ -224,7 +268,9 @@ def test_a_search_by_values_that_an_attack_ended_with_is_not_made_again(tiny: Cl
 
 
 def test_what_succeeds_on_lucky_draws_alone_raises_no_flag() -> None:
-    """A coin decides, weighted to the right side: every search finds a draw that is lost, and none finds a picture that is."""
+    """A coin decides, weighted to the right side: every search finds a draw that is lost, and none finds a
+    picture that is.
+    """
     coin = Noisy(LinearClassifier(torch.zeros(2, 3 * 8 * 8), torch.tensor([1.0, 0.0])))
     pixels = torch.full((1, 3, 8, 8), 0.5)
     score = label_score("margin", coin, torch.tensor([0]))
@@ -242,7 +288,10 @@ def test_what_succeeds_on_lucky_draws_alone_raises_no_flag() -> None:
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
     believed = strength.square_weaker(score, pixels, SEEDS, suspect.ball).diagnostic
     assert believed.fired, "a search that is taken at its word has found something"
-    found = {finding.diagnostic.id: finding for finding in checks.examine(suspect, {"adaptive": False}, unbounded=unbounded)}
+    found = {
+        finding.diagnostic.id: finding
+        for finding in checks.examine(suspect, {"adaptive": False}, unbounded=unbounded)
+    }
     assert not any(found[id].diagnostic.fired or found[id].suspicion for id in ("M6", "M7", "M8"))
     assert found["M9"].diagnostic.fired
 
@@ -263,12 +312,18 @@ def test_a_probability_of_one_is_saturated(tiny: Clip) -> None:
     score = label_score("cross_entropy", sure, torch.tensor([0]))
     flag, cost, _ = gradients.saturation(score, picture(tiny), SEEDS, Linf(radius=1 / 255), standing=False)
     assert (flag.id, flag.fired, flag.severity, cost.charged) == ("M4", True, "soft", 1)
-    assert not gradients.saturation(margin(Victim(tiny, "honest"), tiny), picture(tiny), SEEDS, Linf(radius=1 / 255), standing=True).diagnostic.fired
+    assert not gradients.saturation(
+        margin(Victim(tiny, "honest"), tiny), picture(tiny), SEEDS, Linf(radius=1 / 255), standing=True
+    ).diagnostic.fired
 
 
-@pytest.mark.parametrize(("loss", "ids"), [("margin", {"M6", "M7", "M8"}), ("cross_entropy", {"M4", "M6", "M7", "M8"})])
+@pytest.mark.parametrize(
+    ("loss", "ids"), [("margin", {"M6", "M7", "M8"}), ("cross_entropy", {"M4", "M6", "M7", "M8"})]
+)
 def test_a_check_hands_over_what_it_found_in_the_ball_and_how(loss: AnyScoreName, ids: set[str]) -> None:
-    """A bright picture changes sides at a hair's breadth: whatever is tried breaks it, but for an attack that was made to fail."""
+    """A bright picture changes sides at a hair's breadth: whatever is tried breaks it, but for an attack that
+    was made to fail.
+    """
     weights = torch.stack([torch.zeros(3 * 8 * 8), torch.full((3 * 8 * 8,), 1 / (3 * 8 * 8))])
     bright = LinearClassifier(weights, torch.tensor([0.5 + 1e-6, 0.0]))
     pixels, ball = torch.full((1, 3, 8, 8), 0.5), Linf(radius=4 / 255)
@@ -283,8 +338,12 @@ def test_a_check_hands_over_what_it_found_in_the_ball_and_how(loss: AnyScoreName
         randomized=False,
         eot=1,
     )
-    findings = list(checks.examine(suspect, {"adaptive": False}, unbounded=PGD(ball=Linf(radius=64 / 255), steps=2)))
-    handed = {finding.diagnostic.id: finding.suspicion for finding in findings if finding.suspicion is not None}
+    findings = list(
+        checks.examine(suspect, {"adaptive": False}, unbounded=PGD(ball=Linf(radius=64 / 255), steps=2))
+    )
+    handed = {
+        finding.diagnostic.id: finding.suspicion for finding in findings if finding.suspicion is not None
+    }
     assert set(handed) == ids
     assert len(handed) == checks.suspicions(cross_entropy=loss == "cross_entropy")
     for suspicion in handed.values():

@@ -1,4 +1,6 @@
-"""Every animal of the masking zoo is flagged by the check it was bred for and falls to the right attack; an honest victim is never accused."""
+"""Every animal of the masking zoo is flagged by the check it was bred for and falls to the right attack; an
+honest victim is never accused.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,11 +58,17 @@ class Case:
         return label_score("margin", self.defended.classifier, self.target)
 
     def falls(self, attacked: Pixels) -> bool:
-        """Whether the label is lost in fresh forward passes, for a randomized victim in most draws beyond doubt."""
+        """Whether the label is lost in fresh forward passes, for a randomized victim in most draws beyond
+        doubt.
+        """
         draws = FRESH if self.randomized else 1
         streams = torch.cat([derive(SEEDS, f"fresh-{index}") for index in range(draws)])
         with torch.no_grad():
-            wrong = int((self.defended(attacked.expand(draws, -1, -1, -1), streams).argmax(dim=1) != self.target).sum())
+            wrong = int(
+                (
+                    self.defended(attacked.expand(draws, -1, -1, -1), streams).argmax(dim=1) != self.target
+                ).sum()
+            )
         return wilson(wrong, draws).low > 0.5 if self.randomized else wrong == 1
 
 
@@ -82,12 +90,21 @@ class Counted:
 
 def case(clip: Clip, *defenses: PixelDefense, seed: int = 7, logit_scale: float = 1.0) -> Case:
     classifier = zero_shot(clip, Prompts(), LABELS)
-    defended = Defended(replace(classifier, logit_scale=logit_scale * classifier.logit_scale), Chain(defenses) if defenses else Identity())
-    levels = torch.randint(0, 256, (1, 3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(seed))
+    defended = Defended(
+        replace(classifier, logit_scale=logit_scale * classifier.logit_scale),
+        Chain(defenses) if defenses else Identity(),
+    )
+    levels = torch.randint(
+        0, 256, (1, 3, clip.image_size, clip.image_size), generator=torch.Generator().manual_seed(seed)
+    )
     draws = FRESH if defended.defense.randomized else 1
     streams = torch.cat([derive(SEEDS, f"clean-{index}") for index in range(draws)])
     with torch.no_grad():
-        target = defended((levels / 255).expand(draws, -1, -1, -1), streams).mean(dim=0, keepdim=True).argmax(dim=1)
+        target = (
+            defended((levels / 255).expand(draws, -1, -1, -1), streams)
+            .mean(dim=0, keepdim=True)
+            .argmax(dim=1)
+        )
     return Case(defended, levels / 255, target)
 
 
@@ -96,7 +113,9 @@ def naive(subject: Case, loss: AnyScoreName = "margin", *, eot: int = 1, ball: B
     return PGD(ball=ball, steps=20, stop="never")(subject.score(loss, eot=eot), subject.pixels, SEEDS).pixels
 
 
-def fired(subject: Case, loss: AnyScoreName = "margin", *, eot: int = 1, ball: BallSpec = BALL) -> dict[str, str]:
+def fired(
+    subject: Case, loss: AnyScoreName = "margin", *, eot: int = 1, ball: BallSpec = BALL
+) -> dict[str, str]:
     """Identifiers and severities of the flags that the naive attack earns."""
     static = PGD(ball=ball, steps=20, stop="never")(subject.undefended(), subject.pixels, SEEDS).pixels
     suspect = Suspect(
@@ -110,17 +129,28 @@ def fired(subject: Case, loss: AnyScoreName = "margin", *, eot: int = 1, ball: B
         randomized=subject.randomized,
         eot=eot,
     )
-    successes = {"adaptive": subject.falls(naive(subject, loss, eot=eot, ball=ball)), "static": subject.falls(static)}
+    successes = {
+        "adaptive": subject.falls(naive(subject, loss, eot=eot, ball=ball)),
+        "static": subject.falls(static),
+    }
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",))
     found = list(examine(suspect, successes, unbounded=unbounded))
-    bill = checks.bill(eot, randomized=subject.randomized, cross_entropy=loss == "cross_entropy").plus(unbounded.bill(eot)).charged
+    bill = (
+        checks.bill(eot, randomized=subject.randomized, cross_entropy=loss == "cross_entropy")
+        .plus(unbounded.bill(eot))
+        .charged
+    )
     assert sum(finding.cost.charged for finding in found) <= bill
-    return {finding.diagnostic.id: finding.diagnostic.severity for finding in found if finding.diagnostic.fired}
+    return {
+        finding.diagnostic.id: finding.diagnostic.severity for finding in found if finding.diagnostic.fired
+    }
 
 
 def past(subject: Case) -> Pixels:
     """BPDA: the gradient goes past the defense, values through it."""
-    return PGD(ball=BALL, steps=40, stop="never")(bypassed(subject.undefended(), subject.defended.defense), subject.pixels, SEEDS).pixels
+    return PGD(ball=BALL, steps=40, stop="never")(
+        bypassed(subject.undefended(), subject.defended.defense), subject.pixels, SEEDS
+    ).pixels
 
 
 def squares(subject: Case) -> Pixels:
@@ -132,7 +162,9 @@ def transferred(subject: Case) -> Pixels:
 
 
 def in_float32(subject: Case) -> Pixels:
-    twin = Case(replace(subject.defended, defense=Chain((AnchoredChain(half=False),))), subject.pixels, subject.target)
+    twin = Case(
+        replace(subject.defended, defense=Chain((AnchoredChain(half=False),))), subject.pixels, subject.target
+    )
     return naive(twin)
 
 
@@ -174,7 +206,9 @@ def test_every_animal_is_flagged(tiny: Clip, animal: Animal, flags: set[str]) ->
     assert "hard" in found.values()
 
 
-@pytest.mark.parametrize(("animal", "way"), [(animal, way) for animal, _, ways in ZOO for way in ways], ids=named)
+@pytest.mark.parametrize(
+    ("animal", "way"), [(animal, way) for animal, _, ways in ZOO for way in ways], ids=named
+)
 def test_every_animal_falls_to_the_right_attack(tiny: Clip, animal: Animal, way: Way) -> None:
     subject = case(tiny, animal)
     attacked = way(subject)
@@ -183,7 +217,11 @@ def test_every_animal_falls_to_the_right_attack(tiny: Clip, animal: Animal, way:
     assert subject.falls(attacked)
 
 
-@pytest.mark.parametrize("animal", [HardQuantiser(), DetachedPurifier(), AnchoredChain(), Optimiser()], ids=lambda animal: animal.kind)
+@pytest.mark.parametrize(
+    "animal",
+    [HardQuantiser(), DetachedPurifier(), AnchoredChain(), Optimiser()],
+    ids=lambda animal: animal.kind,
+)
 def test_those_that_hide_their_gradient_withstand_the_naive_attack(tiny: Clip, animal: Animal) -> None:
     subject = case(tiny, animal)
     assert not subject.falls(naive(subject))
@@ -212,18 +250,30 @@ def test_a_plain_victim_is_never_accused(tiny: Clip, seed: int, ball: BallSpec) 
     assert fired(case(tiny, seed=seed), ball=ball) == {}
 
 
-@pytest.mark.parametrize("ball", [BALL, Linf(radius=0.25 / 255), L2(radius=0.02)], ids=["broken", "standing", "standing in L2"])
+@pytest.mark.parametrize(
+    "ball", [BALL, Linf(radius=0.25 / 255), L2(radius=0.02)], ids=["broken", "standing", "standing in L2"]
+)
 @pytest.mark.parametrize("defense", [BitDepth(bits=5), ResizePad(), Noise(deviation=0.02)], ids=named)
-def test_a_defense_that_tells_the_truth_is_never_accused(tiny: Clip, defense: PixelDefense, ball: BallSpec) -> None:
+def test_a_defense_that_tells_the_truth_is_never_accused(
+    tiny: Clip, defense: PixelDefense, ball: BallSpec
+) -> None:
     assert fired(case(tiny, defense), eot=8 if defense.randomized else 1, ball=ball) == {}
 
 
 @pytest.mark.parametrize(
     ("defense", "ball"),
-    [(None, BALL), (None, Linf(radius=0.5 / 255)), (None, L2(radius=0.5)), (BitDepth(), BALL), (Noise(deviation=0.02), BALL)],
+    [
+        (None, BALL),
+        (None, Linf(radius=0.5 / 255)),
+        (None, L2(radius=0.5)),
+        (BitDepth(), BALL),
+        (Noise(deviation=0.02), BALL),
+    ],
     ids=["plain", "half a level", "L2", "bit_depth", "noise"],
 )
-def test_the_self_test_finds_what_exists_in_an_honest_victim(tiny: Clip, defense: PixelDefense | None, ball: BallSpec) -> None:
+def test_the_self_test_finds_what_exists_in_an_honest_victim(
+    tiny: Clip, defense: PixelDefense | None, ball: BallSpec
+) -> None:
     subject, state = case(tiny, *([] if defense is None else [defense])), torch.random.get_rng_state()
     eot = 4 if subject.randomized else 1
     outcome, cost = self_test(subject.defended.features, subject.pixels, SEEDS, ball, eot=eot, problems=2)
@@ -235,7 +285,9 @@ def test_the_self_test_finds_what_exists_in_an_honest_victim(tiny: Clip, defense
     assert (flag.id, flag.number, flag.fired) == ("S1", 1.0, False)
 
 
-@pytest.mark.parametrize("animal", [HardQuantiser(), DetachedPurifier(), AnchoredChain(), Optimiser()], ids=named)
+@pytest.mark.parametrize(
+    "animal", [HardQuantiser(), DetachedPurifier(), AnchoredChain(), Optimiser()], ids=named
+)
 def test_the_self_test_fails_where_gradients_are_hidden(tiny: Clip, animal: Animal) -> None:
     subject = case(tiny, animal)
     outcome, _ = self_test(subject.defended.features, subject.pixels, SEEDS, BALL, problems=1)
@@ -245,10 +297,18 @@ def test_the_self_test_fails_where_gradients_are_hidden(tiny: Clip, animal: Anim
     assert (flag.id, flag.fired, flag.severity) == ("S1", True, "hard")
 
 
-@pytest.mark.parametrize(("defenses", "ball"), [((), Linf(radius=0)), ((ResizePad(),), BALL)], ids=["one point", "draws move farther than the ball"])
-def test_a_problem_that_cannot_be_posed_says_nothing(tiny: Clip, defenses: tuple[PixelDefense, ...], ball: BallSpec) -> None:
+@pytest.mark.parametrize(
+    ("defenses", "ball"),
+    [((), Linf(radius=0)), ((ResizePad(),), BALL)],
+    ids=["one point", "draws move farther than the ball"],
+)
+def test_a_problem_that_cannot_be_posed_says_nothing(
+    tiny: Clip, defenses: tuple[PixelDefense, ...], ball: BallSpec
+) -> None:
     subject = case(tiny, *defenses)
-    outcome, cost = self_test(subject.defended.features, subject.pixels, SEEDS, ball, eot=8 if subject.randomized else 1, problems=1)
+    outcome, cost = self_test(
+        subject.defended.features, subject.pixels, SEEDS, ball, eot=8 if subject.randomized else 1, problems=1
+    )
     assert (outcome.valid, outcome.void, cost.backward) == (0, 1, 0)
     assert outcome.diagnostic() is None
 
@@ -264,7 +324,9 @@ def test_no_pass_of_a_self_test_goes_past_guard_and_share(tiny: Clip) -> None:
         shares.append(Counted(classifier))
         return shares[-1]
 
-    _, cost = self_test(subject.defended.features, subject.pixels, SEEDS, BALL, problems=1, guard=guard, share=share)
+    _, cost = self_test(
+        subject.defended.features, subject.pixels, SEEDS, BALL, problems=1, guard=guard, share=share
+    )
     asked = sum(classifier.rows for classifier in shares)
     assert len(guards) == 1
     assert cost == guards[0].cost.plus(Cost(asked, 0))

@@ -23,7 +23,11 @@ def every_score() -> list[Score]:
     embed = lambda pixels: F.avg_pool2d(pixels, 4).flatten(1) * 9  # noqa: E731 - a short encoder
     clean = embed(PIXELS + 0.01 * torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(0)))
     return [
-        *(label_score(name, toy, TARGETS, goals) for name in ("cross_entropy", "margin") for goals in (None, GOALS)),
+        *(
+            label_score(name, toy, TARGETS, goals)
+            for name in ("cross_entropy", "margin")
+            for goals in (None, GOALS)
+        ),
         label_score("cross_entropy", toy, TARGETS, temperature=10.0),
         label_score("cross_entropy", toy, TARGETS, temperature=torch.tensor([1.0, 10.0] * 4)),
         label_score("dlr", drawn_linear(), TARGETS),
@@ -47,7 +51,12 @@ def test_values_are_the_textbook_ones() -> None:
     rows = torch.arange(8)
     expected = {
         "cross_entropy": -logits.log_softmax(dim=1)[rows, TARGETS],
-        "margin": torch.stack([max(z for i, z in enumerate(row) if i != y) - row[y] for row, y in zip(logits, TARGETS, strict=True)]),
+        "margin": torch.stack(
+            [
+                max(z for i, z in enumerate(row) if i != y) - row[y]
+                for row, y in zip(logits, TARGETS, strict=True)
+            ]
+        ),
     }
     for name in ("cross_entropy", "margin"):
         seen = label_score(name, toy, TARGETS)(PIXELS, SEEDS, grad=False)
@@ -79,10 +88,17 @@ class TestEveryScore:
     def test_the_gradient_agrees_with_central_differences(self, score: Score) -> None:
         gradient = score(PIXELS, SEEDS, grad=True).grad
         assert gradient is not None
-        direction = torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(8)).sign() + gradient.sign()
+        direction = (
+            torch.randn(PIXELS.shape, generator=torch.Generator().manual_seed(8)).sign() + gradient.sign()
+        )
         step = 1e-4
-        rise = score(PIXELS + step * direction, SEEDS, grad=False).value - score(PIXELS - step * direction, SEEDS, grad=False).value
-        assert torch.allclose(rise / (2 * step), (gradient * direction).flatten(1).sum(dim=1), rtol=0.15, atol=0.05)
+        rise = (
+            score(PIXELS + step * direction, SEEDS, grad=False).value
+            - score(PIXELS - step * direction, SEEDS, grad=False).value
+        )
+        assert torch.allclose(
+            rise / (2 * step), (gradient * direction).flatten(1).sum(dim=1), rtol=0.15, atol=0.05
+        )
 
     def test_rows_are_independent_and_selection_follows(self, score: Score) -> None:
         whole = score(PIXELS, SEEDS, grad=True)
@@ -90,7 +106,11 @@ class TestEveryScore:
         for rows in (torch.tensor([6, 1, 1]), torch.tensor([4]), torch.arange(8).flip(0)):
             part = score.select(rows)(PIXELS[rows], SEEDS[rows], grad=True)
             assert part.grad is not None
-            for found, expected in ((part.value, whole.value), (part.margin, whole.margin), (part.grad, whole.grad)):
+            for found, expected in (
+                (part.value, whole.value),
+                (part.margin, whole.margin),
+                (part.grad, whole.grad),
+            ):
                 assert torch.allclose(found, expected[rows], atol=1e-5)
 
     def test_nothing_stays_on_the_graph_and_no_gradient_is_made_unasked(self, score: Score) -> None:
@@ -154,13 +174,23 @@ def test_one_label_is_no_decision() -> None:
 @pytest.mark.parametrize(("loss", "labels"), [("dlr", 2), ("targeted_dlr", 3)])
 def test_a_loss_that_compares_more_labels_than_there_are_is_refused(loss: LossName, labels: int) -> None:
     with pytest.raises(InvalidInput, match="labels") as refused:
-        label_score(loss, drawn_linear(labels=labels), torch.zeros(8, dtype=torch.int64), rivals=torch.ones(8, dtype=torch.int64))
+        label_score(
+            loss,
+            drawn_linear(labels=labels),
+            torch.zeros(8, dtype=torch.int64),
+            rivals=torch.ones(8, dtype=torch.int64),
+        )
     assert refused.value.field == "score"
 
 
 def test_rivals_belong_to_targeted_losses_and_are_other_labels() -> None:
     toy = drawn_linear()
-    for loss, rivals in (("margin", GOALS), ("targeted_margin", None), ("targeted_margin", TARGETS), ("targeted_margin", GOALS + 9)):
+    for loss, rivals in (
+        ("margin", GOALS),
+        ("targeted_margin", None),
+        ("targeted_margin", TARGETS),
+        ("targeted_margin", GOALS + 9),
+    ):
         with pytest.raises(InvalidInput) as refused:
             label_score(loss, toy, TARGETS, rivals=rivals)
         assert refused.value.field == "rivals"
@@ -169,7 +199,12 @@ def test_rivals_belong_to_targeted_losses_and_are_other_labels() -> None:
 def test_whatever_is_raised_the_margin_is_that_of_the_decision() -> None:
     toy = drawn_linear()
     expected = untargeted_margin(toy(PIXELS, SEEDS), TARGETS)
-    for loss, rivals in (("cross_entropy", None), ("dlr", None), ("targeted_margin", GOALS), ("targeted_dlr", GOALS)):
+    for loss, rivals in (
+        ("cross_entropy", None),
+        ("dlr", None),
+        ("targeted_margin", GOALS),
+        ("targeted_dlr", GOALS),
+    ):
         seen = label_score(loss, toy, TARGETS, rivals=rivals)(PIXELS, SEEDS, grad=False)
         assert torch.allclose(seen.margin, expected, atol=1e-5)
         assert seen.logits is not None
@@ -184,15 +219,28 @@ def test_a_score_is_restated_inside_its_wrappers() -> None:
     directly = averaged(label_score("targeted_margin", noisy.classifier, TARGETS, rivals=GOALS), 3)
     rows = torch.tensor([5, 2])
     for pair in ((again, directly), (again.select(rows), directly.select(rows))):
-        found, expected = (score(PIXELS[: len(decision(score).targets)], SEEDS[: len(decision(score).targets)], grad=False) for score in pair)
+        found, expected = (
+            score(PIXELS[: len(decision(score).targets)], SEEDS[: len(decision(score).targets)], grad=False)
+            for score in pair
+        )
         assert torch.allclose(found.value, expected.value, atol=1e-5)
-    for refused in (lambda: restated(EmbeddingShift(torch.abs, PIXELS), "margin"), lambda: decision(EmbeddingShift(torch.abs, PIXELS))):
+    for refused in (
+        lambda: restated(EmbeddingShift(torch.abs, PIXELS), "margin"),
+        lambda: decision(EmbeddingShift(torch.abs, PIXELS)),
+    ):
         with pytest.raises(InvalidInput, match="decision"):
             refused()
 
 
-@pytest.mark.parametrize(("targets", "goals", "field"), [([4], None, "targets"), ([-1], None, "targets"), ([0], [4], "goals"), ([1], [1], "goals")])
-def test_labels_that_are_not_there_are_refused(targets: list[int], goals: list[int] | None, field: str) -> None:
+@pytest.mark.parametrize(
+    ("targets", "goals", "field"),
+    [([4], None, "targets"), ([-1], None, "targets"), ([0], [4], "goals"), ([1], [1], "goals")],
+)
+def test_labels_that_are_not_there_are_refused(
+    targets: list[int], goals: list[int] | None, field: str
+) -> None:
     with pytest.raises(InvalidInput) as refused:
-        label_score("margin", drawn_linear(), torch.tensor(targets), None if goals is None else torch.tensor(goals))
+        label_score(
+            "margin", drawn_linear(), torch.tensor(targets), None if goals is None else torch.tensor(goals)
+        )
     assert refused.value.field == field

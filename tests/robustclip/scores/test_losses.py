@@ -25,8 +25,12 @@ def test_losses_are_the_textbook_ones() -> None:
         ordered = sorted(z, reverse=True)
         margin = max(value for index, value in enumerate(z) if index != y) - z[y]
         assert untargeted_margin(LOGITS, TARGETS)[row].item() == pytest.approx(margin, abs=1e-5)
-        assert cross_entropy(LOGITS, TARGETS)[row].item() == pytest.approx(-F.log_softmax(LOGITS[row], dim=0)[y].item(), abs=1e-5)
-        assert cross_entropy(LOGITS, TARGETS, 10.0)[row].item() == pytest.approx(-F.log_softmax(LOGITS[row] / 10, dim=0)[y].item(), abs=1e-5)
+        assert cross_entropy(LOGITS, TARGETS)[row].item() == pytest.approx(
+            -F.log_softmax(LOGITS[row], dim=0)[y].item(), abs=1e-5
+        )
+        assert cross_entropy(LOGITS, TARGETS, 10.0)[row].item() == pytest.approx(
+            -F.log_softmax(LOGITS[row] / 10, dim=0)[y].item(), abs=1e-5
+        )
         assert dlr(LOGITS, TARGETS)[row].item() == pytest.approx(margin / (ordered[0] - ordered[2]), abs=1e-5)
         assert targeted_margin(LOGITS, TARGETS, RIVALS)[row].item() == pytest.approx(z[t] - z[y], abs=1e-5)
         expected = (z[t] - z[y]) / (ordered[0] - (ordered[2] + ordered[3]) / 2)
@@ -43,13 +47,18 @@ def test_a_temperature_may_be_one_a_row() -> None:
 def test_ratios_do_not_see_scale_and_shift() -> None:
     moved = 100 * LOGITS + 7
     assert torch.allclose(dlr(moved, TARGETS), dlr(LOGITS, TARGETS), atol=1e-4)
-    assert torch.allclose(targeted_dlr(moved, TARGETS, RIVALS), targeted_dlr(LOGITS, TARGETS, RIVALS), atol=1e-4)
+    assert torch.allclose(
+        targeted_dlr(moved, TARGETS, RIVALS), targeted_dlr(LOGITS, TARGETS, RIVALS), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("labels", [2, 3, 4, 9, 10, 1000])
 def test_every_loss_is_finite_with_as_few_labels_as_it_allows_and_where_all_tie(labels: int) -> None:
     targets = torch.zeros(2, dtype=torch.int64)
-    for logits in (torch.randn(2, labels, generator=torch.Generator().manual_seed(labels)), torch.ones(2, labels)):
+    for logits in (
+        torch.randn(2, labels, generator=torch.Generator().manual_seed(labels)),
+        torch.ones(2, labels),
+    ):
         for name, loss in UNTARGETED.items():
             assert labels < LEAST_LABELS[name] or loss(logits, targets).isfinite().all()
         for name, aimed in TARGETED.items():

@@ -8,7 +8,16 @@ from toys import Noisy, drawn_linear, gratings, trained_conv
 
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.scores.kinds import label_score
-from robustclip.scores.wrappers import averaged, bypassed, estimated, guarded, pooled, recorded, reduced, transferred
+from robustclip.scores.wrappers import (
+    averaged,
+    bypassed,
+    estimated,
+    guarded,
+    pooled,
+    recorded,
+    reduced,
+    transferred,
+)
 from robustclip.seeds import draw_seeds
 from robustclip.types import FREE, Cost, Evaluation, Logits, Pixels, Seeds
 
@@ -26,7 +35,9 @@ def test_an_average_is_the_mean_over_fresh_draws() -> None:
     assert few.grad is not None
     assert few.grad.shape == PIXELS.shape
     again = averaged(noisy, 400)(PIXELS, draw_seeds(99, 8), grad=False)
-    assert (many.value - again.value).abs().max() < 0.5  # two means of 400 draws, each of standard deviation about 1.4
+    assert (
+        many.value - again.value
+    ).abs().max() < 0.5  # two means of 400 draws, each of standard deviation about 1.4
     with pytest.raises(InvalidInput):
         averaged(noisy, 0)
 
@@ -86,12 +97,18 @@ def test_an_estimate_points_where_the_gradient_points_without_asking_for_one() -
     plain = label_score("margin", drawn_linear(), TARGETS)
     bill = recorded(plain)
     guessed = estimated(bill, 400)(PIXELS, SEEDS, grad=True)
-    cosine = torch.nn.functional.cosine_similarity(gradient(guessed), gradient(plain(PIXELS, SEEDS, grad=True)))
-    assert (cosine > 0.15).all()  # of 3072 directions 200 were tried: sqrt(200 / 3272) = 0.25 is what can be hoped for
+    cosine = torch.nn.functional.cosine_similarity(
+        gradient(guessed), gradient(plain(PIXELS, SEEDS, grad=True))
+    )
+    assert (
+        cosine > 0.15
+    ).all()  # of 3072 directions 200 were tried: sqrt(200 / 3272) = 0.25 is what can be hoped for
     assert torch.equal(guessed.value, plain(PIXELS, SEEDS, grad=False).value)
     assert bill.cost == guessed.cost == Cost(forward=8 * 401, backward=0)
     alone = estimated(plain, 40).select(torch.tensor([3]))(PIXELS[3:4], SEEDS[3:4], grad=True)
-    assert torch.allclose(gradient(alone)[0], gradient(estimated(plain, 40)(PIXELS, SEEDS, grad=True))[3], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(
+        gradient(alone)[0], gradient(estimated(plain, 40)(PIXELS, SEEDS, grad=True))[3], rtol=1e-3, atol=1e-4
+    )
     assert estimated(plain, 40)(PIXELS, SEEDS, grad=False).cost == Cost(forward=8)
     for samples in (0, 3):
         with pytest.raises(InvalidInput):
@@ -99,7 +116,10 @@ def test_an_estimate_points_where_the_gradient_points_without_asking_for_one() -
 
 
 def test_a_transferred_score_climbs_the_source_and_is_judged_by_the_victim() -> None:
-    source, victim = label_score("cross_entropy", drawn_linear(), TARGETS), label_score("margin", trained_conv(), TARGETS)
+    source, victim = (
+        label_score("cross_entropy", drawn_linear(), TARGETS),
+        label_score("margin", trained_conv(), TARGETS),
+    )
     rows = torch.tensor([6, 1])
     seen = transferred(source, victim).select(rows)(PIXELS[rows], SEEDS[rows], grad=True)
     expected = source(PIXELS, SEEDS, grad=True)
@@ -137,7 +157,10 @@ def test_a_bypassed_defense_is_seen_but_not_differentiated() -> None:
 
 
 def test_in_a_pool_nobody_outshouts_the_others() -> None:
-    quiet, other = label_score("margin", drawn_linear(), TARGETS), label_score("margin", trained_conv(), TARGETS)
+    quiet, other = (
+        label_score("margin", drawn_linear(), TARGETS),
+        label_score("margin", trained_conv(), TARGETS),
+    )
     loud = label_score("margin", drawn_linear(scale=1000.0), TARGETS)
     softly, loudly = (pooled([score, other])(PIXELS, SEEDS, grad=True) for score in (quiet, loud))
     assert torch.allclose(softly.value, loudly.value, rtol=1e-4)

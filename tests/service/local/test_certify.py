@@ -33,7 +33,9 @@ def told(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str,
     return status, json.loads(capsys.readouterr().out)
 
 
-def test_a_certificate_is_the_same_from_the_cache_and_without_one(picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_certificate_is_the_same_from_the_cache_and_without_one(
+    picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, first = told(capsys, str(picture), "--sigma", "0.1", "--defense", "bit_depth:4")
     kept = sorted(cache.glob("*/*"))
     assert [path.name for path in kept] == ["noise-0.question", "noise-0.safetensors"]
@@ -47,23 +49,36 @@ def test_a_certificate_is_the_same_from_the_cache_and_without_one(picture: Path,
     assert first["defense"] == [{"kind": "smoothing", "sigma": 0.1}, {"kind": "bit_depth", "bits": 4}]
 
 
-def test_other_labels_from_the_same_noise_are_exploratory_until_confirmed(picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_labels_from_the_same_noise_are_exploratory_until_confirmed(
+    picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told(capsys, str(picture))
     _, second = told(capsys, str(picture), "--labels", "cat,dog")
     _, confirmed = told(capsys, str(picture), "--labels", "cat,dog", "--confirm")
     assert second["certificates"][0]["exploratory"] is True
     assert confirmed["certificates"][0]["exploratory"] is False
-    assert sorted(path.name for path in cache.glob("*/*.safetensors")) == ["noise-0.safetensors", "noise-1.safetensors"]
+    assert sorted(path.name for path in cache.glob("*/*.safetensors")) == [
+        "noise-0.safetensors",
+        "noise-1.safetensors",
+    ]
 
 
-def test_several_lists_share_the_noise_and_alpha(picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_lists_share_the_noise_and_alpha(
+    picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, found = told(capsys, str(picture), "--also", "cat,dog", "--also", "sky,boat", "--alpha", "0.003")
-    assert [certificate["labels"] for certificate in found["certificates"]] == [["cat", "dog", "car"], ["cat", "dog"], ["sky", "boat"]]
+    assert [certificate["labels"] for certificate in found["certificates"]] == [
+        ["cat", "dog", "car"],
+        ["cat", "dog"],
+        ["sky", "boat"],
+    ]
     assert [certificate["alpha"] for certificate in found["certificates"]] == pytest.approx([0.001] * 3)
     assert len(list(cache.glob("*/*.safetensors"))) == 1
 
 
-def test_words_claim_no_more_than_was_certified(picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_claim_no_more_than_was_certified(
+    picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*COMMON, str(picture), "--sigma", "0.001", "--no-cache"]) == 0
     said = capsys.readouterr().out
     assert "holds within 0.001 (L2), 0.008/255 in every value: 200 of 200 votes" in said
@@ -71,13 +86,17 @@ def test_words_claim_no_more_than_was_certified(picture: Path, cache: Path, caps
     assert "prove no majority" in capsys.readouterr().out
 
 
-def test_the_noise_can_be_taken_away_before_each_vote(picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_noise_can_be_taken_away_before_each_vote(
+    picture: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, found = told(capsys, str(picture), "--sigma", "0.3", "--denoise", "tiny")
     _, plain = told(capsys, str(picture), "--sigma", "0.3")
     assert found["defense"] == [{"kind": "smoothing", "sigma": 0.3, "denoise": "tiny"}]
     assert plain["defense"] == [{"kind": "smoothing", "sigma": 0.3}]
     assert len(list(cache.glob("*/*.safetensors"))) == 2
-    _, again = told(capsys, str(picture), "--defense", '[{"kind": "smoothing", "sigma": 0.3, "denoise": "tiny"}]')
+    _, again = told(
+        capsys, str(picture), "--defense", '[{"kind": "smoothing", "sigma": 0.3, "denoise": "tiny"}]'
+    )
     assert again == found
 
 
@@ -111,8 +130,23 @@ def test_a_cache_that_is_no_folder_is_refused(picture: Path, tmp_path: Path) -> 
         main([*COMMON, str(picture), "--cache", str(picture)])
 
 
-def test_a_probe_certifies_the_vote_that_it_attacked(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [str(picture), *COMMON[:4], "--defense", "smoothing:0.001", "--norm", "l2", "--eps", "0.0001", "--steps", "1", "--certify", "40"]
+def test_a_probe_certifies_the_vote_that_it_attacked(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        str(picture),
+        *COMMON[:4],
+        "--defense",
+        "smoothing:0.001",
+        "--norm",
+        "l2",
+        "--eps",
+        "0.0001",
+        "--steps",
+        "1",
+        "--certify",
+        "40",
+    ]
     assert probe(asked) == 0
     said = capsys.readouterr().out
     assert said.startswith("certified: No change up to 0.0001 (L2) turns the vote from")
@@ -121,7 +155,12 @@ def test_a_probe_certifies_the_vote_that_it_attacked(picture: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("change", "field"), [(["--certify", "0"], "--certify"), (["--certify", "--sigma", "0"], "--sigma"), (["--sigma", "1"], "--sigma")]
+    ("change", "field"),
+    [
+        (["--certify", "0"], "--certify"),
+        (["--certify", "--sigma", "0"], "--sigma"),
+        (["--sigma", "1"], "--sigma"),
+    ],
 )
 def test_a_probe_refuses_what_can_not_be_certified_with(picture: Path, change: list[str], field: str) -> None:
     with pytest.raises(RobustClipError) as refusal:

@@ -23,9 +23,22 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_run_leaves_a_page_a_log_a_picture_and_json(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_leaves_a_page_a_log_a_picture_and_json(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     html, sarif, png = tmp_path / "new/report.html", tmp_path / "report.sarif", tmp_path / "witness.png"
-    asked = [str(picture), *LABELS, *LARGE, "--html", str(html), "--sarif", str(sarif), "--out", str(png), "--json"]
+    asked = [
+        str(picture),
+        *LABELS,
+        *LARGE,
+        "--html",
+        str(html),
+        "--sarif",
+        str(sarif),
+        "--out",
+        str(png),
+        "--json",
+    ]
     assert probe(asked) == 1
     (tmp_path / "report.json").write_text(capsys.readouterr().out)
     (report,) = read_reports(tmp_path / "report.json")
@@ -41,7 +54,13 @@ def test_one_run_leaves_a_page_a_log_a_picture_and_json(picture: Path, tmp_path:
     assert [result["ruleId"] for result in log["runs"][0]["results"]] == ["ROB004"]
     assert report.attacks[0].adversarial_png is not None
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tmp_path.iterdir()} == {picture.name, "new", "report.sarif", "witness.png", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        picture.name,
+        "new",
+        "report.sarif",
+        "witness.png",
+        "report.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,13 +92,17 @@ def test_where_nobody_wants_a_report_only_what_decides_the_status_is_tried(
     told = capsys.readouterr().out
     spent = re.search(r"(\d+) charged passes, seed", told)
     assert spent is not None
-    assert int(spent[1]) < whole["charged"] / (2 if status else 1), "where nothing broke, checks still look for what the attack missed"
+    assert int(spent[1]) < whole["charged"] / (2 if status else 1), (
+        "where nothing broke, checks still look for what the attack missed"
+    )
     assert {record["params"]["ball"]["radius"] for record in whole["attacks"]} >= {32 / 255, 16 / 255}
     left_out = "32/255" if policy == "16/255" else "32/255, 16/255"
     assert f"not tried, since it can't change the exit status: {left_out} (" in told
 
 
-def test_a_clean_picture_that_is_wrong_violates_any_policy(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clean_picture_that_is_wrong_violates_any_policy(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     probe([str(picture), *LABELS, *SMALL, "--json"])
     decided = json.loads(capsys.readouterr().out)["input"]["clean"]["label"]
     truth = next(label for label in ("cat", "dog") if label != decided)
@@ -87,11 +110,17 @@ def test_a_clean_picture_that_is_wrong_violates_any_policy(picture: Path, capsys
     assert "1 charged passes" in capsys.readouterr().out, "and no attack was needed"
 
 
-def test_several_radii_make_a_curve(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_radii_make_a_curve(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     html = tmp_path / "report.html"
-    probe([str(picture), *LABELS, "--eps", "1/255, 4/255,8/255", "--steps", "3", "--html", str(html), "--json"])
+    probe(
+        [str(picture), *LABELS, "--eps", "1/255, 4/255,8/255", "--steps", "3", "--html", str(html), "--json"]
+    )
     report = json.loads(capsys.readouterr().out)
-    assert [record["params"]["ball"]["radius"] for record in report["attacks"]] == pytest.approx([1 / 255, 4 / 255, 8 / 255])
+    assert [record["params"]["ball"]["radius"] for record in report["attacks"]] == pytest.approx(
+        [1 / 255, 4 / 255, 8 / 255]
+    )
     assert re.search(r"<figcaption>Margin by radius</figcaption>", html.read_text())
 
 
@@ -115,7 +144,9 @@ def test_a_bad_output_is_refused_before_any_work(picture: Path, asked: list[str]
     assert refusal.value.field == flag
 
 
-def test_a_file_that_can_t_be_written_is_named_and_leaves_nothing(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_can_t_be_written_is_named_and_leaves_nothing(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InvalidInput, match="can't be written") as refusal:
         probe([str(picture), *LABELS, *SMALL, "--html", str(tmp_path / "file/report.html")])

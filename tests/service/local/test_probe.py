@@ -31,7 +31,9 @@ def test_classify_prints_labels_best_first(picture: Path, capsys: pytest.Capture
     assert first["prompt_set"].startswith("handcrafted@")
 
 
-def test_a_witness_written_by_probe_is_classified_otherwise(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_witness_written_by_probe_is_classified_otherwise(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     witness = tmp_path / "witness.png"
     assert probe([str(picture), *LABELS, "--eps", "16/255", "--out", str(witness), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -47,8 +49,18 @@ def test_probe_says_in_words_what_happened(picture: Path, capsys: pytest.Capture
     assert "knows the defense" in out
 
 
-def test_a_preset_and_the_smallest_radius_are_told_in_words(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--preset", "quick", "--minimal", "--oblivious", "--transfer-from", "handcrafted-ensemble", "--progress"]
+def test_a_preset_and_the_smallest_radius_are_told_in_words(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "--preset",
+        "quick",
+        "--minimal",
+        "--oblivious",
+        "--transfer-from",
+        "handcrafted-ensemble",
+        "--progress",
+    ]
     assert probe([str(picture), *LABELS, "--eps", "16/255", *asked]) == 1
     told = capsys.readouterr()
     assert "smallest radius: " in told.out
@@ -59,13 +71,18 @@ def test_a_preset_and_the_smallest_radius_are_told_in_words(picture: Path, capsy
     assert any(line.startswith("witness as PNG: ") for line in lines)
 
 
-def test_nothing_is_said_on_the_way_unless_asked_for(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_said_on_the_way_unless_asked_for(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     probe([str(picture), *LABELS, "--eps", "16/255", "--steps", "1", "--json"])
     assert capsys.readouterr().err == ""
 
 
 def test_a_deadline_gives_what_was_found_so_far(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert probe([str(picture), *LABELS, "--eps", "1e-6", "--preset", "thorough", "--deadline", "0.2", "--json"]) == 2
+    assert (
+        probe([str(picture), *LABELS, "--eps", "1e-6", "--preset", "thorough", "--deadline", "0.2", "--json"])
+        == 2
+    )
     report = json.loads(capsys.readouterr().out)
     assert (report["verdict"]["reason"], report["cut"]) == ("deadline", "deadline")
     assert report["input"]["clean"]["label"]
@@ -105,12 +122,17 @@ def test_a_missing_picture_is_named() -> None:
         classify(["nowhere.png", *LABELS])
 
 
-def test_classify_tells_the_votes_of_a_smoothed_rule_and_when_they_prove_nothing(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_tells_the_votes_of_a_smoothed_rule_and_when_they_prove_nothing(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert classify([str(picture), *LABELS, "--defense", "smoothing:0.001", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["smoothing"]["counts"] == {found["predictions"][0]["label"]: 100}
     assert found["predictions"][0]["score"] == 1.0
-    assert classify([str(picture), "--labels", "sky,boat", "--backbone", "tiny", "--defense", "smoothing:4"]) == 0  # noise alone: a coin's toss
+    assert (
+        classify([str(picture), "--labels", "sky,boat", "--backbone", "tiny", "--defense", "smoothing:4"])
+        == 0
+    )  # noise alone: a coin's toss
     spoken = capsys.readouterr().out
     assert "abstains: " in spoken
     assert "of 100 votes prove no majority" in spoken

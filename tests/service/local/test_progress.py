@@ -18,11 +18,17 @@ from service.local.progress import followed, in_words, interruptible
 @pytest.mark.parametrize("broken", [None, 2.5 / 255])
 def test_a_bracket_is_told_with_both_ends(broken: float | None) -> None:
     words = in_words(BracketMoved(norm="linf", unbroken=1 / 255, broken=broken))
-    assert words == f"smallest radius: {'nothing breaks it yet' if broken is None else '2.5/255 breaks it'}, 1/255 withstood"
+    assert (
+        words
+        == f"smallest radius: {'nothing breaks it yet' if broken is None else '2.5/255 breaks it'}, 1/255 "
+        f"withstood"
+    )
 
 
 def test_only_flags_that_fired_are_worth_a_line() -> None:
-    flag = Diagnostic(id="M1", name="zero gradient", fired=True, severity="hard", number=1.0, threshold=0.01, sentence="")
+    flag = Diagnostic(
+        id="M1", name="zero gradient", fired=True, severity="hard", number=1.0, threshold=0.01, sentence=""
+    )
     assert in_words(DiagnosticTaken(diagnostic=flag)) == "hard flag M1 zero gradient: 1"
     assert in_words(DiagnosticTaken(diagnostic=flag.model_copy(update={"fired": False}))) is None
 

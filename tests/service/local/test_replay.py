@@ -20,7 +20,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
     for seed, eps in ((0, "16/255"), (1, "16/255"), (2, "1e-6")):
         picture = folder / f"{seed}.png"
-        picture.write_bytes(pixels_to_png(torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(seed))))
+        picture.write_bytes(
+            pixels_to_png(torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(seed)))
+        )
         with pytest.MonkeyPatch.context() as patch:
             lines: list[str] = []
             patch.setattr("builtins.print", lines.append)
@@ -29,7 +31,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_witnesses_still_fool_the_set_they_were_made_for(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_witnesses_still_fool_the_set_they_were_made_for(
+    reports: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(reports), *TINY]) == 1
     told = capsys.readouterr().out
     assert told.startswith("2 of 2 witnesses fool handcrafted@")
@@ -37,7 +41,18 @@ def test_witnesses_still_fool_the_set_they_were_made_for(reports: Path, capsys: 
 
 
 def test_json_says_which_and_what_was_asked(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(reports / "0.json"), str(reports / "1.json"), *TINY, "--defense", "resize_pad", "--draws", "8", "--json"]) in (0, 1)
+    assert main(
+        [
+            str(reports / "0.json"),
+            str(reports / "1.json"),
+            *TINY,
+            "--defense",
+            "resize_pad",
+            "--draws",
+            "8",
+            "--json",
+        ]
+    ) in (0, 1)
     found = json.loads(capsys.readouterr().out)
     assert found["schema"] == "robustclip.replay/1"
     assert found["prompt_set"].startswith("handcrafted@")
@@ -56,7 +71,9 @@ def test_reports_without_a_witness_are_no_green_light(reports: Path) -> None:
         main([str(reports / "2.json"), *TINY])
 
 
-@pytest.mark.parametrize("content", ["{}", '{"schema": "robustclip.probe/1"', '{"schema": "robustclip.probe/2"}'])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"schema": "robustclip.probe/1"', '{"schema": "robustclip.probe/2"}']
+)
 def test_a_foreign_or_damaged_report_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "strange.json").write_text(content)
     with pytest.raises(ReportRefused, match=r"strange\.json"):

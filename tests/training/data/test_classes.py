@@ -55,7 +55,9 @@ def test_a_class_can_be_called_something_else(data: LabelledImages, tmp_path: Pa
         ("# nothing\n", "all", "names no class"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(data: LabelledImages, tmp_path: Path, text: str, among: str, words: str) -> None:
+def test_what_makes_no_sense_is_refused_by_name(
+    data: LabelledImages, tmp_path: Path, text: str, among: str, words: str
+) -> None:
     with pytest.raises(DataRefused, match=words) as caught:
         choose_classes(data, write(tmp_path, text), among)  # pyright: ignore[reportArgumentType]
     assert caught.value.field == "--classes"

@@ -11,7 +11,18 @@ from robustclip.errors import DataRefused
 from training.data.downloads import PREFIX, SPLITS, Named, download, named_data
 from training.data.folders import load_data
 
-FOLDERS = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
+FOLDERS = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
 
 
 @pytest.fixture
@@ -30,7 +41,9 @@ def test_a_name_stands_for_a_data_set_of_torchvision(fields: Path) -> None:
     assert (len(data), len(data.labels)) == (11, 10)
     assert data.labels[0] == "annual crop land"  # and not AnnualCrop
     assert data.targets.tolist() == [*range(10), 9]
-    assert torch.equal((data.pixels([3, 10], 64)[:, :, 5, 7] * 255).round(), torch.tensor([[60.0, 0, 255], [77, 77, 77]]))
+    assert torch.equal(
+        (data.pixels([3, 10], 64)[:, :, 5, 7] * 255).round(), torch.tensor([[60.0, 0, 255], [77, 77, 77]])
+    )
     assert data.folder.name == "EuroSAT"
 
 

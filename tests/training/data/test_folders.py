@@ -17,7 +17,9 @@ def write_parquet(folder: Path, split: str, pictures: list[tuple[bytes, int]], c
     folder.mkdir(exist_ok=True)
     (folder / "classes.txt").write_text(classes)
     images = [{"bytes": data, "path": f"{number}.png"} for number, (data, _) in enumerate(pictures)]
-    parquet.write_table(arrow.table({"image": images, "label": [label for _, label in pictures]}), folder / f"{split}.parquet")
+    parquet.write_table(
+        arrow.table({"image": images, "label": [label for _, label in pictures]}), folder / f"{split}.parquet"
+    )
     return folder
 
 
@@ -52,7 +54,9 @@ def test_no_indices_give_no_pixels(picture_folder: Path) -> None:
 
 def test_labels_that_read_the_same_are_merged(picture_folder: Path, tmp_path: Path) -> None:
     picture = load_data(picture_folder, "test").image_bytes(0)
-    folder = write_parquet(tmp_path / "table", "train", [(picture, 0), (picture, 1), (picture, 2)], "hot_dog\nhot dog\ncat\n")
+    folder = write_parquet(
+        tmp_path / "table", "train", [(picture, 0), (picture, 1), (picture, 2)], "hot_dog\nhot dog\ncat\n"
+    )
     data = load_data(folder, "train")
     assert data.labels == ("hot dog", "cat")
     assert data.targets.tolist() == [0, 0, 1]
@@ -150,14 +154,18 @@ def _negative_label(folder: Path) -> None:
         (_negative_label, "row 1 has label -1"),
     ],
 )
-def test_spoiled_tables_are_refused_with_their_reason(picture_folder: Path, tmp_path: Path, spoil: Callable[[Path], None], complaint: str) -> None:
+def test_spoiled_tables_are_refused_with_their_reason(
+    picture_folder: Path, tmp_path: Path, spoil: Callable[[Path], None], complaint: str
+) -> None:
     folder = as_parquet(load_data(picture_folder, "test"), tmp_path / "table")
     spoil(folder)
     with pytest.raises(DataRefused, match=complaint):
         load_data(folder, "test")
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(picture_folder: Path, tmp_path: Path) -> None:
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(
+    picture_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataRefused, match=r"no split 'val'. It has test, train"):
         load_data(picture_folder, "val")
     with pytest.raises(DataRefused, match=r"no split 'train'. It has test"):
@@ -188,7 +196,12 @@ def test_a_picture_that_has_gone_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_the_shared_data_sets_read_as_described(shared_data: Path) -> None:
-    expected = {"caltech-101": (2893, 101), "cifar-10": (10_000, 10), "flowers-102-partial": (1120, 90), "dtd-10": (1200, 10)}
+    expected = {
+        "caltech-101": (2893, 101),
+        "cifar-10": (10_000, 10),
+        "flowers-102-partial": (1120, 90),
+        "dtd-10": (1200, 10),
+    }
     for name, (pictures, labels) in expected.items():
         data = load_data(shared_data / name, "test")
         assert (len(data), len(data.labels)) == (pictures, labels)

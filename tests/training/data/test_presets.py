@@ -29,7 +29,9 @@ def test_everything_missing_is_listed_with_how_to_get_it_and_nothing_left_out(tm
     assert "10 of 11 data sets of coop11 are missing" in message
     assert all(name in message for name in ("imagenet", "ucf101", "food-101", "--download", "--only"))
     assert "caltech-101 (" not in message
-    assert [source.name for source in preset_sources("coop11", tmp_path, only=["caltech-101"])] == ["caltech-101"]
+    assert [source.name for source in preset_sources("coop11", tmp_path, only=["caltech-101"])] == [
+        "caltech-101"
+    ]
 
 
 def test_unknown_names_are_refused_with_the_known(tmp_path: Path) -> None:
@@ -41,7 +43,12 @@ def test_unknown_names_are_refused_with_the_known(tmp_path: Path) -> None:
 
 def test_presets_are_as_long_as_their_names_say_and_know_what_they_name() -> None:
     presets = facts().presets
-    assert {name: len(set(preset.data)) for name, preset in presets.items()} == {"local": 6, "coop11": 11, "tecoa16": 16, "fare14": 14}
+    assert {name: len(set(preset.data)) for name, preset in presets.items()} == {
+        "local": 6,
+        "coop11": 11,
+        "tecoa16": 16,
+        "fare14": 14,
+    }
     used = {name for preset in presets.values() for name in preset.data}
     assert used <= set(facts().data_sets)
     assert {own.torchvision for own in facts().data_sets.values() if own.torchvision} <= set(SPLITS)
@@ -71,7 +78,11 @@ def test_the_words_of_cifar_say_a_and_the() -> None:
 def test_imagenets_numbers_become_its_names_and_twins_one_label(tmp_path: Path) -> None:
     for split in ("val",):
         write_pictures(tmp_path, **{split: 1})
-        for old, new in (("red_thing", "n01440764"), ("green_thing", "n02012849"), ("blue_thing", "n03126707")):
+        for old, new in (
+            ("red_thing", "n01440764"),
+            ("green_thing", "n02012849"),
+            ("blue_thing", "n03126707"),
+        ):
             (tmp_path / split / old).rename(tmp_path / split / new)
     data = Source(folder=tmp_path, split="val").open()
     assert data.labels[0] == "tench"

@@ -14,7 +14,9 @@ def uneven(counts: list[int]) -> LabelledImages:
     targets = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
     shuffled = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(5))]
     labels = tuple(f"label {index}" for index in range(len(counts)))
-    return LabelledImages(Path("nowhere"), "train", labels, shuffled, tuple(map(str, range(len(targets)))), lambda index: b"")
+    return LabelledImages(
+        Path("nowhere"), "train", labels, shuffled, tuple(map(str, range(len(targets)))), lambda index: b""
+    )
 
 
 def test_shots_are_that_many_of_each_class_and_depend_on_the_seed() -> None:

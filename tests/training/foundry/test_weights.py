@@ -26,12 +26,21 @@ def test_the_first_convolutions_have_their_own_rate_and_only_matrices_decay(tiny
     tower = ImageTower(tiny, bf16=False).frozen_copy()
     tower.visual.requires_grad_(True)
     groups = parameter_groups(tower.visual.named_parameters(), rate=1.0, stem_rate=0.5, weight_decay=0.1)
-    found = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
     settings = {name: found[id(parameter)] for name, parameter in tower.visual.named_parameters()}
     assert len(found) == len(list(tower.parameters()))
     assert settings["conv1.weight"] == (0.5, 0.1)
     assert settings["proj"] == (1.0, 0.1)
-    assert settings["ln_post.weight"] == settings["class_embedding"] == settings["positional_embedding"] == (1.0, 0.0)
+    assert (
+        settings["ln_post.weight"]
+        == settings["class_embedding"]
+        == settings["positional_embedding"]
+        == (1.0, 0.0)
+    )
 
 
 @pytest.mark.parametrize(("decay", "step", "share"), [(0.0, 5, 1.0), (0.9, 0, 0.9), (0.5, 1000, 0.5)])

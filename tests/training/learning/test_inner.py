@@ -7,7 +7,15 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, Pixels
-from training.learning.inner import Opponent, climb, consistency_loss, drawn_start, keep_change, kept_start, label_loss
+from training.learning.inner import (
+    Opponent,
+    climb,
+    consistency_loss,
+    drawn_start,
+    keep_change,
+    kept_start,
+    label_loss,
+)
 
 LABELS = ("cat", "dog", "fire salamander")
 EPS = 4 / 255
@@ -20,7 +28,9 @@ def pixels() -> Pixels:
 
 def opponent(clip: Clip, precision: str) -> Opponent:
     visual = 0.1 * torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(1))
-    return Opponent(clip, text_weights(clip, Prompts(), LABELS), visual, "bf16" if precision == "bf16" else "float32")
+    return Opponent(
+        clip, text_weights(clip, Prompts(), LABELS), visual, "bf16" if precision == "bf16" else "float32"
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
@@ -28,14 +38,22 @@ def opponent(clip: Clip, precision: str) -> Opponent:
 def test_climbing_stays_in_ball_and_box_and_does_harm(tiny: Clip, precision: str, score: str) -> None:
     origin, enemy = pixels(), opponent(tiny, precision)
     exact = opponent(tiny, "float32")
-    loss = label_loss(enemy, TARGETS) if score == "cross_entropy" else consistency_loss(enemy, exact.logits(origin))
+    loss = (
+        label_loss(enemy, TARGETS)
+        if score == "cross_entropy"
+        else consistency_loss(enemy, exact.logits(origin))
+    )
     start = drawn_start(origin, draw_seeds(3, 8), EPS)
     attacked, cost = climb(loss, origin, start, eps=EPS, step=2 * EPS / 3, steps=3)
     assert cost == Cost(24, 24)
     assert not attacked.requires_grad
     assert float((attacked - origin).abs().max()) <= EPS + 1e-6
     assert 0 <= float(attacked.min()) <= float(attacked.max()) <= 1
-    judge = label_loss(exact, TARGETS) if score == "cross_entropy" else consistency_loss(exact, exact.logits(origin))
+    judge = (
+        label_loss(exact, TARGETS)
+        if score == "cross_entropy"
+        else consistency_loss(exact, exact.logits(origin))
+    )
     with torch.no_grad():
         before, after = judge(origin), judge(attacked)
     assert bool((after >= before - 1e-6).all())  # a row may be too sure for a gradient
@@ -46,7 +64,9 @@ def test_bfloat16_finds_nearly_as_much_harm_as_float32(tiny: Clip) -> None:
     origin, harm = pixels(), dict[str, float]()
     for precision in ("bf16", "float32"):
         start = drawn_start(origin, draw_seeds(3, 8), EPS)
-        attacked, _ = climb(label_loss(opponent(tiny, precision), TARGETS), origin, start, eps=EPS, step=2 * EPS / 3, steps=3)
+        attacked, _ = climb(
+            label_loss(opponent(tiny, precision), TARGETS), origin, start, eps=EPS, step=2 * EPS / 3, steps=3
+        )
         with torch.no_grad():
             harm[precision] = float(label_loss(opponent(tiny, "float32"), TARGETS)(attacked).mean())
     assert harm["bf16"] > 0.9 * harm["float32"]
@@ -67,7 +87,9 @@ def test_a_step_is_what_a_plain_computation_takes(tiny: Clip) -> None:
 
 
 def test_radius_zero_costs_nothing_and_changes_nothing(tiny: Clip) -> None:
-    attacked, cost = climb(label_loss(opponent(tiny, "bf16"), TARGETS), pixels(), pixels(), eps=0.0, step=0.1, steps=5)
+    attacked, cost = climb(
+        label_loss(opponent(tiny, "bf16"), TARGETS), pixels(), pixels(), eps=0.0, step=0.1, steps=5
+    )
     assert torch.equal(attacked, pixels())
     assert cost == Cost()
 

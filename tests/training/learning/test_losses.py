@@ -47,36 +47,66 @@ def test_divergences_stay_finite_where_probabilities_vanish() -> None:
 
 
 def test_coop_advpt_and_apt_are_plain_cross_entropies() -> None:
-    expected = sum(float(CLEAN[row].logsumexp(dim=0) - CLEAN[row, target]) for row, target in enumerate(TARGETS)) / 5
+    expected = (
+        sum(float(CLEAN[row].logsumexp(dim=0) - CLEAN[row, target]) for row, target in enumerate(TARGETS)) / 5
+    )
     assert total(family(TARGETS, clean=CLEAN, a=1.0)) == pytest.approx(expected, rel=1e-5)
     assert total(family(TARGETS, attacked=CLEAN, b=1.0)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_advpt_plus_is_its_formula() -> None:
     weights = reliability(CLEAN, TARGETS)
-    expected = 0.5 * F.cross_entropy(CLEAN, TARGETS) + F.cross_entropy(ATTACKED, TARGETS) + (weights * kl(CLEAN, ATTACKED)).mean()
-    found = family(TARGETS, clean=CLEAN, attacked=ATTACKED, references=[Reference(CLEAN)], a=0.5, b=1.0, c=1.0, weights=weights)
+    expected = (
+        0.5 * F.cross_entropy(CLEAN, TARGETS)
+        + F.cross_entropy(ATTACKED, TARGETS)
+        + (weights * kl(CLEAN, ATTACKED)).mean()
+    )
+    found = family(
+        TARGETS,
+        clean=CLEAN,
+        attacked=ATTACKED,
+        references=[Reference(CLEAN)],
+        a=0.5,
+        b=1.0,
+        c=1.0,
+        weights=weights,
+    )
     assert total(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_fap_is_its_formula() -> None:
     closeness = 1 + torch.tensor([0.9, 0.1, -0.4, 0.0, 1.0])
     expected = F.cross_entropy(CLEAN, TARGETS) + 1.5 * (closeness * kl(CLEAN, ATTACKED)).mean()
-    assert total(family(TARGETS, clean=CLEAN, attacked=ATTACKED, references=[Reference(CLEAN)], a=1.0, c=1.5, weights=closeness)) == pytest.approx(
-        float(expected), rel=1e-5
-    )
+    assert total(
+        family(
+            TARGETS,
+            clean=CLEAN,
+            attacked=ATTACKED,
+            references=[Reference(CLEAN)],
+            a=1.0,
+            c=1.5,
+            weights=closeness,
+        )
+    ) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_capt_is_its_formula() -> None:
     alpha = torch.tensor([0.1, 0.9, 0.5, 0.3, 0.0])
-    expected = F.cross_entropy(CLEAN, TARGETS) + 1.5 * ((1 - alpha) * kl(CLEAN, ATTACKED) + alpha * kl(FROZEN, ATTACKED)).mean()
+    expected = (
+        F.cross_entropy(CLEAN, TARGETS)
+        + 1.5 * ((1 - alpha) * kl(CLEAN, ATTACKED) + alpha * kl(FROZEN, ATTACKED)).mean()
+    )
     references = [Reference(CLEAN, 1 - alpha), Reference(FROZEN, alpha)]
-    assert total(family(TARGETS, clean=CLEAN, attacked=ATTACKED, references=references, a=1.0, c=1.5)) == pytest.approx(float(expected), rel=1e-5)
+    assert total(
+        family(TARGETS, clean=CLEAN, attacked=ATTACKED, references=references, a=1.0, c=1.5)
+    ) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_apd_is_its_formula() -> None:
     expected = 0.5 * F.cross_entropy(ATTACKED, TARGETS) + kl(FROZEN, ATTACKED).mean()
-    assert total(family(TARGETS, attacked=ATTACKED, references=[Reference(FROZEN)], b=0.5, c=1.0)) == pytest.approx(float(expected), rel=1e-5)
+    assert total(
+        family(TARGETS, attacked=ATTACKED, references=[Reference(FROZEN)], b=0.5, c=1.0)
+    ) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_terms_of_coefficient_zero_are_not_computed() -> None:
@@ -86,7 +116,9 @@ def test_terms_of_coefficient_zero_are_not_computed() -> None:
 
 def test_gradients_reach_references_unless_they_are_detached() -> None:
     clean = CLEAN.clone().requires_grad_()
-    attached = family(TARGETS, attacked=ATTACKED.clone().requires_grad_(), references=[Reference(clean)], c=1.0)["consistency"]
+    attached = family(
+        TARGETS, attacked=ATTACKED.clone().requires_grad_(), references=[Reference(clean)], c=1.0
+    )["consistency"]
     assert bool(torch.autograd.grad(attached, clean)[0].any())
 
 

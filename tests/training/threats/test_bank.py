@@ -26,10 +26,20 @@ def data(picture_folder: Path) -> LabelledImages:
 
 
 def bank(
-    clip: Clip, data: LabelledImages, indices: Tensor, folder: Path, *, eps: float = EPS, copies: int = 1, clean: bool = False, seed: int = 0
+    clip: Clip,
+    data: LabelledImages,
+    indices: Tensor,
+    folder: Path,
+    *,
+    eps: float = EPS,
+    copies: int = 1,
+    clean: bool = False,
+    seed: int = 0,
 ) -> Rows:
     attack = feature_attack(eps, steps=10)
-    return embedding_bank(clip, data, indices, attack, copies=copies, clean=clean, seed=seed, folder=folder, progress=silent)
+    return embedding_bank(
+        clip, data, indices, attack, copies=copies, clean=clean, seed=seed, folder=folder, progress=silent
+    )
 
 
 def transcribed_bank(clip: Clip, pixels: Tensor, noise: Tensor, eps: float, iterations: int) -> Tensor:
@@ -67,7 +77,9 @@ def test_the_exact_preset_takes_steps_of_one_level_at_eight_levels() -> None:
     assert feature_attack(16 / 255, steps=40).step == pytest.approx(0.5 / 255)
 
 
-def test_embeddings_are_raw_and_a_radius_of_zero_gives_the_clean_ones(tiny: Clip, data: LabelledImages, tmp_path: Path) -> None:
+def test_embeddings_are_raw_and_a_radius_of_zero_gives_the_clean_ones(
+    tiny: Clip, data: LabelledImages, tmp_path: Path
+) -> None:
     indices = torch.arange(4)
     clean = encode_image(tiny, data.pixels(indices, 32))
     found = bank(tiny, data, indices, tmp_path, eps=0.0)
@@ -76,7 +88,9 @@ def test_embeddings_are_raw_and_a_radius_of_zero_gives_the_clean_ones(tiny: Clip
     assert found.cost.backward == 0
 
 
-def test_copies_start_differently_and_the_clean_embedding_stands_last(tiny: Clip, data: LabelledImages, tmp_path: Path) -> None:
+def test_copies_start_differently_and_the_clean_embedding_stands_last(
+    tiny: Clip, data: LabelledImages, tmp_path: Path
+) -> None:
     indices = torch.arange(4)
     found = bank(tiny, data, indices, tmp_path, copies=2, clean=True).rows
     assert found.shape == (4, 3, 32)
@@ -85,13 +99,17 @@ def test_copies_start_differently_and_the_clean_embedding_stands_last(tiny: Clip
     assert torch.allclose(found[:, 2], encode_image(tiny, data.pixels(indices, 32)), atol=1e-5)
 
 
-def test_a_row_depends_on_its_picture_and_not_on_which_others_are_chosen(tiny: Clip, data: LabelledImages, tmp_path: Path) -> None:
+def test_a_row_depends_on_its_picture_and_not_on_which_others_are_chosen(
+    tiny: Clip, data: LabelledImages, tmp_path: Path
+) -> None:
     several = bank(tiny, data, torch.tensor([1, 4, 7]), tmp_path).rows
     alone = bank(tiny, data, torch.tensor([4]), tmp_path).rows
     assert torch.allclose(several[1], alone[0], atol=1e-3, rtol=1e-3)
 
 
-def test_a_bank_reports_every_pass_also_when_it_is_read_again(tiny: Clip, data: LabelledImages, tmp_path: Path) -> None:
+def test_a_bank_reports_every_pass_also_when_it_is_read_again(
+    tiny: Clip, data: LabelledImages, tmp_path: Path
+) -> None:
     first, again = (bank(tiny, data, torch.arange(4), tmp_path) for _ in range(2))
     assert first.cost == again.cost == Cost(forward=4 * (1 + 11 + 1), backward=4 * 10)
     assert first.seconds == again.seconds > 0
@@ -99,17 +117,26 @@ def test_a_bank_reports_every_pass_also_when_it_is_read_again(tiny: Clip, data: 
 
 
 def test_seeds_make_different_banks(tiny: Clip, data: LabelledImages, tmp_path: Path) -> None:
-    assert not torch.equal(bank(tiny, data, torch.arange(2), tmp_path).rows, bank(tiny, data, torch.arange(2), tmp_path, seed=1).rows)
+    assert not torch.equal(
+        bank(tiny, data, torch.arange(2), tmp_path).rows,
+        bank(tiny, data, torch.arange(2), tmp_path, seed=1).rows,
+    )
 
 
-def test_the_pictures_of_t0_stay_in_the_ball_and_move_the_embedding(tiny: Clip, data: LabelledImages, tmp_path: Path) -> None:
+def test_the_pictures_of_t0_stay_in_the_ball_and_move_the_embedding(
+    tiny: Clip, data: LabelledImages, tmp_path: Path
+) -> None:
     indices = torch.arange(6)
-    found = shifted_pixels(tiny, data, indices, feature_attack(4 / 255, steps=40), seed=0, folder=tmp_path, progress=silent).rows
+    found = shifted_pixels(
+        tiny, data, indices, feature_attack(4 / 255, steps=40), seed=0, folder=tmp_path, progress=silent
+    ).rows
     pixels = data.pixels(indices, 32)
     assert float((found - pixels).abs().max()) <= 4 / 255 + 1e-6
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
-    noise = (pixels + 4 / 255 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)).sign()).clamp(0, 1)
+    noise = (
+        pixels + 4 / 255 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)).sign()
+    ).clamp(0, 1)
     clean = encode_image(tiny, pixels)
     moved, drifted = ((encode_image(tiny, images) - clean).norm(dim=-1).mean() for images in (found, noise))
     assert float(moved) > 2 * float(drifted)

@@ -1,4 +1,6 @@
-"""T3's own search, on victims small enough to know what it should find; how it follows the weaker levels is in `test_levels.py`."""
+"""T3's own search, on victims small enough to know what it should find; how it follows the weaker levels is
+in `test_levels.py`.
+"""
 
 from collections import Counter
 
@@ -27,9 +29,15 @@ def against_lottery(count: int, eps: float) -> tuple[Measured, Attacked, Counter
         attacks.append(search(score, pixels, seeds))
         return attacks[-1]
 
-    batch = Batch(torch.full((count, 3, 8, 8), 0.5), torch.zeros(count, dtype=torch.int64), draw_seeds(0, count))
+    batch = Batch(
+        torch.full((count, 3, 8, 8), 0.5), torch.zeros(count, dtype=torch.int64), draw_seeds(0, count)
+    )
     score, jury = score_of("margin", draws=GRADIENT_DRAWS), Jury(JUDGING_DRAWS)
-    return measure(Lottery(), [batch], attack=attack, score=score, ball=ensemble.ball, jury=jury), attacks[0], fell_to
+    return (
+        measure(Lottery(), [batch], attack=attack, score=score, ball=ensemble.ball, jury=jury),
+        attacks[0],
+        fell_to,
+    )
 
 
 def test_a_lucky_mean_ends_no_search_of_t3_behind_a_randomized_defense() -> None:
@@ -45,7 +53,9 @@ def test_a_lucky_mean_ends_no_search_of_t3_behind_a_randomized_defense() -> None
 def test_who_withstands_t3_behind_a_randomized_defense_fell_to_none_of_its_attacks() -> None:
     found, attacked, fell_to = against_lottery(8, 0.5 / 400)
     assert not fell_to
-    assert found.correct.sum() >= len(attacked.pixels) - 2, "ten draws, three of them wrong, are deceived now and then"
+    assert found.correct.sum() >= len(attacked.pixels) - 2, (
+        "ten draws, three of them wrong, are deceived now and then"
+    )
     costs = [against_lottery(1, eps)[1].cost.charged for eps in (0.5 / 400, EPS)]
     bill = strong_ensemble(EPS, "quick", randomized=True).bill(GRADIENT_DRAWS, labels=2, judged=True).charged
     assert costs[1] < costs[0] <= bill + 5 * 64

@@ -51,18 +51,31 @@ def test_some_rows_are_seen_smaller_and_their_gradient_is_that_of_what_was_seen(
     assert torch.equal(diverse.grad[~changed], as_they_are.grad[~changed])
     step = 1e-3 * diverse.grad.sign()
     ahead, behind = (Diverse(plain)(pixels + sign * step, seeds, grad=False).value for sign in (1, -1))
-    assert torch.allclose((ahead - behind) / 2, (diverse.grad * step).flatten(1).sum(dim=1), rtol=0.02, atol=1e-4)
+    assert torch.allclose(
+        (ahead - behind) / 2, (diverse.grad * step).flatten(1).sum(dim=1), rtol=0.02, atol=1e-4
+    )
 
 
-def test_a_tower_that_is_its_own_surrogate_is_fooled_by_what_it_was_attacked_with(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_tower_that_is_its_own_surrogate_is_fooled_by_what_it_was_attacked_with(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     data = load_data(picture_folder, "test")
     pictures = Pictures(data, torch.arange(0, 18, 3), 0, tmp_path)
     victim = zero_shot(tiny, Prompts(), data.labels)
     found = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, progress=silent)
-    right = int((victim(data.pixels(pictures.indices, 32), draw_seeds(0, 6)).argmax(dim=1) == data.targets[pictures.indices]).sum())
+    right = int(
+        (
+            victim(data.pixels(pictures.indices, 32), draw_seeds(0, 6)).argmax(dim=1)
+            == data.targets[pictures.indices]
+        ).sum()
+    )
     assert int(found.measured.correct.sum()) < right
     assert found.attack is not None
-    assert (found.attack["surrogates"], found.attack["scores"], found.attack["momentum"]) == (["tiny"], ["embedding_shift", "cross_entropy"], 0.9)
+    assert (found.attack["surrogates"], found.attack["scores"], found.attack["momentum"]) == (
+        ["tiny"],
+        ["embedding_shift", "cross_entropy"],
+        0.9,
+    )
     parts = len(list(tmp_path.glob("*/*.safetensors")))
     assert parts == 2
     again = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, progress=silent)

@@ -1,1 +1,3 @@
-"""Adversarial fine-tuning of image towers: the losses and the attack, the recipes, the pictures, the checks, the run; the command."""
+"""Adversarial fine-tuning of image towers: the losses and the attack, the recipes, the pictures, the checks,
+the run; the command.
+"""

@@ -19,7 +19,9 @@ class Strength(NamedTuple):
 
     @staticmethod
     def of(eps: float, steps: int) -> "Strength":
-        """2.5 radii over all steps, as in Madry et al. 2018 (arXiv 1706.06083), but no step longer than the radius."""
+        """2.5 radii over all steps, as in Madry et al. 2018 (arXiv 1706.06083), but no step longer than the
+        radius.
+        """
         return Strength(eps, steps, min(eps, 2.5 * eps / steps))
 
     def attack(self, loss: Callable[[Pixels], Tensor], pixels: Pixels, noise: Tensor) -> Pixels:

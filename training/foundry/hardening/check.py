@@ -1,4 +1,6 @@
-"""How a hardened tower does on pictures kept back from the training files, and whether its robustness is real."""
+"""How a hardened tower does on pictures kept back from the training files, and whether its robustness is
+real.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +19,9 @@ _CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class Checker:
-    """The same pictures and the same noise at every check. Accuracies are per cent, among the names of the picture's own data set."""
+    """The same pictures and the same noise at every check. Accuracies are per cent, among the names of the
+    picture's own data set.
+    """
 
     supply: Supply
     judge: Judge
@@ -27,7 +31,9 @@ class Checker:
     def clean(self, tower: nn.Module) -> dict[str, float]:
         """By data set, of at most 2048 pictures in all."""
         rows = self._rows(CLEAN_PICTURES)
-        hits = torch.cat([self._right(tower, self._pixels(chunk), self.targets(chunk)) for chunk in rows.split(_CHUNK)]).cpu()
+        hits = torch.cat(
+            [self._right(tower, self._pixels(chunk), self.targets(chunk)) for chunk in rows.split(_CHUNK)]
+        ).cpu()
         source = self.supply.source[rows]
         return {
             name: round(100 * hits[source == index].float().mean().item(), 1)
@@ -36,7 +42,9 @@ class Checker:
         }
 
     def robust(self, tower: nn.Module, *strengths: Strength, pictures: int | None = None) -> list[float]:
-        """Under attacks on the label's cross-entropy, an accuracy each. Pictures that are wrong untouched are wrong."""
+        """Under attacks on the label's cross-entropy, an accuracy each. Pictures that are wrong untouched are
+        wrong.
+        """
         rows = self._rows(pictures or self.pictures)
         standing = [0] * len(strengths)
         for chunk in rows.split(_CHUNK):
@@ -47,7 +55,9 @@ class Checker:
                 continue
             pixels, noise, targets = pixels[right], noise.to(pixels.device)[right], targets.select(right)
             for index, strength in enumerate(strengths):
-                attacked = strength.attack(lambda inputs, known=targets: label_loss(self.judge(tower(inputs)), known), pixels, noise)
+                attacked = strength.attack(
+                    lambda inputs, known=targets: label_loss(self.judge(tower(inputs)), known), pixels, noise
+                )
                 standing[index] += int(self._right(tower, attacked, targets).sum())
         return [round(100 * count / len(rows), 1) for count in standing]
 

@@ -1,12 +1,15 @@
-"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP; text tower and temperature stay as they are.
+"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP; text tower and temperature stay
+as they are.
 
-The pictures of a step are attacked (random start, a few signed gradient steps against the tower as it is), then the tower learns from them. Text
-features of a photo template are computed once. BatchNorm keeps its statistics. Every block of pictures draws from its own seed: a killed run resumes
-from its last checkpoint and ends with the same weights, however many processes share the work.
+The pictures of a step are attacked (random start, a few signed gradient steps against the tower as it is),
+then the tower learns from them. Text features of a photo template are computed once. BatchNorm keeps its
+statistics. Every block of pictures draws from its own seed: a killed run resumes from its last checkpoint and
+ends with the same weights, however many processes share the work.
 
 examples:
   robustclip harden --backbone mini --data DIR --cache runs/pretrain/cache --out runs/harden/mini-robust
-  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu --pretrained openai --data IMAGENET --objective fare \\
+  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu --pretrained openai
+  --data IMAGENET --objective fare \\
       --recipe papers --workers 16 --run runs/fare --out runs/fare/vit-b-32-fare4
 """
 
@@ -34,15 +37,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Adversarially fine-tune an image tower, resumable, on CPU or GPUs."""
     options = vars(_parser().parse_args(argv))
     data, run, out, cache = (options.pop(name) for name in ("data", "run", "out", "cache"))
-    backbone, pretrained, cpu, gap, accumulate = (options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate"))
+    backbone, pretrained, cpu, gap, accumulate = (
+        options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate")
+    )
     workers = options.pop("workers") or 0
-    recipe = read_recipe(options.pop("recipe"), {name: value for name, value in options.items() if value is not None})
+    recipe = read_recipe(
+        options.pop("recipe"), {name: value for name, value in options.items() if value is not None}
+    )
     keep_freed_memory()
     clip = load_clip(backbone, pretrained, as_trained=True)
-    with joined("cpu" if cpu else None, parts=accumulate) as processes, bar(quiet=not processes.main) as progress:
+    with (
+        joined("cpu" if cpu else None, parts=accumulate) as processes,
+        bar(quiet=not processes.main) as progress,
+    ):
         with processes.main_first():  # the others find its cache
-            supply = open_supply(data, cache or run / "cache", size=clip.image_size, limit=recipe.limit, workers=workers, progress=progress)
-        running = HardeningRun(clip, supply, recipe, folder=run, processes=processes, gap=gap, workers=workers, progress=progress)
+            supply = open_supply(
+                data,
+                cache or run / "cache",
+                size=clip.image_size,
+                limit=recipe.limit,
+                workers=workers,
+                progress=progress,
+            )
+        running = HardeningRun(
+            clip, supply, recipe, folder=run, processes=processes, gap=gap, workers=workers, progress=progress
+        )
         hardened = running.finish()
         if processes.main:
             print(f"wrote {write_hardened(hardened, clip, recipe, backbone=backbone, out=out)}")
@@ -52,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: str, out: Path) -> Path:
     """The weights at OUT.safetensors, their description at OUT.json.
 
-    An embedded backbone's child is a backbone again: fp16, and the image tower alone, since it shares its parent's text tower (`text_of`). A child
-    of an open_clip architecture is a float32 state dict, for `load_clip(architecture, path)`.
+    An embedded backbone's child is a backbone again: fp16, and the image tower alone, since it shares its
+    parent's text tower (`text_of`). A child of an open_clip architecture is a float32 state dict, for
+    `load_clip(architecture, path)`.
     """
     weights = out.with_name(f"{out.name}.safetensors")
     origin = {"arch": parent.arch, "pretrained": parent.pretrained, "fingerprint": parent.fingerprint}
@@ -65,35 +85,73 @@ def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: st
             description = config | ({"text_of": shared} if shared else {}) | description
             write_weights(hardened.model, partial, image_tower_only=shared is not None)
         else:
-            partial.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in hardened.model.state_dict().items()}))
+            partial.write_bytes(
+                save(
+                    {
+                        name: tensor.detach().cpu().contiguous()
+                        for name, tensor in hardened.model.state_dict().items()
+                    }
+                )
+            )
     write_atomically(out.with_name(f"{out.name}.json"), (json.dumps(description, indent=2) + "\n").encode())
     return weights
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="robustclip harden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="mini", help="embedded CLIP, a backbone's JSON, or an open_clip architecture (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="robustclip harden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbone",
+        default="mini",
+        help="embedded CLIP, a backbone's JSON, or an open_clip architecture (default: %(default)s)",
+    )
     parser.add_argument("--pretrained", help="open_clip tag or weights file of an architecture")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of pretraining's data sets, or one data set with a `train` split (training/README.md)"
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of pretraining's data sets, or one data set with a `train` split (training/README.md)",
     )
-    parser.add_argument("--run", type=Path, default=Path("runs/harden"), help="checkpoints and log; an existing run resumes (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, help="decoded pictures and the teacher's opinions, such as runs/pretrain/cache (default: RUN/cache)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/harden/mini-robust"), help="writes OUT.json and OUT.safetensors (default: %(default)s)"
+        "--run",
+        type=Path,
+        default=Path("runs/harden"),
+        help="checkpoints and log; an existing run resumes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="decoded pictures and the teacher's opinions, such as runs/pretrain/cache (default: RUN/cache)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/harden/mini-robust"),
+        help="writes OUT.json and OUT.safetensors (default: %(default)s)",
     )
     add_options(parser)
-    parser.add_argument("--workers", type=at_least_one, help="threads that read pictures ahead, worth it beside a GPU (default: none)")
+    parser.add_argument(
+        "--workers",
+        type=at_least_one,
+        help="threads that read pictures ahead, worth it beside a GPU (default: none)",
+    )
     parser.add_argument(
         "--gap",
         type=float,
         default=10.0,
-        help="points between training attack and PGD-20 that mean catastrophic overfitting: two such checks in a row stop (default: %(default)s)",
+        help="points between training attack and PGD-20 that mean catastrophic overfitting: two such checks "
+        "in a row stop (default: %(default)s)",
     )
     parser.add_argument(
-        "--recipe", choices=("cpu", "papers"), default="cpu", help="the defaults below, or the papers' settings, for GPUs (default: %(default)s)"
+        "--recipe",
+        choices=("cpu", "papers"),
+        default="cpu",
+        help="the defaults below, or the papers' settings, for GPUs (default: %(default)s)",
     )
-    group = parser.add_argument_group("recipe", "Everything that decides the weights. A run resumes only with the same values.")
+    group = parser.add_argument_group(
+        "recipe", "Everything that decides the weights. A run resumes only with the same values."
+    )
     for name, field in Recipe.model_fields.items():
         add_field(group, name, field)
     return parser

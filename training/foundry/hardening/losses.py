@@ -1,6 +1,8 @@
-"""The losses that harden an image tower: TeCoA, FARE, PMG-AFT and ours as values of one model, over the family of `training.learning.losses`.
+"""The losses that harden an image tower: TeCoA, FARE, PMG-AFT and ours as values of one model, over the
+family of `training.learning.losses`.
 
-Text features are constants here, the original tower is a constant, only the tuned tower learns. Everything is float32.
+Text features are constants here, the original tower is a constant, only the tuned tower learns. Everything is
+float32.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ Weight: TypeAlias = Annotated[float, Field(ge=0)]
 
 
 class Preset(BaseModel):
-    """Coefficients of the terms; x is a picture, x_a its attacked form, p the tuned tower's answer, p_o the original's, e raw embeddings.
+    """Coefficients of the terms; x is a picture, x_a its attacked form, p the tuned tower's answer, p_o the
+    original's, e raw embeddings.
 
     label, clean_label      CE(p(x_a), y), CE(p(x), y) among the names of the picture's own data set
     teacher, clean_teacher  CE of a picture teacher's ImageNet distribution, at x_a and at x
@@ -49,7 +52,9 @@ class Preset(BaseModel):
 
 TECOA = Preset(label=1)  # Mao et al. 2023, arXiv 2212.07016
 FARE = Preset(shift=1, inner="shift")  # Schlarmann et al. 2024, arXiv 2402.12336
-PMG_AFT = Preset(label=1, to_original=1, to_clean=1, summed_kl=True)  # Wang et al. 2024, arXiv 2401.04350; sums and no detach as its code
+PMG_AFT = Preset(
+    label=1, to_original=1, to_clean=1, summed_kl=True
+)  # Wang et al. 2024, arXiv 2401.04350; sums and no detach as its code
 DISTILLED = Preset(label=0.5, teacher=0.5, smoothing=0.05)  # ours: pretraining's loss on attacked pictures
 PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTILLED}
 
@@ -58,8 +63,8 @@ PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTIL
 class Targets:
     """What is known about B pictures.
 
-    name [B] the right one of all names; own [B, names] bool, the names of its data set; opinion [B, 1000] the teacher's distribution over the first
-    thousand names, which are ImageNet's.
+    name [B] the right one of all names; own [B, names] bool, the names of its data set; opinion [B, 1000] the
+    teacher's distribution over the first thousand names, which are ImageNet's.
     """
 
     name: Tensor
@@ -79,7 +84,9 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """From raw embeddings to float32 logits of all names: constant `weights` [names, E], unit rows, and the model's temperature."""
+    """From raw embeddings to float32 logits of all names: constant `weights` [names, E], unit rows, and the
+    model's temperature.
+    """
 
     weights: Features
     logit_scale: Tensor
@@ -90,7 +97,8 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Raw embeddings [B, E] by the tuned tower (attacked, clean) and by the original; None where the preset does not need them.
+    """Raw embeddings [B, E] by the tuned tower (attacked, clean) and by the original; None where the preset
+    does not need them.
 
     `clean` may be of other pictures than `attacked`, unless the preset compares them (`to_clean`).
     """
@@ -101,22 +109,37 @@ class Embeddings:
     original_clean: Tensor | None = None
 
 
-def losses(preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, clean_targets: Targets, batch: int) -> dict[str, Tensor]:
+def losses(
+    preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, clean_targets: Targets, batch: int
+) -> dict[str, Tensor]:
     """The weighted terms of a preset, [] each, by name; their sum is the loss.
 
-    `targets` belong to the attacked pictures, `clean_targets` to the clean ones. Means over the rows given. `batch` is the size of the whole step's
-    batch, which a summed KL term is multiplied by: averaged over the parts of a step it is then the sum over the step.
+    `targets` belong to the attacked pictures, `clean_targets` to the clean ones. Means over the rows given.
+    `batch` is the size of the whole step's batch, which a summed KL term is multiplied by: averaged over the
+    parts of a step it is then the sum over the step.
     """
     attacked, clean = judge(seen.attacked), None if seen.clean is None else judge(seen.clean)
     references: list[Reference] = []
     if preset.to_original and seen.original_attacked is not None:
         references.append(Reference(among(judge(seen.original_attacked), targets.own), preset.to_original))
     if preset.to_clean and clean is not None:
-        references.append(Reference(among(clean.detach() if preset.detach_clean else clean, targets.own), preset.to_clean))
+        references.append(
+            Reference(among(clean.detach() if preset.detach_clean else clean, targets.own), preset.to_clean)
+        )
     pull = float(batch if preset.summed_kl else 1) if references else 0.0
-    terms = family(targets.smoothed(preset.smoothing), attacked=among(attacked, targets.own), references=references, b=preset.label, c=pull)
+    terms = family(
+        targets.smoothed(preset.smoothing),
+        attacked=among(attacked, targets.own),
+        references=references,
+        b=preset.label,
+        c=pull,
+    )
     if clean is not None:
-        terms |= family(clean_targets.smoothed(preset.smoothing), clean=among(clean, clean_targets.own), a=preset.clean_label)
+        terms |= family(
+            clean_targets.smoothed(preset.smoothing),
+            clean=among(clean, clean_targets.own),
+            a=preset.clean_label,
+        )
     if preset.teacher and targets.opinion is not None:
         terms["teacher"] = preset.teacher * teacher_loss(attacked, targets.opinion)
     if preset.clean_teacher and clean is not None and clean_targets.opinion is not None:
@@ -127,12 +150,16 @@ def losses(preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, 
 
 
 def among(logits: Logits, own: Tensor) -> Logits:
-    """The logits of a row's own names; all others so low that their probability is exactly 0 and, other than with an infinity, no gradient NaN."""
+    """The logits of a row's own names; all others so low that their probability is exactly 0 and, other than
+    with an infinity, no gradient NaN.
+    """
     return logits.masked_fill(~own, -1e4)
 
 
 def label_loss(logits: Logits, targets: Targets) -> Tensor:
-    """[B] cross-entropy of the right name among the names of the picture's own data set: what an attack raises."""
+    """[B] cross-entropy of the right name among the names of the picture's own data set: what an attack
+    raises.
+    """
     return F.cross_entropy(among(logits, targets.own), targets.name, reduction="none")
 
 

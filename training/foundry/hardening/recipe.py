@@ -1,4 +1,6 @@
-"""What decides a hardened tower: an objective and its settings; defaults that two CPU cores can pay, and the papers' own for GPUs."""
+"""What decides a hardened tower: an objective and its settings; defaults that two CPU cores can pay, and the
+papers' own for GPUs.
+"""
 
 from typing import Any, Literal, Self
 
@@ -18,23 +20,41 @@ class Recipe(BaseModel):
     """Everything that decides the weights, besides backbone and data. The defaults are for two CPU cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    objective: Objective = Field("distilled", description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half")
-    clean: float | None = Field(None, ge=0, description="distilled: weight of the same loss on pictures that are not attacked; none attacks all")
+    objective: Objective = Field(
+        "distilled",
+        description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half",
+    )
+    clean: float | None = Field(
+        None,
+        ge=0,
+        description="distilled: weight of the same loss on pictures that are not attacked; none attacks all",
+    )
     clean_share: float = Field(0.25, gt=0, lt=1, description="distilled: their share, for --clean above 0")
     eps: LinfRadius = Field(2.5 / 255, gt=0, description="radius of the attack, in pixel units")
     steps: int = Field(1, ge=1, description="its steps")
-    step: LinfRadius | None = Field(None, gt=0, description="their length; none means 2.5 eps / steps, at most eps")
+    step: LinfRadius | None = Field(
+        None, gt=0, description="their length; none means 2.5 eps / steps, at most eps"
+    )
     samples: int = Field(320_000, ge=1, description="pictures to learn from, drawn with replacement")
     batch: int = Field(128, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
     rate: float = Field(5e-4, gt=0, description="learning rate of AdamW; warm-up, then a cosine")
-    stem_rate: float = Field(1e-3, gt=0, description="learning rate of the first convolutions, where robustness is won")
+    stem_rate: float = Field(
+        1e-3, gt=0, description="learning rate of the first convolutions, where robustness is won"
+    )
     weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and tables don't decay")
     warm_up: int = Field(50, ge=1, description="steps")
-    average: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are what is checked and written; 0 takes the last")
+    average: float = Field(
+        0.998,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights, which are what is checked and written; 0 takes the last",
+    )
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 leaves it")
     augment: bool = Field(True, description="crops, flips, colour and sharpness as in pretraining")
     bf16: bool = Field(True, description="towers under bfloat16 autocast; losses and pixels are float32")
-    seed: int = Field(0, ge=0, lt=2**63, description="decides which pictures, how they are changed, where attacks start")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="decides which pictures, how they are changed, where attacks start"
+    )
     check_samples: int = Field(51_200, ge=1, description="pictures between two checks on the kept-back ones")
     check_pictures: int = Field(256, ge=1, description="kept-back pictures that a check attacks with PGD-20")
     limit: int = Field(0, ge=0, description="pictures a data set, for trials; 0 takes all")
@@ -50,16 +70,24 @@ class Recipe(BaseModel):
         if self.objective != "distilled":
             return PRESETS[self.objective]
         weight, own = self.clean or 0.0, PRESETS["distilled"]
-        return own.model_copy(update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher})
+        return own.model_copy(
+            update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher}
+        )
 
     @property
     def untouched_a_block(self) -> int:
-        """How many pictures of each 16 are not attacked; presets that compare a picture's two forms attack all."""
+        """How many pictures of each 16 are not attacked; presets that compare a picture's two forms attack
+        all.
+        """
         return max(1, round(BLOCK * self.clean_share)) if self.preset.clean_label > 0 else 0
 
     @property
     def strength(self) -> Strength:
-        return Strength.of(self.eps, self.steps) if self.step is None else Strength(self.eps, self.steps, self.step)
+        return (
+            Strength.of(self.eps, self.steps)
+            if self.step is None
+            else Strength(self.eps, self.steps, self.step)
+        )
 
 
 _FARE_CODE: dict[str, Any] = {
@@ -77,10 +105,21 @@ _FARE_CODE: dict[str, Any] = {
     "augment": False,
     "check_samples": 128_000,
 }
-PAPERS: dict[str, dict[str, Any]] = {  # for GPUs; what FARE's code does for itself and for TeCoA; PMG-AFT's own (AdamW here, SGD there)
+PAPERS: dict[
+    str, dict[str, Any]
+] = {  # for GPUs; what FARE's code does for itself and for TeCoA; PMG-AFT's own (AdamW here, SGD there)
     "fare": _FARE_CODE,
     "tecoa": _FARE_CODE,
-    "pmg-aft": _FARE_CODE | {"eps": 1 / 255, "steps": 2, "rate": 5e-5, "stem_rate": 5e-5, "batch": 256, "samples": 1_000_000, "weight_decay": 0.0},
+    "pmg-aft": _FARE_CODE
+    | {
+        "eps": 1 / 255,
+        "steps": 2,
+        "rate": 5e-5,
+        "stem_rate": 5e-5,
+        "batch": 256,
+        "samples": 1_000_000,
+        "weight_decay": 0.0,
+    },
 }
 
 
@@ -88,5 +127,9 @@ def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> Recipe
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
     objective = given.get("objective", Recipe.model_fields["objective"].default)
     if kind == "papers" and objective not in PAPERS:
-        raise InvalidInput(f"no paper has the objective {objective!r}.", field="--recipe", help=f"Use {', '.join(PAPERS)}, or --recipe cpu.")
+        raise InvalidInput(
+            f"no paper has the objective {objective!r}.",
+            field="--recipe",
+            help=f"Use {', '.join(PAPERS)}, or --recipe cpu.",
+        )
     return read_fields(Recipe, (PAPERS[objective] if kind == "papers" else {}) | given, command="harden")

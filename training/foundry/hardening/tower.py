@@ -11,7 +11,9 @@ from robustclip.types import Pixels
 
 
 class ImageTower(nn.Module):
-    """Pixels [B, 3, S, S] -> float32 raw embeddings [B, E]. Its parameters are those of the image tower and nothing else."""
+    """Pixels [B, 3, S, S] -> float32 raw embeddings [B, E]. Its parameters are those of the image tower and
+    nothing else.
+    """
 
     def __init__(self, clip: Clip, *, bf16: bool) -> None:
         super().__init__()
@@ -25,11 +27,19 @@ class ImageTower(nn.Module):
 
     def frozen_copy(self) -> "ImageTower":
         """The tower as it is now, without gradients of weights."""
-        model = describe(copy.deepcopy(self.clip.model), self.clip.arch, "copy", mean=self.clip.mean, std=self.clip.std, fingerprint="copy")
+        model = describe(
+            copy.deepcopy(self.clip.model),
+            self.clip.arch,
+            "copy",
+            mean=self.clip.mean,
+            std=self.clip.std,
+            fingerprint="copy",
+        )
         return ImageTower(model, bf16=self.bf16)
 
     def frozen_view(self) -> "ImageTower":
-        """The same weights in the same memory, without gradients of weights: an attack on it costs no more than gradients of pixels.
+        """The same weights in the same memory, without gradients of weights: an attack on it costs no more
+        than gradients of pixels.
 
         It stays the same under in-place updates.
         """

@@ -15,7 +15,9 @@ MINI: dict[str, Any] = {
     "std": [128 / 255] * 3,
 }
 Phase = Literal["frozen", "joint", "broad"]
-LATER: dict[Phase, set[str]] = {  # what a phase doesn't depend on yet: its checkpoint serves runs that differ in these
+LATER: dict[
+    Phase, set[str]
+] = {  # what a phase doesn't depend on yet: its checkpoint serves runs that differ in these
     "frozen": {"joint_samples", "joint_batch", "joint_rate", "stem_rate", "broad_samples"},
     "joint": {"broad_samples"},
     "broad": set(),
@@ -52,4 +54,6 @@ class Recipe(BaseModel):
     def changed(self, recorded: dict[str, Any], phase: Phase) -> list[str]:
         """In what a checkpoint of a phase was made differently. Those that don't say so were made in bf16."""
         known = {"precision": "bf16"} | recorded
-        return [name for name, value in self.model_dump(exclude=LATER[phase]).items() if known.get(name) != value]
+        return [
+            name for name, value in self.model_dump(exclude=LATER[phase]).items() if known.get(name) != value
+        ]

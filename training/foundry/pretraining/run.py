@@ -1,6 +1,8 @@
-"""A pretraining run: its phases, what a step learns from, and going on after a kill as if nothing had happened.
+"""A pretraining run: its phases, what a step learns from, and going on after a kill as if nothing had
+happened.
 
-Every process draws the whole step. It shows its share of the pictures and of the texts to the towers and computes the loss from everyone's.
+Every process draws the whole step. It shows its share of the pictures and of the texts to the towers and
+computes the loss from everyone's.
 """
 
 import copy
@@ -25,14 +27,22 @@ from robustclip.types import Progress
 from training.foundry.pretraining.captions import MAX_FILLER, filler, worded
 from training.foundry.pretraining.corpus import Corpus, augment, cached_array
 from training.foundry.pretraining.recipe import MINI, Phase, Recipe
-from training.foundry.weights import average_into, inside_stem, load_checkpoint, parameter_groups, share_of_rate
+from training.foundry.weights import (
+    average_into,
+    inside_stem,
+    load_checkpoint,
+    parameter_groups,
+    share_of_rate,
+)
 from training.processes import ALONE, Processes
 
 CHECKPOINT_STEPS = 100  # also how often validation is measured
 
 
 class Trainer:
-    """The state of a run: model, its average, a linear reading of the sentence encoder's space, optimiser, step."""
+    """The state of a run: model, its average, a linear reading of the sentence encoder's space, optimiser,
+    step.
+    """
 
     def __init__(
         self,
@@ -46,7 +56,13 @@ class Trainer:
         *,
         processes: Processes = ALONE,
     ) -> None:
-        self.corpus, self.recipe, self.run, self.progress, self.processes = corpus, recipe, run, progress, processes
+        self.corpus, self.recipe, self.run, self.progress, self.processes = (
+            corpus,
+            recipe,
+            run,
+            progress,
+            processes,
+        )
         self.device = processes.device
         self.clip = clip.to(self.device)
         self.texts = [*corpus.names.texts, *words]
@@ -81,12 +97,25 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             self._settle(step)
-            self.progress(step + 1, steps, f"{phase}: " + ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
+            self.progress(
+                step + 1,
+                steps,
+                f"{phase}: " + ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()),
+            )
             if self.processes.main and ((step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps):
                 accuracy = self._validate()
-                line = {"phase": phase, "step": step + 1, "samples": (step + 1) * batch, "seconds": round(time.monotonic() - began), **accuracy}
+                line = {
+                    "phase": phase,
+                    "step": step + 1,
+                    "samples": (step + 1) * batch,
+                    "seconds": round(time.monotonic() - began),
+                    **accuracy,
+                }
                 with (self.run / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line | {name: round(loss.item(), 4) for name, loss in losses.items()}) + "\n")
+                    log.write(
+                        json.dumps(line | {name: round(loss.item(), 4) for name, loss in losses.items()})
+                        + "\n"
+                    )
                 self._save(checkpoint, optimizer, step + 1)
 
     def _losses(self, phase: Phase, step: int, batch: int) -> dict[str, Tensor]:
@@ -94,9 +123,22 @@ class Trainer:
         generator = torch.Generator().manual_seed(int(derive(torch.tensor([recipe.seed]), f"{phase}-{step}")))
         rows = self.trained[torch.randint(len(self.trained), (batch,), generator=generator)]
         opinion = torch.from_numpy(corpus.teacher[rows.numpy()]).float()
-        chosen = self._choose_names(corpus.name[rows], opinion, generator) if phase != "broad" else torch.arange(len(corpus.names.texts))
-        words = len(corpus.names.texts) + torch.randperm(len(self.texts) - len(corpus.names.texts), generator=generator)[: recipe.words_a_step]
-        length = int(torch.randint(1, MAX_FILLER + 1, (), generator=generator)) if torch.rand((), generator=generator) < recipe.filler_share else 0
+        chosen = (
+            self._choose_names(corpus.name[rows], opinion, generator)
+            if phase != "broad"
+            else torch.arange(len(corpus.names.texts))
+        )
+        words = (
+            len(corpus.names.texts)
+            + torch.randperm(len(self.texts) - len(corpus.names.texts), generator=generator)[
+                : recipe.words_a_step
+            ]
+        )
+        length = (
+            int(torch.randint(1, MAX_FILLER + 1, (), generator=generator))
+            if torch.rand((), generator=generator) < recipe.filler_share
+            else 0
+        )
         with self._precise():
             texts = self._texts(torch.cat([chosen, words]), length, generator)
             features = self._images(phase, rows, generator)
@@ -107,19 +149,31 @@ class Trainer:
         soft = torch.where(imagenet, opinion[:, chosen.clamp(max=999)], 0.0)
         labels, soft, own, imagenet = (targets.to(self.device) for targets in (labels, soft, own, imagenet))
         kept = soft.sum(dim=1, keepdim=True)
-        loss_label = -(labels * logits.masked_fill(~own, -torch.inf).log_softmax(dim=1).masked_fill(~own, 0)).sum(dim=1).mean()
+        loss_label = (
+            -(labels * logits.masked_fill(~own, -torch.inf).log_softmax(dim=1).masked_fill(~own, 0))
+            .sum(dim=1)
+            .mean()
+        )
         teaching = logits.masked_fill(~imagenet, -torch.inf).log_softmax(dim=1).masked_fill(~imagenet, 0)
         loss_teacher = -(soft / kept.clamp_min(1e-4) * teaching).sum(dim=1).mul(kept.squeeze(1)).mean()
         aligned = F.cosine_similarity(self.reading(texts), self.geometry[torch.cat([chosen, words])], dim=1)
-        return {"label": 0.5 * loss_label, "teacher": 0.5 * loss_teacher, "geometry": recipe.geometry * (1 - aligned).mean()}
+        return {
+            "label": 0.5 * loss_label,
+            "teacher": 0.5 * loss_teacher,
+            "geometry": recipe.geometry * (1 - aligned).mean(),
+        }
 
     def _choose_names(self, true: Tensor, opinion: Tensor, generator: torch.Generator) -> Tensor:
-        """The names of a step: all true ones, every picture's likeliest in the teacher's eyes, and random ones; sorted, distinct.
+        """The names of a step: all true ones, every picture's likeliest in the teacher's eyes, and random
+        ones; sorted, distinct.
 
-        Texts are what a step pays for while the stem is frozen: 600 names took four times as long as 512 pictures.
+        Texts are what a step pays for while the stem is frozen: 600 names took four times as long as 512
+        pictures.
         """
         wanted = torch.cat([true, opinion.argmax(dim=1)]).unique()
-        filling = torch.randperm(len(self.corpus.names.texts), generator=generator)[: max(self.recipe.names_a_step - len(wanted), 0)]
+        filling = torch.randperm(len(self.corpus.names.texts), generator=generator)[
+            : max(self.recipe.names_a_step - len(wanted), 0)
+        ]
         return torch.cat([wanted, filling]).unique()
 
     def _members(self, chosen: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,14 +183,22 @@ class Trainer:
         return own[source], torch.isin(chosen, members["imagenet"]).expand(len(source), -1)
 
     def _texts(self, indices: Tensor, length: int, generator: torch.Generator) -> Tensor:
-        tokens = self.clip.tokenize(worded([self.texts[index] for index in indices.tolist()], generator, synonym_share=self.recipe.synonym_share))
+        tokens = self.clip.tokenize(
+            worded(
+                [self.texts[index] for index in indices.tolist()],
+                generator,
+                synonym_share=self.recipe.synonym_share,
+            )
+        )
         longest = int(tokens.argmax(dim=1).max()) + 1
         context = filler(self.clip, min(length, self.clip.context_length - longest), generator)
 
         def encode(part: Tensor) -> Tensor:
             return encode_text(self.clip, part, context).float()
 
-        return F.normalize(self.processes.encode(encode, self.processes.own(tokens).to(self.device), len(tokens)), dim=-1)
+        return F.normalize(
+            self.processes.encode(encode, self.processes.own(tokens).to(self.device), len(tokens)), dim=-1
+        )
 
     def _images(self, phase: Phase, rows: Tensor, generator: torch.Generator) -> Tensor:
         own = self.processes.own
@@ -144,7 +206,9 @@ class Trainer:
             view = self.views[int(torch.randint(len(self.views), (), generator=generator))]
             inputs = torch.from_numpy(view[own(rows).numpy()]).float()
         else:
-            inputs = own(augment(self.corpus.pixels(rows), generator))  # one generator for all rows: each process changes them all
+            inputs = own(
+                augment(self.corpus.pixels(rows), generator)
+            )  # one generator for all rows: each process changes them all
 
         def encode(part: Tensor) -> Tensor:
             if phase != "frozen":
@@ -163,16 +227,30 @@ class Trainer:
                 pixels = self.corpus.pixels(torch.arange(start, min(start + 256, count)))
                 if index:
                     pixels = augment(pixels, torch.Generator().manual_seed(index * 1_000_003 + start))
-                with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):  # kept in 16 bits, whatever the recipe's precision
-                    images = (pixels.to(self.device) - self.clip.mean[:, None, None]) / self.clip.std[:, None, None]
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(self.device.type, torch.bfloat16),
+                ):  # kept in 16 bits, whatever the recipe's precision
+                    images = (pixels.to(self.device) - self.clip.mean[:, None, None]) / self.clip.std[
+                        :, None, None
+                    ]
                     yield stem.convolve(images).half().contiguous().cpu().numpy()
 
         path = self.run / "cache" / f"stem-{self.recipe.limit}-{index}.npy"
         side = size // MINI["vision_cfg"]["patch_size"]
-        return cached_array(path, (count, stem.channels, side, side), np.float16, convolve, self.progress, f"stem features, view {index}")
+        return cached_array(
+            path,
+            (count, stem.channels, side, side),
+            np.float16,
+            convolve,
+            self.progress,
+            f"stem features, view {index}",
+        )
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        """AdamW; the convolutions of the stem do not learn in phase `frozen`; tables, norms and biases don't decay."""
+        """AdamW; the convolutions of the stem do not learn in phase `frozen`; tables, norms and biases don't
+        decay.
+        """
         rate = self.recipe.rate if phase == "frozen" else self.recipe.joint_rate
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(phase != "frozen" or not inside_stem(name))
@@ -189,12 +267,23 @@ class Trainer:
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
-        """Accuracy of the averaged weights on pictures kept back from the training files, among the trained names of each set, per cent."""
-        clip = describe(copy.deepcopy(self.average), "mini", "validation", mean=self.clip.mean, std=self.clip.std, fingerprint="validation")
+        """Accuracy of the averaged weights on pictures kept back from the training files, among the trained
+        names of each set, per cent.
+        """
+        clip = describe(
+            copy.deepcopy(self.average),
+            "mini",
+            "validation",
+            mean=self.clip.mean,
+            std=self.clip.std,
+            fingerprint="validation",
+        )
         result: dict[str, float] = {}
         for index, name in enumerate(self.corpus.sets):
             members = self.corpus.names.members[name]
-            weights = text_weights(clip, Prompts(), tuple(self.corpus.names.texts[member] for member in members.tolist()))
+            weights = text_weights(
+                clip, Prompts(), tuple(self.corpus.names.texts[member] for member in members.tolist())
+            )
             rows = torch.nonzero(self.corpus.validation & (self.corpus.source == index)).squeeze(1)
             hits = [self._hits(clip, chunk, members, weights) for chunk in rows.split(256)]
             result[name] = round(100 * torch.cat(hits).float().mean().item(), 1) if hits else 0.0
@@ -209,9 +298,17 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
-        state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "reading": self.reading.state_dict()}
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "reading": self.reading.state_dict(),
+        }
         with replacing(path) as partial:
-            torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()}, partial)
+            torch.save(
+                state
+                | {"optimizer": optimizer.state_dict(), "step": step, "recipe": self.recipe.model_dump()},
+                partial,
+            )
 
     def _resume(self, phase: Phase, path: Path, optimizer: torch.optim.Optimizer) -> int:
         state = load_checkpoint(path, lambda state: self.recipe.changed(state["recipe"], phase))

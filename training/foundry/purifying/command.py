@@ -1,16 +1,21 @@
-"""`robustclip train-purifiers`: train the small networks behind the defenses `super_resolution` and `diffusion`, or say what they are worth.
+"""`robustclip train-purifiers`: train the small networks behind the defenses `super_resolution` and
+`diffusion`, or say what they are worth.
 
-The super-resolver learns to double pictures that were shrunk to half their size, the denoiser to predict noise of every strength up to a time, both
-on squares cut from training pictures at several scales. Checks on kept-back training pictures compare PSNR and a CLIP's accuracy with bicubic
-enlargement and with leaving the noise; they go to RUN/NETWORK/log.jsonl. Averaged weights are what is checked and written. Every block of pictures
-draws from its own seed: a killed run resumes from its last checkpoint and ends with the same weights, however many processes share the work.
+The super-resolver learns to double pictures that were shrunk to half their size, the denoiser to predict
+noise of every strength up to a time, both on squares cut from training pictures at several scales. Checks on
+kept-back training pictures compare PSNR and a CLIP's accuracy with bicubic enlargement and with leaving the
+noise; they go to RUN/NETWORK/log.jsonl. Averaged weights are what is checked and written. Every block of
+pictures draws from its own seed: a killed run resumes from its last checkpoint and ends with the same
+weights, however many processes share the work.
 
-With --measure nothing is trained: the same comparison on any labelled pictures. Exit status 1 means that a network is no better somewhere.
+With --measure nothing is trained: the same comparison on any labelled pictures. Exit status 1 means that a
+network is no better somewhere.
 
 examples:
-  robustclip train-purifiers --data DIR --cache runs/pretrain/cache
-  robustclip train-purifiers --data DIR --only denoiser --samples 200000 --network '{"kind": "denoiser", "widths": [32, 96, 192]}'
-  robustclip train-purifiers --measure --data DIR/tiny-imagenet-200 --split val --limit 1000 --weights runs/purifiers --json
+  robustclip train-purifiers --data DIR --cache runs/pretrain/cache robustclip train-purifiers --data DIR
+  --only denoiser --samples 200000 --network '{"kind": "denoiser", "widths": [32, 96, 192]}' robustclip
+  train-purifiers --measure --data DIR/tiny-imagenet-200 --split val --limit 1000 --weights runs/purifiers
+  --json
 """
 
 import argparse
@@ -63,19 +68,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the super-resolver and the denoiser behind two defenses, resumable, or measure them."""
     given = sys.argv[1:] if argv is None else list(argv)
     options = vars(_parser().parse_args(given))
-    names = ("data", "run", "out", "cache", "only", "backbone", "cpu", "accumulate", "measure", "split", "weights", "json")
-    data, run, out, cache, only, backbone, cpu, accumulate, measuring, split, weights, as_json = (options.pop(name) for name in names)
+    names = (
+        "data",
+        "run",
+        "out",
+        "cache",
+        "only",
+        "backbone",
+        "cpu",
+        "accumulate",
+        "measure",
+        "split",
+        "weights",
+        "json",
+    )
+    data, run, out, cache, only, backbone, cpu, accumulate, measuring, split, weights, as_json = (
+        options.pop(name) for name in names
+    )
     kinds = KINDS if only is None else (cast(Kind, only),)
     changed = {name: value for name, value in options.items() if value is not None}
     recipes = [read_recipe(kind, changed) for kind in kinds]
     keep_freed_memory()
     clip = load_clip(backbone)
-    with joined("cpu" if cpu else None, parts=accumulate) as processes, bar(quiet=not processes.main) as progress:
+    with (
+        joined("cpu" if cpu else None, parts=accumulate) as processes,
+        bar(quiet=not processes.main) as progress,
+    ):
         if measuring:
-            found = measure(kinds, weights, clip.to(processes.device), data, split=split, limit=recipes[0].limit, progress=progress)
+            found = measure(
+                kinds,
+                weights,
+                clip.to(processes.device),
+                data,
+                split=split,
+                limit=recipes[0].limit,
+                progress=progress,
+            )
         else:
             for recipe in recipes:
-                train(recipe, clip.to(processes.device), data, cache or run / "cache", run=run, out=out, processes=processes, progress=progress)
+                train(
+                    recipe,
+                    clip.to(processes.device),
+                    data,
+                    cache or run / "cache",
+                    run=run,
+                    out=out,
+                    processes=processes,
+                    progress=progress,
+                )
             return 0
     facts = {
         "command": shlex.join(["robustclip", "train-purifiers", *given]),
@@ -86,12 +126,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return NO_BETTER if any(each.no_better for each in found.values()) else 0
 
 
-def train(recipe: Recipe, clip: Clip, data: Path, cache: Path, *, run: Path, out: Path, processes: Processes, progress: Progress) -> None:
-    """One network, from its checkpoint in `run` if there is one, to OUT/KIND.json and .safetensors. `clip` judges the checks."""
+def train(
+    recipe: Recipe,
+    clip: Clip,
+    data: Path,
+    cache: Path,
+    *,
+    run: Path,
+    out: Path,
+    processes: Processes,
+    progress: Progress,
+) -> None:
+    """One network, from its checkpoint in `run` if there is one, to OUT/KIND.json and .safetensors. `clip`
+    judges the checks.
+    """
     with processes.main_first():  # the others find its cache
-        supply = open_supply(data, cache, size=recipe.decoded, limit=recipe.limit, taught=False, progress=progress)
+        supply = open_supply(
+            data, cache, size=recipe.decoded, limit=recipe.limit, taught=False, progress=progress
+        )
     exam = kept_back(supply, clip, recipe.check_pictures, recipe.seed)
-    running = PurifyingRun(supply, exam, recipe, folder=run / recipe.kind, processes=processes, progress=progress)
+    running = PurifyingRun(
+        supply, exam, recipe, folder=run / recipe.kind, processes=processes, progress=progress
+    )
     network = running.finish()
     if processes.main:
         checked = {name: reading._asdict() for name, reading in running.readings.items()}
@@ -106,8 +162,12 @@ def train(recipe: Recipe, clip: Clip, data: Path, cache: Path, *, run: Path, out
             print(f"no better than nothing: {complaint}", file=sys.stderr)
 
 
-def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, split: str, limit: int, progress: Progress) -> dict[Kind, Measured]:
-    """The readings of networks on the pictures of a split, told among its labels; `limit` > 0 takes so many, classes balanced."""
+def measure(
+    kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, split: str, limit: int, progress: Progress
+) -> dict[Kind, Measured]:
+    """The readings of networks on the pictures of a split, told among its labels; `limit` > 0 takes so many,
+    classes balanced.
+    """
     every = open_split(data, split)
     pictures = every.subset(balanced_subset(every, limit, SUBSET_SEED), split)
     exam = exam_of(clip, pictures)
@@ -116,7 +176,9 @@ def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, spli
         named = str(Path(weights) / f"{kind}.json") if Path(weights).is_dir() else weights
         network = load_purifier(kind, named).to(clip.device)
         if not isinstance(network, SuperResolver | Denoiser):
-            raise InvalidInput("networks of others enlarge by any scale; only ours are measured.", field="--weights")
+            raise InvalidInput(
+                "networks of others enlarge by any scale; only ours are measured.", field="--weights"
+            )
         done = 0
 
         def count(rows: int, kind: Kind = kind) -> None:
@@ -139,41 +201,84 @@ def measure(kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, spli
 
 def _print(facts: dict[str, Any], found: dict[Kind, Measured], *, as_json: bool) -> None:
     if as_json:
-        readings = {kind: {name: reading._asdict() for name, reading in each.readings.items()} for kind, each in found.items()}
-        networks = {kind: each.model_dump(exclude={"readings"}) | {"readings": readings[kind]} for kind, each in found.items()}
+        readings = {
+            kind: {name: reading._asdict() for name, reading in each.readings.items()}
+            for kind, each in found.items()
+        }
+        networks = {
+            kind: each.model_dump(exclude={"readings"}) | {"readings": readings[kind]}
+            for kind, each in found.items()
+        }
         print(json.dumps(facts | {"networks": networks}, indent=2))
         return
     for kind, each in found.items():
-        table = Table(title=f"{kind}, {each.parameters:,} parameters, {each.pictures} pictures", title_justify="left")
+        table = Table(
+            title=f"{kind}, {each.parameters:,} parameters, {each.pictures} pictures", title_justify="left"
+        )
         for column in ("pictures", "PSNR, dB", "named rightly, %"):
             table.add_column(column, justify="left" if column == "pictures" else "right")
         for name, reading in each.readings.items():
-            table.add_row(name, "" if reading.psnr is None else f"{reading.psnr:.2f}", f"{reading.accuracy:.1f}")
+            table.add_row(
+                name, "" if reading.psnr is None else f"{reading.psnr:.2f}", f"{reading.accuracy:.1f}"
+            )
         Console().print(table)
         for complaint in each.no_better:
             print(f"no better than nothing: {complaint}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="robustclip train-purifiers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="robustclip train-purifiers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of pretraining's data sets, or one data set with a `train` split (training/README.md)"
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of pretraining's data sets, or one data set with a `train` split (training/README.md)",
     )
     parser.add_argument("--only", choices=KINDS, help="one of the networks (default: one after the other)")
-    parser.add_argument("--run", type=Path, default=Path("runs/purifiers"), help="checkpoints and logs; an old run resumes (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, help="decoded pictures, such as runs/pretrain/cache (default: RUN/cache)")
-    parser.add_argument("--out", type=Path, default=Path("runs/purifiers"), help="folder of the written networks (default: %(default)s)")
-    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="the CLIP whose accuracy is checked (default: %(default)s)")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/purifiers"),
+        help="checkpoints and logs; an old run resumes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="decoded pictures, such as runs/pretrain/cache (default: RUN/cache)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/purifiers"),
+        help="folder of the written networks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backbone",
+        default=DEFAULT_BACKBONE,
+        help="the CLIP whose accuracy is checked (default: %(default)s)",
+    )
     add_options(parser)
     group = parser.add_argument_group("measuring", "Instead of training.")
-    group.add_argument("--measure", action="store_true", help="say what networks are worth on the pictures of --data")
+    group.add_argument(
+        "--measure", action="store_true", help="say what networks are worth on the pictures of --data"
+    )
     group.add_argument("--split", default="val", help="of --data (default: %(default)s)")
-    group.add_argument("--weights", default=OWN, help="own (those that ship), the .json of a network, or a folder of both (default: %(default)s)")
+    group.add_argument(
+        "--weights",
+        default=OWN,
+        help="own (those that ship), the .json of a network, or a folder of both (default: %(default)s)",
+    )
     group.add_argument("--json", action="store_true", help="print one JSON object")
-    group = parser.add_argument_group("recipe", "Everything that decides the weights. A run resumes only with the same values.")
+    group = parser.add_argument_group(
+        "recipe", "Everything that decides the weights. A run resumes only with the same values."
+    )
     for name, field in Recipe.model_fields.items():
         defaults = {kind: shown(DEFAULTS[kind].get(name, field.default)) for kind in KINDS}
         alike = len({*defaults.values()}) == 1
-        default = defaults[KINDS[0]] if alike else ", ".join(f"{kind}: {value}" for kind, value in defaults.items())
+        default = (
+            defaults[KINDS[0]] if alike else ", ".join(f"{kind}: {value}" for kind, value in defaults.items())
+        )
         add_field(group, name, field, default=default, type=json.loads if name == "network" else str)
     return parser

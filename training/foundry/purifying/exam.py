@@ -1,4 +1,6 @@
-"""What a purifying network is worth: PSNR and CLIP's accuracy on clean pictures, each beside what costs nothing: bicubic, or leaving the noise."""
+"""What a purifying network is worth: PSNR and CLIP's accuracy on clean pictures, each beside what costs
+nothing: bicubic, or leaving the noise.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ Versions: TypeAlias = Mapping[str, Pixels]  # of the same pictures, by what was 
 
 
 class Reading(NamedTuple):
-    """Of one version of all pictures: mean PSNR to the untouched ones in dB (None for those themselves), and the share that CLIP names rightly, %."""
+    """Of one version of all pictures: mean PSNR to the untouched ones in dB (None for those themselves), and
+    the share that CLIP names rightly, %.
+    """
 
     psnr: float | None
     accuracy: float
@@ -39,14 +43,20 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Exam:
-    """`count` pictures, asked for by rows, and which of some changed ones are still named rightly: `right(changed, rows)` [B] bool."""
+    """`count` pictures, asked for by rows, and which of some changed ones are still named rightly:
+    `right(changed, rows)` [B] bool.
+    """
 
     count: int
     pixels: Callable[[Tensor], Pixels]
     right: Callable[[Pixels, Tensor], Tensor]
 
-    def take(self, change: Callable[[Pixels, Tensor], Versions], *, on_rows: OnRows = lambda rows: None) -> dict[str, Reading]:
-        """A reading of the untouched pictures and of each version; `change(pixels, rows)` makes them, some pictures at a time."""
+    def take(
+        self, change: Callable[[Pixels, Tensor], Versions], *, on_rows: OnRows = lambda rows: None
+    ) -> dict[str, Reading]:
+        """A reading of the untouched pictures and of each version; `change(pixels, rows)` makes them, some
+        pictures at a time.
+        """
         errors: dict[str, list[Tensor]] = {}
         hits: dict[str, list[Tensor]] = {}
         with torch.no_grad():
@@ -59,17 +69,21 @@ class Exam:
                 on_rows(len(rows))
         return {
             name: Reading(
-                None if name == "untouched" else round(_psnr(torch.cat(errors[name])), 2), round(100 * torch.cat(hits[name]).float().mean().item(), 1)
+                None if name == "untouched" else round(_psnr(torch.cat(errors[name])), 2),
+                round(100 * torch.cat(hits[name]).float().mean().item(), 1),
             )
             for name in errors
         }
 
 
-def examine(network: SuperResolver | Denoiser, exam: Exam, *, seed: int = 0, on_rows: OnRows = lambda rows: None) -> dict[str, Reading]:
+def examine(
+    network: SuperResolver | Denoiser, exam: Exam, *, seed: int = 0, on_rows: OnRows = lambda rows: None
+) -> dict[str, Reading]:
     """All readings of a network, deterministic given the seed of the noise.
 
-    Of a super-resolver: `bicubic` and `network` enlarge a picture of half the size; `purified` is enlarged and shrunk back. Of a denoiser, for each
-    noise: `noisy_S` as it is and `denoised_S` in one step; `purified` there and back as the defense `diffusion` goes by default.
+    Of a super-resolver: `bicubic` and `network` enlarge a picture of half the size; `purified` is enlarged
+    and shrunk back. Of a denoiser, for each noise: `noisy_S` as it is and `denoised_S` in one step;
+    `purified` there and back as the defense `diffusion` goes by default.
     """
     if isinstance(network, SuperResolver):
         return exam.take(_enlargements(network), on_rows=on_rows)
@@ -78,7 +92,10 @@ def examine(network: SuperResolver | Denoiser, exam: Exam, *, seed: int = 0, on_
 
 def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
     """Where a network does no better than what costs nothing, in words."""
-    pairs = [("bicubic", "network"), *((name, name.replace("noisy", "denoised")) for name in readings if name.startswith("noisy"))]
+    pairs = [
+        ("bicubic", "network"),
+        *((name, name.replace("noisy", "denoised")) for name in readings if name.startswith("noisy")),
+    ]
     found: list[str] = []
     for free, own in pairs:
         if free in readings:
@@ -86,12 +103,17 @@ def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
             if (dear.psnr or 0.0) <= (cheap.psnr or 0.0):
                 found.append(f"{own} has {dear.psnr} dB, {free} {cheap.psnr}")
             if dear.accuracy <= cheap.accuracy:
-                found.append(f"of {own} pictures {dear.accuracy} % are named rightly, of {free} ones {cheap.accuracy} %")
+                found.append(
+                    f"of {own} pictures {dear.accuracy} % are named rightly, of {free} ones "
+                    f"{cheap.accuracy} %"
+                )
     return found
 
 
 def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
-    """Pictures that nothing was trained on, each to be told among the names of its own data set; read once, for many looks."""
+    """Pictures that nothing was trained on, each to be told among the names of its own data set; read once,
+    for many looks.
+    """
     rows = supply.validation.nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
     used = torch.cat([supply.names.members[name] for name in supply.sets]).unique()
@@ -104,10 +126,14 @@ def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
 def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
     """Labelled pictures, each to be told among all labels, and read whenever it is looked at."""
     own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
-    return _exam(clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own)
+    return _exam(
+        clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own
+    )
 
 
-def _exam(clip: Clip, pixels: Callable[[Tensor], Pixels], labels: tuple[str, ...], targets: Tensor, own: Tensor) -> Exam:
+def _exam(
+    clip: Clip, pixels: Callable[[Tensor], Pixels], labels: tuple[str, ...], targets: Tensor, own: Tensor
+) -> Exam:
     with torch.no_grad():
         weights = text_weights(clip, Prompts(), labels)
     encoder = TorchImageEncoder(clip)
@@ -138,7 +164,9 @@ def _restorations(network: Denoiser, seeds: Tensor) -> Callable[[Pixels, Tensor]
     def change(pixels: Pixels, rows: Tensor) -> Versions:
         versions: dict[str, Tensor] = {}
         for sigma in SIGMAS:
-            noisy = pixels + sigma * row_normal(derive(seeds[rows], f"noise-{sigma}"), tuple(pixels.shape[1:]), like=pixels)
+            noisy = pixels + sigma * row_normal(
+                derive(seeds[rows], f"noise-{sigma}"), tuple(pixels.shape[1:]), like=pixels
+            )
             versions[f"noisy_{sigma}"] = noisy
             versions[f"denoised_{sigma}"] = one_shot(network, noisy.to(device), sigma).cpu()
         noise = row_normal(derive(seeds[rows], "purify"), tuple(pixels.shape[1:]), like=pixels)

@@ -1,4 +1,6 @@
-"""The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is given."""
+"""The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is
+given.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,20 +21,26 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def draw_blocks(supply: Supply, trained: Tensor, blocks: Iterable[int], *, size: int, seed: int, step: int) -> Draw:
+def draw_blocks(
+    supply: Supply, trained: Tensor, blocks: Iterable[int], *, size: int, seed: int, step: int
+) -> Draw:
     """Some blocks of a step."""
 
     def draw(rows: Tensor, generator: torch.Generator) -> Draw:
         pixels = squares(supply.pixels(rows), size, generator)
-        return Draw(pixels, torch.rand(len(rows), generator=generator), torch.randn(pixels.shape, generator=generator))
+        return Draw(
+            pixels, torch.rand(len(rows), generator=generator), torch.randn(pixels.shape, generator=generator)
+        )
 
     return Draw(*in_blocks(draw, trained, blocks, seed=seed, stream=f"purify-{step}"))
 
 
 def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
-    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk alike, to anything between S and `size`, then a place and a mirror of its own for each.
+    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk alike, to anything between S and `size`, then a place
+    and a mirror of its own for each.
 
-    Pictures of 64 pixels and less that were enlarged are smooth; shrunk, they are as sharp as photographs at the size that a CLIP sees.
+    Pictures of 64 pixels and less that were enlarged are smooth; shrunk, they are as sharp as photographs at
+    the size that a CLIP sees.
     """
     full = pixels.shape[-1]
     side = int(torch.randint(size, full + 1, (), generator=generator))
@@ -40,8 +48,13 @@ def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
         pixels = shrunk(pixels, side, side).clamp(0, 1)
     corners = torch.randint(side - size + 1, (len(pixels), 2), generator=generator).tolist()
     mirrored = (torch.rand(len(pixels), generator=generator) < 0.5).tolist()
-    cut = [picture[:, top : top + size, left : left + size] for picture, (top, left) in zip(pixels, corners, strict=True)]
-    return torch.stack([picture.flip(-1) if mirror else picture for picture, mirror in zip(cut, mirrored, strict=True)])
+    cut = [
+        picture[:, top : top + size, left : left + size]
+        for picture, (top, left) in zip(pixels, corners, strict=True)
+    ]
+    return torch.stack(
+        [picture.flip(-1) if mirror else picture for picture, mirror in zip(cut, mirrored, strict=True)]
+    )
 
 
 def halved(pixels: Pixels) -> Pixels:

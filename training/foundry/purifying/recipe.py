@@ -22,7 +22,12 @@ class Recipe(BaseModel):
     batch: int = Field(64, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
     warm_up: int = Field(200, ge=1, description="steps")
     weight_decay: float = Field(1e-4, ge=0, description="of kernels; vectors don't decay")
-    average: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are what is checked and written; 0 takes the last")
+    average: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights, which are what is checked and written; 0 takes the last",
+    )
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 leaves it")
     size: int = Field(64, ge=8, multiple_of=2, description="side of the squares that are cut from pictures")
     decoded: int = Field(96, ge=8, description="side of the decoded pictures that they are cut from")
@@ -30,7 +35,9 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="decides first weights, pictures, squares and noise")
     check_samples: int = Field(51_200, ge=1, description="pictures between two checks on the kept-back ones")
     check_pictures: int = Field(256, ge=1, description="kept-back pictures of a check")
-    limit: int = Field(0, ge=0, description="pictures a data set, for trials, or with --measure in all; 0 takes all")
+    limit: int = Field(
+        0, ge=0, description="pictures a data set, for trials, or with --measure in all; 0 takes all"
+    )
 
     @property
     def kind(self) -> Kind:
@@ -47,7 +54,15 @@ def read_recipe(kind: Kind, given: dict[str, Any]) -> Recipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
     recipe = read_fields(Recipe, DEFAULTS[kind] | given, command="train-purifiers")
     if recipe.kind != kind:
-        raise InvalidInput(f"found the shape of a {recipe.kind} for a {kind}.", field="--network", help="Say with --only which one is meant.")
+        raise InvalidInput(
+            f"found the shape of a {recipe.kind} for a {kind}.",
+            field="--network",
+            help="Say with --only which one is meant.",
+        )
     if recipe.size > recipe.decoded:
-        raise InvalidInput(f"{recipe.size} pixels can't be cut from {recipe.decoded}.", field="--size", help="Decode larger pictures (--decoded).")
+        raise InvalidInput(
+            f"{recipe.size} pixels can't be cut from {recipe.decoded}.",
+            field="--size",
+            help="Decode larger pictures (--decoded).",
+        )
     return recipe

@@ -1,4 +1,6 @@
-"""A run that trains one purifying network: draw, learn, average, check, and go on after a kill as if nothing had happened."""
+"""A run that trains one purifying network: draw, learn, average, check, and go on after a kill as if nothing
+had happened.
+"""
 
 import json
 import math
@@ -21,7 +23,13 @@ from training.foundry.hardening.supply import BLOCK, Supply, refuse_unshareable
 from training.foundry.purifying.exam import Exam, Reading, examine
 from training.foundry.purifying.pictures import Draw, draw_blocks, halved
 from training.foundry.purifying.recipe import Recipe
-from training.foundry.weights import average_into, changed_options, load_checkpoint, parameter_groups, share_of_rate
+from training.foundry.weights import (
+    average_into,
+    changed_options,
+    load_checkpoint,
+    parameter_groups,
+    share_of_rate,
+)
 from training.processes import ALONE, Processes
 
 CHECKPOINT_STEPS = 100
@@ -34,22 +42,44 @@ class PurifyingDiverged(RobustClipError):
 
 
 class PurifyingRun:
-    """The state of a run: the network, its average, optimizer, step. `folder` holds a checkpoint and log.jsonl.
+    """The state of a run: the network, its average, optimizer, step. `folder` holds a checkpoint and
+    log.jsonl.
 
-    Raises InvalidInput for a batch that processes and parts don't share evenly, for pictures of which none is kept back or none is left, and for a
-    folder whose checkpoint was made with other options.
+    Raises InvalidInput for a batch that processes and parts don't share evenly, for pictures of which none is
+    kept back or none is left, and for a folder whose checkpoint was made with other options.
     """
 
-    def __init__(self, supply: Supply, exam: Exam, recipe: Recipe, *, folder: Path, processes: Processes = ALONE, progress: Progress) -> None:
+    def __init__(
+        self,
+        supply: Supply,
+        exam: Exam,
+        recipe: Recipe,
+        *,
+        folder: Path,
+        processes: Processes = ALONE,
+        progress: Progress,
+    ) -> None:
         refuse_unshareable(supply, batch=recipe.batch, parts=processes.count * processes.parts)
-        self.supply, self.exam, self.recipe, self.folder, self.processes, self.progress = supply, exam, recipe, folder, processes, progress
+        self.supply, self.exam, self.recipe, self.folder, self.processes, self.progress = (
+            supply,
+            exam,
+            recipe,
+            folder,
+            processes,
+            progress,
+        )
         self.trained = torch.nonzero(~supply.validation).squeeze(1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network, self.average = (build(recipe.network).to(processes.device) for _ in range(2))
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
-        settings = parameter_groups(self.network.named_parameters(), rate=recipe.rate, stem_rate=recipe.rate, weight_decay=recipe.weight_decay)
+        settings = parameter_groups(
+            self.network.named_parameters(),
+            rate=recipe.rate,
+            stem_rate=recipe.rate,
+            weight_decay=recipe.weight_decay,
+        )
         self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.99))
         self.readings: dict[str, Reading] = {}
 
@@ -66,8 +96,18 @@ class PurifyingRun:
             speed = (step + 1 - counted) * recipe.batch / (time.monotonic() - began)
             self.progress(step + 1, steps, f"{recipe.kind}: loss {loss:.4f}, {speed:.0f} samples/s")
             samples = (step + 1) * recipe.batch
-            if step + 1 == steps or samples // recipe.check_samples > step * recipe.batch // recipe.check_samples:
-                self._check({"step": step + 1, "samples": samples, "samples_per_second": round(speed, 1), "loss": round(loss, 5)})
+            if (
+                step + 1 == steps
+                or samples // recipe.check_samples > step * recipe.batch // recipe.check_samples
+            ):
+                self._check(
+                    {
+                        "step": step + 1,
+                        "samples": samples,
+                        "samples_per_second": round(speed, 1),
+                        "loss": round(loss, 5),
+                    }
+                )
                 began, counted = time.monotonic(), step + 1
                 self._save(step + 1)
             elif (step + 1) % CHECKPOINT_STEPS == 0:
@@ -75,12 +115,23 @@ class PurifyingRun:
         return self.average
 
     def _step(self, step: int) -> float:
-        """One update from the whole batch, cut into parts among processes and, within one, in time; the mean loss."""
+        """One update from the whole batch, cut into parts among processes and, within one, in time; the mean
+        loss.
+        """
         processes = self.processes
-        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(processes.count * processes.parts)[processes.index :: processes.count]
+        blocks = torch.arange(self.recipe.batch // BLOCK).chunk(processes.count * processes.parts)[
+            processes.index :: processes.count
+        ]
         mean = 0.0
         for part in blocks:
-            draw = draw_blocks(self.supply, self.trained, part.tolist(), size=self.recipe.size, seed=self.recipe.seed, step=step)
+            draw = draw_blocks(
+                self.supply,
+                self.trained,
+                part.tolist(),
+                size=self.recipe.size,
+                seed=self.recipe.seed,
+                step=step,
+            )
             loss = self.loss(draw)
             (loss / processes.parts).backward()
             mean += processes.mean(loss.detach()).item() / processes.parts
@@ -94,13 +145,18 @@ class PurifyingRun:
         return mean
 
     def loss(self, draw: Draw) -> Tensor:
-        """Mean absolute error of enlarged pictures, or mean squared error of predicted noise at times up to the network's last."""
+        """Mean absolute error of enlarged pictures, or mean squared error of predicted noise at times up to
+        the network's last.
+        """
         device = self.processes.device
         pixels = draw.pixels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
             if isinstance(self.network, SuperResolver):
                 return F.l1_loss(self.network(halved(pixels)).float(), pixels)
-            time, noise = self.network.shape.max_time * draw.time.clamp_min(1e-3).to(device), draw.noise.to(device)
+            time, noise = (
+                self.network.shape.max_time * draw.time.clamp_min(1e-3).to(device),
+                draw.noise.to(device),
+            )
             return F.mse_loss(self.network(diffused(pixels, noise, time), log_ratio(time)).float(), noise)
 
     def _check(self, line: dict[str, Any]) -> None:
@@ -115,14 +171,22 @@ class PurifyingRun:
 
     def _save(self, step: int) -> None:
         if self.processes.main:
-            state = {"network": self.network.state_dict(), "average": self.average.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state = {
+                "network": self.network.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
             readings = {name: list(reading) for name, reading in self.readings.items()}
             with replacing(self.folder / "checkpoint.pt") as partial:
-                torch.save(state | {"step": step, "readings": readings, "recipe": self.recipe.model_dump()}, partial)
+                torch.save(
+                    state | {"step": step, "readings": readings, "recipe": self.recipe.model_dump()}, partial
+                )
 
     def _resume(self) -> int:
         self.processes.wait()
-        state = load_checkpoint(self.folder / "checkpoint.pt", lambda state: changed_options(self.recipe, state["recipe"]))
+        state = load_checkpoint(
+            self.folder / "checkpoint.pt", lambda state: changed_options(self.recipe, state["recipe"])
+        )
         if state is None:
             return 0
         self.network.load_state_dict(state["network"])

@@ -15,6 +15,19 @@ from training.learning.objectives.fap import FAP
 AnyMethod: TypeAlias = CoOp | AdvPT | AdvPTPlus | APT | FAP | CAPT | APD
 AnyObjective: TypeAlias = Annotated[AnyMethod, Field(discriminator="kind")]
 
-OBJECTIVES: dict[str, type[AnyMethod]] = {model.model_fields["kind"].default: model for model in get_args(AnyMethod)}
+OBJECTIVES: dict[str, type[AnyMethod]] = {
+    model.model_fields["kind"].default: model for model in get_args(AnyMethod)
+}
 
-__all__ = ["APD", "APT", "CAPT", "FAP", "OBJECTIVES", "AdvPT", "AdvPTPlus", "AnyMethod", "AnyObjective", "CoOp"]
+__all__ = [
+    "APD",
+    "APT",
+    "CAPT",
+    "FAP",
+    "OBJECTIVES",
+    "AdvPT",
+    "AdvPTPlus",
+    "AnyMethod",
+    "AnyObjective",
+    "CoOp",
+]

@@ -1,10 +1,11 @@
 """AdvPT with every switch of METHODS 2.4 on: our extension, no published method.
 
-The bank knows prompts and labels, is attacked again at the current prompts, and keeps the harder of old and new; the clean embedding takes part;
-attacked predictions follow clean ones, the more so the more these can be relied on.
+The bank knows prompts and labels, is attacked again at the current prompts, and keeps the harder of old and
+new; the clean embedding takes part; attacked predictions follow clean ones, the more so the more these can be
+relied on.
 
-Left out: an adversary inside the span of the embeddings; refreshes that begin at the last perturbation (one a score and picture would have to be
-kept; each attack starts anew); several short contexts.
+Left out: an adversary inside the span of the embeddings; refreshes that begin at the last perturbation (one a
+score and picture would have to be kept; each attack starts anew); several short contexts.
 """
 
 from pathlib import Path
@@ -37,25 +38,38 @@ CHUNK = 64
 
 
 class AdvPTPlus(TextContext):
-    """L = a CE(clean) + b CE(attacked) + c mean_i[w_i KL(p(x_i), p(x_a,i))] over a bank that keeps up with the prompts."""
+    """L = a CE(clean) + b CE(attacked) + c mean_i[w_i KL(p(x_i), p(x_a,i))] over a bank that keeps up with
+    the prompts.
+    """
 
     kind: Literal["advpt_plus"] = "advpt_plus"
     eps: LinfRadius = Field(8 / 255, description="radius of the bank's attacks, in pixel units or like 8/255")
     steps: int = Field(10, ge=1, le=1000, description="steps of each of the bank's attacks")
     step: LinfRadius | None = Field(None, gt=0, description="length of a step; none: 1.25 eps / steps")
-    start: BankStart = Field("symmetric", description="where attacks start: in [0, eps] (AdvPT's code) or [-eps, eps]")
-    bank_scores: Annotated[tuple[BankScore, ...], Field(min_length=1, max_length=8)] = Field(
-        ("embedding_shift", "cross_entropy", "margin", "targeted"), description="what they raise, an embedding a picture each, separated by commas"
+    start: BankStart = Field(
+        "symmetric", description="where attacks start: in [0, eps] (AdvPT's code) or [-eps, eps]"
     )
-    refresh: int = Field(10, ge=0, description="epochs after which the bank is attacked again at the current prompts; 0: never")
+    bank_scores: Annotated[tuple[BankScore, ...], Field(min_length=1, max_length=8)] = Field(
+        ("embedding_shift", "cross_entropy", "margin", "targeted"),
+        description="what they raise, an embedding a picture each, separated by commas",
+    )
+    refresh: int = Field(
+        10, ge=0, description="epochs after which the bank is attacked again at the current prompts; 0: never"
+    )
     clean: float = Field(0.5, ge=0, description="weight of the cross-entropy of clean embeddings")
     attacked: float = Field(1.0, ge=0, description="weight of the cross-entropy of attacked embeddings")
-    consistency: float = Field(1.0, ge=0, description="weight of the divergence of attacked from clean predictions")
-    over: Literal["mean", "hardest"] = Field("mean", description="of a picture's attacked embeddings: all, or the one of highest loss")
+    consistency: float = Field(
+        1.0, ge=0, description="weight of the divergence of attacked from clean predictions"
+    )
+    over: Literal["mean", "hardest"] = Field(
+        "mean", description="of a picture's attacked embeddings: all, or the one of highest loss"
+    )
     weighting: Literal["reliability", "uniform"] = Field(
         "reliability", description="weight of a picture's divergence: how right it is when clean, or 1"
     )
-    anchor: float = Field(0.0, ge=0, description="weight of 1 - cos between text features and those of the handcrafted ensemble")
+    anchor: float = Field(
+        0.0, ge=0, description="weight of 1 - cos between text features and those of the handcrafted ensemble"
+    )
 
     @field_validator("bank_scores", mode="before")
     @classmethod
@@ -66,10 +80,28 @@ class AdvPTPlus(TextContext):
         return AwareAttack(self.bank_scores, self._pgd())
 
     def prepare(
-        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+        self,
+        clip: Clip,
+        data: LabelledImages,
+        indices: Tensor,
+        *,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        processes: Processes = ALONE,
     ) -> Examples:
         """The first bank faces the handcrafted prompt: the learned one does not know anything yet."""
-        bank = aware_bank(clip, data, indices, self.attack(), Prompts(), seed=seed, folder=folder, progress=progress, processes=processes)
+        bank = aware_bank(
+            clip,
+            data,
+            indices,
+            self.attack(),
+            Prompts(),
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            processes=processes,
+        )
         rows = bank.rows.to(clip.device)
         constants: dict[str, Tensor] = {}
         if self.anchor:
@@ -94,17 +126,38 @@ class AdvPTPlus(TextContext):
             hardest = _losses(attacked.detach(), batch.targets).argmax(dim=1)
             attacked = attacked[torch.arange(len(attacked)), hardest][:, None]
         copies = attacked.shape[1]
-        targets, reference = batch.targets.repeat_interleave(copies), clean.detach().repeat_interleave(copies, dim=0)
+        targets, reference = (
+            batch.targets.repeat_interleave(copies),
+            clean.detach().repeat_interleave(copies, dim=0),
+        )
         flat = attacked.flatten(0, 1)
-        trust = reliability(clean, batch.targets).repeat_interleave(copies) if self.weighting == "reliability" else None
+        trust = (
+            reliability(clean, batch.targets).repeat_interleave(copies)
+            if self.weighting == "reliability"
+            else None
+        )
         terms = family(batch.targets, clean=clean, a=self.clean)
-        terms |= family(targets, attacked=flat, references=[Reference(reference)], b=self.attacked, c=self.consistency, weights=trust)
+        terms |= family(
+            targets,
+            attacked=flat,
+            references=[Reference(reference)],
+            b=self.attacked,
+            c=self.consistency,
+            weights=trust,
+        )
         if self.anchor:
             terms["anchor"] = self.anchor * misalignment(weights, task.examples.constants[HAND])
-        return Step(terms, share_right(clean, batch.targets), share_right(flat, targets), signs(reference, flat, targets))
+        return Step(
+            terms,
+            share_right(clean, batch.targets),
+            share_right(flat, targets),
+            signs(reference, flat, targets),
+        )
 
     def tend(self, task: Task, parameters: Parameters, *, epoch: int, seeds: Seeds) -> Tended:
-        """Attack the pictures again and keep, picture by picture and score by score, what the current prompts find harder."""
+        """Attack the pictures again and keep, picture by picture and score by score, what the current prompts
+        find harder.
+        """
         if not self.refresh or epoch % self.refresh or task.examples.pixels is None:
             return Tended()
         with torch.no_grad():
@@ -113,14 +166,21 @@ class AdvPTPlus(TextContext):
         for chosen in torch.arange(len(task.examples)).split(CHUNK * processes.count):
             rows, own = chosen.to(classifier.weights.device), processes.own(chosen)
             targets = task.examples.targets[rows]
-            share, _ = self.attack().embeddings(task.clip, classifier, task.examples.pixels(own), processes.own(targets), seeds[own])
+            share, _ = self.attack().embeddings(
+                task.clip, classifier, task.examples.pixels(own), processes.own(targets), seeds[own]
+            )
             embeddings, before = processes.whole(share, len(rows)), task.memory[BANK][rows]
             with torch.no_grad():
-                old, new = (_losses(self._logits(task, bank, classifier.weights), targets) for bank in (before, embeddings))
+                old, new = (
+                    _losses(self._logits(task, bank, classifier.weights), targets)
+                    for bank in (before, embeddings)
+                )
             harder = (new > old)[:, :, None]
             task.memory[BANK][rows] = torch.where(harder, embeddings, before)
             renewed += float(harder[:, :-1].float().mean()) * len(rows)
-        return Tended(self.attack().cost().times(len(task.examples)), 1, {"bank_renewed": renewed / len(task.examples)})
+        return Tended(
+            self.attack().cost().times(len(task.examples)), 1, {"bank_renewed": renewed / len(task.examples)}
+        )
 
     def weakened(self) -> Self | None:
         return self.model_copy(update={"consistency": self.consistency / 2}) if self.consistency else None
@@ -143,4 +203,6 @@ class AdvPTPlus(TextContext):
 
 def _losses(logits: Logits, targets: Tensor) -> Tensor:
     """[B, M] cross-entropy of [B, M, C] logits."""
-    return F.cross_entropy(logits.transpose(1, 2), targets[:, None].expand(-1, logits.shape[1]), reduction="none")
+    return F.cross_entropy(
+        logits.transpose(1, 2), targets[:, None].expand(-1, logits.shape[1]), reduction="none"
+    )

@@ -1,16 +1,22 @@
-"""APD: Adversarial Prompt Distillation (Luo et al. 2024, arXiv 2411.15244), as far as it is known: APD-style, our coefficients.
+"""APD: Adversarial Prompt Distillation (Luo et al. 2024, arXiv 2411.15244), as far as it is known: APD-style,
+our coefficients.
 
-Known: vectors in both towers; a teacher that is tuned on clean pictures, and not robust, is distilled into a student tuned on attacked ones, online
-and through both modalities; the attack raises the student's cross-entropy. Unknown to us, and therefore switches with defaults of our own
-(METHODS 4.2): coefficients, direction of the divergence, the teacher's loss, what is distilled in each modality.
+Known: vectors in both towers; a teacher that is tuned on clean pictures, and not robust, is distilled into a
+student tuned on attacked ones, online and through both modalities; the attack raises the student's
+cross-entropy. Unknown to us, and therefore switches with defaults of our own (METHODS 4.2): coefficients,
+direction of the divergence, the teacher's loss, what is distilled in each modality.
 
     teacher  L_T = CE(p_T(x), y) + feedback D(p_S(x_a), p_T(x))
     student  L_S = c D(p_T(x), p_S(x_a)) + mu CE(p_S(x_a), y) + gamma D(p_T(x), p_S(x))
-                   + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))          both 0: logits alone are distilled
+                   + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))          both 0:
+                                                                                                   logits
+                                                                                                   alone are
+                                                                                                   distilled
 
-What comes from the other is constant in each loss, so that one optimizer step on the sum is a step of both. Deviations: the student learns from the
-teacher as it was before that step, which saves a text pass and an image pass a batch; the training attack has two steps of eps at every radius, where
-METHODS has three of 2 eps / 3 beyond 1/255 (`steps=3`).
+What comes from the other is constant in each loss, so that one optimizer step on the sum is a step of both.
+Deviations: the student learns from the teacher as it was before that step, which saves a text pass and an
+image pass a batch; the training attack has two steps of eps at every radius, where METHODS has three of 2 eps
+/ 3 beyond 1/255 (`steps=3`).
 """
 
 import math
@@ -28,16 +34,35 @@ from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.data.views import random_views
 from training.learning.losses import DivergenceName, Reference, divergence, family, misalignment
-from training.learning.objectives.base import Answers, Batch, Examples, Signs, Step, Task, label_features, share_right
+from training.learning.objectives.base import (
+    Answers,
+    Batch,
+    Examples,
+    Signs,
+    Step,
+    Task,
+    label_features,
+    share_right,
+)
 from training.learning.objectives.contexts import Parameters, Towers
-from training.learning.objectives.pictures import BothTowers, Look, answers, look, look_untouched, opponent_of, signs
+from training.learning.objectives.pictures import (
+    BothTowers,
+    Look,
+    answers,
+    look,
+    look_untouched,
+    opponent_of,
+    signs,
+)
 
 STUDENT, TEACHER, TEMPLATE = "student.", "teacher.", "template"
 KEPT_SHARE = 0.99  # of the averaged teacher, a step
 
 
 class Taught(NamedTuple):
-    """What is taught about clean pictures: a look and text features. `learner` [B, C] and `terms`: the logits and losses of a teacher that learns."""
+    """What is taught about clean pictures: a look and text features. `learner` [B, C] and `terms`: the logits
+    and losses of a teacher that learns.
+    """
 
     seen: Look
     weights: Features
@@ -56,16 +81,40 @@ class APD(BothTowers):
     towers: Towers = Field("both", description="where student and teacher have vectors: both, text or image")
     teacher: Literal["online", "online_ema", "offline", "zero_shot"] = Field(
         "online",
-        description="online: learns beside the student; online_ema: its average teaches; offline: learns before it; zero_shot: the template",
+        description="online: learns beside the student; online_ema: its average teaches; offline: learns "
+        "before it; zero_shot: the template",
     )
-    teacher_epochs: int = Field(20, ge=1, le=10_000, description="epochs of an offline teacher, before the student's")
-    feedback: float = Field(0.0, ge=0, description="weight of the student's attacked predictions in an online teacher's loss")
-    mu: float = Field(0.5, ge=0, description="weight of the student's cross-entropy on attacked pictures; above 0 with a zero_shot teacher")
-    gamma: float = Field(0.0, ge=0, description="weight of the divergence of the student's clean predictions from the teacher's")
-    vision: float = Field(1.0, ge=0, description="weight of 1 - cos between the student's attacked and the teacher's clean image features")
-    text: float = Field(1.0, ge=0, description="weight of 1 - cos between the student's and the teacher's text features")
-    temperature: float = Field(1.0, gt=0, le=100, description="divides the logits of both in every divergence")
-    order: DivergenceName = Field("forward", description="forward KL(teacher, student), reverse, or jensen_shannon")
+    teacher_epochs: int = Field(
+        20, ge=1, le=10_000, description="epochs of an offline teacher, before the student's"
+    )
+    feedback: float = Field(
+        0.0, ge=0, description="weight of the student's attacked predictions in an online teacher's loss"
+    )
+    mu: float = Field(
+        0.5,
+        ge=0,
+        description="weight of the student's cross-entropy on attacked pictures; above 0 with a zero_shot "
+        "teacher",
+    )
+    gamma: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the divergence of the student's clean predictions from the teacher's",
+    )
+    vision: float = Field(
+        1.0,
+        ge=0,
+        description="weight of 1 - cos between the student's attacked and the teacher's clean image features",
+    )
+    text: float = Field(
+        1.0, ge=0, description="weight of 1 - cos between the student's and the teacher's text features"
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=100, description="divides the logits of both in every divergence"
+    )
+    order: DivergenceName = Field(
+        "forward", description="forward KL(teacher, student), reverse, or jensen_shannon"
+    )
     crops: bool = Field(True, description="random crops and flips of the training pictures")
 
     @model_validator(mode="after")
@@ -89,7 +138,9 @@ class APD(BothTowers):
         return super().fold(clip, _of(STUDENT, parameters))
 
     def companions(self, clip: Clip, parameters: Mapping[str, Tensor]) -> dict[str, Prompts]:
-        return {} if self.teacher == "zero_shot" else {"teacher": super().fold(clip, _of(TEACHER, parameters))}
+        return (
+            {} if self.teacher == "zero_shot" else {"teacher": super().fold(clip, _of(TEACHER, parameters))}
+        )
 
     def looks_at_pictures_as_they_are(self) -> bool:
         return not self.crops
@@ -100,19 +151,32 @@ class APD(BothTowers):
 
     def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]:
         """Beside warm starts the averaged teacher."""
-        averaged = {name: tensor.detach().clone() for name, tensor in parameters.items() if name.startswith(TEACHER)}
+        averaged = {
+            name: tensor.detach().clone() for name, tensor in parameters.items() if name.startswith(TEACHER)
+        }
         return super().new_memory(examples, parameters) | (averaged if self.teacher == "online_ema" else {})
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
-        pixels = random_views(batch.inputs, derive(task.processes.own(batch.seeds), "view")) if self.crops else batch.inputs
+        pixels = (
+            random_views(batch.inputs, derive(task.processes.own(batch.seeds), "view"))
+            if self.crops
+            else batch.inputs
+        )
         taught = self.teach(task, parameters, batch, pixels)
         if batch.epoch < self._teachers_own():
-            alone, accuracy = answers("the teacher", taught.seen.logits, batch.targets), share_right(taught.seen.logits, batch.targets)
+            alone, accuracy = (
+                answers("the teacher", taught.seen.logits, batch.targets),
+                share_right(taught.seen.logits, batch.targets),
+            )
             apart = Signs(math.inf, alone.cross_entropy, (alone,))  # no student yet to agree with
-            return Step(taught.terms, accuracy, signs=apart, cost=taught.cost, notes={"teacher": float(accuracy)})
+            return Step(
+                taught.terms, accuracy, signs=apart, cost=taught.cost, notes={"teacher": float(accuracy)}
+            )
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
-        attacked_pixels, climbed = self.perturb(task, batch, pixels, opponent_of(self, task.clip, weights, prompts))
+        attacked_pixels, climbed = self.perturb(
+            task, batch, pixels, opponent_of(self, task.clip, weights, prompts)
+        )
         attacked = look(task, attacked_pixels, weights, prompts.visual, count=len(batch.rows))
         cost = climbed.plus(taught.cost).plus(attacked.cost)
         ramped, wisdom = self.ramped(batch), taught.seen.logits.detach()
@@ -128,26 +192,37 @@ class APD(BothTowers):
         if self.gamma:
             clean = look_untouched(task, batch, pixels, weights, prompts.visual)
             cost = cost.plus(clean.cost)
-            terms["clean_consistency"] = self.gamma * divergence(wisdom / self.temperature, clean.logits / self.temperature, self.order).mean()
+            terms["clean_consistency"] = (
+                self.gamma
+                * divergence(wisdom / self.temperature, clean.logits / self.temperature, self.order).mean()
+            )
         if self.vision:
-            terms["image_features"] = self.vision * misalignment(attacked.features, taught.seen.features.detach())
+            terms["image_features"] = self.vision * misalignment(
+                attacked.features, taught.seen.features.detach()
+            )
         if self.text:
             terms["text_features"] = self.text * misalignment(weights, taught.weights.detach())
         if self.feedback and taught.learner is not None:
-            returned = divergence(attacked.logits.detach() / self.temperature, taught.learner / self.temperature, self.order)
+            returned = divergence(
+                attacked.logits.detach() / self.temperature, taught.learner / self.temperature, self.order
+            )
             terms["feedback"] = self.feedback * returned.mean()
         return Step(
             terms | taught.terms | self.anchored(task, weights),
             None if clean is None else share_right(clean.logits, batch.targets),
             share_right(attacked.logits, batch.targets),
-            signs(wisdom, attacked.logits, batch.targets)._replace(answers=self.answered(taught, attacked, batch)),
+            signs(wisdom, attacked.logits, batch.targets)._replace(
+                answers=self.answered(taught, attacked, batch)
+            ),
             cost,
             1 + taught.text_passes,
             {"teacher": float(share_right(wisdom, batch.targets))},
         )
 
     def answered(self, taught: Taught, attacked: Look, batch: Batch) -> tuple[Answers, ...]:
-        """How teacher and student answer: one of them can collapse while the other does not, in every teacher mode."""
+        """How teacher and student answer: one of them can collapse while the other does not, in every teacher
+        mode.
+        """
         given = {"the teacher": taught.seen.logits, "the student": attacked.logits}
         if self.teacher == "online_ema" and taught.learner is not None:
             given["the learning teacher"] = taught.learner  # its average notices late
@@ -164,7 +239,9 @@ class APD(BothTowers):
             seen, weights = self._consult(task, parameters, batch, pixels)
         if not learns:
             return Taught(seen, weights, None, {}, seen.cost, 1)
-        terms = {f"teacher_{name}": term for name, term in family(batch.targets, clean=seen.logits, a=1.0).items()}
+        terms = {
+            f"teacher_{name}": term for name, term in family(batch.targets, clean=seen.logits, a=1.0).items()
+        }
         if self.teacher != "online_ema":
             return Taught(seen, weights, seen.logits, terms, seen.cost, 1)
         with torch.no_grad():
@@ -175,14 +252,21 @@ class APD(BothTowers):
 
     def passes(self) -> Cost:
         image, gamma = int(self.towers != "text"), int(self.gamma > 0)
-        teacher = {"online": Cost(1, image), "online_ema": Cost(2, image), "offline": Cost(1), "zero_shot": Cost(1)}[self.teacher]
+        teacher = {
+            "online": Cost(1, image),
+            "online_ema": Cost(2, image),
+            "offline": Cost(1),
+            "zero_shot": Cost(1),
+        }[self.teacher]
         return self.attack_passes().plus(teacher).plus(Cost(1 + gamma, image * (1 + gamma)))
 
     def bill(self, pictures: int) -> Cost:
         rounds = pictures * self._teachers_own()
         return super().bill(pictures).plus(Cost(rounds, rounds if self.towers != "text" else 0))
 
-    def _consult(self, task: Task, tensors: Mapping[str, Tensor], batch: Batch, pixels: Pixels) -> tuple[Look, Features]:
+    def _consult(
+        self, task: Task, tensors: Mapping[str, Tensor], batch: Batch, pixels: Pixels
+    ) -> tuple[Look, Features]:
         prompts = super().fold(task.clip, _of(TEACHER, tensors))
         weights = label_features(task, prompts)
         return look_untouched(task, batch, pixels, weights, prompts.visual), weights

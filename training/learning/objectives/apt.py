@@ -1,10 +1,12 @@
 """APT: Adversarial Prompt Tuning (Li et al., CVPR 2024, arXiv 2403.01849).
 
-A text context is tuned by cross-entropy on pictures that are attacked in every step, over an image tower that has to be robust already: on a natural
-one text prompts alone gain nothing against whoever knows them (METHODS F1, F2).
+A text context is tuned by cross-entropy on pictures that are attacked in every step, over an image tower that
+has to be robust already: on a natural one text prompts alone gain nothing against whoever knows them (METHODS
+F1, F2).
 
-Deviations: text features are computed once a step, not in every step of the attack; the tower runs in bfloat16 inside the attack; prompts are
-float32; no augmentation. The variant that moves prompts and pixels together inside the attack is left out.
+Deviations: text features are computed once a step, not in every step of the attack; the tower runs in
+bfloat16 inside the attack; prompts are float32; no augmentation. The variant that moves prompts and pixels
+together inside the attack is left out.
 """
 
 from typing import Literal
@@ -33,8 +35,15 @@ class APT(TextContext, PictureTuning):
     kind: Literal["apt"] = "apt"
     vectors: int = Field(16, ge=1, le=70, description="learned vectors before the class name")
     epochs: int = Field(50, ge=1, le=10_000, description="passes over the training pictures")
-    learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine")
-    attack_prompts: Literal["current", "handcrafted"] = Field("current", description="the prompts that the training attack goes through")
+    learning_rate: float = Field(
+        0.002,
+        gt=0,
+        le=10,
+        description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine",
+    )
+    attack_prompts: Literal["current", "handcrafted"] = Field(
+        "current", description="the prompts that the training attack goes through"
+    )
 
     def constants(self, clip: Clip, labels: tuple[str, ...]) -> dict[str, Tensor]:
         found = super().constants(clip, labels)
@@ -46,10 +55,16 @@ class APT(TextContext, PictureTuning):
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         weights = label_features(task, self.fold(task.clip, parameters))
         faced = weights.detach() if self.attack_prompts == "current" else task.examples.constants[TEMPLATE]
-        pixels, climbed = self.perturb(task, batch, batch.inputs, Opponent(task.clip, faced, None, self.precision))
+        pixels, climbed = self.perturb(
+            task, batch, batch.inputs, Opponent(task.clip, faced, None, self.precision)
+        )
         attacked = look(task, pixels, weights, None, count=len(batch.rows))
-        terms = family(batch.targets, attacked=attacked.logits, b=self.ramped(batch)) | self.anchored(task, weights)
-        return Step(terms, None, share_right(attacked.logits, batch.targets), cost=climbed.plus(attacked.cost))
+        terms = family(batch.targets, attacked=attacked.logits, b=self.ramped(batch)) | self.anchored(
+            task, weights
+        )
+        return Step(
+            terms, None, share_right(attacked.logits, batch.targets), cost=climbed.plus(attacked.cost)
+        )
 
     def passes(self) -> Cost:
         return self.attack_passes().plus(Cost(forward=1))

@@ -1,6 +1,8 @@
-"""What a method of prompt learning is: parameters to start from, examples to learn on, losses, and how parameters become prompts.
+"""What a method of prompt learning is: parameters to start from, examples to learn on, losses, and how
+parameters become prompts.
 
-The loop knows nothing more. `Tuning` is what all methods here have in common, a default for whatever most of them do alike.
+The loop knows nothing more. `Tuning` is what all methods here have in common, a default for whatever most of
+them do alike.
 """
 
 import math
@@ -36,11 +38,13 @@ _NOTHING: Notes = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """n examples. `take` gives the inputs of an index tensor; `cost`, `seconds` say what preparing them took, whenever that was.
+    """n examples. `take` gives the inputs of an index tensor; `cost`, `seconds` say what preparing them took,
+    whenever that was.
 
     pixels     the pictures behind an index tensor, for methods that attack again while they learn
     constants  tensors that a method computed once: [n, ...] a row an example, or [C, E] a row a label
-    divided    whether each process takes but its own share of a batch: where an image tower looks at the inputs
+    divided    whether each process takes but its own share of a batch: where an image tower looks at the
+               inputs
     """
 
     targets: Tensor
@@ -57,7 +61,8 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One training. `memory` is what a method carries from step to step besides parameters: changed in place, kept in checkpoints.
+    """One training. `memory` is what a method carries from step to step besides parameters: changed in place,
+    kept in checkpoints.
 
     precision  of the towers in the passes that prompts learn from; prompts, features and losses are float32
     """
@@ -71,8 +76,8 @@ class Task:
 
 
 class Batch(NamedTuple):
-    """`inputs` are what the method's `prepare` made of pictures (embeddings, pixels): [B, ...], or of `divided` examples this process's share.
-    `targets`, `seeds`, `rows` [B] are everyone's.
+    """`inputs` are what the method's `prepare` made of pictures (embeddings, pixels): [B, ...], or of
+    `divided` examples this process's share. `targets`, `seeds`, `rows` [B] are everyone's.
 
     rows    which examples these are
     epoch   counts from 0; with the share of it that is done: 2.5 is the middle of the third
@@ -86,7 +91,9 @@ class Batch(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """How somebody answers a batch: the shares of the most frequent answer and of the most frequent target, and the cross-entropy."""
+    """How somebody answers a batch: the shares of the most frequent answer and of the most frequent target,
+    and the cross-entropy.
+    """
 
     who: str
     share: float
@@ -95,9 +102,11 @@ class Answers(NamedTuple):
 
 
 class Signs(NamedTuple):
-    """What collapse shows in: the mean divergence of attacked from reference predictions, and a cross-entropy (METHODS L1).
+    """What collapse shows in: the mean divergence of attacked from reference predictions, and a cross-entropy
+    (METHODS L1).
 
-    `answers`: of those who might come to answer one label whatever they see, although nobody agrees with them.
+    `answers`: of those who might come to answer one label whatever they see, although nobody agrees with
+    them.
     """
 
     divergence: float
@@ -106,7 +115,8 @@ class Signs(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Named loss terms ([] each; their sum is minimised), training accuracies [] of the batch on what was and was not attacked, and the bill.
+    """Named loss terms ([] each; their sum is minimised), training accuracies [] of the batch on what was and
+    was not attacked, and the bill.
 
     A bank's embeddings count as inputs that were not attacked. `notes` are numbers worth a curve.
     """
@@ -129,7 +139,9 @@ class Tended(NamedTuple):
 
 
 class Objective(Protocol):
-    """A frozen pydantic model: its fields are the command line's options and, as JSON, the manifest's record of how a set was made."""
+    """A frozen pydantic model: its fields are the command line's options and, as JSON, the manifest's record
+    of how a set was made.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -165,9 +177,19 @@ class Objective(Protocol):
         ...
 
     def prepare(
-        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+        self,
+        clip: Clip,
+        data: LabelledImages,
+        indices: Tensor,
+        *,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        processes: Processes = ALONE,
     ) -> Examples:
-        """Whatever is done once before the loop; results worth keeping go under `folder`, which all processes see."""
+        """Whatever is done once before the loop; results worth keeping go under `folder`, which all processes
+        see.
+        """
         ...
 
     def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]: ...
@@ -181,7 +203,9 @@ class Objective(Protocol):
         ...
 
     def weakened(self) -> Self | None:
-        """The same with half the consistency term, to restart with after a collapse; None if there is no such term."""
+        """The same with half the consistency term, to restart with after a collapse; None if there is no such
+        term.
+        """
         ...
 
     def bill(self, pictures: int) -> Cost:
@@ -199,8 +223,19 @@ class Tuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     epochs: int = Field(100, ge=1, le=10_000, description="passes over the training pictures")
     batch: int = Field(32, ge=1, le=65_536, description="pictures a step")
-    learning_rate: float = Field(0.002, gt=0, le=10, description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine")
-    average: float = Field(0.0, ge=0, lt=1, description="also average the prompts, so much of the average kept a step, and publish the better; 0: no")
+    learning_rate: float = Field(
+        0.002,
+        gt=0,
+        le=10,
+        description="SGD, momentum 0.9, weight decay 5e-4; a short time at 1e-5, then cosine",
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="also average the prompts, so much of the average kept a step, and publish the better; "
+        "0: no",
+    )
 
     def phases(self) -> tuple[int, ...]:
         return (self.epochs,)
@@ -233,10 +268,12 @@ class Tuning(BaseModel):
 
 
 def cosine_after_warm_up(rate: float, epoch: float, epochs: int) -> float:
-    """The learning rate at a point of a phase: at first 1e-5, then a cosine from `rate` toward 0 (METHODS 1.9), epoch by epoch.
+    """The learning rate at a point of a phase: at first 1e-5, then a cosine from `rate` toward 0 (METHODS
+    1.9), epoch by epoch.
 
-    Deviation: in fewer than 20 epochs, where that would idle for a large part and stop half way down, the warm-up is the first twentieth and the
-    cosine goes from step to step, down to 0. What a cap on passes has cut short is then annealed like the rest.
+    Deviation: in fewer than 20 epochs, where that would idle for a large part and stop half way down, the
+    warm-up is the first twentieth and the cosine goes from step to step, down to 0. What a cap on passes has
+    cut short is then annealed like the rest.
     """
     if epochs >= WHOLE_EPOCHS:
         return WARM_UP_RATE if epoch < 1 else _cosine(rate, (int(epoch) - 1) / epochs)
@@ -249,9 +286,11 @@ def _cosine(rate: float, share: float) -> float:
 
 
 def label_features(task: Task, prompts: Prompts) -> Features:
-    """[C, E] unit text features in one pass, differentiable; a context that labels share is computed once for all of them.
+    """[C, E] unit text features in one pass, differentiable; a context that labels share is computed once for
+    all of them.
 
-    More than 256 labels go in chunks whose states are computed again in the backward, so that a thousand labels need the memory of 256.
+    More than 256 labels go in chunks whose states are computed again in the backward, so that a thousand
+    labels need the memory of 256.
     """
     if task.precision == "float32":
         return _label_features(task.clip, prompts, task.labels)

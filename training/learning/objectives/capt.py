@@ -1,9 +1,11 @@
-"""CAPT: Consistency-guided Adversarial Prompt Tuning (Yang et al. 2024, arXiv 2405.11154), as far as it is known: CAPT-style, not a reproduction.
+"""CAPT: Consistency-guided Adversarial Prompt Tuning (Yang et al. 2024, arXiv 2405.11154), as far as it is
+known: CAPT-style, not a reproduction.
 
-Known: deep, coupled vectors in both towers; clean cross-entropy; attacked predictions are tied to the tuned model's own clean ones and to the frozen
-CLIP's, balanced by an adaptive alpha. Unknown to us, and therefore switches with defaults of our own (METHODS 3.2, 3.3): the rule for alpha, the
-coefficient, the order of the divergence, stop-gradients, template and weights of the frozen CLIP, vectors, depth, coupling, attack, optimizer. No
-code was published that we know of.
+Known: deep, coupled vectors in both towers; clean cross-entropy; attacked predictions are tied to the tuned
+model's own clean ones and to the frozen CLIP's, balanced by an adaptive alpha. Unknown to us, and therefore
+switches with defaults of our own (METHODS 3.2, 3.3): the rule for alpha, the coefficient, the order of the
+divergence, stop-gradients, template and weights of the frozen CLIP, vectors, depth, coupling, attack,
+optimizer. No code was published that we know of.
 """
 
 import math
@@ -38,44 +40,96 @@ class CAPT(BothTowers):
     """L = CE(p(x), y) + c [(1 - alpha) D(p(x), p(x_a)) + alpha D(p_frozen(x), p(x_a))]."""
 
     kind: Literal["capt"] = "capt"
-    inner: InnerScore = Field("cross_entropy", description="what the training attack raises: cross_entropy, or kl of attacked from clean predictions")
-    consistency: float = Field(1.5, ge=0, description="weight of the divergence of attacked predictions from their references")
-    coupling: Coupling = Field("image_to_text", description="what follows what while learning: none, image_to_text, text_to_image or hybrid")
-    order: DivergenceName = Field("forward", description="forward KL(reference, attacked), reverse (as the paper prints it), or jensen_shannon")
-    detach_reference: bool = Field(True, description="stop the gradient through the tuned model's clean predictions in the divergence")
+    inner: InnerScore = Field(
+        "cross_entropy",
+        description="what the training attack raises: cross_entropy, or kl of attacked from clean "
+        "predictions",
+    )
+    consistency: float = Field(
+        1.5, ge=0, description="weight of the divergence of attacked predictions from their references"
+    )
+    coupling: Coupling = Field(
+        "image_to_text",
+        description="what follows what while learning: none, image_to_text, text_to_image or hybrid",
+    )
+    order: DivergenceName = Field(
+        "forward",
+        description="forward KL(reference, attacked), reverse (as the paper prints it), or jensen_shannon",
+    )
+    detach_reference: bool = Field(
+        True, description="stop the gradient through the tuned model's clean predictions in the divergence"
+    )
     detach_alpha: bool = Field(True, description="stop the gradient through alpha")
     alpha_rule: Literal["reliability", "loss_ratio", "cosine", "constant"] = Field(
-        "reliability", description="reliability: by picture, whoever is right; loss_ratio: by batch; cosine: 0.95 down to alpha; constant: alpha"
+        "reliability",
+        description="reliability: by picture, whoever is right; loss_ratio: by batch; cosine: 0.95 down to "
+        "alpha; constant: alpha",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="share of the frozen CLIP: of the rule constant, or where the rule cosine ends (METHODS: 0.2)")
-    frozen_backbone: str = Field("", description="the CLIP that anchors, by name; none: the tuned one without its prompts")
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the frozen CLIP: of the rule constant, or where the rule cosine ends "
+        "(METHODS: 0.2)",
+    )
+    frozen_backbone: str = Field(
+        "", description="the CLIP that anchors, by name; none: the tuned one without its prompts"
+    )
     frozen_pretrained: str = Field("", description="weights of frozen_backbone, if it is not an embedded one")
-    frozen_text: Literal["template", "ensemble"] = Field("template", description="the frozen CLIP's words: frozen_template, or seven templates")
-    frozen_template: str = Field(HANDCRAFTED_TEMPLATE, description="the frozen CLIP's template, one {} for the label")
+    frozen_text: Literal["template", "ensemble"] = Field(
+        "template", description="the frozen CLIP's words: frozen_template, or seven templates"
+    )
+    frozen_template: str = Field(
+        HANDCRAFTED_TEMPLATE, description="the frozen CLIP's template, one {} for the label"
+    )
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         return self.contexts(clip, labels, seed, coupling=self.coupling)
 
     def prepare(
-        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+        self,
+        clip: Clip,
+        data: LabelledImages,
+        indices: Tensor,
+        *,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        processes: Processes = ALONE,
     ) -> Examples:
         """The pictures, and the frozen CLIP's logits on each: without augmentation they never change."""
-        examples = super().prepare(clip, data, indices, seed=seed, folder=folder, progress=progress, processes=processes)
-        frozen = load_clip(self.frozen_backbone, self.frozen_pretrained or None, device=clip.device) if self.frozen_backbone else clip
+        examples = super().prepare(
+            clip, data, indices, seed=seed, folder=folder, progress=progress, processes=processes
+        )
+        frozen = (
+            load_clip(self.frozen_backbone, self.frozen_pretrained or None, device=clip.device)
+            if self.frozen_backbone
+            else clip
+        )
         templates = ENSEMBLE if self.frozen_text == "ensemble" else (self.frozen_template,)
         classifier = zero_shot(frozen, Prompts(templates=templates), data.labels)
         parts: list[Logits] = []
         for rows in torch.arange(len(indices)).split(64 * processes.count):
             own = processes.own(rows)
-            pixels = examples.take(own) if frozen.image_size == clip.image_size else data.pixels(indices[own], frozen.image_size).to(frozen.device)
+            pixels = (
+                examples.take(own)
+                if frozen.image_size == clip.image_size
+                else data.pixels(indices[own], frozen.image_size).to(frozen.device)
+            )
             with torch.no_grad():
                 parts.append(processes.whole(classifier(pixels, own), len(rows)))
             progress(int(rows[-1]) + 1, len(indices), "frozen CLIP")
-        return replace(examples, cost=Cost(len(indices)), constants={**examples.constants, FROZEN: torch.cat(parts)})
+        return replace(
+            examples, cost=Cost(len(indices)), constants={**examples.constants, FROZEN: torch.cat(parts)}
+        )
 
     def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]:
         """Beside warm starts `ratio`, the loss-ratio rule's running average; NaN before the first step."""
-        own = {"ratio": torch.full((), torch.nan, device=examples.targets.device)} if self.alpha_rule == "loss_ratio" else {}
+        own = (
+            {"ratio": torch.full((), torch.nan, device=examples.targets.device)}
+            if self.alpha_rule == "loss_ratio"
+            else {}
+        )
         return super().new_memory(examples, parameters) | own
 
     def score(self) -> InnerScore:
@@ -88,7 +142,9 @@ class CAPT(BothTowers):
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
         clean = look_untouched(task, batch, batch.inputs, weights, prompts.visual)
-        pixels, climbed = self.perturb(task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits)
+        pixels, climbed = self.perturb(
+            task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits
+        )
         attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
         frozen = task.examples.constants[FROZEN][batch.rows.to(pixels.device)]
         alpha = self.balance(task, batch, clean.logits, frozen)
@@ -113,16 +169,21 @@ class CAPT(BothTowers):
         )
 
     def balance(self, task: Task, batch: Batch, clean: Logits, frozen: Logits) -> Tensor:
-        """[B] alpha, the frozen CLIP's share (METHODS 3.3); every rule but `constant` stays within [0.05, 0.95].
+        """[B] alpha, the frozen CLIP's share (METHODS 3.3); every rule but `constant` stays within [0.05,
+        0.95].
 
-        On pictures learned by heart p(y|x) goes to 1, and reliability and loss_ratio then trust the frozen CLIP less, just when it is wanted.
+        On pictures learned by heart p(y|x) goes to 1, and reliability and loss_ratio then trust the frozen
+        CLIP less, just when it is wanted.
         """
         if self.alpha_rule == "reliability":
             theirs, ours = target_probability(frozen, batch.targets), target_probability(clean, batch.targets)
             alpha = theirs / (theirs + ours).clamp_min(torch.finfo(ours.dtype).tiny)
         elif self.alpha_rule == "loss_ratio":
             ours, theirs = F.cross_entropy(clean, batch.targets), F.cross_entropy(frozen, batch.targets)
-            ratio, before = ours / (ours + theirs).clamp_min(torch.finfo(ours.dtype).tiny), task.memory["ratio"].clone()
+            ratio, before = (
+                ours / (ours + theirs).clamp_min(torch.finfo(ours.dtype).tiny),
+                task.memory["ratio"].clone(),
+            )
             mixed = ratio if bool(before.isnan()) else KEPT_SHARE * before + (1 - KEPT_SHARE) * ratio
             task.memory["ratio"].copy_(mixed.detach())
             alpha = mixed.expand(len(clean))

@@ -1,6 +1,7 @@
 """Where learned vectors start, and how those of one tower can follow those of the other while learning.
 
-A coupling is a linear map a layer, for training only: `fold` turns parameters into plain prompts, and only these are ever exported.
+A coupling is a linear map a layer, for training only: `fold` turns parameters into plain prompts, and only
+these are ever exported.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,9 @@ def noise(shape: tuple[int, ...], seed: int, stream: str = "prompts") -> Tensor:
 
 
 def split_words(words: str, vectors: int) -> tuple[str, str]:
-    """The words that vectors start from, one word each, and the template around the label that keeps the others: with 2 vectors "a photo of a" is
-    "a photo" and "of a {}.", so that learning starts at the handcrafted prompt.
+    """The words that vectors start from, one word each, and the template around the label that keeps the
+    others: with 2 vectors "a photo of a" is "a photo" and "of a {}.", so that learning starts at the
+    handcrafted prompt.
     """
     given = words.split()
     return " ".join(given[:vectors]), " ".join([*given[vectors:], "{}."])
@@ -50,23 +52,40 @@ def embedded_words(clip: Clip, words: str, vectors: int) -> Tensor:
 
 
 def new_contexts(
-    clip: Clip, *, vectors: int, depth: int, words: str, coupling: Coupling, towers: Towers, seed: int, copies: int | None = None
+    clip: Clip,
+    *,
+    vectors: int,
+    depth: int,
+    words: str,
+    coupling: Coupling,
+    towers: Towers,
+    seed: int,
+    copies: int | None = None,
 ) -> Parameters:
-    """Parameters of N vectors in each of the first `depth` layers of both towers (fewer where a tower has fewer layers), or of one tower.
+    """Parameters of N vectors in each of the first `depth` layers of both towers (fewer where a tower has
+    fewer layers), or of one tower.
 
-    Text starts at the words' embeddings in its first layer, everything else at N(0, 0.02^2). Learned are, by coupling:
+    Text starts at the words' embeddings in its first layer, everything else at N(0, 0.02^2). Learned are, by
+    coupling:
 
     none           `text` and `visual`
-    image_to_text  `visual`, and a linear map a layer; the words are a constant added to the first layer's image of them
+    image_to_text  `visual`, and a linear map a layer; the words are a constant added to the first layer's
+                   image of them
     text_to_image  `text`, and a linear map a layer (MaPLe, Khattak et al. 2023, arXiv 2210.03117)
-    hybrid         `text` of the first layer, `visual` of the deeper ones, maps from each to the other tower (FAP's code)
+    hybrid         `text` of the first layer, `visual` of the deeper ones, maps from each to the other tower
+                   (FAP's code)
 
-    Maps start as torch's linear layers do, but without offset: the coupled vectors are then as small as the others. `copies`: so many text contexts,
-    equal at first, one for each label (CoOp's class-specific contexts, Zhou et al. 2022). Raises InvalidInput for an image tower that takes no visual
-    prompts, and for copies of text that follows the image tower's vectors, or of none.
+    Maps start as torch's linear layers do, but without offset: the coupled vectors are then as small as the
+    others. `copies`: so many text contexts, equal at first, one for each label (CoOp's class-specific
+    contexts, Zhou et al. 2022). Raises InvalidInput for an image tower that takes no visual prompts, and for
+    copies of text that follows the image tower's vectors, or of none.
     """
     if towers != "text" and (clip.visual_width is None or clip.visual_layers is None):
-        raise InvalidInput(f"the image tower of {clip.arch} takes no visual prompts.", field="--objective.kind", help="Learn text alone: advpt, apt.")
+        raise InvalidInput(
+            f"the image tower of {clip.arch} takes no visual prompts.",
+            field="--objective.kind",
+            help="Learn text alone: advpt, apt.",
+        )
     if copies is not None and (coupling != "none" or towers == "image"):
         raise InvalidInput(
             "a context for each label can't follow vectors that all share.",
@@ -95,8 +114,12 @@ def new_contexts(
     return {name: tensor.to(clip.device) for name, tensor in parameters.items() if tensor.numel()}
 
 
-def fold(clip: Clip, parameters: Mapping[str, Tensor], *, vectors: int, words: str, class_specific: bool = False) -> Prompts:
-    """The plain prompts that parameters of `new_contexts` mean, differentiable in them; `class_specific`: it made copies."""
+def fold(
+    clip: Clip, parameters: Mapping[str, Tensor], *, vectors: int, words: str, class_specific: bool = False
+) -> Prompts:
+    """The plain prompts that parameters of `new_contexts` mean, differentiable in them; `class_specific`: it
+    made copies.
+    """
     text, visual = parameters.get("text"), parameters.get("visual")
     if "text_to_image.weight" in parameters and text is not None:
         first = _mapped(parameters, "text_to_image", text)
@@ -108,11 +131,20 @@ def fold(clip: Clip, parameters: Mapping[str, Tensor], *, vectors: int, words: s
         text = _mapped(parameters, "image_to_text", visual)
         if words:
             text = torch.cat([text[:1] + embedded_words(clip, words, vectors), text[1:]])
-    return Prompts(text, visual, (HANDCRAFTED_TEMPLATE if text is None else split_words(words, vectors)[1],), class_specific)
+    return Prompts(
+        text,
+        visual,
+        (HANDCRAFTED_TEMPLATE if text is None else split_words(words, vectors)[1],),
+        class_specific,
+    )
 
 
 def _first(clip: Clip, words: str, vectors: int, seed: int) -> Tensor:
-    return embedded_words(clip, words, vectors) if words else noise((vectors, clip.text_width), seed, "first text")
+    return (
+        embedded_words(clip, words, vectors)
+        if words
+        else noise((vectors, clip.text_width), seed, "first text")
+    )
 
 
 def _maps(name: str, inputs: int, outputs: int, layers: int, seed: int) -> Parameters:

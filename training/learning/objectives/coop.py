@@ -1,4 +1,5 @@
-"""CoOp (Zhou et al. 2022, arXiv 2109.01134), as the control of AdvPT: the same tuning on a bank of radius zero, which is the clean embeddings.
+"""CoOp (Zhou et al. 2022, arXiv 2109.01134), as the control of AdvPT: the same tuning on a bank of radius
+zero, which is the clean embeddings.
 
 Deviations: no augmentation (the bank has one embedding a picture), AdvPT's 32 vectors and schedule.
 """
@@ -23,10 +24,29 @@ class CoOp(TextTuning):
     kind: Literal["coop"] = "coop"
 
     def prepare(
-        self, clip: Clip, data: LabelledImages, indices: Tensor, *, seed: int, folder: Path, progress: Progress, processes: Processes = ALONE
+        self,
+        clip: Clip,
+        data: LabelledImages,
+        indices: Tensor,
+        *,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        processes: Processes = ALONE,
     ) -> Examples:
         attack = feature_attack(0.0, steps=1)
-        bank = embedding_bank(clip, data, indices, attack, copies=1, clean=False, seed=seed, folder=folder, progress=progress, processes=processes)
+        bank = embedding_bank(
+            clip,
+            data,
+            indices,
+            attack,
+            copies=1,
+            clean=False,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            processes=processes,
+        )
         return bank_examples(bank, data.targets[indices], clip)
 
     def bill(self, pictures: int) -> Cost:

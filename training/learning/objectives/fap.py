@@ -1,10 +1,12 @@
 """FAP: Few-shot Adversarial Prompt learning (Zhou et al., NeurIPS 2024, arXiv 2403.14774).
 
-Vectors in both towers learn to classify clean pictures, and to predict the same for attacked ones, the more so the closer the two features are.
-The defaults are the authors' (METHODS 5.2), with their hybrid coupling and without stop-gradient: `detach_reference` is our variant.
+Vectors in both towers learn to classify clean pictures, and to predict the same for attacked ones, the more
+so the closer the two features are. The defaults are the authors' (METHODS 5.2), with their hybrid coupling
+and without stop-gradient: `detach_reference` is our variant.
 
-Deviations: the words behind the vectors are kept in the template (theirs overwrites the first two tokens of a template); text features once a step;
-bfloat16 inside the attack; maps between the towers start without offset.
+Deviations: the words behind the vectors are kept in the template (theirs overwrites the first two tokens of a
+template); text features once a step; bfloat16 inside the attack; maps between the towers start without
+offset.
 """
 
 from typing import Literal
@@ -28,12 +30,26 @@ class FAP(BothTowers):
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training pictures")
     batch: int = Field(4, ge=1, le=65_536, description="pictures a step")
     steps: int = Field(2, ge=1, le=1000, description="steps of the training attack, from a uniform start")
-    inner: InnerScore = Field("kl", description="what the training attack raises: kl of attacked from clean predictions, or cross_entropy")
-    consistency: float = Field(1.5, ge=0, description="weight of the divergence of attacked predictions from clean ones")
-    coupling: Coupling = Field("hybrid", description="what follows what while learning: none, image_to_text, text_to_image or hybrid")
-    order: DivergenceName = Field("forward", description="forward KL(clean, attacked), reverse, or jensen_shannon")
-    weighting: Literal["cosine", "uniform"] = Field("cosine", description="weight of a picture's divergence: 1 + cos of its features, or 1")
-    detach_reference: bool = Field(False, description="stop the gradient through clean predictions and weights in the divergence")
+    inner: InnerScore = Field(
+        "kl",
+        description="what the training attack raises: kl of attacked from clean predictions, or "
+        "cross_entropy",
+    )
+    consistency: float = Field(
+        1.5, ge=0, description="weight of the divergence of attacked predictions from clean ones"
+    )
+    coupling: Coupling = Field(
+        "hybrid", description="what follows what while learning: none, image_to_text, text_to_image or hybrid"
+    )
+    order: DivergenceName = Field(
+        "forward", description="forward KL(clean, attacked), reverse, or jensen_shannon"
+    )
+    weighting: Literal["cosine", "uniform"] = Field(
+        "cosine", description="weight of a picture's divergence: 1 + cos of its features, or 1"
+    )
+    detach_reference: bool = Field(
+        False, description="stop the gradient through clean predictions and weights in the divergence"
+    )
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         return self.contexts(clip, labels, seed, coupling=self.coupling)
@@ -45,9 +61,15 @@ class FAP(BothTowers):
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
         clean = look_untouched(task, batch, batch.inputs, weights, prompts.visual)
-        pixels, climbed = self.perturb(task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits)
+        pixels, climbed = self.perturb(
+            task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits
+        )
         attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
-        closeness = 1 + F.cosine_similarity(clean.features, attacked.features, dim=1) if self.weighting == "cosine" else torch.ones(len(batch.rows))
+        closeness = (
+            1 + F.cosine_similarity(clean.features, attacked.features, dim=1)
+            if self.weighting == "cosine"
+            else torch.ones(len(batch.rows))
+        )
         reference = clean.logits.detach() if self.detach_reference else clean.logits
         terms = family(
             batch.targets,

@@ -1,4 +1,6 @@
-"""What a run may cost, in charged image passes (F + 2 B), so that methods can be compared at the same cost. Text passes are counted, not capped."""
+"""What a run may cost, in charged image passes (F + 2 B), so that methods can be compared at the same cost.
+Text passes are counted, not capped.
+"""
 
 from robustclip.errors import InvalidInput
 from training.learning.objectives import AnyMethod
@@ -11,11 +13,16 @@ def within(objective: AnyMethod, *, pictures: int, max_passes: int) -> AnyMethod
     """
     if not max_passes or objective.bill(pictures).charged <= max_passes:
         return objective
-    fitting = [epochs for epochs in range(1, objective.epochs) if _shortened(objective, epochs).bill(pictures).charged <= max_passes]
+    fitting = [
+        epochs
+        for epochs in range(1, objective.epochs)
+        if _shortened(objective, epochs).bill(pictures).charged <= max_passes
+    ]
     if not fitting:
         least = _shortened(objective, 1).bill(pictures).charged
         raise InvalidInput(
-            f"one epoch on {pictures} pictures takes {least:,} image passes, preparing included; {max_passes:,} are allowed.",
+            f"one epoch on {pictures} pictures takes {least:,} image passes, preparing included; "
+            f"{max_passes:,} are allowed.",
             field="--max-passes",
             help="Allow more, or take fewer --shots.",
         )

@@ -1,4 +1,5 @@
-"""The state of a tuning run between two epochs, as one safetensors file: tensors by name, the optimizer's, what the epochs reported, restarts.
+"""The state of a tuning run between two epochs, as one safetensors file: tensors by name, the optimizer's,
+what the epochs reported, restarts.
 
 There is no generator state to keep: every epoch draws from the run's seed and its own number.
 """
@@ -21,7 +22,8 @@ from robustclip.types import Cost
 class Epoch(NamedTuple):
     """Means over the steps of an epoch, and what it took.
 
-    `accuracy` and `robust` are those of the training batches as they were met, untouched and attacked; None where a method does not look.
+    `accuracy` and `robust` are those of the training batches as they were met, untouched and attacked; None
+    where a method does not look.
     """
 
     learning_rate: float
@@ -45,16 +47,25 @@ class Progressed(NamedTuple):
     restarts: int
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progressed: Progressed) -> None:
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progressed: Progressed
+) -> None:
     """Replace the file at `path` as a whole."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     held |= {f"optimizer.{index}.{name}": tensor.cpu() for index, name, tensor in _state(optimizer)}
-    facts = {"history": json.dumps([epoch._asdict() for epoch in progressed.history]), "restarts": str(progressed.restarts)}
+    facts = {
+        "history": json.dumps([epoch._asdict() for epoch in progressed.history]),
+        "restarts": str(progressed.restarts),
+    }
     write_atomically(path, save(held, facts))
 
 
-def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progressed:
-    """Put tensors and optimizer back in place, bit by bit. DataRefused for a file that is no checkpoint of these tensors."""
+def load_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> Progressed:
+    """Put tensors and optimizer back in place, bit by bit. DataRefused for a file that is no checkpoint of
+    these tensors.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, only keys)
@@ -64,10 +75,14 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if held[name].shape != tensor.shape:
-                    raise ValueError(f"{name} has shape {list(held[name].shape)}, expected {list(tensor.shape)}")
+                    raise ValueError(
+                        f"{name} has shape {list(held[name].shape)}, expected {list(tensor.shape)}"
+                    )
                 tensor.copy_(held[name])
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise DataRefused(f"no checkpoint of this run: {error}", field=str(path), help="Start again with --fresh.") from error
+        raise DataRefused(
+            f"no checkpoint of this run: {error}", field=str(path), help="Start again with --fresh."
+        ) from error
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in held.items():
         if name.startswith("optimizer."):

@@ -1,5 +1,6 @@
-"""The trivial solution of consistency losses: clean and attacked predictions agree because both are uniform (METHODS L1). And that of distillation:
-teacher or student answers one label, whatever the picture, and need not agree.
+"""The trivial solution of consistency losses: clean and attacked predictions agree because both are uniform
+(METHODS L1). And that of distillation: teacher or student answers one label, whatever the picture, and need
+not agree.
 """
 
 import math
@@ -33,9 +34,11 @@ class TrainingCollapsed(TrainingFailed):
 
 @dataclass
 class CollapseWatch:
-    """Counts consecutive steps that look collapsed. Not told about the first epoch of a phase: who has just begun may guess.
+    """Counts consecutive steps that look collapsed. Not told about the first epoch of a phase: who has just
+    begun may guess.
 
-    Two looks: clean and attacked predictions are the same guess; somebody answers one label for nearly all pictures and is no better than a guess.
+    Two looks: clean and attacked predictions are the same guess; somebody answers one label for nearly all
+    pictures and is no better than a guess.
     """
 
     labels: int
@@ -53,7 +56,8 @@ class CollapseWatch:
         guess = GUESSING * math.log(self.labels)
         if self._lasts("agreement", signs.divergence < DIVERGENCE and signs.cross_entropy > guess):
             raise TrainingCollapsed(
-                f"for {PATIENCE} steps clean and attacked predictions are the same guess: cross-entropy {signs.cross_entropy:.2f} of {self.labels} "
+                f"for {PATIENCE} steps clean and attacked predictions are the same guess: cross-entropy "
+                f"{signs.cross_entropy:.2f} of {self.labels} "
                 f"labels, divergence {signs.divergence:.1e}.",
                 help="Lower --objective.consistency or --objective.learning_rate, or give more shots.",
             )
@@ -62,7 +66,8 @@ class CollapseWatch:
                 continue  # pictures of one label: nothing can be said
             if self._lasts(found.who, found.share >= ONE_ANSWER and found.cross_entropy > guess):
                 raise TrainingCollapsed(
-                    f"for {PATIENCE} steps {found.who} answers one label for nearly all pictures: {found.share:.0%} of the last batch, cross-entropy "
+                    f"for {PATIENCE} steps {found.who} answers one label for nearly all pictures: "
+                    f"{found.share:.0%} of the last batch, cross-entropy "
                     f"{found.cross_entropy:.2f} of {self.labels} labels.",
                     help="Lower --objective.learning_rate or --objective.eps, or give more shots.",
                 )

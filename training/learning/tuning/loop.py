@@ -27,9 +27,11 @@ MAX_RESTARTS = 2
 
 
 class Fitted(NamedTuple):
-    """Learned prompts, off any graph, their average over the steps if there is one, prompts learned beside them, and a report an epoch.
+    """Learned prompts, off any graph, their average over the steps if there is one, prompts learned beside
+    them, and a report an epoch.
 
-    `restarts` after a collapse, of the whole run; `text_passes` counts those of this call, not those before it was resumed.
+    `restarts` after a collapse, of the whole run; `text_passes` counts those of this call, not those before
+    it was resumed.
     """
 
     prompts: Prompts
@@ -52,11 +54,13 @@ def fit(
     processes: Processes = ALONE,
     precision: Precision = "float32",
 ) -> Fitted:
-    """Learn prompts by SGD; epochs end with a checkpoint, and a run that finds one goes on from it, bit by bit as if it had never stopped.
+    """Learn prompts by SGD; epochs end with a checkpoint, and a run that finds one goes on from it, bit by
+    bit as if it had never stopped.
 
-    What is random about an epoch depends on (seed, epoch, restarts) alone: more or fewer processes go on with the same draws. After a collapse the
-    run returns to its last checkpoint, halves the consistency term and draws anew, twice at most. Raises TrainingCollapsed after that, and
-    TrainingDiverged when the loss is not finite and there is no such term; the checkpoint then holds the last good epoch.
+    What is random about an epoch depends on (seed, epoch, restarts) alone: more or fewer processes go on with
+    the same draws. After a collapse the run returns to its last checkpoint, halves the consistency term and
+    draws anew, twice at most. Raises TrainingCollapsed after that, and TrainingDiverged when the loss is not
+    finite and there is no such term; the checkpoint then holds the last good epoch.
     """
     parameters = objective.new_parameters(clip, labels, seed)
     task = Task(clip, labels, examples, objective.new_memory(examples, parameters), processes, precision)
@@ -64,7 +68,9 @@ def fit(
     for tensor in parameters.values():
         tensor.requires_grad_()
     epochs = sum(objective.phases())
-    groups = [{"params": [tensor], "share": objective.share_of_rate(name)} for name, tensor in parameters.items()]
+    groups = [
+        {"params": [tensor], "share": objective.share_of_rate(name)} for name, tensor in parameters.items()
+    ]
     optimizer = torch.optim.SGD(groups, lr=objective.rate(0), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     tensors = _named("prompts", parameters) | _named("average", average) | _named("memory", task.memory)
 
@@ -89,14 +95,22 @@ def fit(
             processes.wait()
             restarts, watch = restarts + 1, CollapseWatch(len(labels))
             keep(Progressed(history, restarts))
-            progress(0, epochs * len(examples), f"tuning: restart {restarts} from epoch {len(history)}, {failure.message}")
+            progress(
+                0,
+                epochs * len(examples),
+                f"tuning: restart {restarts} from epoch {len(history)}, {failure.message}",
+            )
             continue
         text_passes += history[-1].text_passes
         if not watch.streak or len(history) == epochs:  # a checkpoint is a place worth returning to
             keep(Progressed(history, restarts))
     averaged = objective.fold(clip, average).detached() if average else None
-    companions = {name: prompts.detached() for name, prompts in objective.companions(clip, parameters).items()}
-    return Fitted(objective.fold(clip, parameters).detached(), averaged, companions, history, restarts, text_passes)
+    companions = {
+        name: prompts.detached() for name, prompts in objective.companions(clip, parameters).items()
+    }
+    return Fitted(
+        objective.fold(clip, parameters).detached(), averaged, companions, history, restarts, text_passes
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +157,17 @@ class _Run:
         loss = torch.stack(list(step.losses.values())).sum()
         if not bool(loss.isfinite()):
             terms = ", ".join(f"{name} {float(term.detach()):.3g}" for name, term in step.losses.items())
-            raise TrainingDiverged(f"the loss of epoch {epoch + 1} is not finite: {terms}.", help="Lower --objective.learning_rate.")
+            raise TrainingDiverged(
+                f"the loss of epoch {epoch + 1} is not finite: {terms}.",
+                help="Lower --objective.learning_rate.",
+            )
         self.optimizer.zero_grad()
         loss.backward()
         self.task.processes.average_gradients(self.parameters.values())
         self.optimizer.step()
-        kept = min(self.objective.average, (1 + number) / (10 + number))  # a young average forgets its start faster
+        kept = min(
+            self.objective.average, (1 + number) / (10 + number)
+        )  # a young average forgets its start faster
         for name, tensor in self.average.items():
             tensor.lerp_(self.parameters[name].detach(), 1 - kept)
 
@@ -171,7 +190,11 @@ class _Met:
         self.spent(step.cost, step.text_passes)
         accuracies = {"accuracy": step.accuracy, "robust": step.robust}
         found = {name: float(value) for name, value in accuracies.items() if value is not None}
-        for what, values in (("losses", {name: float(term.detach()) for name, term in step.losses.items()}), ("found", found), ("notes", step.notes)):
+        for what, values in (
+            ("losses", {name: float(term.detach()) for name, term in step.losses.items()}),
+            ("found", found),
+            ("notes", step.notes),
+        ):
             sums = self._sums[what]
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value * count
@@ -181,13 +204,25 @@ class _Met:
 
     def sentence(self) -> str:
         found = self.means("found")
-        accuracies = [f"{word} {found[name]:.1%}" for name, word in (("accuracy", "accuracy"), ("robust", "attacked")) if name in found]
+        accuracies = [
+            f"{word} {found[name]:.1%}"
+            for name, word in (("accuracy", "accuracy"), ("robust", "attacked"))
+            if name in found
+        ]
         return ", ".join([f"tuning: loss {sum(self.means('losses').values()):.3f}", *accuracies])
 
     def report(self, rate: float) -> Epoch:
         found = self.means("found")
         notes = self.notes | self.means("notes")
-        return Epoch(rate, self.means("losses"), found.get("accuracy"), found.get("robust"), notes, self.cost, self.text_passes)
+        return Epoch(
+            rate,
+            self.means("losses"),
+            found.get("accuracy"),
+            found.get("robust"),
+            notes,
+            self.cost,
+            self.text_passes,
+        )
 
 
 def _weakened(objective: Objective, times: int) -> Objective:

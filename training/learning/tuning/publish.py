@@ -1,4 +1,6 @@
-"""Learned prompts to a published set: everything that is known about how they were made goes into the manifest."""
+"""Learned prompts to a published set: everything that is known about how they were made goes into the
+manifest.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -35,12 +37,13 @@ def publish(
     note: str = "",
     activate: bool = False,
 ) -> Ref:
-    """Write the set into the store. The same training again is the same version: nothing in it depends on when or where it ran but `created_at`,
-    which no version counts.
+    """Write the set into the store. The same training again is the same version: nothing in it depends on
+    when or where it ran but `created_at`, which no version counts.
     """
     values = {
         "name": name,
-        "objective": objective.model_dump(mode="json") | ({} if selection is None else {CARRIED: selection.carried().model_dump(mode="json")}),
+        "objective": objective.model_dump(mode="json")
+        | ({} if selection is None else {CARRIED: selection.carried().model_dump(mode="json")}),
         "clip": ClipIdentity.of(clip),
         "templates": prompts.templates,
         "class_specific": prompts.class_specific,

@@ -1,4 +1,6 @@
-"""The report of a training run: one HTML page that needs nothing else. Curves are inline SVG; no script, no font, no picture from elsewhere."""
+"""The report of a training run: one HTML page that needs nothing else. Curves are inline SVG; no script, no
+font, no picture from elsewhere.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,9 +15,11 @@ from training.learning.tuning.checkpoint import Epoch
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 :root { color-scheme: light dark; color: #222; background: #fff }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem } td, th { padding: .2rem .9rem .2rem 0; \
+text-align: left; vertical-align: top }
 th { font-weight: 600 } tr + tr td { border-top: 1px solid #8884 } td { overflow-wrap: anywhere }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 \
+1.5rem }
 .warning { border-left: 4px solid #ef6c00; padding: .5rem 1rem }
 @media (prefers-color-scheme: dark) { :root { color: #e6e6e6; background: #16181c } }
 """
@@ -38,25 +42,34 @@ def training_page(ref: Ref, manifest: PromptManifest, history: Sequence[Epoch], 
     """The whole page. Everything that came from outside (labels, notes, names) is escaped."""
     facts = {
         "prompt set": str(ref),
-        "learned on": "any CLIP" if manifest.clip is None else f"{manifest.clip.arch} {manifest.clip.pretrained} ({manifest.clip.fingerprint[:8]})",
+        "learned on": "any CLIP"
+        if manifest.clip is None
+        else f"{manifest.clip.arch} {manifest.clip.pretrained} ({manifest.clip.fingerprint[:8]})",
         "data": f"{manifest.dataset}, {account.pictures} pictures of {len(manifest.labels)} labels"
         + ("" if manifest.shots is None else f", {manifest.shots} shots"),
         "seed": manifest.seed,
-        "image passes": f"{account.forward:,} forward, {account.backward:,} backward ({account.forward + 2 * account.backward:,} charged)",
+        "image passes": f"{account.forward:,} forward, {account.backward:,} backward "
+        f"({account.forward + 2 * account.backward:,} charged)",
         "text passes": f"{account.text_passes:,}",
-        "seconds": f"{account.preparing_seconds:.0f} preparing, {account.tuning_seconds:.0f} tuning since it was last resumed",
+        "seconds": f"{account.preparing_seconds:.0f} preparing, {account.tuning_seconds:.0f} tuning since "
+        f"it was last resumed",
         "code": manifest.code_version,
         "note": manifest.note,
     }
     warning = (
-        f'<p class="warning">The run collapsed and began again {account.restarts} time(s), each time with half the consistency term.</p>'
+        f'<p class="warning">The run collapsed and began again {account.restarts} time(s), each time with '
+        f"half the consistency term.</p>"
         if account.restarts
         else ""
     )
-    results = {str(ref): manifest.results, **{f"{name} (not published)": found for name, found in account.companions.items()}}
+    results = {
+        str(ref): manifest.results,
+        **{f"{name} (not published)": found for name, found in account.companions.items()},
+    }
     return "\n".join(
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            'content="width=device-width">',
             f"<title>{escape(str(ref))}</title><style>{STYLE}{charts.STYLE}</style></head><body>",
             f"<h1>{escape(manifest.name)}: {escape(str(manifest.objective['kind']))}</h1>",
             warning,
@@ -82,11 +95,18 @@ def _figures(history: Sequence[Epoch]) -> list[str]:
     losses = [_curve(name, [epoch.losses.get(name) for epoch in history]) for name in terms]
     if len(losses) > 1:
         losses.append(_curve("sum", [epoch.loss for epoch in history]))
-    accuracies = [_curve("untouched", [epoch.accuracy for epoch in history]), _curve("attacked", [epoch.robust for epoch in history])]
+    accuracies = [
+        _curve("untouched", [epoch.accuracy for epoch in history]),
+        _curve("attacked", [epoch.robust for epoch in history]),
+    ]
     return [
         chart("Loss terms", losses, across="epoch"),
         chart("Accuracy on training batches", accuracies, across="epoch", percent=True),
-        chart("What the method notes", [_curve(name, [epoch.notes.get(name) for epoch in history]) for name in notes], across="epoch"),
+        chart(
+            "What the method notes",
+            [_curve(name, [epoch.notes.get(name) for epoch in history]) for name in notes],
+            across="epoch",
+        ),
         chart("Learning rate", [_curve("rate", [epoch.learning_rate for epoch in history])], across="epoch"),
     ]
 
@@ -106,11 +126,21 @@ def _results(results: Mapping[str, Sequence[Result]]) -> str:
     if not rows:
         return "<p>None were held out.</p>"
     head = "<tr><th>prompts</th><th>threat level</th><th>radius</th><th>accuracy</th><th>pictures</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table><p>Choose by these numbers, report others: a test file is read once, at the end.</p>"
+    return (
+        f"<table>{head}{''.join(rows)}</table><p>Choose by these numbers, report others: a test file is "
+        f"read once, at the end.</p>"
+    )
 
 
 def _table(values: Mapping[str, object]) -> str:
-    return "<table>" + "".join(f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in values.items()) + "</table>"
+    return (
+        "<table>"
+        + "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>"
+            for name, value in values.items()
+        )
+        + "</table>"
+    )
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,6 @@
-"""One training run, from a folder of pictures to a published set. `command.py` reads options and prints; `campaigns` make many of these."""
+"""One training run, from a folder of pictures to a published set. `command.py` reads options and prints;
+`campaigns` make many of these.
+"""
 
 import time
 from collections.abc import Sequence
@@ -39,7 +41,9 @@ FEWEST_FOR_A_WARNING = 64  # held-out pictures
 
 
 class TrainingPictures(NamedTuple):
-    """The training pictures under their labels; which of them may be trained on, and which no run trains on, sorted indices each."""
+    """The training pictures under their labels; which of them may be trained on, and which no run trains on,
+    sorted indices each.
+    """
 
     data: LabelledImages
     candidates: Tensor
@@ -53,7 +57,9 @@ class TrainingPictures(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run before anything is computed. `objective` is what the settings ask, with as many epochs as the cap on passes allows."""
+    """A run before anything is computed. `objective` is what the settings ask, with as many epochs as the cap
+    on passes allows.
+    """
 
     settings: TrainSettings
     clip: Clip
@@ -63,16 +69,26 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """What decides the learned prompts: runs that share it share a checkpoint. How many processes share the work decides nothing."""
+        """What decides the learned prompts: runs that share it share a checkpoint. How many processes share
+        the work decides nothing.
+        """
         data = self.pictures.data
-        facts: dict[str, object] = {"objective": self.objective.model_dump(mode="json"), "clip": self.clip.fingerprint, "data": data.digest}
+        facts: dict[str, object] = {
+            "objective": self.objective.model_dump(mode="json"),
+            "clip": self.clip.fingerprint,
+            "data": data.digest,
+        }
         facts |= {"indices": self.indices.tolist(), "seed": self.settings.seed}
         bf16 = self.settings.precision == "bf16"
-        return json_digest(facts | ({"precision": "bf16"} if bf16 else {}))  # float32 goes without saying: older checkpoints
+        return json_digest(
+            facts | ({"precision": "bf16"} if bf16 else {})
+        )  # float32 goes without saying: older checkpoints
 
     def starting_prompts(self) -> Prompts:
         """What learning begins with: of the shape of what is learned."""
-        return self.objective.fold(self.clip, self.objective.new_parameters(self.clip, self.pictures.data.labels, self.settings.seed)).detached()
+        return self.objective.fold(
+            self.clip, self.objective.new_parameters(self.clip, self.pictures.data.labels, self.settings.seed)
+        ).detached()
 
     def bill(self) -> int:
         """Charged image passes (forward + 2 backward), preparing included."""
@@ -80,7 +96,9 @@ class Run:
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than that), what it took."""
+    """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than
+    that), what it took.
+    """
 
     ref: Ref
     page: Path
@@ -113,20 +131,33 @@ class Trained(NamedTuple):
 def open_training(folder: Path, classes: Path | None = None) -> TrainingPictures:
     """The training pictures of a folder, or those of some classes alone under their names alone.
 
-    Held out is what `evaluate --split train:validation` measures on, and what a run on all classes holds out of these.
+    Held out is what `evaluate --split train:validation` measures on, and what a run on all classes holds out
+    of these.
     """
     whole = Source(folder=folder, split=TRAIN).open()
     if classes is None:
         return TrainingPictures(whole, *carve_validation(whole))
-    return TrainingPictures(choose_classes(whole, classes, "these"), *carve_validation(choose_classes(whole, classes, "all")))
+    return TrainingPictures(
+        choose_classes(whole, classes, "these"), *carve_validation(choose_classes(whole, classes, "all"))
+    )
 
 
 def open_run(settings: TrainSettings, clip: Clip, pictures: TrainingPictures) -> Run:
-    """Refuses, with InvalidInput or DataRefused, what can't be trained: too few shots, too small a cap, prompts that leave no room for a label."""
+    """Refuses, with InvalidInput or DataRefused, what can't be trained: too few shots, too small a cap,
+    prompts that leave no room for a label.
+    """
     data, indices = pictures.data, pictures.candidates
     if settings.shots:
-        indices = few_shot(data, indices, settings.shots, settings.seed, allow_fewer=settings.allow_fewer_shots)
-    run = Run(settings, clip, pictures, indices, within(settings.objective, pictures=len(indices), max_passes=settings.max_passes))
+        indices = few_shot(
+            data, indices, settings.shots, settings.seed, allow_fewer=settings.allow_fewer_shots
+        )
+    run = Run(
+        settings,
+        clip,
+        pictures,
+        indices,
+        within(settings.objective, pictures=len(indices), max_passes=settings.max_passes),
+    )
     zero_shot(clip, run.starting_prompts(), data.labels)
     return run
 
@@ -136,7 +167,9 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
     settings, clip, objective, data = run.settings, run.clip, run.objective, run.pictures.data
     store = PromptStore(settings.store)
     cache = settings.runs / "cache"
-    examples = objective.prepare(clip, data, run.indices, seed=settings.seed, folder=cache, progress=progress, processes=processes)
+    examples = objective.prepare(
+        clip, data, run.indices, seed=settings.seed, folder=cache, progress=progress, processes=processes
+    )
     checkpoint = settings.runs / "train" / f"{settings.name}-{run.digest[:12]}.safetensors"
     if settings.fresh and processes.main:
         checkpoint.unlink(missing_ok=True)
@@ -163,7 +196,10 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
         averaged = sum(found.accuracy for found in of_average) > sum(found.accuracy for found in results)
         prompts, results = (fitted.averaged, of_average) if averaged else (prompts, results)
     guesses = no_better_than_a_guess(results, held_out.targets[_validated(settings, held_out)])
-    companions = {name: _validate(settings, clip, other, held_out, progress) for name, other in fitted.companions.items()}
+    companions = {
+        name: _validate(settings, clip, other, held_out, progress)
+        for name, other in fitted.companions.items()
+    }
     ref = publish(
         store,
         clip,
@@ -175,35 +211,57 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
         seed=settings.seed,
         results=results,
         selection=settings.selection,
-        note=" ".join(filter(None, [settings.note, *_remarks(averaged, fitted.restarts, settings.precision, settings.classes, guesses)])),
+        note=" ".join(
+            filter(
+                None,
+                [
+                    settings.note,
+                    *_remarks(averaged, fitted.restarts, settings.precision, settings.classes, guesses),
+                ],
+            )
+        ),
         activate=settings.activate,
     )
     manifest = store.load(ref, clip).manifest
     page = Shelf(settings.store / place_of(manifest) / ref.name).report(ref.version)
-    trained = Trained(ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses)
+    trained = Trained(
+        ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses
+    )
     write_atomically(page, training_page(ref, manifest, fitted.history, trained.account()).encode())
     return trained
 
 
 def no_better_than_a_guess(results: Sequence[Result], targets: Tensor) -> bool:
-    """Whether as few of the held-out pictures, whose `targets` these are, are right as one answer for all of them; never said of fewer than 64."""
+    """Whether as few of the held-out pictures, whose `targets` these are, are right as one answer for all of
+    them; never said of fewer than 64.
+    """
     clean = [found for found in results if found.threat == "clean" and found.n >= FEWEST_FOR_A_WARNING]
     return any(found.accuracy <= int(targets.bincount().max()) / len(targets) for found in clean)
 
 
-def _remarks(averaged: bool, restarts: int, precision: Precision, classes: Path | None, guesses: bool) -> list[str]:
+def _remarks(
+    averaged: bool, restarts: int, precision: Precision, classes: Path | None, guesses: bool
+) -> list[str]:
     """What the manifest must say about a run beyond its parameters."""
     return [
         *([f"Learned on some classes alone: {classes.name}."] if classes else []),
         *(["The average of the prompts over the steps."] if averaged else []),
-        *([f"Began again {restarts} time(s) after a collapse, with half the consistency term each."] if restarts else []),
+        *(
+            [f"Began again {restarts} time(s) after a collapse, with half the consistency term each."]
+            if restarts
+            else []
+        ),
         *(["Learned through towers in bfloat16."] if precision == "bf16" else []),
         *(["No better than a guess on held-out pictures."] if guesses else []),
     ]
 
 
-def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: LabelledImages, progress: Progress) -> list[Result]:
-    """Accuracy on what no run trains on, as `robustclip evaluate --split train:validation` with seed 0 measures it."""
+def _validate(
+    settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: LabelledImages, progress: Progress
+) -> list[Result]:
+    """Accuracy on what no run trains on, as `robustclip evaluate --split train:validation` with seed 0
+    measures it.
+    """
     if not len(held_out):
         return []
     indices = _validated(settings, held_out)
@@ -211,7 +269,9 @@ def _validate(settings: TrainSettings, clip: Clip, prompts: Prompts, held_out: L
     classifier = zero_shot(clip, prompts, held_out.labels)
     results: list[Result] = []
     for level in settings.validate_at:
-        found = measure_level(level, settings.validate_eps, clip, classifier, pictures, randomized=False, progress=progress)
+        found = measure_level(
+            level, settings.validate_eps, clip, classifier, pictures, randomized=False, progress=progress
+        )
         results.append(as_result(found, level, settings.validate_eps, data=held_out, seed=VALIDATION_SEED))
     return results
 

@@ -1,8 +1,10 @@
-"""How settings were chosen: candidates, the pictures they were judged on, the numbers, the winner. `robustclip select` writes such a record, `train`
-and `suite` take settings from it, the published set carries its digest.
+"""How settings were chosen: candidates, the pictures they were judged on, the numbers, the winner.
+`robustclip select` writes such a record, `train` and `suite` take settings from it, the published set carries
+its digest.
 
-No test picture may decide. A record that names another split than `train:validation`, the tenth that every run holds out of its training pictures,
-is refused wherever it is read, and so is one whose winner is not the candidate that its own numbers name.
+No test picture may decide. A record that names another split than `train:validation`, the tenth that every
+run holds out of its training pictures, is refused wherever it is read, and so is one whose winner is not the
+candidate that its own numbers name.
 """
 
 import itertools
@@ -26,7 +28,10 @@ CARRIED = "selection"  # the name under which a manifest's `objective` holds wha
 
 def _held_out(split: str) -> str:
     if split != HELD_OUT:
-        raise ValueError(f"settings are chosen on {HELD_OUT}, which is held out of training pictures, never on a test or validation file")
+        raise ValueError(
+            f"settings are chosen on {HELD_OUT}, which is held out of training pictures, never on a test or "
+            f"validation file"
+        )
     return split
 
 
@@ -72,7 +77,9 @@ class Number(_Record):
 
 
 class Ahead(_Record):
-    """By how much a candidate's score is above that of the first, with its bootstrap interval over pictures and seeds."""
+    """By how much a candidate's score is above that of the first, with its bootstrap interval over pictures
+    and seeds.
+    """
 
     value: float
     low: float
@@ -80,8 +87,9 @@ class Ahead(_Record):
 
 
 class Candidate(_Record):
-    """`settings`: what sets it apart; `objective`: all its parameters; `why`: what made one of its runs fail, which rules it out
-    whatever the others were worth."""
+    """`settings`: what sets it apart; `objective`: all its parameters; `why`: what made one of its runs fail,
+    which rules it out whatever the others were worth.
+    """
 
     settings: dict[str, JsonValue]
     objective: dict[str, JsonValue]
@@ -91,7 +99,9 @@ class Candidate(_Record):
 
 
 class Carried(_Record):
-    """What a published set says about the selection behind it; `clip`: for which CLIP it was made, None in sets that don't say."""
+    """What a published set says about the selection behind it; `clip`: for which CLIP it was made, None in
+    sets that don't say.
+    """
 
     digest: str
     clip: ClipIdentity | None = None
@@ -103,7 +113,8 @@ class Selection(_Record):
     """The whole record.
 
     over        names of the parameters that were chosen: the others are as they were given
-    by          the score: accuracy under T2, or the harmonic mean of it and clean accuracy; mean over seeds, then data sets
+    by          the score: accuracy under T2, or the harmonic mean of it and clean accuracy; mean over seeds,
+                then data sets
     keep_first  the first candidate stays unless the best one is ahead of it by an interval above 0
     title, says for the results page, written by hand: they decide nothing, and no digest knows them
     """
@@ -138,13 +149,20 @@ class Selection(_Record):
 
     def carried(self) -> Carried:
         facts = self.model_dump(mode="json", exclude={"title", "says"})
-        return Carried(digest=json_digest(facts)[:12], clip=self.clip, over=self.over, judged_on=self.judged_on)
+        return Carried(
+            digest=json_digest(facts)[:12], clip=self.clip, over=self.over, judged_on=self.judged_on
+        )
 
     def borrowed_by(self, clip: Clip) -> str | None:
-        """What is to be said of settings that were chosen for another CLIP than this one: nothing forbids them, nothing vouches for them."""
+        """What is to be said of settings that were chosen for another CLIP than this one: nothing forbids
+        them, nothing vouches for them.
+        """
         if self.clip.fingerprint == clip.fingerprint:
             return None
-        return f"settings were chosen for {self.clip.arch} ({self.clip.fingerprint[:8]}), not for {clip.arch} ({clip.fingerprint[:8]})"
+        return (
+            f"settings were chosen for {self.clip.arch} ({self.clip.fingerprint[:8]}), not for "
+            f"{clip.arch} ({clip.fingerprint[:8]})"
+        )
 
 
 def best(candidates: Sequence[Candidate], by: By, *, keep_first: bool) -> Candidate | None:
@@ -161,7 +179,9 @@ def best(candidates: Sequence[Candidate], by: By, *, keep_first: bool) -> Candid
 def score(numbers: Sequence[Number], by: By) -> float:
     """Mean over data sets of the score of the means over seeds."""
     names = list(dict.fromkeys(number.data for number in numbers))
-    return sum(_of_data([number for number in numbers if number.data == name], by) for name in names) / len(names)
+    return sum(_of_data([number for number in numbers if number.data == name], by) for name in names) / len(
+        names
+    )
 
 
 def harmonic(first: Any, second: Any) -> Any:
@@ -175,13 +195,19 @@ def load_selection(path: Path) -> Selection:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Selection.model_validate(values)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InvalidInput(f"can't be read as the record of a selection: {error}", field=str(path), help="robustclip select writes one.") from error
+        raise InvalidInput(
+            f"can't be read as the record of a selection: {error}",
+            field=str(path),
+            help="robustclip select writes one.",
+        ) from error
     except ValidationError as error:
         raise invalid_input(error, values, field=str(path)) from error  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def check_carried(objective: Mapping[str, JsonValue], *, ref: str) -> Carried | None:
-    """What a published set carries, if anything; InvalidInput for a set whose settings were chosen on other pictures than held-out ones."""
+    """What a published set carries, if anything; InvalidInput for a set whose settings were chosen on other
+    pictures than held-out ones.
+    """
     values = objective.get(CARRIED)
     if values is None:
         return None
@@ -192,7 +218,10 @@ def check_carried(objective: Mapping[str, JsonValue], *, ref: str) -> Carried | 
 
 
 def _of_data(numbers: Sequence[Number], by: By) -> float:
-    means = {threat: _mean([number.accuracy for number in numbers if number.threat == threat]) for threat in ("clean", "T2")}
+    means = {
+        threat: _mean([number.accuracy for number in numbers if number.threat == threat])
+        for threat in ("clean", "T2")
+    }
     return means["T2"] if by == "T2" else harmonic(means["clean"], means["T2"])
 
 

@@ -1,8 +1,10 @@
-"""Several trainings and the cells that judge them: done one after the other, and after a kill from where it stopped.
+"""Several trainings and the cells that judge them: done one after the other, and after a kill from where it
+stopped.
 
-`robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are known from `ledger.py`, finished cells from
-`evaluation/cells.py`, what a table's JSON has whole from `record.py`. What can't be trained, and a defense whose network is not there, is a gap with
-its reason, and the others go on. Several processes at one campaign share it: each takes what no other is at.
+`robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are
+known from `ledger.py`, finished cells from `evaluation/cells.py`, what a table's JSON has whole from
+`record.py`. What can't be trained, and a defense whose network is not there, is a gap with its reason, and
+the others go on. Several processes at one campaign share it: each takes what no other is at.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -27,7 +29,9 @@ NO_RECORD = Record()
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt set to judge. `label`: how tables call it, whatever is learned; `settings`: how it is learned, None if `asked` is there."""
+    """A prompt set to judge. `label`: how tables call it, whatever is learned; `settings`: how it is learned,
+    None if `asked` is there.
+    """
 
     label: str
     asked: str
@@ -36,7 +40,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Round:
-    """What is learned from one data set with one seed, and the questions about it, each about some of the entries, by label."""
+    """What is learned from one data set with one seed, and the questions about it, each about some of the
+    entries, by label.
+    """
 
     data: str
     seed: int
@@ -65,20 +71,34 @@ class Learned(NamedTuple):
 
 
 def perform(
-    rounds: Sequence[Round], opened: Opened, *, progress: Progress, only_kept: bool = False, record: Record = NO_RECORD
+    rounds: Sequence[Round],
+    opened: Opened,
+    *,
+    progress: Progress,
+    only_kept: bool = False,
+    record: Record = NO_RECORD,
 ) -> Iterator[Row | Learned | Gap]:
-    """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an earlier run left, and gaps for the rest.
+    """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an
+    earlier run left, and gaps for the rest.
 
-    What another process is at is left to it as long as there is anything else to do, and waited for at the end. A prompt set that the `record` has
-    whole is taken from there; with `only_kept` also one of which it has a part, if it is not in the store.
+    What another process is at is left to it as long as there is anything else to do, and waited for at the
+    end. A prompt set that the `record` has whole is taken from there; with `only_kept` also one of which it
+    has a part, if it is not in the store.
     """
-    found = [list(_perform(turn, opened, record, progress=progress, only_kept=only_kept, wait=False)) for turn in rounds]
+    found = [
+        list(_perform(turn, opened, record, progress=progress, only_kept=only_kept, wait=False))
+        for turn in rounds
+    ]
     for turn, parts in zip(rounds, found, strict=True):
         left = not only_kept and any(isinstance(part, Gap) and part.pending for part in parts)
-        yield from _perform(turn, opened, record, progress=progress, only_kept=False, wait=True) if left else parts
+        yield from (
+            _perform(turn, opened, record, progress=progress, only_kept=False, wait=True) if left else parts
+        )
 
 
-def _perform(turn: Round, opened: Opened, record: Record, *, progress: Progress, only_kept: bool, wait: bool) -> Iterator[Row | Learned | Gap]:
+def _perform(
+    turn: Round, opened: Opened, record: Record, *, progress: Progress, only_kept: bool, wait: bool
+) -> Iterator[Row | Learned | Gap]:
     """One round; unless `wait`, what another process is at is missing."""
     standing: dict[str, str] = {}
     remembered: dict[str, _Remembered] = {}
@@ -101,7 +121,13 @@ def _perform(turn: Round, opened: Opened, record: Record, *, progress: Progress,
                 standing[entry.label] = made.ref
                 yield Learned(entry.label, turn.data, turn.seed, made, digest_of(run))
                 continue
-            gap = Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET, pending=made is None)
+            gap = Gap(
+                entry.label,
+                turn.data,
+                turn.seed,
+                (made.why if made else None) or NOT_YET,
+                pending=made is None,
+            )
         if gap is not None:
             yield gap
     lacking = lacking_defenses(turn)
@@ -117,17 +143,27 @@ def _perform(turn: Round, opened: Opened, record: Record, *, progress: Progress,
             for row in answer(asked, subjects, progress=progress, only_kept=only_kept, wait=wait):
                 answered += 1
                 label = named[row.asked]
-                answers.setdefault(label, []).append(row._replace(asked=label, facts={"method": label, **row.facts}))
+                answers.setdefault(label, []).append(
+                    row._replace(asked=label, facts={"method": label, **row.facts})
+                )
             missing[", ".join(present)] = (len(subjects) * len(list(asked.conditions())) - answered, answered)
         for label in labels:
             yield from answers.get(label, ())
         for whose, (lacks, has) in missing.items():
             if lacks:
-                yield Gap(whose, turn.data, turn.seed, f"{lacks} of {lacks + has} cells not measured yet", pending=True)
+                yield Gap(
+                    whose,
+                    turn.data,
+                    turn.seed,
+                    f"{lacks} of {lacks + has} cells not measured yet",
+                    pending=True,
+                )
 
 
 class _Remembered(NamedTuple):
-    """What a record has of an entry: what its training left; question by question its rows, and how many lack. Nothing lacks of others' questions."""
+    """What a record has of an entry: what its training left; question by question its rows, and how many
+    lack. Nothing lacks of others' questions.
+    """
 
     made: Made | None
     rows: list[list[Row]]
@@ -138,8 +174,12 @@ class _Remembered(NamedTuple):
         return not any(self.lacking)
 
 
-def from_record(record: Record, opened: Opened, turn: Round, entry: Entry, run: Run | None) -> _Remembered | None:
-    """None where the record has nothing of it, or of another training, or of what a name meant in another store."""
+def from_record(
+    record: Record, opened: Opened, turn: Round, entry: Entry, run: Run | None
+) -> _Remembered | None:
+    """None where the record has nothing of it, or of another training, or of what a name meant in another
+    store.
+    """
     made = None if run is None else record.made(entry.label, turn.data, turn.seed, run=digest_of(run))
     if not record.results or (made is None and entry.settings is not None):
         return None
@@ -149,7 +189,13 @@ def from_record(record: Record, opened: Opened, turn: Round, entry: Entry, run: 
         if entry.label in labels:
             (source,), clip = question.data, opened.clip(question.backbones[0], question.pretrained)
             data = opened.source(source)
-            name = made.ref if made is not None else load_prompts(of_seed(entry.asked, source, turn.seed), clip, data.labels, question.store).name
+            name = (
+                made.ref
+                if made is not None
+                else load_prompts(
+                    of_seed(entry.asked, source, turn.seed), clip, data.labels, question.store
+                ).name
+            )
             rows, lacking = record.rows(question, clip, data, method=entry.label, prompt_set=name or "")
         found.rows.append(rows)
         found.lacking.append(lacking)
@@ -157,11 +203,16 @@ def from_record(record: Record, opened: Opened, turn: Round, entry: Entry, run: 
 
 
 def run_of(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap | None]:
-    """The run of an entry, or the gap that it leaves where it can't be trained; neither where nothing is to be learned."""
+    """The run of an entry, or the gap that it leaves where it can't be trained; neither where nothing is to
+    be learned.
+    """
     settings = entry.settings
     if settings is None:
         return None, None
-    clip, pictures = opened.clip(settings.backbone, settings.pretrained), opened.pictures(settings.data, settings.classes)
+    clip, pictures = (
+        opened.clip(settings.backbone, settings.pretrained),
+        opened.pictures(settings.data, settings.classes),
+    )
     try:
         return open_run(settings, clip, pictures), None
     except RobustClipError as error:

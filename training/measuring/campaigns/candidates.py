@@ -1,4 +1,6 @@
-"""Settings that compete: which they are, how they are trained and judged, and what follows from the numbers. `select.py` asks and prints."""
+"""Settings that compete: which they are, how they are trained and judged, and what follows from the numbers.
+`select.py` asks and prints.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -30,25 +32,52 @@ _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
 
 
 class Choosing(BaseModel):
-    """What candidates have in common: how they are trained, and what they are judged on and by. The fields are options of the command."""
+    """What candidates have in common: how they are trained, and what they are judged on and by. The fields
+    are options of the command.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    data: tuple[Path, ...] = Field(min_length=1, description="training pictures, as `robustclip train` takes them; several with commas or repeated")
+    data: tuple[Path, ...] = Field(
+        min_length=1,
+        description="training pictures, as `robustclip train` takes them; several with commas or repeated",
+    )
     classes: Path | None = Field(None, description="some classes alone: base, new or a file of names")
-    backbone: str = Field(DEFAULT_BACKBONE, description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
-    pretrained: str | None = Field(None, description="open_clip tag or weights file of an architecture that is not embedded")
+    backbone: str = Field(
+        DEFAULT_BACKBONE,
+        description="an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository",
+    )
+    pretrained: str | None = Field(
+        None, description="open_clip tag or weights file of an architecture that is not embedded"
+    )
     shots: int = Field(16, ge=0, description="pictures a class; 0 takes all")
-    allow_fewer_shots: bool = Field(False, description="classes with fewer pictures than shots give what they have")
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="each candidate is trained once with each")
-    max_passes: int = Field(0, ge=0, description="the same cap on image passes for every candidate, as in `robustclip train`")
-    precision: Precision = Field("float32", description="of the towers in the passes that prompts learn from: bf16 or float32")
+    allow_fewer_shots: bool = Field(
+        False, description="classes with fewer pictures than shots give what they have"
+    )
+    seeds: tuple[Seed, ...] = Field(
+        (0,), min_length=1, description="each candidate is trained once with each"
+    )
+    max_passes: int = Field(
+        0, ge=0, description="the same cap on image passes for every candidate, as in `robustclip train`"
+    )
+    precision: Precision = Field(
+        "float32", description="of the towers in the passes that prompts learn from: bf16 or float32"
+    )
     eps: LinfRadius = Field(1 / 255, gt=0, description="radius of T2 on held-out pictures")
     steps: int = Field(20, ge=1, le=1000, description="its steps")
-    limit: int = Field(256, ge=0, description="at most so many held-out pictures of each data set; 0 takes all")
+    limit: int = Field(
+        256, ge=0, description="at most so many held-out pictures of each data set; 0 takes all"
+    )
     batch: int = Field(64, ge=1, le=4096, description="of them at once")
-    by: By = Field("T2", description="the score: accuracy under T2, or harmonic, the harmonic mean of it and clean accuracy")
-    keep_first: bool = Field(False, description="the first candidate stays unless the best is ahead of it by an interval above 0")
-    runs: Path = Field(DEFAULT_RUNS, description="where all is kept, prompt sets of candidates too; safe to delete")
+    by: By = Field(
+        "T2",
+        description="the score: accuracy under T2, or harmonic, the harmonic mean of it and clean accuracy",
+    )
+    keep_first: bool = Field(
+        False, description="the first candidate stays unless the best is ahead of it by an interval above 0"
+    )
+    runs: Path = Field(
+        DEFAULT_RUNS, description="where all is kept, prompt sets of candidates too; safe to delete"
+    )
 
 
 class Tried(NamedTuple):
@@ -60,9 +89,15 @@ class Tried(NamedTuple):
 
 
 def candidates(fixed: Mapping[str, str], tried: Sequence[Mapping[str, str]]) -> list[Tried]:
-    """One for each of `tried` parameters beside the `fixed` ones. InvalidInput for what no method accepts, for equals, and for one alone."""
+    """One for each of `tried` parameters beside the `fixed` ones. InvalidInput for what no method accepts,
+    for equals, and for one alone.
+    """
     if len(tried) < 2:
-        raise InvalidInput("expected two candidates or more.", field="--over", help="Name values with --over NAME=A,B, or candidates one by one.")
+        raise InvalidInput(
+            "expected two candidates or more.",
+            field="--over",
+            help="Name values with --over NAME=A,B, or candidates one by one.",
+        )
     over = list(dict.fromkeys(name for own in tried for name in own))
     found: list[Tried] = []
     for own in tried:
@@ -81,27 +116,70 @@ def candidates(fixed: Mapping[str, str], tried: Sequence[Mapping[str, str]]) -> 
 
 
 def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> list[Round]:
-    """Every candidate on every data set with every seed; the sets go into a store below `runs`, not into one that is served."""
+    """Every candidate on every data set with every seed; the sets go into a store below `runs`, not into one
+    that is served.
+    """
     store = choosing.runs / "select" / "store"
-    shared = ("backbone", "pretrained", "classes", "shots", "allow_fewer_shots", "max_passes", "precision", "runs")
-    common: dict[str, Any] = {name: getattr(choosing, name) for name in shared} | {"store": store, "validate_limit": choosing.limit}
+    shared = (
+        "backbone",
+        "pretrained",
+        "classes",
+        "shots",
+        "allow_fewer_shots",
+        "max_passes",
+        "precision",
+        "runs",
+    )
+    common: dict[str, Any] = {name: getattr(choosing, name) for name in shared} | {
+        "store": store,
+        "validate_limit": choosing.limit,
+    }
     names = [Source(folder=folder).name for folder in choosing.data]
     if len({*names}) < len(names):
-        raise InvalidInput(f"two data sets have one name: {', '.join(names)}.", field="--data", help="Give folders of different names.")
+        raise InvalidInput(
+            f"two data sets have one name: {', '.join(names)}.",
+            field="--data",
+            help="Give folders of different names.",
+        )
     rounds: list[Round] = []
     for seed, folder in itertools.product(choosing.seeds, choosing.data):
         source = Source(folder=folder, split=HELD_OUT, classes=choosing.classes, among="these")
         entries: list[Entry] = []
         for candidate in tried:
-            about = [candidate.objective.model_dump(mode="json"), str(folder), str(choosing.classes), choosing.shots, seed]
+            about = [
+                candidate.objective.model_dump(mode="json"),
+                str(folder),
+                str(choosing.classes),
+                choosing.shots,
+                seed,
+            ]
             name = f"try-{json_digest(about)[:12]}"
-            settings = TrainSettings.model_validate({**common, "objective": candidate.objective, "data": folder, "name": name, "seed": seed})
+            settings = TrainSettings.model_validate(
+                {**common, "objective": candidate.objective, "data": folder, "name": name, "seed": seed}
+            )
             entries.append(Entry(candidate.label, name, settings))
         asked = {name: getattr(choosing, name) for name in ("pretrained", "steps", "limit", "batch", "runs")}
-        asked |= {"backbones": [choosing.backbone], "prompt_sets": [entry.asked for entry in entries], "data": [source]}
-        asked |= {"threats": ["clean", "T2"], "eps": [choosing.eps], "seeds": [seed], "store": store, "device": device}
+        asked |= {
+            "backbones": [choosing.backbone],
+            "prompt_sets": [entry.asked for entry in entries],
+            "data": [source],
+        }
+        asked |= {
+            "threats": ["clean", "T2"],
+            "eps": [choosing.eps],
+            "seeds": [seed],
+            "store": store,
+            "device": device,
+        }
         question = Question.model_validate(asked)
-        rounds.append(Round(source.name, seed, tuple(entries), ((question, tuple(candidate.label for candidate in tried)),)))
+        rounds.append(
+            Round(
+                source.name,
+                seed,
+                tuple(entries),
+                ((question, tuple(candidate.label for candidate in tried)),),
+            )
+        )
     return rounds
 
 
@@ -113,14 +191,23 @@ def judged_on(choosing: Choosing, opened: Opened) -> tuple[Judged, ...]:
         data, name = opened.pictures(folder, choosing.classes).validation, Source(folder=folder).name
         if not len(data):
             raise InvalidInput(
-                f"nothing is held out of {name}: a tenth of each class is no picture.", field="--data", help="Bring more pictures a class."
+                f"nothing is held out of {name}: a tenth of each class is no picture.",
+                field="--data",
+                help="Bring more pictures a class.",
             )
         n = len(balanced_subset(data, choosing.limit, SUBSET_SEED))
         found.append(Judged(data=name, split=data.split, classes=classes, digest=data.digest, n=n))
     return tuple(found)
 
 
-def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Sequence[Row | Learned | Gap], *, command: str) -> Selection:
+def record(
+    choosing: Choosing,
+    tried: Sequence[Tried],
+    opened: Opened,
+    found: Sequence[Row | Learned | Gap],
+    *,
+    command: str,
+) -> Selection:
     """What follows from what was found. InvalidInput if every candidate failed."""
     rows = [row for row in found if isinstance(row, Row)]
     gaps = {gap.label: f"{gap.data}, seed {gap.seed}: {gap.why}" for gap in found if isinstance(gap, Gap)}
@@ -128,12 +215,27 @@ def record(choosing: Choosing, tried: Sequence[Tried], opened: Opened, found: Se
     judged: list[Candidate] = []
     for label, settings, objective in tried:
         own = [row for row in rows if row.asked == label]
-        numbers = tuple(Number.model_validate({name: row.facts[name] for name in Number.model_fields}) for row in own)
-        ahead = None if label == first or {label, first} & {*gaps} else _ahead(rows, label, first, choosing.by)
-        judged.append(Candidate(settings=settings, objective=objective.model_dump(mode="json"), numbers=numbers, ahead=ahead, why=gaps.get(label)))
+        numbers = tuple(
+            Number.model_validate({name: row.facts[name] for name in Number.model_fields}) for row in own
+        )
+        ahead = (
+            None if label == first or {label, first} & {*gaps} else _ahead(rows, label, first, choosing.by)
+        )
+        judged.append(
+            Candidate(
+                settings=settings,
+                objective=objective.model_dump(mode="json"),
+                numbers=numbers,
+                ahead=ahead,
+                why=gaps.get(label),
+            )
+        )
     winner = best(judged, choosing.by, keep_first=choosing.keep_first)
     if winner is None:
-        raise InvalidInput("every candidate failed: " + "; ".join(f"{label} on {why}" for label, why in gaps.items()), field="--over")
+        raise InvalidInput(
+            "every candidate failed: " + "; ".join(f"{label} on {why}" for label, why in gaps.items()),
+            field="--over",
+        )
     return Selection(
         clip=ClipIdentity.of(opened.clip(choosing.backbone, choosing.pretrained)),
         over=tuple(dict.fromkeys(name for candidate in tried for name in candidate.settings)),
@@ -156,15 +258,35 @@ def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
     values: list[float] = []
     drawn: list[Tensor] = []
     for asked in (label, first):
-        clean, attacked = ([_correct(rows, asked, name, threat) for name in names] for threat in ("clean", "T2"))
-        points = [(float(untouched.mean()), float(under.mean())) for untouched, under in zip(clean, attacked, strict=True)]
-        values.append(sum(under if by == "T2" else harmonic(untouched, under) for untouched, under in points) / len(names))
+        clean, attacked = (
+            [_correct(rows, asked, name, threat) for name in names] for threat in ("clean", "T2")
+        )
+        points = [
+            (float(untouched.mean()), float(under.mean()))
+            for untouched, under in zip(clean, attacked, strict=True)
+        ]
+        values.append(
+            sum(under if by == "T2" else harmonic(untouched, under) for untouched, under in points)
+            / len(names)
+        )
         redrawn = zip(redrawn_means(clean), redrawn_means(attacked), strict=True)
-        drawn.append(sum((under if by == "T2" else harmonic(untouched, under) for untouched, under in redrawn), Tensor([0.0])) / len(names))
+        drawn.append(
+            sum(
+                (under if by == "T2" else harmonic(untouched, under) for untouched, under in redrawn),
+                Tensor([0.0]),
+            )
+            / len(names)
+        )
     interval = percentile_interval(values[0] - values[1], drawn[0] - drawn[1])
     return Ahead(value=interval.value, low=interval.low, high=interval.high)
 
 
 def _correct(rows: Sequence[Row], asked: str, data: str, threat: str) -> Tensor:
     """[S, n] 1 where a seed was right about a picture."""
-    return Tensor([row.correct.tolist() for row in rows if (row.asked, row.facts["data"], row.facts["threat"]) == (asked, data, threat)])
+    return Tensor(
+        [
+            row.correct.tolist()
+            for row in rows
+            if (row.asked, row.facts["data"], row.facts["threat"]) == (asked, data, threat)
+        ]
+    )

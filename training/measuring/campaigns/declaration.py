@@ -1,6 +1,8 @@
-"""A table as it is declared, in TOML: methods x defenses x data sets x seeds, what is measured of them, and the cap on training that all share.
+"""A table as it is declared, in TOML: methods x defenses x data sets x seeds, what is measured of them, and
+the cap on training that all share.
 
-`training/results/*.toml` are such files. Settings that were chosen come from records of `robustclip select`, which are checked when a table is read.
+`training/results/*.toml` are such files. Settings that were chosen come from records of `robustclip select`,
+which are checked when a table is read.
 """
 
 import itertools
@@ -9,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from prompts_store.manifest import NAME_PATTERN
 from robustclip.attacks.cascade import Precision as SearchPrecision
@@ -37,7 +48,9 @@ class _Declared(BaseModel):
 
 
 class Method(_Declared):
-    """A row of the table: a prompt set that is there, or an objective to learn by, whose parameters a `selection` may hold (beside the table)."""
+    """A row of the table: a prompt set that is there, or an objective to learn by, whose parameters a
+    `selection` may hold (beside the table).
+    """
 
     prompt_set: str | None = None
     objective: dict[str, JsonValue] = {}
@@ -51,9 +64,11 @@ class Method(_Declared):
 
 
 class Measure(_Declared):
-    """Columns: threat levels and radii; of some methods, defenses, data sets and seeds alone, or of all; on at most `limit` test pictures, 0 for all.
+    """Columns: threat levels and radii; of some methods, defenses, data sets and seeds alone, or of all; on
+    at most `limit` test pictures, 0 for all.
 
-    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear; `surrogates` are what T0b attacks.
+    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear;
+    `surrogates` are what T0b attacks.
     """
 
     threats: tuple[Threat, ...] = Field(min_length=1)
@@ -70,13 +85,20 @@ class Measure(_Declared):
 
     @model_validator(mode="after")
     def _surrogates_are_t0b_s(self) -> Self:
-        if (self.surrogates and set(self.threats) != {"T0b"}) or (not self.surrogates and "T0b" in self.threats):
-            raise ValueError("T0b is a measure of its own with the `surrogates` that it attacks, and they serve nothing else")
+        if (self.surrogates and set(self.threats) != {"T0b"}) or (
+            not self.surrogates and "T0b" in self.threats
+        ):
+            raise ValueError(
+                "T0b is a measure of its own with the `surrogates` that it attacks, and they serve nothing "
+                "else"
+            )
         return self
 
 
 class Declaration(_Declared):
-    """The whole file. `against`: methods that the others are compared with, picture by picture; none: all with all. `defenses`: chains by names."""
+    """The whole file. `against`: methods that the others are compared with, picture by picture; none: all
+    with all. `defenses`: chains by names.
+    """
 
     title: str
     says: str = ""
@@ -99,19 +121,27 @@ class Declaration(_Declared):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        known: dict[str, tuple[Any, ...]] = {name: tuple(getattr(self, name)) for name in ("methods", "defenses", "data", "seeds")}
+        known: dict[str, tuple[Any, ...]] = {
+            name: tuple(getattr(self, name)) for name in ("methods", "defenses", "data", "seeds")
+        }
         for measure, (field, names) in itertools.product(self.measures, known.items()):
             for name in getattr(measure, field) or ():
                 if name not in names:
-                    raise ValueError(f"a measure names {name!r}, which is not among {field}: {', '.join(map(str, names))}")
+                    raise ValueError(
+                        f"a measure names {name!r}, which is not among {field}: {', '.join(map(str, names))}"
+                    )
         for name in self.against:
             if name not in self.methods:
-                raise ValueError(f"`against` names {name!r}, which is not among methods: {', '.join(self.methods)}")
+                raise ValueError(
+                    f"`against` names {name!r}, which is not among methods: {', '.join(self.methods)}"
+                )
         return self
 
 
 class Table(_Declared):
-    """A declaration with the objectives that its methods mean, None where a prompt set is there; `name` is that of the file."""
+    """A declaration with the objectives that its methods mean, None where a prompt set is there; `name` is
+    that of the file.
+    """
 
     name: str
     declared: Declaration
@@ -125,20 +155,33 @@ def read_table(path: Path) -> Table:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         declared = Declaration.model_validate(values)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInput(f"can't be read as a table's declaration: {error}", field=str(path), help="training/results has examples.") from error
+        raise InvalidInput(
+            f"can't be read as a table's declaration: {error}",
+            field=str(path),
+            help="training/results has examples.",
+        ) from error
     except ValidationError as error:
         raise invalid_input(error, values, field=str(path)) from error
     for name, chain in declared.defenses.items():
         parse_defenses(chain, field=f"{path}/defenses/{name}")
-    objectives = {name: _objective(method, path, f"{path}/methods/{name}") for name, method in declared.methods.items()}
+    objectives = {
+        name: _objective(method, path, f"{path}/methods/{name}") for name, method in declared.methods.items()
+    }
     return Table(name=path.stem, declared=declared, objectives=objectives)
 
 
-def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs: Path, device: str) -> list[Round]:
-    """All that is to be learned and measured on the data sets, by name, seed by seed: a table that is stopped early has whole seeds."""
+def rounds_of(
+    table: Table, sources: Mapping[str, Source], *, store: Path, runs: Path, device: str
+) -> list[Round]:
+    """All that is to be learned and measured on the data sets, by name, seed by seed: a table that is stopped
+    early has whole seeds.
+    """
     declared = table.declared
     shared = ("backbone", "pretrained", "shots", "allow_fewer_shots", "max_passes", "precision")
-    common: dict[str, Any] = {name: getattr(declared, name) for name in shared} | {"store": store, "runs": runs}
+    common: dict[str, Any] = {name: getattr(declared, name) for name in shared} | {
+        "store": store,
+        "runs": runs,
+    }
     rounds: list[Round] = []
     for seed, (data, source) in itertools.product(declared.seeds, sources.items()):
         entries: list[Entry] = []
@@ -148,12 +191,24 @@ def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs:
                 entries.append(Entry(label, method.prompt_set or ""))
                 continue
             name = f"{table.name}-{data}-{label}-{seed}".lower().replace("_", "-")
-            values = {**common, "objective": learned[0], "selection": learned[1], "data": source.folder, "name": name, "seed": seed}
+            values = {
+                **common,
+                "objective": learned[0],
+                "selection": learned[1],
+                "data": source.folder,
+                "name": name,
+                "seed": seed,
+            }
             try:
                 entries.append(Entry(label, name, TrainSettings.model_validate(values)))
             except ValidationError as error:
                 raise invalid_input(error, values, field=f"{table.name}/methods/{label}") from error
-        asked: dict[str, Any] = {"backbones": [declared.backbone], "pretrained": declared.pretrained, "prompt_sets": ["-"], "data": [source]}
+        asked: dict[str, Any] = {
+            "backbones": [declared.backbone],
+            "pretrained": declared.pretrained,
+            "prompt_sets": ["-"],
+            "data": [source],
+        }
         asked |= {
             "seeds": [seed],
             "strength": declared.strength,
@@ -166,17 +221,23 @@ def rounds_of(table: Table, sources: Mapping[str, Source], *, store: Path, runs:
         questions = [
             (
                 Question.model_validate({**asked, **_asked_of(measure, declared)}),
-                tuple(label for label in declared.methods if measure.methods is None or label in measure.methods),
+                tuple(
+                    label for label in declared.methods if measure.methods is None or label in measure.methods
+                ),
             )
             for measure in declared.measures
-            if (measure.seeds is None or seed in measure.seeds) and (measure.data is None or data in measure.data)
+            if (measure.seeds is None or seed in measure.seeds)
+            and (measure.data is None or data in measure.data)
         ]
         rounds.append(Round(data, seed, tuple(entries), tuple(questions)))
     return rounds
 
 
 def _asked_of(measure: Measure, declared: Declaration) -> dict[str, Any]:
-    own: dict[str, Any] = {name: getattr(measure, name) for name in ("threats", "eps", "limit", "steps", "draws", "queries", "surrogates")}
+    own: dict[str, Any] = {
+        name: getattr(measure, name)
+        for name in ("threats", "eps", "limit", "steps", "draws", "queries", "surrogates")
+    }
     names = declared.defenses if measure.defenses is None else measure.defenses
     return own | {"defenses": [declared.defenses[name] for name in names]}
 
@@ -187,8 +248,14 @@ def _objective(method: Method, path: Path, field: str) -> tuple[AnyMethod, Selec
     record = None if method.selection is None else load_selection(path.parent / method.selection)
     chosen: dict[str, Any] = {} if record is None else record.objective
     for name in method.objective:
-        if record is not None and (name in record.over or (name == "kind" and method.objective[name] != chosen["kind"])):
-            raise InvalidInput("this was chosen by the selection.", field=f"{field}/objective/{name}", help="Leave one of them out.")
+        if record is not None and (
+            name in record.over or (name == "kind" and method.objective[name] != chosen["kind"])
+        ):
+            raise InvalidInput(
+                "this was chosen by the selection.",
+                field=f"{field}/objective/{name}",
+                help="Leave one of them out.",
+            )
     values = {**chosen, **method.objective}
     try:
         return _METHOD.validate_python(values), record

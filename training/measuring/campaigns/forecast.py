@@ -1,11 +1,22 @@
-"""What a campaign will take, said before it starts: trainings and cells that are to come, billed, and what can't be had."""
+"""What a campaign will take, said before it starts: trainings and cells that are to come, billed, and what
+can't be had.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from training.learning.tuning.run import Run
-from training.measuring.campaigns.campaign import NO_RECORD, NOT_YET, Gap, Round, asking, from_record, lacking_defenses, run_of
+from training.measuring.campaigns.campaign import (
+    NO_RECORD,
+    NOT_YET,
+    Gap,
+    Round,
+    asking,
+    from_record,
+    lacking_defenses,
+    run_of,
+)
 from training.measuring.campaigns.ledger import recall
 from training.measuring.campaigns.opened import Opened
 from training.measuring.campaigns.record import Record
@@ -15,7 +26,9 @@ from training.measuring.evaluation.rows import open_subjects
 
 
 class Learning(NamedTuple):
-    """A training to come or done: charged image passes and text passes at most, and the seconds that takes at the present pace."""
+    """A training to come or done: charged image passes and text passes at most, and the seconds that takes at
+    the present pace.
+    """
 
     label: str
     data: str
@@ -28,7 +41,8 @@ class Learning(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a campaign will take, before it starts; `known`: how many prompt sets a record has with all their cells, which are not listed.
+    """What a campaign will take, before it starts; `known`: how many prompt sets a record has with all their
+    cells, which are not listed.
 
     `borrowed`: who takes settings that were chosen for another CLIP, by the sentence that says so.
     """
@@ -41,15 +55,30 @@ class Forecast(NamedTuple):
 
     def sentence(self) -> str:
         pending = [learning for learning in self.learnings if not learning.done]
-        charged, text = sum(learning.charged for learning in pending), sum(learning.text_passes for learning in pending)
+        charged, text = (
+            sum(learning.charged for learning in pending),
+            sum(learning.text_passes for learning in pending),
+        )
         learned = (
-            f"{len(self.learnings)} trainings, {len(self.learnings) - len(pending)} of them done already; at most {charged:,} charged passes and "
+            f"{len(self.learnings)} trainings, {len(self.learnings) - len(pending)} of them done already; "
+            f"at most {charged:,} charged passes and "
             f"{text:,} text passes, about {duration(sum(learning.seconds for learning in pending))}"
         )
         known = [f"{self.known} prompt sets need nothing: the table's JSON has all that is asked of them"]
-        lacking = [f"{len(self.gaps)} can't be had: " + "; ".join(f"{gap.label} on {gap.data}: {gap.why}" for gap in self.gaps)]
+        lacking = [
+            f"{len(self.gaps)} can't be had: "
+            + "; ".join(f"{gap.label} on {gap.data}: {gap.why}" for gap in self.gaps)
+        ]
         borrowed = [f"{', '.join(labels)}: {sentence}" for sentence, labels in self.borrowed.items()]
-        return "\n".join([*(known if self.known else []), learned, described(self.cells), *borrowed, *(lacking if self.gaps else [])])
+        return "\n".join(
+            [
+                *(known if self.known else []),
+                learned,
+                described(self.cells),
+                *borrowed,
+                *(lacking if self.gaps else []),
+            ]
+        )
 
 
 def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD) -> Forecast:
@@ -72,19 +101,36 @@ def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD
             standing[entry.label] = entry.asked
             if entry.settings is None:
                 continue
-            if sentence := entry.settings.borrowed(opened.clip(entry.settings.backbone, entry.settings.pretrained)):
+            if sentence := entry.settings.borrowed(
+                opened.clip(entry.settings.backbone, entry.settings.pretrained)
+            ):
                 labels = borrowed.setdefault(sentence, [])
                 labels += [entry.label] if entry.label not in labels else []
             made = None if run is None else recall(run)
             if gap is not None or (made is not None and made.ref is None):
-                gaps.append(gap or Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET))
+                gaps.append(
+                    gap or Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET)
+                )
                 del standing[entry.label]
             elif run is not None:
                 passes = _text_passes(run)
                 epochs, seconds = sum(run.objective.phases()), 0.0 if made else opened.seconds(run, passes)
-                learnings.append(Learning(entry.label, turn.data, turn.seed, epochs, run.bill(), passes, seconds, made is not None))
+                learnings.append(
+                    Learning(
+                        entry.label,
+                        turn.data,
+                        turn.seed,
+                        epochs,
+                        run.bill(),
+                        passes,
+                        seconds,
+                        made is not None,
+                    )
+                )
                 if made is None:
-                    known[entry.asked] = AskedSet(entry.asked, run.starting_prompts(), run.pictures.data.labels)
+                    known[entry.asked] = AskedSet(
+                        entry.asked, run.starting_prompts(), run.pictures.data.labels
+                    )
                 else:
                     standing[entry.label] = made.ref or entry.asked
         lacking = lacking_defenses(turn)
@@ -98,5 +144,9 @@ def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD
 
 def _text_passes(run: Run) -> int:
     steps = sum(run.objective.phases()) * math.ceil(len(run.indices) / run.objective.batch)
-    learners = 1 + len(run.objective.companions(run.clip, run.objective.new_parameters(run.clip, run.pictures.data.labels, run.settings.seed)))
+    learners = 1 + len(
+        run.objective.companions(
+            run.clip, run.objective.new_parameters(run.clip, run.pictures.data.labels, run.settings.seed)
+        )
+    )
     return steps * learners

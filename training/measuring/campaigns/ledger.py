@@ -1,4 +1,5 @@
-"""Trainings that are done, one file of one line each: whoever makes many of them goes on after the last whole one.
+"""Trainings that are done, one file of one line each: whoever makes many of them goes on after the last whole
+one.
 
 The file is named by a digest of everything that the published set depends on; delete the folder at any time.
 """
@@ -22,7 +23,9 @@ _VALIDATION = ("validate_at", "validate_eps", "validate_limit")
 
 
 class Made(BaseModel):
-    """What a training left: the pinned prompt set, or why there is none; `charged` image passes and text passes, preparing included."""
+    """What a training left: the pinned prompt set, or why there is none; `charged` image passes and text
+    passes, preparing included.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     ref: str | None
@@ -34,14 +37,20 @@ class Made(BaseModel):
 
 
 def recall(run: Run) -> Made | None:
-    """What an equal run left, if that is still in its store. DataRefused for a file that holds something else."""
+    """What an equal run left, if that is still in its store. DataRefused for a file that holds something
+    else.
+    """
     path = _path(run)
     try:
         made = Made.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise DataRefused("no record of a training.", field=str(path), help="Remove this file: the training will be looked up again.") from error
+        raise DataRefused(
+            "no record of a training.",
+            field=str(path),
+            help="Remove this file: the training will be looked up again.",
+        ) from error
     if made.ref is not None:
         try:
             PromptStore(run.settings.store, read_only=True).load(Ref.parse(made.ref), run.clip)
@@ -51,7 +60,8 @@ def recall(run: Run) -> Made | None:
 
 
 def make(run: Run, processes: Processes, *, progress: Progress, wait: bool = True) -> Made | None:
-    """Train, unless that was done. A run that collapsed is remembered as such: the same draws would lead there again.
+    """Train, unless that was done. A run that collapsed is remembered as such: the same draws would lead
+    there again.
 
     None if another process is at an equal run and we don't `wait` for it.
     """
@@ -75,7 +85,13 @@ def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
     account = trained.account()
     charged = account.forward + 2 * account.backward
     seconds = round(account.preparing_seconds + account.tuning_seconds, 1)
-    return Made(ref=str(trained.ref), epochs=len(trained.fitted.history), charged=charged, text_passes=account.text_passes, seconds=seconds)
+    return Made(
+        ref=str(trained.ref),
+        epochs=len(trained.fitted.history),
+        charged=charged,
+        text_passes=account.text_passes,
+        seconds=seconds,
+    )
 
 
 def digest_of(run: Run) -> str:
@@ -90,6 +106,14 @@ def _path(run: Run) -> Path:
 
 def _facts(run: Run) -> dict[str, object]:
     settings = run.settings
-    facts: dict[str, object] = {"run": run.digest, "name": settings.name, "note": settings.note, "code": version("robustclip")}
+    facts: dict[str, object] = {
+        "run": run.digest,
+        "name": settings.name,
+        "note": settings.note,
+        "code": version("robustclip"),
+    }
     facts |= {name: getattr(settings, name) for name in _VALIDATION}
-    return facts | {"shots": settings.shots, "selection": None if settings.selection is None else settings.selection.carried().digest}
+    return facts | {
+        "shots": settings.shots,
+        "selection": None if settings.selection is None else settings.selection.carried().digest,
+    }

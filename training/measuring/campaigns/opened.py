@@ -1,4 +1,6 @@
-"""What the trainings and cells of a campaign share: CLIPs and pictures, opened once, and how fast they go here."""
+"""What the trainings and cells of a campaign share: CLIPs and pictures, opened once, and how fast they go
+here.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -20,7 +22,9 @@ class Opened:
 
     processes: Processes
     _clips: dict[tuple[str, str | None], Clip] = field(default_factory=dict[tuple[str, str | None], Clip])
-    _pictures: dict[tuple[Path, Path | None], TrainingPictures] = field(default_factory=dict[tuple[Path, Path | None], TrainingPictures])
+    _pictures: dict[tuple[Path, Path | None], TrainingPictures] = field(
+        default_factory=dict[tuple[Path, Path | None], TrainingPictures]
+    )
     _sources: dict[Source, LabelledImages] = field(default_factory=dict[Source, LabelledImages])
     _paces: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -42,7 +46,9 @@ class Opened:
         return self._sources[source]
 
     def seconds(self, run: Run, text_passes: int) -> float:
-        """How long a run takes at the present pace: its image passes and its text passes, timed once each for a CLIP, labels and a method."""
+        """How long a run takes at the present pace: its image passes and its text passes, timed once each for
+        a CLIP, labels and a method.
+        """
         labels = run.pictures.data.labels
         image, text = run.clip.fingerprint, repr((run.clip.fingerprint, labels, run.objective.kind))
         if image not in self._paces:

@@ -1,6 +1,8 @@
-"""What the JSON of a table remembers of earlier sittings: a prompt set that is measured whole needs neither its training nor its cells again.
+"""What the JSON of a table remembers of earlier sittings: a prompt set that is measured whole needs neither
+its training nor its cells again.
 
-So a table that was begun on one machine goes on, on another, with this file alone. Prompt sets are not in it: what lacks a cell is learned again.
+So a table that was begun on one machine goes on, on another, with this file alone. Prompt sets are not in it:
+what lacks a cell is learned again.
 """
 
 import json
@@ -38,23 +40,36 @@ class Record:
         for facts in self.trainings:
             if (facts["method"], facts["data"], facts["seed"], facts.get("run")) == (method, data, seed, run):
                 try:
-                    return Made.model_validate({name: value for name, value in facts.items() if name in Made.model_fields})
+                    return Made.model_validate(
+                        {name: value for name, value in facts.items() if name in Made.model_fields}
+                    )
                 except ValidationError as error:
                     raise _refused(self.path, str(error)) from error
         return None
 
-    def rows(self, question: Question, clip: Clip, data: LabelledImages, *, method: str, prompt_set: str) -> tuple[list[Row], int]:
-        """A question's answers about one prompt set, in the order of its conditions, and how many are not there; `data`: what its source opens."""
+    def rows(
+        self, question: Question, clip: Clip, data: LabelledImages, *, method: str, prompt_set: str
+    ) -> tuple[list[Row], int]:
+        """A question's answers about one prompt set, in the order of its conditions, and how many are not
+        there; `data`: what its source opens.
+        """
         (source,), (seed,) = question.data, question.seeds
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
-        about = {"method": method, "prompt_set": prompt_set, "seed": seed, "measured_on": measured_on(clip, data, indices)}
+        about = {
+            "method": method,
+            "prompt_set": prompt_set,
+            "seed": seed,
+            "measured_on": measured_on(clip, data, indices),
+        }
         names = tuple(data.names[index] for index in indices.tolist())
         found, lacking = list[Row](), 0
         for chain in question.defenses:
             random = any(link.randomized for link in parse_defenses(chain))
             for threat, eps in question.conditions():
                 asked = {**about, "defense": chain, "threat": threat, "eps": radius_text(eps)}
-                facts = self._result(asked, question.unusual(threat, randomized=random), _particular(question, threat))
+                facts = self._result(
+                    asked, question.unusual(threat, randomized=random), _particular(question, threat)
+                )
                 if facts is None:
                     lacking += 1
                     continue
@@ -69,7 +84,8 @@ class Record:
         effort = ("steps", "restarts", "search", "draws", "queries")
         for facts in self.results:
             same = (
-                all(facts.get(name) == value for name, value in asked.items()) and {name: facts[name] for name in effort if name in facts} == unusual
+                all(facts.get(name) == value for name, value in asked.items())
+                and {name: facts[name] for name in effort if name in facts} == unusual
             )
             if same and all(facts["attack"][name] == value for name, value in attack.items()):
                 return facts
@@ -89,8 +105,18 @@ def read_record(path: Path) -> Record:
 
 def _particular(question: Question, threat: Threat) -> Facts:
     """What the question decides of an attack beside its effort."""
-    return {"preset": question.strength} if threat == "T3" else {"surrogates": list(question.surrogates)} if threat == "T0b" else {}
+    return (
+        {"preset": question.strength}
+        if threat == "T3"
+        else {"surrogates": list(question.surrogates)}
+        if threat == "T0b"
+        else {}
+    )
 
 
 def _refused(path: Path, why: str) -> DataRefused:
-    return DataRefused(f"no record of a table: {why}", field=str(path), help="Move this file away: what it held will be computed again.")
+    return DataRefused(
+        f"no record of a table: {why}",
+        field=str(path),
+        help="Move this file away: what it held will be computed again.",
+    )

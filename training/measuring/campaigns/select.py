@@ -27,14 +27,20 @@ from training.processes import joined
 from training.progress import bar
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}
-EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and judged on `train:validation`, the tenth that
-no run trains on: untouched, and under T2 with few steps. No test picture is opened. A killed selection goes on where it was. The record is
-for `robustclip train --selection FILE` and for tables of `robustclip suite`; both refuse one that was made on other pictures.
+EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and
+judged on `train:validation`, the tenth that
+no run trains on: untouched, and under T2 with few steps. No test picture is opened. A killed selection goes
+on where it was. The record is
+for `robustclip train --selection FILE` and for tables of `robustclip suite`; both refuse one that was made on
+other pictures.
 
 examples:
-  robustclip select --objective capt --over alpha_rule=reliability,loss_ratio,cosine --data pictures/caltech-101,pictures/cifar-10 --dry-run
-  robustclip select --objective capt --candidate alpha_rule=reliability --candidate alpha_rule=constant,alpha=0.25 --by harmonic --data pictures/dtd
-  robustclip select --over kind=capt,apd --with eps=2/255 --eps 2/255 --data pictures/caltech-101 --out chosen.json
+  robustclip select --objective capt --over alpha_rule=reliability,loss_ratio,cosine \\
+      --data pictures/caltech-101,pictures/cifar-10 --dry-run
+  robustclip select --objective capt --candidate alpha_rule=reliability \\
+      --candidate alpha_rule=constant,alpha=0.25 --by harmonic --data pictures/dtd
+  robustclip select --over kind=capt,apd --with eps=2/255 --eps 2/255 --data pictures/caltech-101 \\
+      --out chosen.json
 """
 
 
@@ -54,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         opened = Opened(processes)
         judged_on(choosing, opened)
         rounds = rounds_of(choosing, tried, device=str(processes.device))
-        print(forecast(rounds, opened).sentence(), file=sys.stderr if as_json and not dry_run else sys.stdout, flush=True)
+        print(
+            forecast(rounds, opened).sentence(),
+            file=sys.stderr if as_json and not dry_run else sys.stdout,
+            flush=True,
+        )
         if dry_run:
             return 0
         found = list(perform(rounds, opened, progress=progress))
@@ -72,11 +82,18 @@ def _tried(options: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, str]
     """What all candidates share, and what each has of its own."""
     kind, fixed, over, listed = (options.pop(name) for name in ("objective", "fixed", "over", "candidate"))
     shared = ({"kind": kind} if kind else {}) | dict(_pair(text, "--with") for text in fixed)
-    varied = [[(name, value.strip()) for value in values.split(",")] for name, values in (_pair(text, "--over") for text in over)]
+    varied = [
+        [(name, value.strip()) for value in values.split(",")]
+        for name, values in (_pair(text, "--over") for text in over)
+    ]
     each = [dict(_pair(part, "--candidate") for part in text.split(",")) for text in listed]
     products = [dict(choice) for choice in itertools.product(*varied)] if varied else []
     if not kind and not any("kind" in own for own in (shared, *each, *products)):
-        raise InvalidInput(f"expected one of {', '.join(sorted(OBJECTIVES))}.", field="--objective", help="Or vary it: --over kind=capt,apd.")
+        raise InvalidInput(
+            f"expected one of {', '.join(sorted(OBJECTIVES))}.",
+            field="--objective",
+            help="Or vary it: --over kind=capt,apd.",
+        )
     return shared, [*each, *products]
 
 
@@ -102,23 +119,62 @@ def _option(field: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="robustclip select", description=main.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="robustclip select",
+        description=main.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    group = parser.add_argument_group("candidates", "Parameters have the names that `robustclip train --help` lists as --objective.NAME.")
+    group = parser.add_argument_group(
+        "candidates", "Parameters have the names that `robustclip train --help` lists as --objective.NAME."
+    )
     group.add_argument("--objective", metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
-    group.add_argument("--with", dest="fixed", action="append", default=[], metavar="NAME=VALUE", help="a parameter of every candidate")
-    group.add_argument("--over", action="append", default=[], metavar="NAME=A,B", help="try each of these; several options multiply")
-    group.add_argument("--candidate", action="append", default=[], metavar="NAME=A,NAME=B", help="try these together; first are those named so")
+    group.add_argument(
+        "--with",
+        dest="fixed",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of every candidate",
+    )
+    group.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="try each of these; several options multiply",
+    )
+    group.add_argument(
+        "--candidate",
+        action="append",
+        default=[],
+        metavar="NAME=A,NAME=B",
+        help="try these together; first are those named so",
+    )
     for name, field in Choosing.model_fields.items():
         if field.annotation is bool:
-            parser.add_argument(option_of(name), dest=name, action="store_true", help=f"{field.description} (default: no)")
+            parser.add_argument(
+                option_of(name), dest=name, action="store_true", help=f"{field.description} (default: no)"
+            )
         elif name in _SEVERAL:
-            parser.add_argument(_option(name), dest=name, action="append", required=field.is_required(), metavar="VALUE", help=field.description)
+            parser.add_argument(
+                _option(name),
+                dest=name,
+                action="append",
+                required=field.is_required(),
+                metavar="VALUE",
+                help=field.description,
+            )
         else:
             add_field(parser, name, field)
     parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the record goes (default: RUNS/select/DIGEST.json)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured, and what that takes at most")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where the record goes (default: RUNS/select/DIGEST.json)"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would be trained and measured, and what that takes at most",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -126,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
 def _print(made: Selection, path: Path, choosing: Choosing) -> None:
     """Every candidate with its score, the winner marked, and how to train it as it was judged."""
     data = ", ".join(dict.fromkeys(judged.data for judged in made.judged_on))
-    table = Table("", "candidate", made.by, f"clean, T2 {radius_text(choosing.eps)} on {data}", "ahead of the first")
+    table = Table(
+        "", "candidate", made.by, f"clean, T2 {radius_text(choosing.eps)} on {data}", "ahead of the first"
+    )
     for candidate in made.candidates:
         settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
         if candidate.why is not None:
@@ -134,12 +192,27 @@ def _print(made: Selection, path: Path, choosing: Choosing) -> None:
             continue
         numbers = ", ".join(f"{100 * number.accuracy:.1f}" for number in candidate.numbers)
         ahead = candidate.ahead
-        gain = "" if ahead is None else f"{100 * ahead.value:+.1f} ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
-        table.add_row("*" if candidate.settings == made.chosen else "", settings, f"{100 * score(candidate.numbers, made.by):.1f}", numbers, gain)
+        gain = (
+            ""
+            if ahead is None
+            else f"{100 * ahead.value:+.1f} ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
+        )
+        table.add_row(
+            "*" if candidate.settings == made.chosen else "",
+            settings,
+            f"{100 * score(candidate.numbers, made.by):.1f}",
+            numbers,
+            gain,
+        )
     (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
     print(f"chosen {made.chosen}; the record: {path}")
     as_judged = ["--selection", str(path), "--backbone", choosing.backbone, "--shots", str(made.shots)]
-    given = {"--pretrained": choosing.pretrained, "--classes": choosing.classes, "--max-passes": made.max_passes, "--precision": choosing.precision}
+    given = {
+        "--pretrained": choosing.pretrained,
+        "--classes": choosing.classes,
+        "--max-passes": made.max_passes,
+        "--precision": choosing.precision,
+    }
     as_judged += [
         *(["--allow-fewer-shots"] if choosing.allow_fewer_shots else []),
         *(str(word) for pair in given.items() if pair[1] for word in pair),

@@ -28,10 +28,14 @@ from training.options import DEFAULT_RUNS, check_device, default_store, shown, w
 from training.processes import joined
 from training.progress import bar
 
-EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks that are made once for an image tower
-(T0, T1, static) too. Where these are gone, on another machine say, the JSON beside the table does for every prompt set that it has whole. Stop it
-at any time; the same command goes on, and --so-far writes what there is. Start it several times, once a core or a GPU, and they share the work.
-Only what --only, --method, --defense and --seed name is worked on, but the JSON always holds all that is done of the table. What can't be trained is
+EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks
+that are made once for an image tower
+(T0, T1, static) too. Where these are gone, on another machine say, the JSON beside the table does for every
+prompt set that it has whole. Stop it
+at any time; the same command goes on, and --so-far writes what there is. Start it several times, once a core
+or a GPU, and they share the work.
+Only what --only, --method, --defense and --seed name is worked on, but the JSON always holds all that is done
+of the table. What can't be trained is
 a gap with its reason, and so is a defense whose network is not there.
 
 examples:
@@ -57,33 +61,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.count > 1:
             raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
         opened = Opened(processes)
-        rounds = rounds_of(table, sources, store=options.store, runs=options.runs, device=str(processes.device))
+        rounds = rounds_of(
+            table, sources, store=options.store, runs=options.runs, device=str(processes.device)
+        )
         record = read_record(path.with_suffix(".json"))
         wanted = [] if options.so_far else _wanted(table, rounds, options)
         if not options.so_far:
-            print(forecast(wanted, opened, record).sentence(), file=sys.stderr if options.json and not options.dry_run else sys.stdout, flush=True)
+            print(
+                forecast(wanted, opened, record).sentence(),
+                file=sys.stderr if options.json and not options.dry_run else sys.stdout,
+                flush=True,
+            )
             if options.dry_run:
                 return 0
         found = list(perform(wanted, opened, progress=progress, record=record))
         if wanted != rounds:
             found = list(perform(rounds, opened, progress=progress, only_kept=True, record=record))
-    command = ["robustclip", "suite", str(options.table), "--data", str(options.data), "--store", str(options.store)]
+    command = [
+        "robustclip",
+        "suite",
+        str(options.table),
+        "--data",
+        str(options.data),
+        "--store",
+        str(options.store),
+    ]
     content = assembled(table, found, command=shlex.join(command))
     if not content["results"]:
-        raise InvalidInput("no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin.")
+        raise InvalidInput(
+            "no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin."
+        )
     out: Path = options.out or path.with_suffix(".json")
     write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
-    said = {"out": str(out), "cells": len(content["results"]), "missing": content["missing"], "checks_fired": len(content["checks"])}
+    said = {
+        "out": str(out),
+        "cells": len(content["results"]),
+        "missing": content["missing"],
+        "checks_fired": len(content["checks"]),
+    }
     if options.json:
         print(json.dumps(said))
     else:
-        lines = [f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; {len(content['missing'])} gaps"]
+        lines = [
+            f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; "
+            f"{len(content['missing'])} gaps"
+        ]
         print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content["missing"]))]))
     return 0
 
 
 def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: str) -> dict[str, Any]:
-    """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those that fired, and how many there were."""
+    """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those
+    that fired, and how many there were.
+    """
     rows = [row for row in found if isinstance(row, Row)]
     results = [row.facts for row in rows]
     checks = masking_checks(results)
@@ -107,7 +137,13 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
         "headlines": headlines(results, checks),
         "trainings": [_training(learned) for learned in found if isinstance(learned, Learned)],
         "missing": [
-            {"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why, **({"pending": True} if gap.pending else {})}
+            {
+                "method": gap.label,
+                "data": gap.data,
+                "seed": gap.seed,
+                "why": gap.why,
+                **({"pending": True} if gap.pending else {}),
+            }
             for gap in found
             if isinstance(gap, Gap)
         ],
@@ -115,7 +151,9 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
 
 
 def _methods(table: Table) -> dict[str, dict[str, Any]]:
-    """What the methods that learn are here: in which settings an objective is not what its name alone means, and which record chose some of them."""
+    """What the methods that learn are here: in which settings an objective is not what its name alone means,
+    and which record chose some of them.
+    """
     described: dict[str, dict[str, Any]] = {}
     for label, learned in table.objectives.items():
         if learned is None:
@@ -125,7 +163,12 @@ def _methods(table: Table) -> dict[str, dict[str, Any]]:
         settings = {name: shown(value) for name, value in own.items() if value != plain[name]}
         chosen = [] if selection is None else [name for name in selection.over if name != "kind"]
         named = table.declared.methods[label].selection
-        described[label] = {"kind": objective.kind, "settings": settings, "chosen": chosen, "selection": str(named) if named else None}
+        described[label] = {
+            "kind": objective.kind,
+            "settings": settings,
+            "chosen": chosen,
+            "selection": str(named) if named else None,
+        }
     return described
 
 
@@ -137,14 +180,23 @@ def _training(learned: Learned) -> dict[str, Any]:
 def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:
     """The part of the table that is to be worked on now."""
     methods = _among(options.method, list(table.declared.methods), "--method")
-    chains = {table.declared.defenses[name] for name in _among(options.defense, list(table.declared.defenses), "--defense")}
-    data, seeds = _among(options.only, list(table.declared.data), "--only"), _among(options.seed, list(map(str, table.declared.seeds)), "--seed")
+    chains = {
+        table.declared.defenses[name]
+        for name in _among(options.defense, list(table.declared.defenses), "--defense")
+    }
+    data, seeds = (
+        _among(options.only, list(table.declared.data), "--only"),
+        _among(options.seed, list(map(str, table.declared.seeds)), "--seed"),
+    )
     return [
         Round(
             turn.data,
             turn.seed,
             tuple(entry for entry in turn.entries if entry.label in methods),
-            tuple((_behind(question, chains), tuple(label for label in labels if label in methods)) for question, labels in turn.questions),
+            tuple(
+                (_behind(question, chains), tuple(label for label in labels if label in methods))
+                for question, labels in turn.questions
+            ),
         )
         for turn in rounds
         if turn.data in data and str(turn.seed) in seeds
@@ -152,32 +204,77 @@ def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) 
 
 
 def _behind(question: Question, chains: Collection[str]) -> Question:
-    return question.model_copy(update={"defenses": tuple(chain for chain in question.defenses if chain in chains)})
+    return question.model_copy(
+        update={"defenses": tuple(chain for chain in question.defenses if chain in chains)}
+    )
 
 
 def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
     asked = words(given or ())
     for word in asked:
         if word not in known:
-            raise InvalidInput(f"the table has no {word!r}.", field=option, help=f"It has {', '.join(known)}.")
+            raise InvalidInput(
+                f"the table has no {word!r}.", field=option, help=f"It has {', '.join(known)}."
+            )
     return asked or known
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="robustclip suite", description=main.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="robustclip suite",
+        description=main.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", type=Path, metavar="TABLE", help="a declaration in TOML, or the name of one in training/results")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what holds the data sets of the table's preset, a folder each")
-    parser.add_argument("--only", action="append", metavar="DATA", help="some of its data sets now (default: all)")
-    parser.add_argument("--method", action="append", metavar="NAME", help="some of its methods now (default: all)")
-    parser.add_argument("--defense", action="append", metavar="NAME", help="some of its defenses now, by the table's names (default: all)")
+    parser.add_argument(
+        "table",
+        type=Path,
+        metavar="TABLE",
+        help="a declaration in TOML, or the name of one in training/results",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="what holds the data sets of the table's preset, a folder each",
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="DATA", help="some of its data sets now (default: all)"
+    )
+    parser.add_argument(
+        "--method", action="append", metavar="NAME", help="some of its methods now (default: all)"
+    )
+    parser.add_argument(
+        "--defense",
+        action="append",
+        metavar="NAME",
+        help="some of its defenses now, by the table's names (default: all)",
+    )
     parser.add_argument("--seed", action="append", metavar="N", help="some of its seeds now (default: all)")
-    parser.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="where sets are published (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, metavar="DIR", help="what is kept between sittings (default: %(default)s)")
+    parser.add_argument(
+        "--store",
+        type=Path,
+        default=default_store(),
+        metavar="DIR",
+        help="where sets are published (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=DEFAULT_RUNS,
+        metavar="DIR",
+        help="what is kept between sittings (default: %(default)s)",
+    )
     parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes (default: beside the table)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be trained and measured, and what that takes at most")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where the JSON goes (default: beside the table)"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would be trained and measured, and what that takes at most",
+    )
     parser.add_argument("--so-far", action="store_true", help="compute nothing: write what is done already")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -1,6 +1,8 @@
-"""Attacks on certificates: the smoothed vote is attacked near its certified radius, and what is found is judged by votes that nobody has seen.
+"""Attacks on certificates: the smoothed vote is attacked near its certified radius, and what is found is
+judged by votes that nobody has seen.
 
-A right certificate can't fall inside its radius. One that does shows a wrong implementation, or the chance alpha come true.
+A right certificate can't fall inside its radius. One that does shows a wrong implementation, or the chance
+alpha come true.
 """
 
 import time
@@ -23,13 +25,15 @@ from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, Norm
 from robustclip.types import Classifier, Cost, Evaluation, Pixels, Score, Seeds, price
 
-_FIRST_LOOK = 100  # a label that kept its majority mostly shows it in so many votes; that it lost it is only ever said after all
+# a label that kept its majority mostly shows it in so many votes; that it lost it is only ever said after all
+_FIRST_LOOK = 100
 
 Factor = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
 
 class Assault(BaseModel):
-    """How a certificate is attacked: by PGD on the mean vote, from the picture itself and then from random starts, every climb to its worst point.
+    """How a certificate is attacked: by PGD on the mean vote, from the picture itself and then from random
+    starts, every climb to its worst point.
 
     factors   of the certified radius: below 1 nothing may fall, far above it the attack shows that it could
     draws     of noise behind each gradient
@@ -59,7 +63,8 @@ class Attempt(BaseModel):
     distance  L2, from the picture to the point that was found
     hits      fresh votes at that point for the certified label, of so many `votes`
     answer    what the smoothed rule answers there; None: it abstains
-    fell      the label has lost its majority there: that its share is a half or more has at most the chance alpha
+    fell      the label has lost its majority there: that its share is a half or more has at most the chance
+              alpha
     inside    the point is nearer than what is certified
     """
 
@@ -84,11 +89,13 @@ class Attempt(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class MeanVote:
-    """How much of a smoothed classifier's vote a label lost, from a score whose values are margins; in place of `averaged`.
+    """How much of a smoothed classifier's vote a label lost, from a score whose values are margins; in place
+    of `averaged`.
 
-    SmoothAdv (Salman et al. 2019, arXiv 1906.04584): the mean of soft votes is raised, not the mean loss, which votes that are lost already would
-    dominate. Deviation: a soft vote is the logistic function of the margin in units of the draws' own root mean square, so that at CLIP's logit scale
-    none saturates. The margin is the share of lost (hard) votes beyond a half.
+    SmoothAdv (Salman et al. 2019, arXiv 1906.04584): the mean of soft votes is raised, not the mean loss,
+    which votes that are lost already would dominate. Deviation: a soft vote is the logistic function of the
+    margin in units of the draws' own root mean square, so that at CLIP's logit scale none saturates. The
+    margin is the share of lost (hard) votes beyond a half.
     """
 
     score: Score
@@ -102,7 +109,9 @@ class MeanVote:
         gradient: Tensor | None = None
         if every.grad is not None:
             weights = soft * (1 - soft) / size
-            gradient = (weights[..., None, None, None] * every.grad.unflatten(0, (self.draws, len(pixels)))).mean(dim=0)
+            gradient = (
+                weights[..., None, None, None] * every.grad.unflatten(0, (self.draws, len(pixels)))
+            ).mean(dim=0)
         return Evaluation(soft.mean(dim=0), (margins > 0).float().mean(dim=0) - 0.5, gradient, every.cost)
 
     def select(self, rows: Tensor) -> "MeanVote":
@@ -123,8 +132,9 @@ def attack_certificate(
 ) -> Attempt:
     """Attack the certified label at a picture [3, S, S] and judge the point that was found.
 
-    `score` holds the margins of single draws of `vote` against the certified label. At most `votes` judge, which share no draw with the certificate,
-    the search or another point; fewer where the first hundred prove that the label kept its majority. Deterministic given `seed` and the picture.
+    `score` holds the margins of single draws of `vote` against the certified label. At most `votes` judge,
+    which share no draw with the certificate, the search or another point; fewer where the first hundred prove
+    that the label kept its majority. Deterministic given `seed` and the picture.
     """
     began = time.monotonic()
     seeds = derive(torch.tensor([seed]), f"attack-{ball.kind}-{factor:g}-{tensor_digest(pixels)}")

@@ -1,7 +1,9 @@
-"""Smoothed decisions about labelled pictures: how many are right, how many are certified and how far, and whether an attack refutes any certificate.
+"""Smoothed decisions about labelled pictures: how many are right, how many are certified and how far, and
+whether an attack refutes any certificate.
 
-It computes; `command.py` reads options and prints, `attack.py` attacks. Noisy embeddings are kept in RUNS/noise, attacks and votes
-without them in RUNS/certified, a file each: a killed run goes on, and other prompt sets are certified from the same noise.
+It computes; `command.py` reads options and prints, `attack.py` attacks. Noisy embeddings are kept in
+RUNS/noise, attacks and votes without them in RUNS/certified, a file each: a killed run goes on, and other
+prompt sets are certified from the same noise.
 """
 
 import itertools
@@ -13,7 +15,14 @@ from typing import NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from robustclip.certificates.certify import Certificate, NoisyFeatures, certify, certify_features, count_features, noisy_features
+from robustclip.certificates.certify import (
+    Certificate,
+    NoisyFeatures,
+    certify,
+    certify_features,
+    count_features,
+    noisy_features,
+)
 from robustclip.certificates.noise_cache import cached_features, noise_path, portion_for, question_of
 from robustclip.certificates.vote import VOTES_A_PASS, elect
 from robustclip.errors import DataRefused
@@ -32,7 +41,9 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Settled(NamedTuple):
-    """All that is known of one picture. `answer`: of a vote by the same `n`, None where it abstains; `same`: whether both paths counted the same."""
+    """All that is known of one picture. `answer`: of a vote by the same `n`, None where it abstains; `same`:
+    whether both paths counted the same.
+    """
 
     name: str
     truth: str
@@ -43,7 +54,9 @@ class Settled(NamedTuple):
 
 
 class Billed(NamedTuple):
-    """What a subject will take, in passes: at most, since only what is certified is attacked. `kept`: of so many pictures the noise is there."""
+    """What a subject will take, in passes: at most, since only what is certified is attacked. `kept`: of so
+    many pictures the noise is there.
+    """
 
     subject: SmoothedSubject
     kept: int
@@ -64,13 +77,22 @@ def settle(subject: SmoothedSubject, *, progress: Progress) -> list[Settled]:
         progress(done, total, f"certify {subject.words}")
         settled.append(_certified(subject, index))
     progress(total, total, f"certify {subject.words}")
-    proven = [row for row, each in enumerate(settled) if not each.certificate.abstained] if question.assault else []
+    proven = (
+        [row for row, each in enumerate(settled) if not each.certificate.abstained]
+        if question.assault
+        else []
+    )
     for done, row in enumerate(proven):
         progress(done, len(proven), f"attack {subject.words}")
-        settled[row] = settled[row]._replace(attempts=tuple(_attacked(subject, subject.indices[row], settled[row].certificate)))
+        settled[row] = settled[row]._replace(
+            attempts=tuple(_attacked(subject, subject.indices[row], settled[row].certificate))
+        )
         progress(done + 1, len(proven), f"attack {subject.words}")
     for row, index in enumerate(subject.indices[: question.direct]):
-        settled[row] = settled[row]._replace(same=_directly(subject, index) == settled[row].certificate.model_copy(update={"exploratory": None}))
+        settled[row] = settled[row]._replace(
+            same=_directly(subject, index)
+            == settled[row].certificate.model_copy(update={"exploratory": None})
+        )
     return settled
 
 
@@ -91,7 +113,9 @@ def billed(subjects: Sequence[SmoothedSubject]) -> list[Billed]:
             made.add(path)
             if row < question.direct and not _direct_cell(subject, pixels).exists():
                 direct = direct.plus(one)
-            if question.assault is not None and not all(_attack_cell(subject, pixels, *parts).exists() for parts in _parts(question.assault)):
+            if question.assault is not None and not all(
+                _attack_cell(subject, pixels, *parts).exists() for parts in _parts(question.assault)
+            ):
                 attacks = attacks.plus(assault_bill(question.assault, subject.vote, options.n))
         bills.append(Billed(subject, kept, certificates, attacks, direct))
     return bills
@@ -102,12 +126,23 @@ def _certified(subject: SmoothedSubject, index: int) -> Settled:
     pixels, options, root = subject.pixels(index), subject.options, subject.question.runs / "noise"
     key = subject.key(pixels)
     portion = portion_for(root, key, question_of(subject.asked, options.alpha))
-    kept = cached_features(root, key, lambda number: noisy_features(subject.vote, pixels, options, portion=number), portion=portion.number)
+    kept = cached_features(
+        root,
+        key,
+        lambda number: noisy_features(subject.vote, pixels, options, portion=number),
+        portion=portion.number,
+    )
     noisy = NoisyFeatures(*(features.to(subject.clip.device) for features in kept))
-    certificate = certify_features(subject.classifier, noisy, pixels.numel(), options, exploratory=portion.exploratory)
-    ballot = elect(count_features(subject.classifier, noisy.counting), subject.classifier.labels, subject.rule)
+    certificate = certify_features(
+        subject.classifier, noisy, pixels.numel(), options, exploratory=portion.exploratory
+    )
+    ballot = elect(
+        count_features(subject.classifier, noisy.counting), subject.classifier.labels, subject.rule
+    )
     answer = None if ballot.abstained else next(iter(ballot.counts))
-    return Settled(subject.data.names[index], subject.data.labels[int(subject.data.targets[index])], answer, certificate)
+    return Settled(
+        subject.data.names[index], subject.data.labels[int(subject.data.targets[index])], answer, certificate
+    )
 
 
 def _attacked(subject: SmoothedSubject, index: int, certificate: Certificate) -> Iterator[Attempt]:
@@ -118,11 +153,19 @@ def _attacked(subject: SmoothedSubject, index: int, certificate: Certificate) ->
     for factor, ball in assault.balls(certificate):
         attack = partial(attack_certificate, score, subject.vote, pixels, certificate, ball)
         path = _attack_cell(subject, pixels, factor, ball.kind)
-        yield _once(path, Attempt, partial(attack, factor=factor, assault=assault, seed=subject.options.seed, votes=subject.options.n))
+        yield _once(
+            path,
+            Attempt,
+            partial(
+                attack, factor=factor, assault=assault, seed=subject.options.seed, votes=subject.options.n
+            ),
+        )
 
 
 def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -> Score:
-    """Margins of single draws against the certified label; gradients pass the rule's chain in the way that each link declares."""
+    """Margins of single draws against the certified label; gradients pass the rule's chain in the way that
+    each link declares.
+    """
     classifier = subject.classifier
     victim = Victim(
         subject.clip,
@@ -134,13 +177,22 @@ def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -
         classifier.encoder,
     )
     aim = Aim(truth=classifier.labels.index(certificate.label))
-    attacker = Attacker(victim, aim, "margin", eot=1, guard=partial(guarded, chunk_rows=VOTES_A_PASS), share=lambda classifier: classifier)
+    attacker = Attacker(
+        victim,
+        aim,
+        "margin",
+        eot=1,
+        guard=partial(guarded, chunk_rows=VOTES_A_PASS),
+        share=lambda classifier: classifier,
+    )
     return attacker.score("adaptive", pixels[None], draw_seeds(subject.options.seed, 1))
 
 
 def _directly(subject: SmoothedSubject, index: int) -> Certificate:
     pixels = subject.pixels(index)
-    return _once(_direct_cell(subject, pixels), Certificate, lambda: certify(subject.vote, pixels, subject.options))
+    return _once(
+        _direct_cell(subject, pixels), Certificate, lambda: certify(subject.vote, pixels, subject.options)
+    )
 
 
 def _parts(assault: Assault) -> list[tuple[float, str]]:
@@ -158,19 +210,34 @@ def _direct_cell(subject: SmoothedSubject, pixels: Tensor) -> Path:
 
 
 def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> Path:
-    """Where an answer about a certificate is kept: named by all that the certificate and the answer depend on."""
-    decision = {"prompts": subject.found.prompts.digest(), "labels": list(subject.classifier.labels), "alpha": subject.options.alpha}
-    key = {"noise": subject.key(pixels).model_dump(mode="json"), **decision, "device": subject.question.device, **part}
+    """Where an answer about a certificate is kept: named by all that the certificate and the answer depend
+    on.
+    """
+    decision = {
+        "prompts": subject.found.prompts.digest(),
+        "labels": list(subject.classifier.labels),
+        "alpha": subject.options.alpha,
+    }
+    key = {
+        "noise": subject.key(pixels).model_dump(mode="json"),
+        **decision,
+        "device": subject.question.device,
+        **part,
+    }
     return cell_path(subject.question.runs / "certified", key)
 
 
 def _once(path: Path, model: type[Kept], make: Callable[[], Kept]) -> Kept:
-    """What is kept there, or else made and kept, whole or not at all. DataRefused for a file that holds something else."""
+    """What is kept there, or else made and kept, whole or not at all. DataRefused for a file that holds
+    something else.
+    """
     try:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         made = make()
     except (OSError, ValidationError) as error:
-        raise DataRefused("no answer about a certificate.", field=str(path), help="Remove this file: it will be made again.") from error
+        raise DataRefused(
+            "no answer about a certificate.", field=str(path), help="Remove this file: it will be made again."
+        ) from error
     write_atomically(path, made.model_dump_json().encode() + b"\n")
     return made

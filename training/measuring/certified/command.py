@@ -1,4 +1,6 @@
-"""`robustclip certified`: how often a smoothed rule is right and certified, how far, and whether an attack refutes a certificate."""
+"""`robustclip certified`: how often a smoothed rule is right and certified, how far, and whether an attack
+refutes a certificate.
+"""
 
 import argparse
 import json
@@ -27,18 +29,30 @@ from training.progress import bar
 _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")
 _SERVED_VOTES = Smoothing.model_fields["votes"].default
-_EPILOG = f"""Certified is the decision of `robustclip classify --defense smoothing:SIGMA,...`. "Right" and "no answer" are told by --n votes, while
-`classify` takes {_SERVED_VOTES} unless its chain names another number: fewer votes leave more pictures without an answer. Several values
-of --prompt-set and --sigma multiply; prompt sets share alpha and the noise, which is kept below --runs. A killed run goes on where it was.
+_EPILOG = f"""Certified is the decision of `robustclip classify --defense smoothing:SIGMA,...`. "Right" and
+"no answer" are told by --n votes, while
+`classify` takes {_SERVED_VOTES} unless its chain names another number: fewer votes leave more pictures
+without an answer. Several values
+of --prompt-set and --sigma multiply; prompt sets share alpha and the noise, which is kept below --runs. A
+killed run goes on where it was.
 
-exit status: 0 nothing speaks against the certificates, 1 an attack refuted one or the votes without kept embeddings differ, 2 bad input
+exit status: 0 nothing speaks against the certificates, 1 an attack refuted one or the votes without kept
+embeddings differ, 2 bad input
 
 examples:
   robustclip certified --data pictures/cifar-10 --limit 200 --sigma 0.1,0.25 --denoise --dry-run
-  robustclip certified --data pictures/cifar-10 --limit 200 --sigma 0.1,0.25 --denoise --attack --direct 10 --json > found.json
-  robustclip certified --data pictures/cifar-10 --limit 20 --sigma 0.1 --attack 0.99,16    # inside nothing may fall, far outside much should
+  robustclip certified --data pictures/cifar-10 --limit 200 --sigma 0.1,0.25 --denoise --attack \\
+      --direct 10 --json > found.json
+  robustclip certified --data pictures/cifar-10 --limit 20 --sigma 0.1 \\
+      --attack 0.99,16    # inside nothing may fall, far outside much should
 """
-_OPTIONS = {"prompt_sets": "prompt-set", "radii": "radius", "rules": "sigma", "assault": "attack", "factors": "attack"}
+_OPTIONS = {
+    "prompt_sets": "prompt-set",
+    "radii": "radius",
+    "rules": "sigma",
+    "assault": "attack",
+    "factors": "attack",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,13 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = _summary(bills)
     if arguments.dry_run:
         if arguments.json:
-            print(json.dumps({"plan": [_as_facts(bill) for bill in bills], "charged": sum(bill.charged for bill in bills), "summary": summary}))
+            print(
+                json.dumps(
+                    {
+                        "plan": [_as_facts(bill) for bill in bills],
+                        "charged": sum(bill.charged for bill in bills),
+                        "summary": summary,
+                    }
+                )
+            )
         else:
             print(summary)
         return 0
     print(summary, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     with bar() as progress:  # also into a log: this may take hours
-        results = [certified_facts(subject, settle(subject, progress=progress), per_picture=arguments.per_picture) for subject in subjects]
+        results = [
+            certified_facts(subject, settle(subject, progress=progress), per_picture=arguments.per_picture)
+            for subject in subjects
+        ]
     if arguments.json:
         print(json.dumps({"kind": "certified", "results": results}))
     else:
@@ -68,7 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
     """The question that parsed options mean. Raises InvalidInput that names the option at fault."""
     sigmas = words(arguments.sigma or [str(CertifyOptions().sigma)])
-    prompt_sets = [word for value in arguments.prompt_set or ["handcrafted"] for word in ([value] if "{" in value else words([value]))]
+    prompt_sets = [
+        word
+        for value in arguments.prompt_set or ["handcrafted"]
+        for word in ([value] if "{" in value else words([value]))
+    ]
     rule = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed", "denoise")}
     assault = {name: getattr(arguments, name) for name in ("steps", "draws", "restarts")}
     values: dict[str, Any] = {
@@ -77,7 +106,10 @@ def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
         "rules": [{**rule, "sigma": sigma} for sigma in dict.fromkeys(sigmas)],
         "radii": words(arguments.radius or _RADII),
         "assault": None if arguments.attack is None else {**assault, "factors": words([arguments.attack])},
-        **{name: getattr(arguments, name) for name in ("backbone", "pretrained", "defense", "direct", "limit", "store", "runs")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("backbone", "pretrained", "defense", "direct", "limit", "store", "runs")
+        },
         "device": check_device(arguments.device),
     }
     return read_fields(CertifiedQuestion, values, command="certified", named=_option)
@@ -90,22 +122,53 @@ def _option(field: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="robustclip certified", description=main.__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="robustclip certified",
+        description=main.__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fields = CertifyOptions.model_fields
 
     def one(option: str, default: object, text: str) -> None:
-        parser.add_argument(option, default=default, metavar="VALUE", help=f"{text} (default: {'none' if default is None else default})")
+        parser.add_argument(
+            option,
+            default=default,
+            metavar="VALUE",
+            help=f"{text} (default: {'none' if default is None else default})",
+        )
 
     def several(option: str, default: str, text: str) -> None:
         parser.add_argument(option, action="append", metavar="VALUE", help=f"{text} (default: {default})")
 
-    one("--backbone", DEFAULT_BACKBONE, "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
+    one(
+        "--backbone",
+        DEFAULT_BACKBONE,
+        "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository",
+    )
     one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
-    several("--prompt-set", "handcrafted", 'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)')
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="labelled pictures, as `robustclip evaluate` takes them")
-    one("--split", "test", "a split of the data; train:validation is the tenth of train that training holds out")
-    one("--limit", 0, "at most so many pictures, classes balanced, those that `robustclip evaluate` would take; 0 takes all")
+    several(
+        "--prompt-set",
+        "handcrafted",
+        'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)',
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="labelled pictures, as `robustclip evaluate` takes them",
+    )
+    one(
+        "--split",
+        "test",
+        "a split of the data; train:validation is the tenth of train that training holds out",
+    )
+    one(
+        "--limit",
+        0,
+        "at most so many pictures, classes balanced, those that `robustclip evaluate` would take; 0 takes "
+        "all",
+    )
     one("--seed", fields["seed"].default, "all randomness of votes and attacks")
     several("--sigma", str(fields["sigma"].default), "size of the noise in pixel units of [0, 1]")
     parser.add_argument(
@@ -113,11 +176,16 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="own",
         metavar="WEIGHTS",
-        help="take the noise away before each vote, by the denoiser that ships, or the .json of another that `robustclip train-purifiers` wrote",
+        help="take the noise away before each vote, by the denoiser that ships, or the .json of another "
+        "that `robustclip train-purifiers` wrote",
     )
     one("--n", fields["n"].default, "votes that are counted, and those that judge an attack")
     one("--n0", fields["n0"].default, "votes before those, which choose the label")
-    one("--alpha", fields["alpha"].default, "the chance that one picture's statement is wrong; prompt sets share it")
+    one(
+        "--alpha",
+        fields["alpha"].default,
+        "the chance that one picture's statement is wrong; prompt sets share it",
+    )
     one("--defense", NO_DEFENSE, "chain behind the noise, such as bit_depth:4")
     several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is told")
     parser.add_argument(
@@ -125,7 +193,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="0.99",
         metavar="FACTORS",
-        help="attack every certificate at these parts of its L2 radius and of the Linf radius that it implies (0.99 if none is named)",
+        help="attack every certificate at these parts of its L2 radius and of the Linf radius that it "
+        "implies (0.99 if none is named)",
     )
     one("--steps", 10, "of the attack, from the picture and from each random start")
     one("--draws", 16, "of noise behind each of the attack's gradients")
@@ -134,37 +203,57 @@ def _parser() -> argparse.ArgumentParser:
     one("--store", default_store(), "where prompt sets are looked up, before those that are shipped")
     one("--runs", DEFAULT_RUNS, "where noisy embeddings and finished attacks are kept; safe to delete")
     one("--device", "cpu", "torch device, such as cuda")
-    parser.add_argument("--dry-run", action="store_true", help="only say what it would take: charged passes at most, and about how long")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what it would take: charged passes at most, and about how long",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--per-picture", action="store_true", help="in the JSON: what is known of every picture")
+    parser.add_argument(
+        "--per-picture", action="store_true", help="in the JSON: what is known of every picture"
+    )
     return parser
 
 
 def _summary(bills: Sequence[Billed]) -> str:
     """One sentence: what is to come and how long it takes at most."""
     certificates, attacks, direct = (
-        sum(part.charged for part in parts) for parts in zip(*((bill.certificates, bill.attacks, bill.direct) for bill in bills), strict=True)
+        sum(part.charged for part in parts)
+        for parts in zip(*((bill.certificates, bill.attacks, bill.direct) for bill in bills), strict=True)
     )
     charged = sum(bill.charged for bill in bills)
     seconds = charged * seconds_per_pass(bills[0].subject.clip) if charged else 0.0
     statements, kept = sum(len(bill.subject.indices) for bill in bills), sum(bill.kept for bill in bills)
     return (
-        f"{statements} certificates, {kept} of them from noise that is kept already; at most {charged:,} charged passes (forward + 2 backward), "
-        f"{duration(seconds)} at the present pace: certificates {certificates:,}, attacks {attacks:,} if all are certified, direct votes {direct:,}"
+        f"{statements} certificates, {kept} of them from noise that is kept already; at most {charged:,} "
+        f"charged passes (forward + 2 backward), "
+        f"{duration(seconds)} at the present pace: certificates {certificates:,}, attacks {attacks:,} if "
+        f"all are certified, direct votes {direct:,}"
     )
 
 
 def _as_facts(bill: Billed) -> dict[str, object]:
     subject = bill.subject
-    parts: dict[str, Cost] = {"certificates": bill.certificates, "attacks": bill.attacks, "direct": bill.direct}
-    about = {"prompt_set": subject.found.name, "sigma": subject.options.sigma, "n": len(subject.indices), "kept": bill.kept}
+    parts: dict[str, Cost] = {
+        "certificates": bill.certificates,
+        "attacks": bill.attacks,
+        "direct": bill.direct,
+    }
+    about = {
+        "prompt_set": subject.found.name,
+        "sigma": subject.options.sigma,
+        "n": len(subject.indices),
+        "kept": bill.kept,
+    }
     return {**about, **{name: cost.charged for name, cost in parts.items()}, "charged": bill.charged}
 
 
 def _print(results: Sequence[dict[str, Any]]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=170)
     for row in results:
-        console.print(f"{rule_words(row)}: {row['backbone']}, {row['data']} {row['split']}, {row['n']} pictures")
+        console.print(
+            f"{rule_words(row)}: {row['backbone']}, {row['data']} {row['split']}, {row['n']} pictures"
+        )
         table = Table("", "per cent (95 % interval)")
         for label, cell in counted(row).items():
             table.add_row(label, cell)
@@ -172,8 +261,12 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
         for wrong in row.get("refuted", ()):
             certificate, attempt = wrong["certificate"], wrong["attempt"]
             console.print(
-                f"refuted: {wrong['picture']}, certified {certificate['label']!r} within {certificate['radius_l2']:.4g} (L2), has "
+                f"refuted: {wrong['picture']}, certified {certificate['label']!r} within "
+                f"{certificate['radius_l2']:.4g} (L2), has "
                 f"{attempt['hits']} of {attempt['votes']} votes at distance {attempt['distance']:.4g}."
             )
         if row["exploratory"]:
-            console.print("Exploratory: some of this noise had answered another question before, so alpha does not hold.")
+            console.print(
+                "Exploratory: some of this noise had answered another question before, so alpha does not "
+                "hold."
+            )

@@ -1,4 +1,6 @@
-"""What was found about smoothed decisions, as JSON: counts with Wilson's intervals, and the command that makes them again."""
+"""What was found about smoothed decisions, as JSON: counts with Wilson's intervals, and the command that
+makes them again.
+"""
 
 import math
 import shlex
@@ -18,7 +20,9 @@ from training.measuring.certified.subjects import SmoothedSubject
 Facts: TypeAlias = dict[str, Any]
 
 
-def certified_facts(subject: SmoothedSubject, settled: Sequence[Settled], *, per_picture: bool = False) -> Facts:
+def certified_facts(
+    subject: SmoothedSubject, settled: Sequence[Settled], *, per_picture: bool = False
+) -> Facts:
     """One row: a prompt set under a smoothed rule on all its pictures."""
     question, options = subject.question, subject.options
     values = 3 * subject.clip.image_size**2
@@ -49,7 +53,11 @@ def certified_facts(subject: SmoothedSubject, settled: Sequence[Settled], *, per
         "abstained": _share([each.answer is None for each in settled]),
         "certified": _share([not each.certificate.abstained for each in settled]),
         "within": [
-            {"l2": radius, "linf": f"{LEVELS * radius / math.sqrt(values):.3g}/{LEVELS}", **_share([_right_within(each, radius) for each in settled])}
+            {
+                "l2": radius,
+                "linf": f"{LEVELS * radius / math.sqrt(values):.3g}/{LEVELS}",
+                **_share([_right_within(each, radius) for each in settled]),
+            }
             for radius in question.radii
         ],
         **({"attacks": _attacks(subject, attempts), "refuted": refuted} if question.assault else {}),
@@ -62,7 +70,9 @@ def certified_facts(subject: SmoothedSubject, settled: Sequence[Settled], *, per
 
 
 def holds(row: Facts) -> bool:
-    """Whether nothing speaks against the certificates of a row: none was refuted, and both paths counted the same votes."""
+    """Whether nothing speaks against the certificates of a row: none was refuted, and both paths counted the
+    same votes.
+    """
     direct = row.get("direct", {"n": 0, "same": 0})
     return not row.get("refuted") and direct["same"] == direct["n"]
 
@@ -86,7 +96,9 @@ def _attacks(subject: SmoothedSubject, attempts: Sequence[Attempt]) -> list[Fact
             share = wilson(fell, len(own)) if own else None
             silent = sum(attempt.answer is None for attempt in own)
             interval = {} if share is None else {"low": share.low, "high": share.high}
-            rows.append({"norm": norm, "factor": factor, "n": len(own), "fell": fell, "no_answer": silent, **interval})
+            rows.append(
+                {"norm": norm, "factor": factor, "n": len(own), "fell": fell, "no_answer": silent, **interval}
+            )
     return rows
 
 
@@ -99,23 +111,69 @@ def _cost(subject: SmoothedSubject, attempts: Sequence[Attempt], *, direct: int)
 
 
 def _picture(each: Settled) -> Facts:
-    attempts = [attempt.model_dump(include={"norm", "factor", "distance", "hits", "answer", "fell"}) for attempt in each.attempts]
+    attempts = [
+        attempt.model_dump(include={"norm", "factor", "distance", "hits", "answer", "fell"})
+        for attempt in each.attempts
+    ]
     certificate = each.certificate.model_dump(include={"label", "hits", "radius_l2"})
-    return {"picture": each.name, "truth": each.truth, "answer": each.answer, **certificate, **({"attacks": attempts} if attempts else {})}
+    return {
+        "picture": each.name,
+        "truth": each.truth,
+        "answer": each.answer,
+        **certificate,
+        **({"attacks": attempts} if attempts else {}),
+    }
 
 
 def _command(subject: SmoothedSubject) -> str:
-    """What makes this one row again: every choice spelled out, the prompt set by its version, alpha as its share."""
+    """What makes this one row again: every choice spelled out, the prompt set by its version, alpha as its
+    share.
+    """
     question, options = subject.question, subject.options
     words = ["robustclip", "certified", "--backbone", question.backbone]
     words += ["--pretrained", question.pretrained] if question.pretrained else []
-    words += ["--prompt-set", subject.found.name, "--data", str(question.data.folder), "--split", question.data.split]
+    words += [
+        "--prompt-set",
+        subject.found.name,
+        "--data",
+        str(question.data.folder),
+        "--split",
+        question.data.split,
+    ]
     words += [] if question.defense == "none" else ["--defense", question.defense]
-    words += ["--sigma", str(options.sigma), *([] if options.denoise is None else ["--denoise", options.denoise])]
-    words += ["--n", str(options.n), "--n0", str(options.n0), "--alpha", str(options.alpha), "--limit", str(question.limit)]
+    words += [
+        "--sigma",
+        str(options.sigma),
+        *([] if options.denoise is None else ["--denoise", options.denoise]),
+    ]
+    words += [
+        "--n",
+        str(options.n),
+        "--n0",
+        str(options.n0),
+        "--alpha",
+        str(options.alpha),
+        "--limit",
+        str(question.limit),
+    ]
     words += [word for radius in question.radii for word in ("--radius", str(radius))]
     if question.assault is not None:
         words += ["--attack", ",".join(map(str, question.assault.factors))]
-        words += [word for name in ("steps", "draws", "restarts") for word in (f"--{name}", str(getattr(question.assault, name)))]
+        words += [
+            word
+            for name in ("steps", "draws", "restarts")
+            for word in (f"--{name}", str(getattr(question.assault, name)))
+        ]
     words += ["--direct", str(question.direct)] if question.direct else []
-    return shlex.join([*words, "--seed", str(options.seed), "--store", str(question.store), "--device", question.device, "--json"])
+    return shlex.join(
+        [
+            *words,
+            "--seed",
+            str(options.seed),
+            "--store",
+            str(question.store),
+            "--device",
+            question.device,
+            "--json",
+        ]
+    )

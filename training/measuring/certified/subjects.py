@@ -1,4 +1,6 @@
-"""What `robustclip certified` is asked, and what it is asked about: prompt sets under smoothed rules on labelled pictures."""
+"""What `robustclip certified` is asked, and what it is asked about: prompt sets under smoothed rules on
+labelled pictures.
+"""
 
 import itertools
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ from training.measuring.evaluation.rows import SUBSET_SEED
 
 
 class CertifiedQuestion(BaseModel):
-    """What is to be certified: every prompt set under every rule. Prompt sets share each rule's alpha, since they are asked the same noise.
+    """What is to be certified: every prompt set under every rule. Prompt sets share each rule's alpha, since
+    they are asked the same noise.
 
     defense  behind the noise
     radii    L2, at which certified accuracy is told
@@ -50,7 +53,9 @@ class CertifiedQuestion(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class SmoothedSubject:
-    """A prompt set under a smoothed rule on some pictures. `asked`: the classifiers of all prompt sets; `options.alpha` is this one's share."""
+    """A prompt set under a smoothed rule on some pictures. `asked`: the classifiers of all prompt sets;
+    `options.alpha` is this one's share.
+    """
 
     question: CertifiedQuestion
     clip: Clip
@@ -80,7 +85,9 @@ class SmoothedSubject:
 
 
 def open_smoothed(question: CertifiedQuestion) -> list[SmoothedSubject]:
-    """Everything that is to be certified, opened. Raises InvalidInput and its siblings for whatever can't be, before anything is computed."""
+    """Everything that is to be certified, opened. Raises InvalidInput and its siblings for whatever can't be,
+    before anything is computed.
+    """
     chain = parse_defenses(question.defense, field="--defense")
     data = question.data.open()
     clip = load_clip(question.backbone, question.pretrained, device=question.device)
@@ -97,5 +104,7 @@ def open_smoothed(question: CertifiedQuestion) -> list[SmoothedSubject]:
         except (PurifierRefused, InvalidInput) as error:
             error.field = "--denoise" if error.field == "defense/0/denoise" else "--defense"
             raise
-        subjects.append(SmoothedSubject(question, clip, data, indices, each, chain, own, classifier, vote, asked))
+        subjects.append(
+            SmoothedSubject(question, clip, data, indices, each, chain, own, classifier, vote, asked)
+        )
     return subjects

@@ -1,4 +1,6 @@
-"""What `robustclip evaluate` is made of. Options -> a `question` -> its bill (`plan`) -> `rows` of numbers, each kept in a cell (`cells`).
+"""What `robustclip evaluate` is made of. Options -> a `question` -> its bill (`plan`) -> `rows` of numbers,
+each kept in a cell (`cells`).
 
-What follows from rows: `comparison`, `checks`, `illusions`, `matrix`. What people see of them: `tables`, `page`.
+What follows from rows: `comparison`, `checks`, `illusions`, `matrix`. What people see of them: `tables`,
+`page`.
 """

@@ -1,5 +1,5 @@
-"""What was measured already, one file of one line a cell: a killed evaluation goes on after its last whole cell, in T3 after its last batch. A new
-question that contains old ones pays only for what is new.
+"""What was measured already, one file of one line a cell: a killed evaluation goes on after its last whole
+cell, in T3 after its last batch. A new question that contains old ones pays only for what is new.
 
 The file is named by a digest of everything that the numbers depend on; delete the folder at any time.
 """
@@ -80,19 +80,27 @@ def recall(path: Path, pictures: int) -> AtLevel | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise DataRefused("no cell of an evaluation.", field=str(path), help="Remove this file: it will be measured again.") from error
+        raise DataRefused(
+            "no cell of an evaluation.", field=str(path), help="Remove this file: it will be measured again."
+        ) from error
     found = (line.correct, line.correct_8bit, *(() if line.abstained is None else (line.abstained,)))
     if any(len(bits) != pictures for bits in found):
         raise DataRefused(
-            f"expected {pictures} pictures, found {len(line.correct)}.", field=str(path), help="Remove this file: it will be measured again."
+            f"expected {pictures} pictures, found {len(line.correct)}.",
+            field=str(path),
+            help="Remove this file: it will be measured again.",
         )
     silent = None if line.abstained is None else _tensor(line.abstained)
-    measured = Measured(_tensor(line.correct), _tensor(line.correct_8bit), Cost(*line.cost), line.seconds, silent)
+    measured = Measured(
+        _tensor(line.correct), _tensor(line.correct_8bit), Cost(*line.cost), line.seconds, silent
+    )
     return AtLevel(measured, line.attack, line.fell_to)
 
 
 def packed(correct: Tensor) -> str:
-    """[n] bool as hexadecimal digits, four pictures each, the first picture the highest bit; the last digit is filled up with zeros."""
+    """[n] bool as hexadecimal digits, four pictures each, the first picture the highest bit; the last digit
+    is filled up with zeros.
+    """
     bits = _bits(correct)
     return "".join(f"{int(bits[start : start + 4].ljust(4, '0'), 2):x}" for start in range(0, len(bits), 4))
 

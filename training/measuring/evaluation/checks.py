@@ -1,7 +1,8 @@
-"""Masking checks over measured rows, and the headlines they allow. What a stronger attacker finds less of is a sign of a blind attack, not of safety.
+"""Masking checks over measured rows, and the headlines they allow. What a stronger attacker finds less of is
+a sign of a blind attack, not of safety.
 
-Names are those of `robustclip/sanity/` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths (METHODS 8.5). Only T3 makes a
-headline, and none that a hard check contradicts: such a cell is inconclusive.
+Names are those of `robustclip/sanity/` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths
+(METHODS 8.5). Only T3 makes a headline, and none that a hard check contradicts: such a cell is inconclusive.
 """
 
 import itertools
@@ -19,7 +20,13 @@ SUBJECT = ("backbone", "data", "split", "classes", "among", "method", "prompt_se
 LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
 NOISE_SHARE = 0.01
 HEADLINE = "T3"
-_BLIND = {"T0": "M5", "T0b": "M5", "T1": "M5", "static": "M5", "black-box": "M6"}  # who knows less, and the check that fires if that finds more
+_BLIND = {
+    "T0": "M5",
+    "T0b": "M5",
+    "T1": "M5",
+    "static": "M5",
+    "black-box": "M6",
+}  # who knows less, and the check that fires if that finds more
 _M15 = Symptom(
     id="M15",
     name="stronger finds less",
@@ -39,11 +46,17 @@ class Check(NamedTuple):
     found: Diagnostic
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.subject, "rows": [list(row) for row in self.rows], **self.found.model_dump(mode="json")}
+        return {
+            **self.subject,
+            "rows": [list(row) for row in self.rows],
+            **self.found.model_dump(mode="json"),
+        }
 
 
 def masking_checks(results: Sequence[Facts]) -> list[Check]:
-    """All checks that the rows allow, subject by subject; one that needs a level nobody measured is not there."""
+    """All checks that the rows allow, subject by subject; one that needs a level nobody measured is not
+    there.
+    """
     groups: dict[tuple[str, ...], list[Facts]] = {}
     for facts in results:
         groups.setdefault(tuple(str(facts.get(name)) for name in SUBJECT), []).append(facts)
@@ -51,13 +64,25 @@ def masking_checks(results: Sequence[Facts]) -> list[Check]:
 
 
 def headlines(results: Sequence[Facts], checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """A headline for each T3 row: its accuracy, or under `refused` the identifiers of the hard checks that forbid one."""
+    """A headline for each T3 row: its accuracy, or under `refused` the identifiers of the hard checks that
+    forbid one.
+    """
     found: list[dict[str, Any]] = []
     for facts in results:
         if facts["threat"] == HEADLINE:
             subject = _subject(facts)
-            refused = sorted({check.found.id for check in fired(checks) if check.subject == subject and _concerns(check, facts["eps"])})
-            share = {"accuracy": None, "low": None, "high": None} if refused else {name: facts[name] for name in ("accuracy", "low", "high")}
+            refused = sorted(
+                {
+                    check.found.id
+                    for check in fired(checks)
+                    if check.subject == subject and _concerns(check, facts["eps"])
+                }
+            )
+            share = (
+                {"accuracy": None, "low": None, "high": None}
+                if refused
+                else {name: facts[name] for name in ("accuracy", "low", "high")}
+            )
             found.append({**subject, "eps": facts["eps"], "n": facts["n"], **share, "refused": refused})
     return found
 
@@ -72,15 +97,24 @@ def _concerns(check: Check, eps: str) -> bool:
 
 
 def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
-    at = {(facts["threat"], facts["eps"]): facts for facts in sorted(group, key=_effort)}  # of several the most telling, which comes last
+    at = {
+        (facts["threat"], facts["eps"]): facts for facts in sorted(group, key=_effort)
+    }  # of several the most telling, which comes last
     radii = sorted({eps for threat, eps in at if threat != "clean"}, key=parse_radius)
     clean = {facts["n"]: facts for facts in group if facts["threat"] == "clean"}
     for eps in radii:
         full, strongest = at.get(("T2", eps)), at.get((HEADLINE, eps))
         for facts in (facts for (_, radius), facts in at.items() if radius == eps):
             if facts["n"] in clean:
-                yield from _order("M15", facts, clean[facts["n"]], f"{facts['threat']} leaves more right than the untouched pictures are")
-        for identifier, blind in ((identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at):
+                yield from _order(
+                    "M15",
+                    facts,
+                    clean[facts["n"]],
+                    f"{facts['threat']} leaves more right than the untouched pictures are",
+                )
+        for identifier, blind in (
+            (identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at
+        ):
             for aware in (facts for facts in (full, strongest) if facts is not None):
                 sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"
                 yield from _order(identifier, aware, blind, sentence)
@@ -88,7 +122,9 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
             yield from _order("M15", strongest, full, "T3 leaves more standing than T2, which it contains")
         if strongest is not None:
             yield from _of_ensemble(strongest)
-        for facts in (facts for facts in (full, strongest) if facts is not None and parse_radius(eps) >= LARGE_RADIUS):
+        for facts in (
+            facts for facts in (full, strongest) if facts is not None and parse_radius(eps) >= LARGE_RADIUS
+        ):
             number = facts["accuracy"]
             sentence = f"share that {facts['threat']} leaves standing at {eps}, where nothing can"
             yield _check("M13", [facts], number > LEFT_STANDING, number, LEFT_STANDING, sentence)
@@ -103,7 +139,12 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
             alike.setdefault((facts["n"], *others), {})[steps] = facts
         for by_steps in alike.values():
             for few, many in itertools.pairwise(sorted(by_steps)):
-                yield from _order("M8", by_steps[many], by_steps[few], f"T2 of {many} steps leaves more standing than of {few}")
+                yield from _order(
+                    "M8",
+                    by_steps[many],
+                    by_steps[few],
+                    f"T2 of {many} steps leaves more standing than of {few}",
+                )
 
 
 def _of_ensemble(strongest: Facts) -> Iterator[Check]:
@@ -113,26 +154,42 @@ def _of_ensemble(strongest: Facts) -> Iterator[Check]:
         return
     faced = sum(fell.values()) + round(strongest["accuracy"] * strongest["n"])
     by_noise = fell.get("noise", 0) / max(faced, 1)
-    yield _check("M7", [strongest], by_noise > NOISE_SHARE, by_noise, NOISE_SHARE, "share of what T2 left standing that noise breaks")
+    yield _check(
+        "M7",
+        [strongest],
+        by_noise > NOISE_SHARE,
+        by_noise,
+        NOISE_SHARE,
+        "share of what T2 left standing that noise breaks",
+    )
     by_square, tolerance = fell.get("square", 0) / strongest["n"], _half_width(strongest)
     sentence = "share of pictures that Square breaks after every gradient failed"
     yield _check("M6", [strongest], by_square > tolerance, by_square, tolerance, sentence)
 
 
 def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Iterator[Check]:
-    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width. Silent about rows of other pictures."""
+    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width.
+    Silent about rows of other pictures.
+    """
     if stronger["n"] != weaker["n"]:  # the same number are the same pictures, those of --limit
         return
-    excess, tolerance = stronger["accuracy"] - weaker["accuracy"], max(_half_width(stronger), _half_width(weaker))
+    excess, tolerance = (
+        stronger["accuracy"] - weaker["accuracy"],
+        max(_half_width(stronger), _half_width(weaker)),
+    )
     yield _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
 
 
 def _effort(facts: Facts) -> tuple[int, ...]:
-    """Rows of the same level may differ in pictures and in what the attack took: a row names only what is not the level's own."""
+    """Rows of the same level may differ in pictures and in what the attack took: a row names only what is not
+    the level's own.
+    """
     return (facts["n"], *effort_of(facts).values())
 
 
-def _check(id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str) -> Check:
+def _check(
+    id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str
+) -> Check:
     found = replace(_SYMPTOMS[id], threshold=threshold, sentence=sentence).seen(number, happened)
     return Check(_subject(rows[0]), tuple((facts["threat"], facts["eps"]) for facts in rows), found)
 

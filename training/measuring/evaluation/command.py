@@ -1,4 +1,6 @@
-"""`robustclip evaluate`: how often prompt sets are right, clean and attacked, on the same pictures, with the command that reproduces each number."""
+"""`robustclip evaluate`: how often prompt sets are right, clean and attacked, on the same pictures, with the
+command that reproduces each number.
+"""
 
 import argparse
 import json
@@ -22,7 +24,10 @@ from training.progress import bar
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure prompt sets on labelled pictures, clean and attacked."""
     parser = argparse.ArgumentParser(
-        prog="robustclip evaluate", description=main.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="robustclip evaluate",
+        description=main.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
     arguments = parser.parse_args(argv)
@@ -53,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _as_json(rows: Sequence[Row], checks: Sequence[Check], *, per_picture: bool) -> dict[str, Any]:
     def results(row: Row) -> dict[str, Any]:
-        return {**row.facts, "pictures": row.pictures, "correct": row.correct.tolist()} if per_picture else row.facts
+        return (
+            {**row.facts, "pictures": row.pictures, "correct": row.correct.tolist()}
+            if per_picture
+            else row.facts
+        )
 
     wide = over_data(rows)
     facts = [row.facts for row in rows]
@@ -66,7 +75,10 @@ def _as_json(rows: Sequence[Row], checks: Sequence[Check], *, per_picture: bool)
         "checks": [check.as_json() for check in checks],
         "headlines": headlines(facts, checks),
     }
-    return {"results": [results(row) for row in rows], **{name: values for name, values in further.items() if values}}
+    return {
+        "results": [results(row) for row in rows],
+        **{name: values for name, values in further.items() if values},
+    }
 
 
 def _announce(planned: Sequence[Planned], *, as_json: bool) -> None:
@@ -80,7 +92,15 @@ def _announce(planned: Sequence[Planned], *, as_json: bool) -> None:
 def _only_plan(planned: Sequence[Planned], *, as_json: bool) -> int:
     summary = described(planned)
     if as_json:
-        print(json.dumps({"plan": [as_facts(cell) for cell in planned], "charged": sum(cell.charged for cell in planned), "summary": summary}))
+        print(
+            json.dumps(
+                {
+                    "plan": [as_facts(cell) for cell in planned],
+                    "charged": sum(cell.charged for cell in planned),
+                    "summary": summary,
+                }
+            )
+        )
     else:
         print_plan([as_facts(cell) for cell in planned], summary)
     return 0

@@ -1,6 +1,8 @@
-"""What may be said about rows that belong together: two prompt sets on the same pictures, one over several seeds, one over several data sets.
+"""What may be said about rows that belong together: two prompt sets on the same pictures, one over several
+seeds, one over several data sets.
 
-Every interval is a bootstrap over pictures and, where there are several, over seeds; data sets are not drawn: each counts the same.
+Every interval is a bootstrap over pictures and, where there are several, over seeds; data sets are not drawn:
+each counts the same.
 """
 
 import itertools
@@ -31,7 +33,9 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The method of a table; else the version that was measured, or, if seeds have their own, what was asked for."""
+        """The method of a table; else the version that was measured, or, if seeds have their own, what was
+        asked for.
+        """
         if "method" in self.rows[0].facts:
             return self.asked
         versions = {row.facts["prompt_set"] for row in self.rows}
@@ -60,7 +64,9 @@ class Cell(NamedTuple):
 
 
 class OverData(NamedTuple):
-    """`means` over data sets, `paired` differences of such means, and who is `left_out` of them, for want of which cells."""
+    """`means` over data sets, `paired` differences of such means, and who is `left_out` of them, for want of
+    which cells.
+    """
 
     means: list[Facts]
     paired: list[Facts]
@@ -68,15 +74,21 @@ class OverData(NamedTuple):
 
 
 def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts]:
-    """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on the same pictures, `a` named later.
+    """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on
+    the same pictures, `a` named later.
 
     `against`: only those pairs, as they were asked for, of which one is among these.
 
-    McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the same.
+    McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the
+    same.
     """
     paired: list[Facts] = []
     for second, first in itertools.combinations(_cells(rows), 2):
-        if first.condition == second.condition and first.seeds == second.seeds and _wanted(first, second, against):
+        if (
+            first.condition == second.condition
+            and first.seeds == second.seeds
+            and _wanted(first, second, against)
+        ):
             if len(first.rows) == 1:
                 ours, theirs = first.rows[0].correct, second.rows[0].correct
                 interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
@@ -84,7 +96,15 @@ def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts
                 interval, test = resampled_mean([first.correct - second.correct]), None
             several = {} if len(first.rows) == 1 else {"seeds": list(first.seeds)}
             sets = {"a": first.name, "b": second.name}
-            paired.append({**_shared(first.rows[0].facts, _SHARED), **several, **sets, **_named(interval, "difference"), "mcnemar": test})
+            paired.append(
+                {
+                    **_shared(first.rows[0].facts, _SHARED),
+                    **several,
+                    **sets,
+                    **_named(interval, "difference"),
+                    "mcnemar": test,
+                }
+            )
     return paired
 
 
@@ -105,10 +125,12 @@ def over_seeds(rows: Sequence[Row]) -> list[Facts]:
 
 
 def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData:
-    """Means over data sets, each counted the same, and the paired differences of such means; nothing where only one was measured.
+    """Means over data sets, each counted the same, and the paired differences of such means; nothing where
+    only one was measured.
 
-    All means under a condition are over the same cells: every data set that anybody was measured on there, with as many pictures as anybody was, and
-    the seeds that all these data sets have, of anybody. Who lacks one of these cells has no mean.
+    All means under a condition are over the same cells: every data set that anybody was measured on there,
+    with as many pictures as anybody was, and the seeds that all these data sets have, of anybody. Who lacks
+    one of these cells has no mean.
     """
     found = OverData([], [], [])
     groups: dict[tuple[str, ...], list[Cell]] = {}
@@ -122,7 +144,10 @@ def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData
         for asked in dict.fromkeys(cell.asked for cell in group):
             own = {(cell.folder, cell.n): cell for cell in group if cell.asked == asked}
             seeds = {place: own[place].seeds if place in own else () for place in frame.data}
-            missing = [{"data": name, "seeds": [seed for seed in frame.seeds if seed not in seeds[place]]} for place, name in frame.data.items()]
+            missing = [
+                {"data": name, "seeds": [seed for seed in frame.seeds if seed not in seeds[place]]}
+                for place, name in frame.data.items()
+            ]
             missing = [part for part in missing if part["seeds"]]
             if missing:
                 found.left_out.append({**_over(group, frame), "prompt_set": asked, "missing": missing})
@@ -130,25 +155,40 @@ def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData
                 whole.append([own[place].of_seeds(frame.seeds) for place in frame.data])
         for cells in whole:
             interval = resampled_mean([cell.correct for cell in cells])
-            found.means.append({**_over(group, frame), "prompt_set": cells[0].asked, **_named(interval, "accuracy")})
+            found.means.append(
+                {**_over(group, frame), "prompt_set": cells[0].asked, **_named(interval, "accuracy")}
+            )
         for second, first in itertools.combinations(whole, 2):
             if _wanted(first[0], second[0], against):
-                interval = resampled_mean([ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)])
+                interval = resampled_mean(
+                    [ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)]
+                )
                 sets = {"a": first[0].asked, "b": second[0].asked}
-                found.paired.append({**_over(group, frame), **sets, **_named(interval, "difference"), "mcnemar": None})
+                found.paired.append(
+                    {**_over(group, frame), **sets, **_named(interval, "difference"), "mcnemar": None}
+                )
     return found
 
 
 def resampled_mean(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
-    """The mean over parts of the mean of [S, n] each, with the percentile interval of drawing a part's S seeds and its n pictures again."""
+    """The mean over parts of the mean of [S, n] each, with the percentile interval of drawing a part's S
+    seeds and its n pictures again.
+    """
     means = torch.stack(redrawn_means(parts, seed=seed, draws=draws)).mean(dim=0)
     return percentile_interval(sum(float(part.mean()) for part in parts) / len(parts), means)
 
 
 def redrawn_means(parts: Sequence[Tensor], *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> list[Tensor]:
-    """[draws] means of each part after drawing its seeds and pictures again; parts of equal shapes are drawn alike in two calls."""
+    """[draws] means of each part after drawing its seeds and pictures again; parts of equal shapes are drawn
+    alike in two calls.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return [torch.cat([_redrawn(part, min(_CHUNK, draws - start), generator) for start in range(0, draws, _CHUNK)]) for part in parts]
+    return [
+        torch.cat(
+            [_redrawn(part, min(_CHUNK, draws - start), generator) for start in range(0, draws, _CHUNK)]
+        )
+        for part in parts
+    ]
 
 
 def percentile_interval(value: float, drawn: Tensor) -> Interval:
@@ -158,7 +198,9 @@ def percentile_interval(value: float, drawn: Tensor) -> Interval:
 
 
 def _redrawn(part: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """[draws] means of a part whose seeds and pictures were drawn again; a picture is drawn for all seeds at once."""
+    """[draws] means of a part whose seeds and pictures were drawn again; a picture is drawn for all seeds at
+    once.
+    """
     weights = [_weights(count, draws, generator) for count in part.shape]
     return ((weights[0] @ part) * weights[1]).sum(dim=1)
 
@@ -196,13 +238,21 @@ def _frame(group: Sequence[Cell]) -> _Frame:
     for cell in widest:
         seeds.setdefault(cell.folder, set()).update(cell.seeds)
     names = {(cell.folder, cell.n): cell.rows[0].facts["data"] for cell in widest}
-    everywhere, known = set.intersection(*seeds.values()), dict.fromkeys(seed for cell in widest for seed in cell.seeds)
+    everywhere, known = (
+        set.intersection(*seeds.values()),
+        dict.fromkeys(seed for cell in widest for seed in cell.seeds),
+    )
     return _Frame(names, tuple(seed for seed in known if seed in everywhere))
 
 
 def _over(group: Sequence[Cell], frame: _Frame) -> Facts:
     shared = _shared(group[0].rows[0].facts, _ACROSS)
-    return {**shared, "data": list(frame.data.values()), "seeds": list(frame.seeds), "n_each": [n for _, n in frame.data]}
+    return {
+        **shared,
+        "data": list(frame.data.values()),
+        "seeds": list(frame.seeds),
+        "n_each": [n for _, n in frame.data],
+    }
 
 
 def _shared(facts: Facts, names: Sequence[str]) -> Facts:

@@ -1,13 +1,16 @@
-"""What defenses only seem to hold: accuracy on pictures that were made without the defense, less that under the worst attack on the defense itself.
+"""What defenses only seem to hold: accuracy on pictures that were made without the defense, less that under
+the worst attack on the defense itself.
 
-A report on a defended classifier shows both side by side (ROBUSTNESS 1); this is their difference on the same pictures, and what is left of the
-defense against the worst attack on no defense at all.
+A report on a defended classifier shows both side by side (ROBUSTNESS 1); this is their difference on the same
+pictures, and what is left of the defense against the worst attack on no defense at all.
 
-The worst of several attacks is taken picture by picture, except where the chain is random: such a chain is judged by draws, and what stands before
-several such juries is less than what stands before one, by luck alone. There the worst is the one attack that leaves least, on both sides, and T3,
-which is the worst of several juries itself, is none of them.
+The worst of several attacks is taken picture by picture, except where the chain is random: such a chain is
+judged by draws, and what stands before several such juries is less than what stands before one, by luck
+alone. There the worst is the one attack that leaves least, on both sides, and T3, which is the worst of
+several juries itself, is none of them.
 
-Chains that differ in nothing but what attackers get for a gradient (`backward`) are one defense, attacked in several ways.
+Chains that differ in nothing but what attackers get for a gradient (`backward`) are one defense, attacked in
+several ways.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,29 +34,52 @@ _CONDITION = ("backbone", "data", "split", "classes", "among", "eps", "seed")
 
 
 def illusions(rows: Sequence[Row]) -> list[Facts]:
-    """A line for each prompt set behind each defense of which there are `static` and an aware attack on the same pictures at the same radius.
+    """A line for each prompt set behind each defense of which there are `static` and an aware attack on the
+    same pictures at the same radius.
 
-    `difference`: static - worst, paired; `only_looks_strong` where it is above 0 and decided. `gain`: worst - what the same attacks leave of the
-    undefended classifier, paired; None where nobody measured that. `unequal`: what either side was attacked harder with. `holds`: "more" than no
-    defense where the gain says so and the defense was attacked at least as hard, "less" where it says so and it was attacked no harder, else None.
+    `difference`: static - worst, paired; `only_looks_strong` where it is above 0 and decided. `gain`: worst -
+    what the same attacks leave of the undefended classifier, paired; None where nobody measured that.
+    `unequal`: what either side was attacked harder with. `holds`: "more" than no defense where the gain says
+    so and the defense was attacked at least as hard, "less" where it says so and it was attacked no harder,
+    else None.
     """
     levels: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        levels.setdefault(_key(row, served(row.facts["defense"])), {}).setdefault(row.facts["threat"], []).append(row)
+        levels.setdefault(_key(row, served(row.facts["defense"])), {}).setdefault(
+            row.facts["threat"], []
+        ).append(row)
     found: list[Facts] = []
     for row in rows:
         behind = levels[_key(row, served(row.facts["defense"]))]
         random = any(link.randomized for link in parse_defenses(row.facts["defense"]))
-        attacks = [threat for threat in AWARE if threat in behind and not (random and threat in SEVERAL_JURIES)]
+        attacks = [
+            threat for threat in AWARE if threat in behind and not (random and threat in SEVERAL_JURIES)
+        ]
         if row.facts["threat"] != "static" or row.facts["defense"] == NO_DEFENSE or not attacks:
             continue
         of, left = _worst(behind, attacks, singly=random)
         share, gap = accuracy(left), _difference(row.correct, left)
-        subject = {name: row.facts[name] for name in ("method", "prompt_set", "defense", *_CONDITION, "n") if name in row.facts}
+        subject = {
+            name: row.facts[name]
+            for name in ("method", "prompt_set", "defense", *_CONDITION, "n")
+            if name in row.facts
+        }
         worst = {"value": share.value, "low": share.low, "high": share.high, "of": of}
         strong = {"only_looks_strong": gap["difference"] > 0 and decided(gap)}
-        compared = _compared(left, behind, levels.get(_key(row, served(NO_DEFENSE)), {}), attacks, singly=random)
-        found.append({**subject, "static": row.facts["accuracy"], "random": random, "worst": worst, **gap, **strong, **compared})
+        compared = _compared(
+            left, behind, levels.get(_key(row, served(NO_DEFENSE)), {}), attacks, singly=random
+        )
+        found.append(
+            {
+                **subject,
+                "static": row.facts["accuracy"],
+                "random": random,
+                "worst": worst,
+                **gap,
+                **strong,
+                **compared,
+            }
+        )
     return found
 
 
@@ -80,12 +106,20 @@ def _compared(left: Tensor, behind: Levels, bare: Levels, attacks: Sequence[str]
 def _unequal(behind: Sequence[Row], bare: Sequence[Row]) -> list[Facts]:
     """Numbers in which the hardest attack on a defense differs from that on none.
 
-    Draws of a random chain are no steps and no queries: they do not make up for fewer of those. What has no draws counts as attacked with the
-    level's own, so that a random chain was attacked as hard only if it was with at least these.
+    Draws of a random chain are no steps and no queries: they do not make up for fewer of those. What has no
+    draws counts as attacked with the level's own, so that a random chain was attacked as hard only if it was
+    with at least these.
     """
-    taken, against = (max((effort_of(row.facts) for row in rows), key=lambda effort: [*effort.values()]) for rows in (behind, bare))
+    taken, against = (
+        max((effort_of(row.facts) for row in rows), key=lambda effort: [*effort.values()])
+        for rows in (behind, bare)
+    )
     threat = behind[0].facts["threat"]
-    return [{"threat": threat, "what": name, "taken": taken[name], "against": against[name]} for name in taken if taken[name] != against[name]]
+    return [
+        {"threat": threat, "what": name, "taken": taken[name], "against": against[name]}
+        for name in taken
+        if taken[name] != against[name]
+    ]
 
 
 def _key(row: Row, defense: str) -> tuple[Any, ...]:
@@ -93,7 +127,9 @@ def _key(row: Row, defense: str) -> tuple[Any, ...]:
 
 
 def _worst(levels: Levels, attacks: Sequence[str], *, singly: bool) -> tuple[list[str], Tensor]:
-    """[n] what every one of these attacks left right, or what the one did that left least; and which they were."""
+    """[n] what every one of these attacks left right, or what the one did that left least; and which they
+    were.
+    """
     rows = [row for threat in attacks for row in levels[threat]]
     if singly:
         least = min(rows, key=lambda row: int(row.correct.sum()))
@@ -106,4 +142,9 @@ def _worst(levels: Levels, attacks: Sequence[str], *, singly: bool) -> tuple[lis
 
 def _difference(first: Tensor, second: Tensor) -> Facts:
     interval = paired_difference(first, second)
-    return {"difference": interval.value, "low": interval.low, "high": interval.high, "mcnemar": mcnemar(first, second)}
+    return {
+        "difference": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "mcnemar": mcnemar(first, second),
+    }

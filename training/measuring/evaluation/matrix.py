@@ -1,6 +1,8 @@
-"""What carries over between prompt sets: pictures attacked against set i, judged under set j. Is the robustness of a learned text its own?
+"""What carries over between prompt sets: pictures attacked against set i, judged under set j. Is the
+robustness of a learned text its own?
 
-The attack is that of T1 with a set's own prompts in place of the written words; its diagonal knows what T2 knows, and stops later.
+The attack is that of T1 with a set's own prompts in place of the written words; its diagonal knows what T2
+knows, and stops later.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +18,23 @@ from training.threats.judging import judge_made
 from training.threats.transfers import carried_attack, pixels_against
 
 
-def transfer_matrix(question: Question, subjects: Sequence[Subject], *, progress: Progress) -> Iterator[dict[str, Any]]:
-    """A row for every two prompt sets on the same pictures, and each with itself. InvalidInput behind a defense, which the attack can't know."""
+def transfer_matrix(
+    question: Question, subjects: Sequence[Subject], *, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """A row for every two prompt sets on the same pictures, and each with itself. InvalidInput behind a
+    defense, which the attack can't know.
+    """
     if question.defenses != (NO_DEFENSE,):
-        raise InvalidInput("the transfer matrix is about prompts alone.", field="--defense", help="Leave the defense out.")
+        raise InvalidInput(
+            "the transfer matrix is about prompts alone.", field="--defense", help="Leave the defense out."
+        )
     for eps in question.eps:
         if eps <= 0:
-            raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255".')
+            raise InvalidInput(
+                "expected a radius above 0 for an attack, found 0.",
+                field="--eps",
+                help='Write it like "4/255".',
+            )
     for made_against in subjects:
         for eps in question.eps:
             attack, pictures = carried_attack(eps), made_against.pictures
@@ -40,7 +52,15 @@ def transfer_matrix(question: Question, subjects: Sequence[Subject], *, progress
             for judged_under in (other for other in subjects if _comparable(made_against, other)):
                 what = f"{made_against.prompt_set} under {judged_under.prompt_set} {radius_text(eps)}"
                 ball = Linf(radius=eps)
-                measured = judge_made(judged_under.clip, judged_under.classifier, judged_under.pictures, made, ball, progress=progress, what=what)
+                measured = judge_made(
+                    judged_under.clip,
+                    judged_under.classifier,
+                    judged_under.pictures,
+                    made,
+                    ball,
+                    progress=progress,
+                    what=what,
+                )
                 share = accuracy(measured.correct)
                 yield {
                     "backbone": made_against.backbone,
@@ -60,4 +80,8 @@ def transfer_matrix(question: Question, subjects: Sequence[Subject], *, progress
 
 
 def _comparable(first: Subject, second: Subject) -> bool:
-    return (first.backbone, first.source, first.pictures.seed) == (second.backbone, second.source, second.pictures.seed)
+    return (first.backbone, first.source, first.pictures.seed) == (
+        second.backbone,
+        second.source,
+        second.pictures.seed,
+    )

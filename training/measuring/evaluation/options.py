@@ -16,27 +16,40 @@ from training.threats.defended import QUERIES, QUERY_DRAWS
 from training.threats.judging import GRADIENT_DRAWS
 from training.threats.levels import T2_STEPS
 
-EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with commas, or the option repeated) and
---defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a difference whose interval contains 0 is none.
-What was measured is kept below --runs: a killed evaluation goes on where it was, and a wider question pays only for what is new.
+EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with
+commas, or the option repeated) and
+--defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a
+difference whose interval contains 0 is none.
+What was measured is kept below --runs: a killed evaluation goes on where it was, and a wider question pays
+only for what is new.
 
 threats:
   clean  nobody attacks
-  T0     the image tower without prompts is attacked by its embeddings alone: PGD-40, knows no text, labels, prompts or defense
+  T0     the image tower without prompts is attacked by its embeddings alone: PGD-40, knows no text, labels,
+         prompts or defense
   T0b    another network is attacked (--surrogate) and its pictures tried here
-  T1     the image tower, its visual prompts and the labels are known, written words stand in for the learned text: cross-entropy, PGD-100
-  static the defense alone is unknown: T2's attack without it, judged behind it; far above T2 it is an illusion
+  T1     the image tower, its visual prompts and the labels are known, written words stand in for the learned
+         text: cross-entropy, PGD-100
+  static the defense alone is unknown: T2's attack without it, judged behind it; far above T2 it is an
+  illusion
   T2     everything is attacked: cross-entropy, PGD-100, through prompts and defense
-  black-box  nothing is known but the scores that the deployed chain answers: Square; below T2 it says that T2's gradients were no good
+  black-box  nothing is known but the scores that the deployed chain answers: Square; below T2 it says that
+             T2's gradients were no good
   T3     the worst of T0, T1, T2, and the ensemble on what these leave standing: the only headline
 
 examples:
-  robustclip evaluate --prompt-set handcrafted --data pictures/caltech-101 --threat clean,T0,T2 --eps 2/255 --limit 256
-  robustclip evaluate --prompt-set handcrafted,caltech-apt-{EVERY_SEED} --seed 0,1,2 --data pictures/caltech-101 --threat T1,T2,T3 --dry-run
-  robustclip evaluate --prompt-set handcrafted,caltech-advpt --data pictures/caltech-101 --threat T2 --defense none --defense jpeg:75,bit_depth:4
-  robustclip evaluate --prompt-set handcrafted,caltech-advpt --data pictures/caltech-101 --classes base,new --among these --threat clean,T2
-  robustclip evaluate --preset local --data pictures --prompt-set handcrafted,data-template --threat clean,T2 --limit 256
-  robustclip evaluate --prompt-set handcrafted,caltech-advpt,caltech-coop --data pictures/caltech-101 --transfer-matrix --eps 1/255 --limit 128
+  robustclip evaluate --prompt-set handcrafted --data pictures/caltech-101 --threat clean,T0,T2 \\
+      --eps 2/255 --limit 256
+  robustclip evaluate --prompt-set handcrafted,caltech-apt-{EVERY_SEED} --seed 0,1,2 \\
+      --data pictures/caltech-101 --threat T1,T2,T3 --dry-run
+  robustclip evaluate --prompt-set handcrafted,caltech-advpt --data pictures/caltech-101 --threat T2 \\
+      --defense none --defense jpeg:75,bit_depth:4
+  robustclip evaluate --prompt-set handcrafted,caltech-advpt --data pictures/caltech-101 \\
+      --classes base,new --among these --threat clean,T2
+  robustclip evaluate --preset local --data pictures --prompt-set handcrafted,data-template \\
+      --threat clean,T2 --limit 256
+  robustclip evaluate --prompt-set handcrafted,caltech-advpt,caltech-coop --data pictures/caltech-101 \\
+      --transfer-matrix --eps 1/255 --limit 128
 """
 _OPTIONS = {
     "backbones": "backbone",
@@ -51,56 +64,100 @@ _OPTIONS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     def several(option: str, default: str | None, text: str) -> None:
         shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(option, action="append", required=default is None, metavar="VALUE", help=(text + shown).replace("%", "%%"))
+        parser.add_argument(
+            option,
+            action="append",
+            required=default is None,
+            metavar="VALUE",
+            help=(text + shown).replace("%", "%%"),
+        )
 
     def one(option: str, default: Any, text: str) -> None:
-        parser.add_argument(option, default=default, metavar="VALUE", help=f"{text} (default: {'none' if default is None else default})")
+        parser.add_argument(
+            option,
+            default=default,
+            metavar="VALUE",
+            help=f"{text} (default: {'none' if default is None else default})",
+        )
 
-    several("--backbone", DEFAULT_BACKBONE, "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository")
+    several(
+        "--backbone",
+        DEFAULT_BACKBONE,
+        "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository",
+    )
     one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
     several(
         "--prompt-set",
         "handcrafted",
-        f'NAME, NAME@VERSION, or a template such as "a photo of a {{}}." (on its own: repeat the option); a {EVERY_SEED} in a name is the seed; '
+        f'NAME, NAME@VERSION, or a template such as "a photo of a {{}}." (on its own: repeat the option); a '
+        f"{EVERY_SEED} in a name is the seed; "
         f"{DATA_TEMPLATE} is what --template or the preset says",
     )
     several(
         "--data",
         None,
-        "folder of Parquet files with classes.txt, or of class folders of pictures, or torchvision:NAME; with --preset, what holds them",
+        "folder of Parquet files with classes.txt, or of class folders of pictures, or torchvision:NAME; "
+        "with --preset, what holds them",
     )
-    several("--preset", "none", f"data sets, splits and words of the literature: {', '.join(facts().presets)}")
+    several(
+        "--preset", "none", f"data sets, splits and words of the literature: {', '.join(facts().presets)}"
+    )
     several("--only", "all", "with --preset, some of its data sets")
-    parser.add_argument("--download", action="store_true", help="with --preset: let torchvision fetch what --data does not hold")
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="with --preset: let torchvision fetch what --data does not hold",
+    )
     one(
         "--split",
         "test",
-        "without --preset, a split of the data; train:validation is the tenth of train that training holds out; all: class folders without splits",
+        "without --preset, a split of the data; train:validation is the tenth of train that training holds "
+        "out; all: class folders without splits",
     )
     several(
-        "--classes", "all of them", "base or new, the two halves of the labels, or a file of class names, one a line, `name` or `name = other words`"
+        "--classes",
+        "all of them",
+        "base or new, the two halves of the labels, or a file of class names, one a line, `name` or `name = "
+        "other words`",
     )
     one("--among", "all", "with --classes, the labels to choose from: all of the data set's, or only these")
     parser.add_argument(
         "--template",
         action="append",
         metavar="WORDS",
-        help=f"without --preset, what T1 takes for the learned text; repeat it for an average (default: {HANDCRAFTED_TEMPLATE})",
+        help=f"without --preset, what T1 takes for the learned text; repeat it for an average (default: "
+        f"{HANDCRAFTED_TEMPLATE})",
     )
     several("--threat", "clean", f"of {', '.join(THREATS)}")
     several("--eps", "1/255", "radius of the attack (Linf, pixel units)")
-    parser.add_argument("--defense", action="append", metavar="CHAIN", help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})")
+    parser.add_argument(
+        "--defense",
+        action="append",
+        metavar="CHAIN",
+        help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})",
+    )
     several("--seed", "0", "all randomness of attacks and defenses")
     one("--strength", "standard", "of T3's ensemble: quick, standard or thorough")
-    one("--steps", T2_STEPS, "of T2's attack; other numbers on train:validation, to choose settings by (20), and behind dear defenses")
+    one(
+        "--steps",
+        T2_STEPS,
+        "of T2's attack; other numbers on train:validation, to choose settings by (20), and behind dear "
+        "defenses",
+    )
     one("--restarts", 1, "random starts of T2's attack, a picture falls to any of them")
     parser.add_argument(
         "--draws",
         metavar="VALUE",
-        help=f"of a randomized defense, behind each gradient of T2 and each query of black-box (default: {GRADIENT_DRAWS} and {QUERY_DRAWS})",
+        help=f"of a randomized defense, behind each gradient of T2 and each query of black-box (default: "
+        f"{GRADIENT_DRAWS} and {QUERY_DRAWS})",
     )
     one("--queries", QUERIES, "of black-box, at most")
-    one("--search", "float32", "precision in which T2 and T3 search, or bfloat16: faster on recent processors; float32 judges what is found")
+    one(
+        "--search",
+        "float32",
+        "precision in which T2 and T3 search, or bfloat16: faster on recent processors; float32 judges what "
+        "is found",
+    )
     several("--surrogate", "none", "what T0b attacks instead: efficientnet-lite0, or another backbone")
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
@@ -109,14 +166,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     one("--device", "cpu", "torch device, such as cuda")
     parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run has measured")
     parser.add_argument(
-        "--dry-run", action="store_true", help="only say what would be measured, its charged passes at most, and about how long it takes"
+        "--dry-run",
+        action="store_true",
+        help="only say what would be measured, its charged passes at most, and about how long it takes",
     )
     parser.add_argument(
-        "--transfer-matrix", action="store_true", help="instead of threat levels: pictures attacked against each prompt set, judged under each"
+        "--transfer-matrix",
+        action="store_true",
+        help="instead of threat levels: pictures attacked against each prompt set, judged under each",
     )
-    parser.add_argument("--html", metavar="FILE", type=Path, help="also write a page with tables and curves over the radius")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="also write a page with tables and curves over the radius"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--per-picture", action="store_true", help="in the JSON: which pictures, and which of them were right")
+    parser.add_argument(
+        "--per-picture", action="store_true", help="in the JSON: which pictures, and which of them were right"
+    )
 
 
 def read_question(arguments: argparse.Namespace) -> Question:
@@ -126,7 +191,11 @@ def read_question(arguments: argparse.Namespace) -> Question:
     values = {
         "backbones": _words(arguments.backbone or [DEFAULT_BACKBONE]),
         "pretrained": arguments.pretrained,
-        "prompt_sets": [word for value in arguments.prompt_set or ["handcrafted"] for word in ([value] if "{" in value else _words([value]))],
+        "prompt_sets": [
+            word
+            for value in arguments.prompt_set or ["handcrafted"]
+            for word in ([value] if "{" in value else _words([value]))
+        ],
         "data": _sources(arguments),
         "threats": _words(arguments.threat or ["clean"]),
         "eps": _words(arguments.eps or ["1/255"]),
@@ -135,13 +204,28 @@ def read_question(arguments: argparse.Namespace) -> Question:
         "surrogates": _words(arguments.surrogate or []),
         **{
             name: getattr(arguments, name)
-            for name in ("strength", "steps", "restarts", "draws", "queries", "search", "limit", "batch", "store", "runs")
+            for name in (
+                "strength",
+                "steps",
+                "restarts",
+                "draws",
+                "queries",
+                "search",
+                "limit",
+                "batch",
+                "store",
+                "runs",
+            )
         },
         "device": check_device(arguments.device),
     }
     question = read_fields(Question, values, command="evaluate", named=_option)
     if question.pretrained and len(question.backbones) > 1:
-        raise InvalidInput("weights are for one backbone.", field="--pretrained", help="Name one backbone, or use embedded ones.")
+        raise InvalidInput(
+            "weights are for one backbone.",
+            field="--pretrained",
+            help="Name one backbone, or use embedded ones.",
+        )
     return question
 
 
@@ -154,8 +238,14 @@ def _option(field: str) -> str:
 def _sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.preset is not None:
         return _preset_sources(arguments)
-    folders = [word for value in arguments.data for word in ([value] if Path(value).exists() else _words([value]))]
-    classes = [word for value in arguments.classes or [] for word in ([value] if Path(value).exists() else _words([value]))]
+    folders = [
+        word for value in arguments.data for word in ([value] if Path(value).exists() else _words([value]))
+    ]
+    classes = [
+        word
+        for value in arguments.classes or []
+        for word in ([value] if Path(value).exists() else _words([value]))
+    ]
     chosen = [{"classes": name, "among": arguments.among} for name in classes] or [{"among": arguments.among}]
     common = {"split": arguments.split, "templates": arguments.template or [HANDCRAFTED_TEMPLATE]}
     return [{"folder": folder, **common, **some} for folder, some in itertools.product(folders, chosen)]
@@ -168,7 +258,9 @@ def _preset_sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise InvalidInput("one preset below one folder is measured at a time.", field="--preset")
     for option, given in (("--template", arguments.template), ("--classes", arguments.classes)):
         if given:
-            raise InvalidInput(f"a preset decides what {option} says.", field=option, help="Leave one of them out.")
+            raise InvalidInput(
+                f"a preset decides what {option} says.", field=option, help="Leave one of them out."
+            )
     sources = preset_sources(presets[0], Path(arguments.data[0]), only=only, downloading=arguments.download)
     return [source.model_dump() for source in sources]
 

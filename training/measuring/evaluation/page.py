@@ -1,4 +1,6 @@
-"""An evaluation as one HTML page that needs nothing else: a curve over the radius for each prompt set, every row, every check, every difference."""
+"""An evaluation as one HTML page that needs nothing else: a curve over the radius for each prompt set, every
+row, every check, every difference.
+"""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,36 +16,53 @@ _PAGE_STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; margin: .5rem 0 1.5rem }
-td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #8884 } code { overflow-wrap: anywhere }
+td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid \
+#8884 } code { overflow-wrap: anywhere }
 """
 _CHART_BY = ("backbone", "data", "split", "classes", "defense")
 
 
 def evaluation_page(found: Facts) -> str:
-    """The whole page of what `robustclip evaluate --json` prints. Everything that came from outside is escaped."""
+    """The whole page of what `robustclip evaluate --json` prints. Everything that came from outside is
+    escaped.
+    """
     results: Sequence[Facts] = found["results"]
     checks: Sequence[Facts] = [check for check in found.get("checks", ()) if check["fired"]]
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width">',
         f"<title>Evaluation</title><style>{_PAGE_STYLE}{STYLE}</style></head><body><h1>Evaluation</h1>",
         *(_headline(facts) for facts in found.get("headlines", ())),
         "<p>Nobody measured T3: there is no headline.</p>" if "headlines" not in found else "",
         "<h2>Over the radius</h2>",
         *_charts(results),
         "<h2>Every row</h2>",
-        _table(["data", "prompt set", "defense", "threat", "eps", "seed", "accuracy", "n", "command"], [_row(facts) for facts in results]),
+        _table(
+            ["data", "prompt set", "defense", "threat", "eps", "seed", "accuracy", "n", "command"],
+            [_row(facts) for facts in results],
+        ),
         "<h2>Masking checks</h2>",
         f"<p>{len(found.get('checks', ()))} checks, {len(checks)} fired.</p>",
-        _table(["check", "data", "prompt set", "what", "number", "threshold"], [_check(check) for check in checks]) if checks else "",
+        _table(
+            ["check", "data", "prompt set", "what", "number", "threshold"],
+            [_check(check) for check in checks],
+        )
+        if checks
+        else "",
         "<h2>Differences on the same pictures</h2>",
-        _table(["data", "threat", "eps", "a", "b", "a - b, points", "says"], [_difference(facts) for facts in _differences(found)]),
+        _table(
+            ["data", "threat", "eps", "a", "b", "a - b, points", "says"],
+            [_difference(facts) for facts in _differences(found)],
+        ),
         "</body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
 
 
 def _charts(results: Sequence[Facts]) -> list[str]:
-    """Accuracy over the radius, a chart for each data set and defense; clean accuracy is where the radius is 0. Seeds share their mean."""
+    """Accuracy over the radius, a chart for each data set and defense; clean accuracy is where the radius is
+    0. Seeds share their mean.
+    """
     groups: dict[tuple[str, ...], list[Facts]] = {}
     for facts in results:
         groups.setdefault(tuple(str(facts[name]) for name in _CHART_BY if name in facts), []).append(facts)
@@ -51,7 +70,9 @@ def _charts(results: Sequence[Facts]) -> list[str]:
     for about, group in groups.items():
         threats = list(dict.fromkeys(facts["threat"] for facts in group if facts["threat"] != "clean"))
         names = list(dict.fromkeys(facts["prompt_set"] for facts in group))
-        curves = [Curve(f"{name}, {threat}", _points(group, name, threat)) for name in names for threat in threats]
+        curves = [
+            Curve(f"{name}, {threat}", _points(group, name, threat)) for name in names for threat in threats
+        ]
         figures.append(chart(", ".join(about), curves, across="radius, levels of 255", percent=True))
     return figures
 
@@ -65,10 +86,19 @@ def _points(group: Sequence[Facts], name: str, threat: str) -> list[tuple[float,
 
 
 def _headline(facts: Facts) -> str:
-    about = f"{facts['prompt_set']} on {facts['data']} ({facts['backbone']}, defense {facts['defense']}, seed {facts['seed']}) at {facts['eps']}"
+    about = (
+        f"{facts['prompt_set']} on {facts['data']} ({facts['backbone']}, defense {facts['defense']}, "
+        f"seed {facts['seed']}) at {facts['eps']}"
+    )
     if facts["refused"]:
-        return f"<p><strong>Inconclusive</strong>: {escape(about)}. No headline, because of {escape(', '.join(facts['refused']))}.</p>"
-    share = f"<strong>{facts['accuracy']:.1%}</strong> of {facts['n']} not broken by T3 ({facts['low']:.1%} to {facts['high']:.1%})"
+        return (
+            f"<p><strong>Inconclusive</strong>: {escape(about)}. No headline, because of "
+            f"{escape(', '.join(facts['refused']))}.</p>"
+        )
+    share = (
+        f"<strong>{facts['accuracy']:.1%}</strong> of {facts['n']} not broken by T3 ({facts['low']:.1%} "
+        f"to {facts['high']:.1%})"
+    )
     return f"<p>{share}: {escape(about)}.</p>"
 
 

@@ -1,4 +1,6 @@
-"""What an evaluation will cost, before it begins: its cells, charged passes (forward + 2 backward) at most, and a guess of the time."""
+"""What an evaluation will cost, before it begins: its cells, charged passes (forward + 2 backward) at most,
+and a guess of the time.
+"""
 
 import time
 from collections.abc import Sequence
@@ -27,7 +29,9 @@ _ROWS = 8  # of the trial that tells how long a pass takes
 
 
 class Planned(NamedTuple):
-    """One cell to come. `charged`: at most, its share of what is made once for several; 0 for what is `measured` already."""
+    """One cell to come. `charged`: at most, its share of what is made once for several; 0 for what is
+    `measured` already.
+    """
 
     subject: Subject
     threat: Threat
@@ -36,8 +40,11 @@ class Planned(NamedTuple):
     measured: bool
 
 
-def plan(question: Question, subjects: Sequence[Subject], *, fresh: bool = False, settled: set[str] | None = None) -> list[Planned]:
-    """The cells in the order of their measuring. Who is right untouched and who falls early is not known yet: the bill can only be lower.
+def plan(
+    question: Question, subjects: Sequence[Subject], *, fresh: bool = False, settled: set[str] | None = None
+) -> list[Planned]:
+    """The cells in the order of their measuring. Who is right untouched and who falls early is not known yet:
+    the bill can only be lower.
 
     `settled` remembers what was billed already, for plans of several questions together.
     """
@@ -56,7 +63,9 @@ def plan(question: Question, subjects: Sequence[Subject], *, fresh: bool = False
 
 def seconds_per_pass(clip: Clip) -> float:
     """How long a charged pass of a picture takes on this machine now, from a trial of two gradients."""
-    pixels = torch.rand(_ROWS, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0)).to(clip.device)
+    pixels = torch.rand(
+        _ROWS, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0)
+    ).to(clip.device)
     seeds = draw_seeds(0, _ROWS)
     with torch.no_grad():
         clean = encode_image(clip, pixels.flip(0))
@@ -102,13 +111,24 @@ def as_facts(planned: Planned) -> dict[str, object]:
 
 def duration(seconds: float) -> str:
     """How people say a time: "40 s", "12 min", "3.5 h"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _charged(question: Question, subject: Subject, threat: Threat, eps: float, settled: set[str]) -> int:
-    """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs them, and entered in `settled`."""
+    """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs
+    them, and entered in `settled`.
+    """
     n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
-    jury, draws = jury_of(subject.rule, randomized=subject.randomized), question.draws_at(threat) if subject.randomized else 1
+    jury, draws = (
+        jury_of(subject.rule, randomized=subject.randomized),
+        question.draws_at(threat) if subject.randomized else 1,
+    )
     defended = subject.classifier
     if threat == "clean":
         return price(defended, n * jury.draws).charged
@@ -117,7 +137,9 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     if threat == "T2":
         attack = PGD(ball=ball, steps=question.steps, starts=("random",), restarts=question.restarts)
         searched = attack.bill(n * draws)
-        again = Cost(searched.forward if question.search != "float32" else 0)  # near the boundary what was reduced is asked in full
+        again = Cost(
+            searched.forward if question.search != "float32" else 0
+        )  # near the boundary what was reduced is asked in full
         return judged + searched.plus(again).through(defended).charged
     if threat == "black-box":
         attack = black_box_attack(eps, queries=question.queries, randomized=subject.randomized)
@@ -129,7 +151,9 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
             if path.name not in settled and not path.exists():
                 settled.add(path.name)
                 within += _charged(question, subject, part, eps, settled)
-        ensemble = strong_ensemble(eps, question.strength, randomized=subject.randomized, search=question.search)
+        ensemble = strong_ensemble(
+            eps, question.strength, randomized=subject.randomized, search=question.search
+        )
         searched = ensemble.bill(n * draws, labels=labels, judged=subject.randomized)
         if subject.randomized:  # the picture itself and what each variant of an attack finds
             candidates = 1 + sum(len(stage.variants) for stage in ensemble.stages(labels))
@@ -143,7 +167,17 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
     }[threat]
     own_tower = threat == "T1" and subject.prompts.visual is not None
     own = threat == "static" or own_tower
-    once = repr((subject.backbone, subject.source, n, threat, eps, subject.pictures.seed, subject.prompts.digest() if own else None))
+    once = repr(
+        (
+            subject.backbone,
+            subject.source,
+            n,
+            threat,
+            eps,
+            subject.pictures.seed,
+            subject.prompts.digest() if own else None,
+        )
+    )
     if once in settled:
         return judged
     settled.add(once)

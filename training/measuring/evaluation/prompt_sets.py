@@ -26,9 +26,11 @@ class AskedSet(NamedTuple):
 
 
 def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) -> AskedSet:
-    """What a prompt set option means: templates with `{}`, | between them, or a set of the store, or a shipped one.
+    """What a prompt set option means: templates with `{}`, | between them, or a set of the store, or a
+    shipped one.
 
-    A set whose settings were chosen on other pictures than held-out ones is refused (`selection.check_carried`).
+    A set whose settings were chosen on other pictures than held-out ones is refused
+    (`selection.check_carried`).
     """
     if "{" in text or "}" in text:
         return AskedSet(text, Prompts(templates=tuple(text.split(TEMPLATES_APART))))
@@ -41,11 +43,20 @@ def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) ->
             continue
     else:
         known = sorted({name for place in stores for name in place.names(clip.fingerprint)})
-        raise UnknownPromptSet(f"there is no prompt set {text!r} for {clip.arch}.", field="--prompt-set", help=f"Known: {', '.join(known)}.")
+        raise UnknownPromptSet(
+            f"there is no prompt set {text!r} for {clip.arch}.",
+            field="--prompt-set",
+            help=f"Known: {', '.join(known)}.",
+        )
     if found.manifest.class_specific and found.manifest.labels != labels:
-        raise InvalidInput(f"{found.ref} has a context for each of its own labels, which are not those of the data.", field="--prompt-set")
+        raise InvalidInput(
+            f"{found.ref} has a context for each of its own labels, which are not those of the data.",
+            field="--prompt-set",
+        )
     carried = check_carried(found.manifest.objective, ref=str(found.ref))
-    return AskedSet(str(found.ref), found.prompts, found.manifest.labels, None if carried is None else carried.digest)
+    return AskedSet(
+        str(found.ref), found.prompts, found.manifest.labels, None if carried is None else carried.digest
+    )
 
 
 def of_seed(asked: str, source: Source, seed: int) -> str:

@@ -1,4 +1,6 @@
-"""What `robustclip evaluate` is asked: prompt sets, pictures, threat levels, radii, defenses and seeds, which multiply."""
+"""What `robustclip evaluate` is asked: prompt sets, pictures, threat levels, radii, defenses and seeds, which
+multiply.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,9 +33,9 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 class Question(BaseModel):
     """What is to be measured. The tuples multiply; `eps` does not concern clean pictures.
 
-    `surrogates` are T0b's, `strength` is T3's, `steps` and `restarts` are T2's, `queries` black-box's; `draws` of a randomized defense are behind
-    each gradient of T2 and each query of black-box, None: as many as the level has. `search` is the precision in which T2 and T3 look for what
-    float32 then judges.
+    `surrogates` are T0b's, `strength` is T3's, `steps` and `restarts` are T2's, `queries` black-box's;
+    `draws` of a randomized defense are behind each gradient of T2 and each query of black-box, None: as many
+    as the level has. `search` is the precision in which T2 and T3 look for what float32 then judges.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,9 +71,13 @@ class Question(BaseModel):
         return self.draws if self.draws is not None and threat in ("T2", "black-box") else _own_draws(threat)
 
     def unusual(self, threat: Threat, *, randomized: bool) -> dict[str, int | str]:
-        """What the attacker takes that is not the level's own, by the names of the fields: it belongs to every number that comes of it."""
+        """What the attacker takes that is not the level's own, by the names of the fields: it belongs to
+        every number that comes of it.
+        """
         usual = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(threat, {})
-        taken: dict[str, int | str] = {name: getattr(self, name) for name, number in usual.items() if getattr(self, name) != number}
+        taken: dict[str, int | str] = {
+            name: getattr(self, name) for name, number in usual.items() if getattr(self, name) != number
+        }
         if threat in ("T2", "T3"):
             taken |= {"restarts": self.restarts} if self.restarts != 1 else {}
             taken |= {"search": self.search} if self.search != "float32" else {}
@@ -81,9 +87,14 @@ class Question(BaseModel):
 
 
 def effort_of(facts: Mapping[str, Any]) -> dict[str, int]:
-    """What the attack behind a row took, the most telling first: what the row names (`Question.unusual`), else the level's own."""
+    """What the attack behind a row took, the most telling first: what the row names (`Question.unusual`),
+    else the level's own.
+    """
     numbers = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(facts["threat"], {})
-    return {name: facts.get(name, number) for name, number in {**numbers, "draws": _own_draws(facts["threat"]), "restarts": 1}.items()}
+    return {
+        name: facts.get(name, number)
+        for name, number in {**numbers, "draws": _own_draws(facts["threat"]), "restarts": 1}.items()
+    }
 
 
 def _own_draws(threat: Threat) -> int:

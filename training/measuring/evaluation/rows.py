@@ -1,6 +1,7 @@
 """Prompt sets x data x threat levels x seeds -> rows of numbers, each with what reproduces it.
 
-It computes; `command.py` reads options and prints, `comparison.py` and `checks.py` say what follows from the rows.
+It computes; `command.py` reads options and prints, `comparison.py` and `checks.py` say what follows from the
+rows.
 """
 
 import itertools
@@ -27,7 +28,15 @@ from robustclip.types import Progress
 from training.data.labelled import LabelledImages
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.measuring.evaluation.cells import cell_path, forget, forget_parts, keep, packed, parts_of, recall
+from training.measuring.evaluation.cells import (
+    cell_path,
+    forget,
+    forget_parts,
+    keep,
+    packed,
+    parts_of,
+    recall,
+)
 from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.measuring.evaluation.question import NO_DEFENSE, Question, Threat
 from training.threats.defended import measure_black_box, measure_static
@@ -40,7 +49,9 @@ SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compar
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A prompt set on a backbone, behind a defense, on some pictures, with a seed. `asked`: how the prompt set was asked for."""
+    """A prompt set on a backbone, behind a defense, on some pictures, with a seed. `asked`: how the prompt
+    set was asked for.
+    """
 
     backbone: str
     clip: Clip
@@ -70,7 +81,9 @@ class Subject:
 
 
 class Row(NamedTuple):
-    """One number with its facts, as JSON; how its prompt set was asked for; the pictures behind it, by folder and name; whether each was right."""
+    """One number with its facts, as JSON; how its prompt set was asked for; the pictures behind it, by folder
+    and name; whether each was right.
+    """
 
     facts: dict[str, Any]
     asked: str
@@ -80,38 +93,66 @@ class Row(NamedTuple):
 
 
 def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = None) -> list[Subject]:
-    """Everything that is to be measured, opened. Raises InvalidInput and its siblings for whatever can't be, before anything is computed.
+    """Everything that is to be measured, opened. Raises InvalidInput and its siblings for whatever can't be,
+    before anything is computed.
 
-    `known` prompt sets are taken as they are, whatever the store holds under their names: those that are only to be learned.
+    `known` prompt sets are taken as they are, whatever the store holds under their names: those that are only
+    to be learned.
     """
     for text in question.defenses:
         parse_defenses(text, field="--defense")
     if any(threat != "clean" and eps <= 0 for threat, eps in question.conditions()):
-        raise InvalidInput("expected a radius above 0 for an attack, found 0.", field="--eps", help='Write it like "4/255", or ask for clean.')
+        raise InvalidInput(
+            "expected a radius above 0 for an attack, found 0.",
+            field="--eps",
+            help='Write it like "4/255", or ask for clean.',
+        )
     if ("T0b" in question.threats) != bool(question.surrogates):
-        raise InvalidInput("T0b needs a surrogate to attack, and a surrogate serves T0b alone.", field="--surrogate", help="Name both or neither.")
+        raise InvalidInput(
+            "T0b needs a surrogate to attack, and a surrogate serves T0b alone.",
+            field="--surrogate",
+            help="Name both or neither.",
+        )
     _refuse_weak_attacks(question)
     opened = [source.open() for source in question.data]
     subjects: list[Subject] = []
-    for backbone, (source, data) in itertools.product(question.backbones, zip(question.data, opened, strict=True)):
+    for backbone, (source, data) in itertools.product(
+        question.backbones, zip(question.data, opened, strict=True)
+    ):
         clip = load_clip(backbone, question.pretrained, device=question.device)
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
         encoder = TorchImageEncoder(clip)
-        for asked, defense, seed in itertools.product(question.prompt_sets, question.defenses, question.seeds):
+        for asked, defense, seed in itertools.product(
+            question.prompt_sets, question.defenses, question.seeds
+        ):
             name = of_seed(asked, source, seed)
-            found = known[name] if known and name in known else load_prompts(name, clip, data.labels, question.store)
-            classifier = Defended(
-                zero_shot(clip, found.prompts, data.labels, encoder=encoder), bind_chain(parse_defenses(defense, field="--defense"), encoder)
+            found = (
+                known[name]
+                if known and name in known
+                else load_prompts(name, clip, data.labels, question.store)
             )
-            pictures = Pictures(data, indices, seed, question.runs / "cache", question.batch, source.templates)
+            classifier = Defended(
+                zero_shot(clip, found.prompts, data.labels, encoder=encoder),
+                bind_chain(parse_defenses(defense, field="--defense"), encoder),
+            )
+            pictures = Pictures(
+                data, indices, seed, question.runs / "cache", question.batch, source.templates
+            )
             subjects.append(Subject(backbone, clip, source, pictures, asked, found, defense, classifier))
     return subjects
 
 
 def answer(
-    question: Question, subjects: Sequence[Subject], *, progress: Progress, fresh: bool = False, only_kept: bool = False, wait: bool = True
+    question: Question,
+    subjects: Sequence[Subject],
+    *,
+    progress: Progress,
+    fresh: bool = False,
+    only_kept: bool = False,
+    wait: bool = True,
 ) -> Iterator[Row]:
-    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run; `only_kept` leaves out what was not measured yet.
+    """The rows, as they are measured or, unless `fresh`, recalled from an earlier run; `only_kept` leaves out
+    what was not measured yet.
 
     A cell that another process is at is waited for, or left out unless `wait`.
     """
@@ -123,22 +164,38 @@ def answer(
         if only_kept and not cell_of(question, subject, threat, eps)[0].exists():
             continue
 
-        def named(done: int, total: int, what: str, *, about: str = f"{subject.source.name} {subject.prompt_set} {radius_text(eps)}") -> None:
+        def named(
+            done: int,
+            total: int,
+            what: str,
+            *,
+            about: str = f"{subject.source.name} {subject.prompt_set} {radius_text(eps)}",
+        ) -> None:
             progress(done, total, f"{what} {about}")
 
         found = _measured(question, subject, threat, eps, named, wait=wait)
         if found is None:
             continue
         names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
-        yield Row(_facts(question, subject, threat, eps, found), subject.asked, subject.source.folder.resolve(), names, found.measured.correct)
+        yield Row(
+            _facts(question, subject, threat, eps, found),
+            subject.asked,
+            subject.source.folder.resolve(),
+            names,
+            found.measured.correct,
+        )
 
 
 def measured_on(clip: Clip, data: LabelledImages, indices: Tensor) -> str:
     """A digest of the pictures and the CLIP: rows that share it can be compared picture by picture."""
-    return json_digest({"clip": clip.fingerprint, "data": data.digest, "split": data.split, "indices": indices.tolist()})[:16]
+    return json_digest(
+        {"clip": clip.fingerprint, "data": data.digest, "split": data.split, "indices": indices.tolist()}
+    )[:16]
 
 
-def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) -> tuple[Path, dict[str, object]]:
+def cell_of(
+    question: Question, subject: Subject, threat: Threat, eps: float
+) -> tuple[Path, dict[str, object]]:
     """Where the answer about a subject under a condition is kept, and all that it depends on."""
     pictures = subject.pictures
     key: dict[str, object] = {
@@ -158,28 +215,47 @@ def cell_of(question: Question, subject: Subject, threat: Threat, eps: float) ->
         **({"templates": list(pictures.templates)} if threat in ("T0b", "T1", "T3") else {}),
         **({"strength": question.strength} if threat == "T3" else {}),
         **question.unusual(threat, randomized=subject.randomized),
-        **({"surrogates": {name: surrogate_fingerprint(name, question.device) for name in question.surrogates}} if threat == "T0b" else {}),
+        **(
+            {
+                "surrogates": {
+                    name: surrogate_fingerprint(name, question.device) for name in question.surrogates
+                }
+            }
+            if threat == "T0b"
+            else {}
+        ),
     }
     return cell_path(question.runs / "evaluate", key), key
 
 
 def _refuse_weak_attacks(question: Question) -> None:
-    """Fewer steps than T2's, or fewer draws, flatter a prompt set. A defense may be too dear for all of them: its rows say what they had."""
+    """Fewer steps than T2's, or fewer draws, flatter a prompt set. A defense may be too dear for all of them:
+    its rows say what they had.
+    """
     choosing = all(source.split == HELD_OUT for source in question.data)
-    if question.steps != T2_STEPS and ("T3" in question.threats or not (choosing or all(map(parse_defenses, question.defenses)))):
+    if question.steps != T2_STEPS and (
+        "T3" in question.threats or not (choosing or all(map(parse_defenses, question.defenses)))
+    ):
         raise InvalidInput(
-            f"T2 has {T2_STEPS} steps where it is reported without a defense; others are for choosing settings, and for dear defenses.",
+            f"T2 has {T2_STEPS} steps where it is reported without a defense; others are for choosing "
+            f"settings, and for dear defenses.",
             field="--steps",
             help=f"Leave it out, or measure on --split {HELD_OUT}, or behind --defense alone, without T3.",
         )
     if question.draws is not None and "T3" in question.threats:
         raise InvalidInput(
-            "T3 is the strongest attack, with all its draws.", field="--draws", help="Leave it out, or ask for T2 and black-box without T3."
+            "T3 is the strongest attack, with all its draws.",
+            field="--draws",
+            help="Leave it out, or ask for T2 and black-box without T3.",
         )
 
 
-def _measured(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool) -> AtLevel | None:
-    """The cell, from wherever it is had; None if another process is at it, or at a part of it, and we don't `wait`."""
+def _measured(
+    question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool
+) -> AtLevel | None:
+    """The cell, from wherever it is had; None if another process is at it, or at a part of it, and we don't
+    `wait`.
+    """
     path, key = cell_of(question, subject, threat, eps)
     found = recall(path, len(subject.pictures.indices))
     if found is not None:
@@ -194,16 +270,30 @@ def _measured(question: Question, subject: Subject, threat: Threat, eps: float, 
     return found
 
 
-def _measure(question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool) -> AtLevel | None:
+def _measure(
+    question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool
+) -> AtLevel | None:
     clip, classifier, pictures = subject.clip, subject.classifier, subject.pictures
     jury, randomized = jury_of(subject.rule, randomized=subject.randomized), subject.randomized
     if threat == "T0b":
-        return measure_transfer(question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress)
+        return measure_transfer(
+            question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress
+        )
     if threat == "static":
         return measure_static(eps, clip, subject.prompts, classifier, pictures, jury=jury, progress=progress)
     if threat == "black-box":
         queries, draws = question.queries, question.draws_at(threat)
-        return measure_black_box(eps, clip, classifier, pictures, randomized=randomized, jury=jury, progress=progress, queries=queries, draws=draws)
+        return measure_black_box(
+            eps,
+            clip,
+            classifier,
+            pictures,
+            randomized=randomized,
+            jury=jury,
+            progress=progress,
+            queries=queries,
+            draws=draws,
+        )
     known: dict[Level, AtLevel] = {}
     for part in WITHIN_T3 if threat == "T3" else ():
         within = _measured(question, subject, part, eps, progress, wait=wait)
@@ -229,7 +319,9 @@ def _measure(question: Question, subject: Subject, threat: Threat, eps: float, p
     )
 
 
-def _facts(question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel) -> dict[str, Any]:
+def _facts(
+    question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel
+) -> dict[str, Any]:
     measured, source = found.measured, subject.source
     share = accuracy(measured.correct)
     return {
@@ -261,10 +353,14 @@ def _facts(question: Question, subject: Subject, threat: Threat, eps: float, fou
 
 
 def _seen(subject: Subject) -> dict[str, int | str]:
-    """How many of the names whose pictures are measured a set was trained on, and by which record its settings were chosen."""
+    """How many of the names whose pictures are measured a set was trained on, and by which record its
+    settings were chosen.
+    """
     learned_on, data = subject.found.learned_on, subject.pictures.data
     measured = {data.labels[target] for target in data.targets.unique().tolist()}
-    seen: dict[str, int | str] = {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
+    seen: dict[str, int | str] = (
+        {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
+    )
     return seen if subject.found.selection is None else {**seen, "selection": subject.found.selection}
 
 
@@ -274,14 +370,38 @@ def _command(question: Question, subject: Subject, threat: Threat, eps: float) -
     written = threat in ("T0b", "T1", "T3") and source.templates != (HANDCRAFTED_TEMPLATE,)
     words = ["robustclip", "evaluate", "--backbone", subject.backbone]
     words += ["--pretrained", question.pretrained] if question.pretrained else []
-    words += ["--prompt-set", subject.prompt_set, "--data", str(source.folder), "--split", source.split, "--threat", threat]
+    words += [
+        "--prompt-set",
+        subject.prompt_set,
+        "--data",
+        str(source.folder),
+        "--split",
+        source.split,
+        "--threat",
+        threat,
+    ]
     words += [] if source.classes is None else ["--classes", str(source.classes), "--among", source.among]
     words += [] if threat == "clean" else ["--eps", radius_text(eps)]
     words += [word for template in source.templates for word in ("--template", template)] if written else []
     words += ["--strength", question.strength] if threat == "T3" else []
-    words += [word for name, number in question.unusual(threat, randomized=subject.randomized).items() for word in (f"--{name}", str(number))]
-    words += [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)] if threat == "T0b" else []
+    words += [
+        word
+        for name, number in question.unusual(threat, randomized=subject.randomized).items()
+        for word in (f"--{name}", str(number))
+    ]
+    words += (
+        [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)]
+        if threat == "T0b"
+        else []
+    )
     words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
-    words += ["--limit", str(question.limit), "--seed", str(subject.pictures.seed), "--batch", str(question.batch)]
+    words += [
+        "--limit",
+        str(question.limit),
+        "--seed",
+        str(subject.pictures.seed),
+        "--batch",
+        str(question.batch),
+    ]
     words += ["--store", str(question.store), "--device", question.device, "--json"]
     return shlex.join(words)

@@ -1,4 +1,6 @@
-"""Tables of rows for the results page: a line a prompt set or a pair of them, a column a condition, with what a column's cells have in common."""
+"""Tables of rows for the results page: a line a prompt set or a pair of them, a column a condition, with what
+a column's cells have in common.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -11,22 +13,32 @@ Refused: TypeAlias = Mapping[tuple[str, ...], Sequence[str]]  # by `headline`: t
 
 
 class Column(NamedTuple):
-    """Rows of one condition on as many pictures: where a table measures some levels on fewer, they are no one column."""
+    """Rows of one condition on as many pictures: where a table measures some levels on fewer, they are no one
+    column.
+    """
 
     condition: str
     pictures: int
 
 
 def accuracies(rows: Sequence[Facts], refused: Refused) -> list[str]:
-    """Heads tell pictures and seeds where columns differ in them, a cell its seeds where it lacks one of its column's."""
+    """Heads tell pictures and seeds where columns differ in them, a cell its seeds where it lacks one of its
+    column's.
+    """
     seeds: dict[Column, dict[int, None]] = {}
     for row in sorted(rows, key=rank):
         seeds.setdefault(_column(row), {}).update(dict.fromkeys(_seeds(row)))
     differ = len(set(map(frozenset, seeds.values()))) > 1
-    heads = [head + (f", {seeds_words(own)}" if differ else "") for head, own in zip(_heads(seeds), seeds.values(), strict=True)]
+    heads = [
+        head + (f", {seeds_words(own)}" if differ else "")
+        for head, own in zip(_heads(seeds), seeds.values(), strict=True)
+    ]
     cells = {(subject(row), _column(row)): _cell(row, refused, seeds[_column(row)]) for row in rows}
     subjects = dict.fromkeys(map(subject, rows))
-    return [*table(["prompt set", *heads]), *(line([name, *(cells.get((name, column), "") for column in seeds)]) for name in subjects)]
+    return [
+        *table(["prompt set", *heads]),
+        *(line([name, *(cells.get((name, column), "") for column in seeds)]) for name in subjects),
+    ]
 
 
 def differences(paired: Sequence[Facts]) -> list[str]:

@@ -1,4 +1,6 @@
-"""Tables of defenses for the results page: a line a defense, a column a threat level, and in words which of them only look strong."""
+"""Tables of defenses for the results page: a line a defense, a column a threat level, and in words which of
+them only look strong.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -12,7 +14,9 @@ Key = TypeVar("Key")
 
 
 def defense_tables(content: Facts, *, chart: str) -> list[str]:
-    """The lines of all tables: of each prompt set, of what the prompt sets differ in, and of how many draws a gradient needs, with its `chart`."""
+    """The lines of all tables: of each prompt set, of what the prompt sets differ in, and of how many draws a
+    gradient needs, with its `chart`.
+    """
     names = {chain: name for name, chain in content["defenses"].items()}
     results: list[Facts] = content["results"]
     converging = _converging(results)
@@ -23,11 +27,20 @@ def defense_tables(content: Facts, *, chart: str) -> list[str]:
         lines += [f"### {heading}", "", *_levels(group, seen, names), "", *_sentences(seen, names), ""]
     for heading, group in _by(content.get("paired", ()), _pair).items():
         lines += [f"### {heading}", "", *_paired(group, names), ""]
-    return [*lines, *([*_draws(converging, names), f"![Pictures left standing over draws]({chart})", ""] if converging else [])]
+    return [
+        *lines,
+        *(
+            [*_draws(converging, names), f"![Pictures left standing over draws]({chart})", ""]
+            if converging
+            else []
+        ),
+    ]
 
 
 def draws_chart(content: Facts) -> str:
-    """How many pictures are left standing, over the draws behind a gradient, as an SVG file; nothing where no draws were varied."""
+    """How many pictures are left standing, over the draws behind a gradient, as an SVG file; nothing where no
+    draws were varied.
+    """
     names = {chain: name for name, chain in content["defenses"].items()}
     curves = [
         Curve(
@@ -43,12 +56,33 @@ def _levels(rows: Sequence[Facts], seen: Sequence[Facts], names: Mapping[str, st
     columns = {name: _shared(group) for name, group in _by(_ordered(rows), _column).items()}
     told = {_line_of(facts): facts for facts in seen}
     heads = [", ".join(filter(None, [name, effort(shared)])) for name, shared in columns.items()]
-    lines = table(["defense", "pictures", *heads, "static - worst", "only looks strong", "worst - worst without a defense"])
+    lines = table(
+        [
+            "defense",
+            "pictures",
+            *heads,
+            "static - worst",
+            "only looks strong",
+            "worst - worst without a defense",
+        ]
+    )
     for row_of, group in sorted(_by(rows, _line_of).items(), key=lambda found: _place(*found[0], names)):
-        cells = {_column(row): "; ".join(filter(None, [accuracy(row), effort(row, without=columns[_column(row)])])) for row in group}
+        cells = {
+            _column(row): "; ".join(filter(None, [accuracy(row), effort(row, without=columns[_column(row)])]))
+            for row in group
+        }
         facts = told.get(row_of)
         verdict = ["", "", ""] if facts is None else _verdict(facts)
-        lines.append(line([_name(row_of[0], names), str(row_of[1]), *(cells.get(column, "") for column in columns), *verdict]))
+        lines.append(
+            line(
+                [
+                    _name(row_of[0], names),
+                    str(row_of[1]),
+                    *(cells.get(column, "") for column in columns),
+                    *verdict,
+                ]
+            )
+        )
     return lines
 
 
@@ -57,20 +91,39 @@ def _sentences(seen: Sequence[Facts], names: Mapping[str, str]) -> Iterator[str]
     if not seen:
         return
     strong = [_name(facts["defense"], names) for facts in seen if facts["only_looks_strong"]]
-    yield f"- **Only look strong**: {', '.join(strong)}." if strong else "- None of them is shown to look stronger than it is."
+    yield (
+        f"- **Only look strong**: {', '.join(strong)}."
+        if strong
+        else "- None of them is shown to look stronger than it is."
+    )
     compared = [facts for facts in seen if facts["gain"] is not None]
     for holds in ("more", "less") if compared else ():
         shown = [_name(facts["defense"], names) for facts in compared if facts["holds"] == holds]
-        yield f"- Hold {holds} than no defense does, each under its worst attack: {', '.join(shown) or 'none is shown to'}."
+        yield (
+            f"- Hold {holds} than no defense does, each under its worst attack: "
+            f"{', '.join(shown) or 'none is shown to'}."
+        )
     for harder, words, claim in ((False, "less hard", "more"), (True, "harder", "less")):
-        found = [(facts, [part for part in facts["unequal"] if (part["taken"] > part["against"]) is harder]) for facts in compared]
-        unlike = [f"{_name(facts['defense'], names)} ({', '.join(map(_unlike, parts))})" for facts, parts in found if parts]
+        found = [
+            (facts, [part for part in facts["unequal"] if (part["taken"] > part["against"]) is harder])
+            for facts in compared
+        ]
+        unlike = [
+            f"{_name(facts['defense'], names)} ({', '.join(map(_unlike, parts))})"
+            for facts, parts in found
+            if parts
+        ]
         if unlike:
-            yield f"- Attacked {words} than no defense was, so that none of these is said to hold {claim}: {'; '.join(unlike)}."
+            yield (
+                f"- Attacked {words} than no defense was, so that none of these is said to hold {claim}: "
+                f"{'; '.join(unlike)}."
+            )
     if random := [_name(facts["defense"], names) for facts in seen if facts["random"]]:
         yield (
-            f"- Random, so that every judging has its luck: {', '.join(random)}. Their worst is the one attack that leaves least, also where no "
-            "defense is compared with them (T3 is judged several times and does not count). Of the others it is what all attacks together leave."
+            f"- Random, so that every judging has its luck: {', '.join(random)}. Their worst is the one "
+            f"attack that leaves least, also where no "
+            "defense is compared with them (T3 is judged several times and does not count). Of the others "
+            "it is what all attacks together leave."
         )
 
 
@@ -79,17 +132,30 @@ def _paired(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
     lines = table(["defense", "pictures", *columns])
     for own, group in sorted(_by(rows, _line_of).items(), key=lambda found: _place(*found[0], names)):
         cells = {_column(row): difference(row) for row in group}
-        lines.append(line([_name(own[0], names), str(own[1]), *(cells.get(column, "") for column in columns)]))
+        lines.append(
+            line([_name(own[0], names), str(own[1]), *(cells.get(column, "") for column in columns)])
+        )
     return lines
 
 
 def _draws(rows: Sequence[Facts], names: Mapping[str, str]) -> list[str]:
     """The same pictures, attacked by the mean of few draws and of many."""
     columns = sorted(set(map(_draws_of, rows)))
-    lines = ["### How many draws a gradient needs", "", *table(["left standing", *(f"{count} draw{'s' if count > 1 else ''}" for count in columns)])]
+    lines = [
+        "### How many draws a gradient needs",
+        "",
+        *table(["left standing", *(f"{count} draw{'s' if count > 1 else ''}" for count in columns)]),
+    ]
     for about, group in _by(rows, _without_draws).items():
         cells = {_draws_of(row): accuracy(row) for row in group}
-        lines.append(line([f"{_name(group[0]['defense'], names)}, {', '.join(about[1:])}", *(cells.get(count, "") for count in columns)]))
+        lines.append(
+            line(
+                [
+                    f"{_name(group[0]['defense'], names)}, {', '.join(about[1:])}",
+                    *(cells.get(count, "") for count in columns),
+                ]
+            )
+        )
     return [*lines, ""]
 
 
@@ -130,7 +196,11 @@ def _pair(row: Facts) -> str:
 
 def _shared(rows: Sequence[Facts]) -> Facts:
     """What all attacks of a column took alike, other than the level's own."""
-    return {name: rows[0][name] for name in UNUSUAL if all(row.get(name) == rows[0].get(name) for row in rows) and name in rows[0]}
+    return {
+        name: rows[0][name]
+        for name in UNUSUAL
+        if all(row.get(name) == rows[0].get(name) for row in rows) and name in rows[0]
+    }
 
 
 def _line_of(row: Facts) -> tuple[str, int]:
@@ -152,17 +222,25 @@ def _draws_of(row: Facts) -> int:
 
 
 def _verdict(facts: Facts) -> list[str]:
-    return [difference(facts), "yes" if facts["only_looks_strong"] else "", "" if facts["gain"] is None else _gain(facts)]
+    return [
+        difference(facts),
+        "yes" if facts["only_looks_strong"] else "",
+        "" if facts["gain"] is None else _gain(facts),
+    ]
 
 
 def _gain(facts: Facts) -> str:
     sides = {part["taken"] > part["against"] for part in facts["unequal"]}
     words = [f"attacked {'harder' if harder else 'less hard'}" for harder in sorted(sides)]
-    return "; ".join([difference({**facts["gain"], "n": facts["n"]}, claimed=facts["holds"] is not None), *words])
+    return "; ".join(
+        [difference({**facts["gain"], "n": facts["n"]}, claimed=facts["holds"] is not None), *words]
+    )
 
 
 def _unlike(part: Facts) -> str:
-    """What one side was attacked with more of. No defense has draws: they are held against the level's own."""
+    """What one side was attacked with more of. No defense has draws: they are held against the level's
+    own.
+    """
     own = "the level's own " if part["what"] == "draws" else ""
     return f"{part['threat']}: {effort({part['what']: part['taken']})} against {own}{part['against']}"
 

@@ -1,4 +1,6 @@
-"""Tables as Markdown, for the pages that are made from committed JSON. No tensors, so that a page is made in no time."""
+"""Tables as Markdown, for the pages that are made from committed JSON. No tensors, so that a page is made in
+no time.
+"""
 
 from collections.abc import Sequence
 

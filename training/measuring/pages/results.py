@@ -1,8 +1,10 @@
-"""The results page, made from committed JSON: `python -m training.measuring.pages.results [--check]` (`make results`, `make results-check`).
+"""The results page, made from committed JSON: `python -m training.measuring.pages.results [--check]` (`make
+results`, `make results-check`).
 
-Each `training/results/*.json` is what one `robustclip evaluate --json` or `robustclip certified --json` printed or `robustclip select` recorded, with
-a `title` and what it `says` added by hand, or what `robustclip suite` wrote from the declaration beside it. The page holds nothing that is not in
-those files, so a number can't drift from the command that made it.
+Each `training/results/*.json` is what one `robustclip evaluate --json` or `robustclip certified --json`
+printed or `robustclip select` recorded, with a `title` and what it `says` added by hand, or what `robustclip
+suite` wrote from the declaration beside it. The page holds nothing that is not in those files, so a number
+can't drift from the command that made it.
 """
 
 import argparse
@@ -24,34 +26,34 @@ from training.measuring.pages.wording import absent, condition, data_of, seeds_w
 
 FOLDER = Path(__file__).parents[2] / "results"
 PAGE = Path(__file__).parents[2] / "RESULTS.md"
-_INTRODUCTION = """# Results
-
-Made by `make results` from the JSON files in `results/`, which `robustclip evaluate`, `suite`, `certified` and `select` wrote; `make results-check`
-compares. Accuracy in per cent with Wilson's 95 % interval. *Paired* is the difference on the same pictures, in points, with its bootstrap interval
-and McNemar's exact p; it is bold where both exclude 0. `T0` attacks the image tower without prompts (blind to text, labels and defense), `T1` the
-deployed one under words that a person wrote, `T2` everything, `T3` everything by every means: it alone makes a headline, and a cell that a masking
-check contradicts is *inconclusive*. `static` attacks as `T2` does, but without the defense behind which its pictures are judged; `black-box` asks the
-deployed chain for scores and uses no gradient. Where an attack took other steps, draws or queries than the level's own, that stands beside it. Of
-fewer than 64 pictures there are counts, no percentages. Several seeds show their mean, its bootstrap interval over pictures and seeds, and their
-standard deviation. Every row's own command stands in its JSON.
-"""
+_INTRODUCTION = Path(__file__).with_name("introduction.md").read_text(encoding="utf-8")
 Facts: TypeAlias = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the results page, or compare it with what the JSON files say."""
-    parser = argparse.ArgumentParser(prog="python -m training.measuring.pages.results", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.measuring.pages.results", description=main.__doc__
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the JSON files (default: %(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not what the files make")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the page is not what the files make"
+    )
     arguments = parser.parse_args(argv)
     found = {path.stem: json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*.json"))}
     charts = {arguments.folder / _chart(name, content): _drawn(content) for name, content in found.items()}
-    for path, made in {arguments.page: render(found), **{path: chart for path, chart in charts.items() if chart}}.items():
+    for path, made in {
+        arguments.page: render(found),
+        **{path: chart for path, chart in charts.items() if chart},
+    }.items():
         if not arguments.check:
             write_atomically(path, made.encode())
         elif not path.is_file() or path.read_text() != made:
-            print(f"{path.name} is not what {arguments.folder.name}/*.json make: run `make results`.", file=sys.stderr)
+            print(
+                f"{path.name} is not what {arguments.folder.name}/*.json make: run `make results`.",
+                file=sys.stderr,
+            )
             return 1
     return 0
 
@@ -68,7 +70,14 @@ def _section(name: str, content: Facts) -> str:
         return selection_section(name, content)
     results: list[Facts] = content["results"]
     about = _about(results)
-    lines = [f"## {content['title']}", "", f"{'; '.join(about)} (`results/{name}.json`).", "", content["says"], ""]
+    lines = [
+        f"## {content['title']}",
+        "",
+        f"{'; '.join(about)} (`results/{name}.json`).",
+        "",
+        content["says"],
+        "",
+    ]
     groups = list(dict.fromkeys(map(group, results)))
     refused = {headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
     if _of_defenses(content):
@@ -85,7 +94,10 @@ def _section(name: str, content: Facts) -> str:
     lines += _checks(content)
     lines += _methods(content)
     lines += _trainings(content)
-    options = content.get("command") or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
+    options = (
+        content.get("command")
+        or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
+    )
     return "\n".join([*lines, "", f"    {options}", ""])
 
 
@@ -112,7 +124,10 @@ def _about(results: Sequence[Facts]) -> list[str]:
         counts: dict[str, list[int]] = {}
         for count, own in sorted(by_count.items()):
             counts.setdefault(seeds_words(sorted(own)), []).append(count)
-        on = [f"{' and '.join(f'{count:,}' for count in numbers)} pictures, {words}" for words, numbers in counts.items()]
+        on = [
+            f"{' and '.join(f'{count:,}' for count in numbers)} pictures, {words}"
+            for words, numbers in counts.items()
+        ]
         lines.append(f"{backbone}, {data}, {', '.join(on)}")
     return lines
 
@@ -129,15 +144,21 @@ def _cell(row: Facts) -> tuple[str, ...]:
 
 
 def _over_data(content: Facts) -> list[str]:
-    """Means over data sets and their differences, a table for each choice of data sets and seeds; and who has no mean, for want of which cells."""
+    """Means over data sets and their differences, a table for each choice of data sets and seeds; and who has
+    no mean, for want of which cells.
+    """
     groups: dict[str, dict[str, list[Facts]]] = {}
     for name in ("over_data", "paired_over_data", "left_out_over_data"):
         for row in content.get(name, ()):
-            about = f"{', '.join(row['data'])}: {row['backbone']}, {split_of(row)}, {seeds_words(row['seeds'])}"
+            about = (
+                f"{', '.join(row['data'])}: {row['backbone']}, {split_of(row)}, {seeds_words(row['seeds'])}"
+            )
             groups.setdefault(about, {}).setdefault(name, []).append(row)
     lines: list[str] = []
     for about, own in groups.items():
-        means, paired, left_out = (own.get(name, []) for name in ("over_data", "paired_over_data", "left_out_over_data"))
+        means, paired, left_out = (
+            own.get(name, []) for name in ("over_data", "paired_over_data", "left_out_over_data")
+        )
         tables = [*accuracies(means, {}), *differences(paired)] if means else ["Nobody has them all."]
         lines += ["", f"### Means over {about}", "", *tables, *_left_out(left_out)]
     return lines
@@ -149,7 +170,10 @@ def _left_out(rows: Sequence[Facts]) -> list[str]:
     for row in rows:
         missing = "; ".join(f"{part['data']}, {seeds_words(part['seeds'])}" for part in row["missing"])
         conditions.setdefault((subject(row), missing), []).append(condition(row))
-    lines = [f"- no mean of {name} under {', '.join(under)}: not measured on {missing}" for (name, missing), under in conditions.items()]
+    lines = [
+        f"- no mean of {name} under {', '.join(under)}: not measured on {missing}"
+        for (name, missing), under in conditions.items()
+    ]
     return [*([""] if lines else []), *lines]
 
 
@@ -160,13 +184,18 @@ def _methods(content: Facts) -> list[str]:
         return []
     lines = [
         "",
-        "What the methods are here: settings that are not an objective's own defaults (as published, or as we specify it), and what chose them.",
+        "What the methods are here: settings that are not an objective's own defaults (as published, or as "
+        "we specify it), and what chose them.",
         "",
     ]
     lines += table(["method", "objective", "settings", "chosen by"])
     for label, about in methods.items():
         settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
-        chosen = ": ".join(filter(None, [f"`{about['selection']}`", ", ".join(about["chosen"])])) if about["selection"] else ""
+        chosen = (
+            ": ".join(filter(None, [f"`{about['selection']}`", ", ".join(about["chosen"])]))
+            if about["selection"]
+            else ""
+        )
         lines.append(line([label, about["kind"], settings or "its own", chosen]))
     return lines
 
@@ -179,13 +208,17 @@ def _trainings(content: Facts) -> list[str]:
         cap = f"{content['max_passes']:,}"
         lines = [
             "",
-            f"Trainings, means over data sets and seeds; no method may take more than {cap} charged image passes (forward + 2 backward).",
+            f"Trainings, means over data sets and seeds; no method may take more than {cap} charged image "
+            f"passes (forward + 2 backward).",
             "",
         ]
         lines += table(["method", "trainings", "epochs", "charged passes", "text passes", "seconds"])
         for method in dict.fromkeys(row["method"] for row in trainings):
             own = [row for row in trainings if row["method"] == method]
-            means = [sum(row[name] for row in own) / len(own) for name in ("epochs", "charged", "text_passes", "seconds")]
+            means = [
+                sum(row[name] for row in own) / len(own)
+                for name in ("epochs", "charged", "text_passes", "seconds")
+            ]
             lines.append(line([method, str(len(own)), *(f"{mean:,.0f}" for mean in means)]))
     gaps = [f"- {sentence}" for sentence in absent(content.get("missing", ()))]
     return [*lines, *([""] if gaps else []), *gaps]
@@ -200,7 +233,11 @@ def _checks(content: Facts) -> list[str]:
     lines = ["", f"Masking checks: {content.get('checks_made', len(checks))}, {len(fired)} of them fired."]
     return [
         *lines,
-        *(f"- {check['id']} {check['name']}: {behind(check['prompt_set'], check)}, {data_of(check)}: {check['sentence']}." for check in fired),
+        *(
+            f"- {check['id']} {check['name']}: {behind(check['prompt_set'], check)}, {data_of(check)}: "
+            f"{check['sentence']}."
+            for check in fired
+        ),
     ]
 
 

@@ -1,4 +1,6 @@
-"""What `robustclip select` measured as a section of the results page: a line for each candidate, a column for each data set."""
+"""What `robustclip select` measured as a section of the results page: a line for each candidate, a column for
+each data set.
+"""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -15,14 +17,37 @@ def selection_section(name: str, content: Facts) -> str:
     candidates: list[Facts] = content["candidates"]
     numbers: list[Facts] = [number for candidate in candidates for number in candidate["numbers"]]
     data = list(dict.fromkeys(judged["data"] for judged in content["judged_on"]))
-    lines = [f"## {content['title']}", "", f"{_about(content, numbers)} (`results/{name}.json`).", "", content["says"], ""]
-    lines += table(["", "candidate", *(f"{place}: clean, T2" for place in data), "mean of clean", "mean of T2", "ahead of the first"])
+    lines = [
+        f"## {content['title']}",
+        "",
+        f"{_about(content, numbers)} (`results/{name}.json`).",
+        "",
+        content["says"],
+        "",
+    ]
+    lines += table(
+        [
+            "",
+            "candidate",
+            *(f"{place}: clean, T2" for place in data),
+            "mean of clean",
+            "mean of T2",
+            "ahead of the first",
+        ]
+    )
     for candidate in candidates:
         found = [_means(candidate["numbers"], place) for place in data]
         cells = ["" if place is None else f"{place['clean']:.1f}, {place['T2']:.1f}" for place in found]
-        over = [f"{mean(place[threat] for place in found if place):.1f}" if all(found) else "" for threat in ("clean", "T2")]
+        over = [
+            f"{mean(place[threat] for place in found if place):.1f}" if all(found) else ""
+            for threat in ("clean", "T2")
+        ]
         chosen = "chosen" if candidate["settings"] == content["chosen"] else ""
-        ahead: Facts | None = candidate["ahead"] and {"difference": candidate["ahead"]["value"], **candidate["ahead"], "mcnemar": None}
+        ahead: Facts | None = candidate["ahead"] and {
+            "difference": candidate["ahead"]["value"],
+            **candidate["ahead"],
+            "mcnemar": None,
+        }
         last = difference(ahead) if candidate["why"] is None else f"failed: {candidate['why']}"
         lines.append(line([chosen, _settings(candidate, candidates[0]), *cells, *over, last]))
     return "\n".join([*lines, "", f"    {content['command']}", ""])
@@ -33,21 +58,43 @@ def _about(content: Facts, numbers: Sequence[Facts]) -> str:
     radii = ", ".join(dict.fromkeys(number["eps"] for number in numbers if number["threat"] == "T2"))
     cap = f", at most {content['max_passes']:,} charged image passes each" if content["max_passes"] else ""
     attack = f"T2 at {radii} with {content['steps']} steps" if radii else "never measured"
-    return f"Chosen on held-out training pictures ({judged}): clean, {attack}; {content['shots']} shots, {seeds_words(content['seeds'])}{cap}"
+    return (
+        f"Chosen on held-out training pictures ({judged}): clean, {attack}; {content['shots']} shots, "
+        f"{seeds_words(content['seeds'])}{cap}"
+    )
 
 
 def _settings(candidate: Facts, first: Facts) -> str:
     """All settings of the first, of others what they have differently."""
     own: Mapping[str, Any] = candidate["settings"]
-    told = {name: value for name, value in own.items() if candidate is first or value != first["settings"].get(name)}
-    return ", ".join(f"{name} {'none' if value is None or value == '' else _value(value)}" for name, value in told.items())
+    told = {
+        name: value
+        for name, value in own.items()
+        if candidate is first or value != first["settings"].get(name)
+    }
+    return ", ".join(
+        f"{name} {'none' if value is None or value == '' else _value(value)}" for name, value in told.items()
+    )
 
 
 def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _means(numbers: Sequence[Facts], data: str) -> dict[str, float] | None:
     """Per cent, means over seeds; None where nothing was measured."""
     own = [row for row in numbers if row["data"] == data]
-    return {threat: 100 * mean(row["accuracy"] for row in own if row["threat"] == threat) for threat in ("clean", "T2")} if own else None
+    return (
+        {
+            threat: 100 * mean(row["accuracy"] for row in own if row["threat"] == threat)
+            for threat in ("clean", "T2")
+        }
+        if own
+        else None
+    )

@@ -10,7 +10,13 @@ Facts: TypeAlias = Mapping[str, Any]
 
 FEW = 64  # pictures: of fewer a percentage would say more than was measured
 # What a row names where an attack took other than the level's own, and how it is said.
-UNUSUAL = {"steps": "{} steps", "queries": "{} queries", "restarts": "{} starts", "draws": "{} draws", "search": "searched in {}"}
+UNUSUAL = {
+    "steps": "{} steps",
+    "queries": "{} queries",
+    "restarts": "{} starts",
+    "draws": "{} draws",
+    "search": "searched in {}",
+}
 
 _LEVELS = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
 
@@ -36,8 +42,14 @@ def seeds_words(seeds: Collection[int]) -> str:
 
 
 def absent(gaps: Sequence[Facts]) -> list[str]:
-    """A sentence for each thing that can't be had, with its reason, and one for all that was only not done yet."""
-    said = [f"not there: {gap['method']}, {gap['data']}, seed {gap['seed']}: {gap['why']}" for gap in gaps if not gap.get("pending")]
+    """A sentence for each thing that can't be had, with its reason, and one for all that was only not done
+    yet.
+    """
+    said = [
+        f"not there: {gap['method']}, {gap['data']}, seed {gap['seed']}: {gap['why']}"
+        for gap in gaps
+        if not gap.get("pending")
+    ]
     to_come: dict[str, set[int]] = {}
     for gap in gaps:
         if gap.get("pending"):
@@ -47,7 +59,9 @@ def absent(gaps: Sequence[Facts]) -> list[str]:
 
 
 def condition(row: Facts) -> str:
-    """The column that a row stands in: threat level and radius, and what the attack took where that is not the level's own."""
+    """The column that a row stands in: threat level and radius, and what the attack took where that is not
+    the level's own.
+    """
     return attacked(row, " " + row["eps"] if row["threat"] != "clean" else "")
 
 
@@ -70,11 +84,14 @@ def accuracy(row: Facts) -> str:
         return f"{round(row['accuracy'] * total)}/{total}{silent}"
     deviation = f"; sd {100 * row['deviation']:.1f}" if "deviation" in row else ""
     silent = f"; abstained {100 * row['abstained']:.1f}" if "abstained" in row else ""
-    return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation}{silent})"
+    return (
+        f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation}{silent})"
+    )
 
 
 def difference(row: Facts | None, *, claimed: bool = True) -> str:
-    """Points with the interval and, where there is one, the p-value, bold where both exclude 0; of few pictures how many of them.
+    """Points with the interval and, where there is one, the p-value, bold where both exclude 0; of few
+    pictures how many of them.
 
     One that is not `claimed` is never bold.
     """

@@ -10,9 +10,14 @@ from training.foundry.pretraining.corpus import Corpus
 
 @pytest.fixture(scope="session")
 def toys() -> Corpus:
-    """Two data sets that share a name; 60 pictures, twelve kept back. The teacher knows the first four names."""
+    """Two data sets that share a name; 60 pictures, twelve kept back. The teacher knows the first four
+    names.
+    """
     generator = np.random.default_rng(0)
-    names = Names(("cat", "dog", "fish", "lamp", "toy car"), {"animals": torch.tensor([0, 1, 2]), "things": torch.tensor([3, 4, 2])})
+    names = Names(
+        ("cat", "dog", "fish", "lamp", "toy car"),
+        {"animals": torch.tensor([0, 1, 2]), "things": torch.tensor([3, 4, 2])},
+    )
     source = torch.arange(60) % 2
     chosen = torch.arange(60) // 2 % 3
     return Corpus(

@@ -9,7 +9,10 @@ from training.foundry.hardening.attack import Strength
 
 def test_it_climbs_within_ball_and_box() -> None:
     generator = torch.Generator().manual_seed(0)
-    pixels, noise = torch.rand(4, 3, 8, 8, generator=generator), 2 * torch.rand(4, 3, 8, 8, generator=generator) - 1
+    pixels, noise = (
+        torch.rand(4, 3, 8, 8, generator=generator),
+        2 * torch.rand(4, 3, 8, 8, generator=generator) - 1,
+    )
     slope = torch.randn(3, 8, 8, generator=generator)
 
     def loss(inputs: Tensor) -> Tensor:
@@ -17,12 +20,17 @@ def test_it_climbs_within_ball_and_box() -> None:
 
     attacked = Strength.of(4 / 255, 2).attack(loss, pixels, noise)
     best = (pixels + 4 / 255 * slope.sign()).clamp(0, 1)
-    torch.testing.assert_close(attacked, best, atol=1e-6, rtol=0)  # two steps of a radius each cross the ball from any start
+    torch.testing.assert_close(
+        attacked, best, atol=1e-6, rtol=0
+    )  # two steps of a radius each cross the ball from any start
     assert not attacked.requires_grad
 
 
 def test_it_starts_where_the_noise_says() -> None:
-    pixels, noise = torch.full((2, 3, 4, 4), 0.5), torch.tensor([-1.0, 0.5])[:, None, None, None].expand(2, 3, 4, 4)
+    pixels, noise = (
+        torch.full((2, 3, 4, 4), 0.5),
+        torch.tensor([-1.0, 0.5])[:, None, None, None].expand(2, 3, 4, 4),
+    )
     found = Strength(0.1, 1, 1e-9).attack(lambda inputs: inputs.sum(dim=(1, 2, 3)), pixels, noise)
     assert found.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.4, 0.55], abs=1e-6)
 

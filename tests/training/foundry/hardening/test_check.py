@@ -25,7 +25,9 @@ def test_clean_accuracy_is_among_the_names_of_the_own_data_set(tiny: Clip, toys:
 
 def test_a_longer_attack_leaves_less_and_the_same_each_time(tiny: Clip, toys: Corpus) -> None:
     checker, tower = prepared(tiny, toys)
-    nothing, weak, strong = checker.robust(tower, Strength.of(1e-9, 1), Strength.of(1 / 255, 1), Strength.of(2 / 255, 20), pictures=10)
+    nothing, weak, strong = checker.robust(
+        tower, Strength.of(1e-9, 1), Strength.of(1 / 255, 1), Strength.of(2 / 255, 20), pictures=10
+    )
     assert nothing >= weak >= strong
     assert nothing > strong
     assert [strong] == checker.robust(tower, Strength.of(2 / 255, 20), pictures=10)

@@ -12,7 +12,21 @@ from robustclip.errors import InvalidInput, UnsupportedClip
 from robustclip.models.clip import Clip, load_clip
 from training.foundry.hardening.command import main
 
-SHORT = ["--backbone", "tiny", "--objective", "tecoa", "--samples", "64", "--batch", "32", "--bf16", "false", "--check-pictures", "3", "--cpu"]
+SHORT = [
+    "--backbone",
+    "tiny",
+    "--objective",
+    "tecoa",
+    "--samples",
+    "64",
+    "--batch",
+    "32",
+    "--bf16",
+    "false",
+    "--check-pictures",
+    "3",
+    "--cpu",
+]
 
 
 def options(data: Path, folder: Path) -> list[str]:
@@ -43,11 +57,17 @@ def test_the_file_says_how_it_was_made(hardened: Path, tiny: Clip) -> None:
     description = json.loads((hardened / "tiny-robust.json").read_text())
     assert description["text_of"] == "tiny"
     assert description["hardened"]["recipe"]["objective"] == "tecoa"
-    assert description["hardened"]["parent"] == {"arch": "tiny", "pretrained": "embedded", "fingerprint": tiny.fingerprint}
+    assert description["hardened"]["parent"] == {
+        "arch": "tiny",
+        "pretrained": "embedded",
+        "fingerprint": tiny.fingerprint,
+    }
 
 
 @pytest.mark.slow
-def test_a_hardened_backbone_can_be_hardened_further(hardened: Path, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_hardened_backbone_can_be_hardened_further(
+    hardened: Path, picture_folder: Path, tmp_path: Path
+) -> None:
     again = options(picture_folder, tmp_path)
     again[again.index("tiny")] = str(hardened / "tiny-robust.json")
     assert main(again) == 0
@@ -55,7 +75,9 @@ def test_a_hardened_backbone_can_be_hardened_further(hardened: Path, picture_fol
     load_clip(str(tmp_path / "tiny-robust.json"))
 
 
-def test_distilling_needs_a_teacher_and_says_what_to_do_without_one(picture_folder: Path, tmp_path: Path) -> None:
+def test_distilling_needs_a_teacher_and_says_what_to_do_without_one(
+    picture_folder: Path, tmp_path: Path
+) -> None:
     asked = ["distilled" if word == "tecoa" else word for word in options(picture_folder, tmp_path)]
     with pytest.raises(InvalidInput, match="Use tecoa, fare or pmg-aft") as refusal:
         main(asked)
@@ -70,11 +92,23 @@ def test_a_json_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_get_the_weights_of_one(hardened: Path, tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    run_two("import sys; from training.foundry.hardening.command import main; sys.exit(main(sys.argv[1:]))", *options(picture_folder, tmp_path))
-    one, two = (torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["visual"] for folder in (hardened, tmp_path))
+def test_two_processes_get_the_weights_of_one(
+    hardened: Path, tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
+    run_two(
+        "import sys; from training.foundry.hardening.command import main; sys.exit(main(sys.argv[1:]))",
+        *options(picture_folder, tmp_path),
+    )
+    one, two = (
+        torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["visual"]
+        for folder in (hardened, tmp_path)
+    )
     start = tiny.model.visual.state_dict()
-    apart, moved = (torch.stack([(one[name] - other[name]).norm() for name in one]).norm() for other in (two, start))
+    apart, moved = (
+        torch.stack([(one[name] - other[name]).norm() for name in one]).norm() for other in (two, start)
+    )
     assert (
         apart < 0.02 * moved
-    )  # rounding, which a sign of the attack or Adam's quotient can enlarge; other pictures would part them by about `moved`
+        # rounding, which a sign of the attack or Adam's quotient can enlarge; other pictures would part them
+        # by about `moved`
+    )

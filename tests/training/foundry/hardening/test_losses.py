@@ -18,7 +18,9 @@ class Random:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.weights = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
-        self.attacked, self.clean, self.original_attacked, self.original_clean = torch.randn(4, 6, 8, generator=generator).unbind()
+        self.attacked, self.clean, self.original_attacked, self.original_clean = torch.randn(
+            4, 6, 8, generator=generator
+        ).unbind()
         self.source = [0, 1, 0, 1, 0, 1]
         self.name = torch.tensor([0, 3, 2, 2, 1, 4])
         self.own = torch.tensor([[name in OWN[source] for name in range(5)] for source in self.source])
@@ -27,7 +29,14 @@ class Random:
     def loss(self, preset: Preset, *, batch: int = 6) -> dict[str, Tensor]:
         seen = Embeddings(self.attacked, self.clean, self.original_attacked, self.original_clean)
         targets = Targets(self.name, self.own, self.opinion)
-        return losses(preset, seen, Judge(self.weights, torch.tensor(SCALE)), targets, clean_targets=targets, batch=batch)
+        return losses(
+            preset,
+            seen,
+            Judge(self.weights, torch.tensor(SCALE)),
+            targets,
+            clean_targets=targets,
+            batch=batch,
+        )
 
     def logits(self, embeddings: Tensor, row: int) -> tuple[Tensor, int]:
         """Those of a row's own names, and where the right one stands among them."""
@@ -37,12 +46,20 @@ class Random:
 
     def cross_entropy(self, embeddings: Tensor, smoothing: float = 0.0) -> float:
         each = [self.logits(embeddings, row) for row in range(6)]
-        return sum(F.cross_entropy(z[None], torch.tensor([y]), label_smoothing=smoothing).item() for z, y in each) / 6
+        return (
+            sum(
+                F.cross_entropy(z[None], torch.tensor([y]), label_smoothing=smoothing).item() for z, y in each
+            )
+            / 6
+        )
 
     def summed_kl(self, reference: Tensor, prediction: Tensor) -> float:
         total = 0.0
         for row in range(6):
-            p, q = self.logits(reference, row)[0].softmax(dim=0), self.logits(prediction, row)[0].softmax(dim=0)
+            p, q = (
+                self.logits(reference, row)[0].softmax(dim=0),
+                self.logits(prediction, row)[0].softmax(dim=0),
+            )
             total += sum((a * (a / b).log()).item() for a, b in zip(p, q, strict=True))
         return total
 
@@ -54,13 +71,20 @@ class Random:
 def test_tecoa_is_the_cross_entropy_of_attacked_pictures() -> None:
     drawn = Random()
     found = drawn.loss(TECOA)
-    assert {name: term.item() for name, term in found.items()} == {"attacked": pytest.approx(drawn.cross_entropy(drawn.attacked), rel=1e-5)}
+    assert {name: term.item() for name, term in found.items()} == {
+        "attacked": pytest.approx(drawn.cross_entropy(drawn.attacked), rel=1e-5)
+    }
 
 
 def test_fare_is_the_squared_distance_of_raw_embeddings_from_the_original_of_the_clean_picture() -> None:
     drawn = Random()
-    expected = sum((a - b).square().sum().item() for a, b in zip(drawn.attacked, drawn.original_clean, strict=True)) / 6
-    assert {name: term.item() for name, term in drawn.loss(FARE).items()} == {"shift": pytest.approx(expected, rel=1e-5)}
+    expected = (
+        sum((a - b).square().sum().item() for a, b in zip(drawn.attacked, drawn.original_clean, strict=True))
+        / 6
+    )
+    assert {name: term.item() for name, term in drawn.loss(FARE).items()} == {
+        "shift": pytest.approx(expected, rel=1e-5)
+    }
 
 
 def test_pmg_aft_adds_two_divergences_that_are_summed_over_the_batch() -> None:
@@ -68,14 +92,19 @@ def test_pmg_aft_adds_two_divergences_that_are_summed_over_the_batch() -> None:
     assert {name: term.item() for name, term in drawn.loss(PMG_AFT).items()} == {
         "attacked": pytest.approx(drawn.cross_entropy(drawn.attacked), rel=1e-5),
         "consistency": pytest.approx(
-            drawn.summed_kl(drawn.original_attacked, drawn.attacked) + drawn.summed_kl(drawn.clean, drawn.attacked), rel=1e-4
+            drawn.summed_kl(drawn.original_attacked, drawn.attacked)
+            + drawn.summed_kl(drawn.clean, drawn.attacked),
+            rel=1e-4,
         ),
     }
 
 
 def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
     drawn = Random()
-    assert {name: term.item() for name, term in drawn.loss(Recipe(objective="distilled", clean=0.3).preset).items()} == {
+    assert {
+        name: term.item()
+        for name, term in drawn.loss(Recipe(objective="distilled", clean=0.3).preset).items()
+    } == {
         "attacked": pytest.approx(0.5 * drawn.cross_entropy(drawn.attacked, 0.05), rel=1e-4),
         "teacher": pytest.approx(0.5 * drawn.teaching(drawn.attacked), rel=1e-5),
         "clean": pytest.approx(0.15 * drawn.cross_entropy(drawn.clean, 0.05), rel=1e-4),
@@ -85,7 +114,9 @@ def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
 
 def test_a_summed_divergence_does_not_depend_on_how_a_batch_is_cut() -> None:
     drawn = Random()
-    assert drawn.loss(PMG_AFT, batch=12)["consistency"].item() == pytest.approx(2 * drawn.loss(PMG_AFT)["consistency"].item())
+    assert drawn.loss(PMG_AFT, batch=12)["consistency"].item() == pytest.approx(
+        2 * drawn.loss(PMG_AFT)["consistency"].item()
+    )
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -93,7 +124,9 @@ def test_only_the_exact_preset_lets_the_clean_answer_bend_toward_the_attacked_on
     drawn = Random()
     drawn.clean.requires_grad_()
     drawn.attacked.requires_grad_()
-    torch.stack(list(drawn.loss(PMG_AFT.model_copy(update={"detach_clean": detached})).values())).sum().backward()
+    torch.stack(
+        list(drawn.loss(PMG_AFT.model_copy(update={"detach_clean": detached})).values())
+    ).sum().backward()
     assert drawn.attacked.grad is not None
     assert drawn.attacked.grad.isfinite().all()
     assert (drawn.clean.grad is None) == detached

@@ -9,7 +9,12 @@ from training.foundry.hardening.recipe import Recipe, read_recipe
 
 
 def test_presets_go_by_their_names() -> None:
-    assert [Recipe(objective=name).preset for name in ("tecoa", "fare", "pmg-aft", "distilled")] == [TECOA, FARE, PMG_AFT, DISTILLED]
+    assert [Recipe(objective=name).preset for name in ("tecoa", "fare", "pmg-aft", "distilled")] == [
+        TECOA,
+        FARE,
+        PMG_AFT,
+        DISTILLED,
+    ]
 
 
 def test_the_clean_weight_scales_both_halves_and_zero_attacks_every_picture() -> None:
@@ -22,7 +27,13 @@ def test_the_clean_weight_scales_both_halves_and_zero_attacks_every_picture() ->
 
 def test_a_papers_recipe_is_the_papers_and_gives_way_to_what_is_asked() -> None:
     fare = read_recipe("papers", {"objective": "fare", "eps": "2/255"})
-    assert (fare.eps, fare.steps, fare.step, fare.rate, fare.weight_decay) == (2 / 255, 10, 1 / 255, 1e-5, 1e-4)
+    assert (fare.eps, fare.steps, fare.step, fare.rate, fare.weight_decay) == (
+        2 / 255,
+        10,
+        1 / 255,
+        1e-5,
+        1e-4,
+    )
     assert fare.samples == 20_000 * fare.batch == 20_000 * 128
     pmg_aft = read_recipe("papers", {"objective": "pmg-aft"})
     assert (pmg_aft.eps, pmg_aft.steps, pmg_aft.rate, pmg_aft.batch) == (1 / 255, 2, 5e-5, 256)
@@ -44,7 +55,9 @@ def test_a_step_of_its_own_replaces_the_usual_one() -> None:
         ({"objective": "fare", "clean": "0.5"}, None, "only distilled has a clean weight"),
     ],
 )
-def test_what_a_recipe_can_not_mean_is_refused_by_option(given: dict[str, str], field: str | None, message: str) -> None:
+def test_what_a_recipe_can_not_mean_is_refused_by_option(
+    given: dict[str, str], field: str | None, message: str
+) -> None:
     with pytest.raises(InvalidInput, match=message) as refusal:
         read_recipe("cpu", given)
     assert refusal.value.field == field

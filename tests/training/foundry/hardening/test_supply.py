@@ -29,11 +29,16 @@ def test_a_block_does_not_depend_on_who_draws_it_and_beside_what(toys: Corpus, a
     assert alone.noise.min() < -0.9
 
 
-def test_a_folder_keeps_a_tenth_of_each_class_back_and_answers_among_its_own_names(picture_folder: Path) -> None:
+def test_a_folder_keeps_a_tenth_of_each_class_back_and_answers_among_its_own_names(
+    picture_folder: Path,
+) -> None:
     supply = folder_supply(load_data(picture_folder, "train"), 32)
     own = [supply.names.texts[name] for name in supply.names.members[supply.sets[0]].tolist()]
     assert own == ["blue thing", "green thing", "red thing"]
-    assert [int(supply.validation[supply.name == name].sum()) for name in supply.names.members[supply.sets[0]].tolist()] == [1, 1, 1]
+    assert [
+        int(supply.validation[supply.name == name].sum())
+        for name in supply.names.members[supply.sets[0]].tolist()
+    ] == [1, 1, 1]
     assert supply.teacher is None
 
 

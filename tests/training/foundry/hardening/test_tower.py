@@ -21,7 +21,9 @@ def test_a_view_follows_what_the_tower_learns_and_asks_for_no_weight_gradients(t
     tower = ImageTower(tiny, bf16=False).frozen_copy()
     view, copy = tower.frozen_view(), tower.frozen_copy()
     tower.visual.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameter_groups(tower.visual.named_parameters(), rate=1e-2, stem_rate=1e-3, weight_decay=0.1))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(tower.visual.named_parameters(), rate=1e-2, stem_rate=1e-3, weight_decay=0.1)
+    )
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tower(pixels).square().mean().backward()
     optimizer.step()

@@ -13,7 +13,16 @@ from tuning import silent
 from robustclip.backbones import read_weights, write_weights
 from robustclip.errors import DataRefused, InvalidInput
 from robustclip.models.clip import Clip
-from training.foundry.pretraining.captions import HELD_OUT_SYNONYMS, TEMPLATES, Names, filler, gather_names, synonyms, vocabulary, worded
+from training.foundry.pretraining.captions import (
+    HELD_OUT_SYNONYMS,
+    TEMPLATES,
+    Names,
+    filler,
+    gather_names,
+    synonyms,
+    vocabulary,
+    worded,
+)
 from training.foundry.pretraining.corpus import TRAINING_SETS, Corpus, augment, build_corpus, cached_array
 
 
@@ -33,7 +42,11 @@ def test_captions_come_in_many_words_and_keep_the_name() -> None:
 
 def test_names_give_way_to_synonyms_and_never_to_held_out_ones() -> None:
     generator = torch.Generator().manual_seed(0)
-    texts = [text for _ in range(60) for text in worded(["cougar", "ladybug", "a brand-new toy"], generator, synonym_share=0.5)]
+    texts = [
+        text
+        for _ in range(60)
+        for text in worded(["cougar", "ladybug", "a brand-new toy"], generator, synonym_share=0.5)
+    ]
     for words in ("cougar", "mountain lion", "ladybug", "lady beetle", "a brand-new toy"):
         assert any(words in text for text in texts), words
     assert not [text for text in texts if "puma" in text or "ladybird" in text]
@@ -57,7 +70,11 @@ def test_the_vocabulary_is_plain_words() -> None:
 def test_fillers_stand_where_prompts_will_stand(tiny: Clip) -> None:
     assert filler(tiny, 0, torch.Generator()) is None
     fillers = [filler(tiny, 5, torch.Generator().manual_seed(seed)) for seed in range(60)]
-    spreads = [float(vectors.std()) for vectors in fillers if vectors is not None and vectors.shape == (1, 5, tiny.text_width)]
+    spreads = [
+        float(vectors.std())
+        for vectors in fillers
+        if vectors is not None and vectors.shape == (1, 5, tiny.text_width)
+    ]
     assert len(spreads) == 60
     assert sum(spread < 0.03 for spread in spreads) > 8
     assert sum(spread > 0.1 for spread in spreads) > 20
@@ -82,7 +99,9 @@ def test_a_cache_of_other_pictures_is_refused(tmp_path: Path) -> None:
             data,
             run,
             size=32,
-            teacher=lambda: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)),
+            teacher=lambda: torch.nn.Sequential(
+                torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)
+            ),
             seed=0,
             progress=silent,
         )
@@ -111,7 +130,9 @@ def test_a_cached_array_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         cached_array(path, (4, 3), np.float16, broken, silent, "x")
     assert not path.exists()
-    whole = cached_array(path, (4, 3), np.float16, lambda: iter([np.ones((2, 3)), np.zeros((2, 3))]), silent, "x")
+    whole = cached_array(
+        path, (4, 3), np.float16, lambda: iter([np.ones((2, 3)), np.zeros((2, 3))]), silent, "x"
+    )
     assert whole.sum() == 6
     assert cached_array(path, (4, 3), np.float16, broken, silent, "x").sum() == 6
 
@@ -121,4 +142,6 @@ def test_weights_survive_packing_to_what_their_precision_allows(tiny: Clip, tmp_
     restored: dict[str, Tensor] = read_weights(tmp_path / "tiny.safetensors")
     for name, tensor in tiny.model.state_dict().items():
         scale = tensor.abs().max()
-        assert (restored[name] - tensor).abs().max() <= scale * (0.5 / 127 + 1e-3 if "token" in name else 1e-3)
+        assert (restored[name] - tensor).abs().max() <= scale * (
+            0.5 / 127 + 1e-3 if "token" in name else 1e-3
+        )

@@ -27,7 +27,8 @@ from pretraining import RECIPE, trainer
 from training.processes import joined
 
 with joined("cpu") as processes:
-    trainer(Path(sys.argv[1]), RECIPE.model_copy(update={"precision": "float32"}), processes=processes).run_phases()
+    trainer(Path(sys.argv[1]), RECIPE.model_copy(update={"precision": "float32"}), \
+processes=processes).run_phases()
 """
 
 
@@ -48,21 +49,29 @@ def weights(run: Path, phase: str) -> Tensor:
 def differences(run: Path, other: Path, fresh: Path) -> dict[str, float]:
     """How far apart each phase ended, in lengths of the way there."""
     begun = trainer(fresh)
-    start = torch.cat([tensor.flatten() for part in (begun.model, begun.reading) for tensor in part.state_dict().values()])
+    start = torch.cat(
+        [tensor.flatten() for part in (begun.model, begun.reading) for tensor in part.state_dict().values()]
+    )
     ends = {phase: (weights(run, phase), weights(other, phase)) for phase in ROUNDING}
     return {phase: float((one - two).norm() / (one - start).norm()) for phase, (one, two) in ends.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["frozen", "joint"])
-def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, phase: Literal["frozen", "joint"]) -> None:
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(
+    tmp_path: Path, phase: Literal["frozen", "joint"]
+) -> None:
     gradients: list[Tensor] = []
     for parts in (1, 3):
         subject = trainer(tmp_path, EXACT, processes=Processes(torch.device("cpu"), parts=parts))
         subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
         subject._optimizer(phase)  # pyright: ignore[reportPrivateUsage]
         losses = subject._losses(phase, 0, 8)  # pyright: ignore[reportPrivateUsage]
-        learning = [parameter for parameter in (*subject.model.parameters(), *subject.reading.parameters()) if parameter.requires_grad]
+        learning = [
+            parameter
+            for parameter in (*subject.model.parameters(), *subject.reading.parameters())
+            if parameter.requires_grad
+        ]
         found = torch.autograd.grad(torch.stack(list(losses.values())).sum(), learning)
         gradients.append(torch.cat([gradient.flatten() for gradient in found]))
     whole, parted = gradients
@@ -95,7 +104,9 @@ def test_a_gpu_learns_what_a_cpu_learns(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_each_phase_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_in_each_phase_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("training.foundry.pretraining.run.CHECKPOINT_STEPS", 1)
     whole = trainer(tmp_path / "whole").run_phases()
 
@@ -118,13 +129,18 @@ def test_another_recipe_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None
     trainer(tmp_path / "run", one_phase).run_phases()
     with pytest.raises(InvalidInput, match="another rate"):
         trainer(tmp_path / "run", one_phase.model_copy(update={"rate": 1e-4})).run_phases()
-    trainer(tmp_path / "run", one_phase.model_copy(update={"joint_rate": 1e-4, "joint_samples": 4})).run_phases()
+    trainer(
+        tmp_path / "run", one_phase.model_copy(update={"joint_rate": 1e-4, "joint_samples": 4})
+    ).run_phases()
 
 
 @pytest.mark.slow
 def test_training_lowers_every_loss(tmp_path: Path) -> None:
     subject = trainer(
-        tmp_path / "run", RECIPE.model_copy(update={"frozen_samples": 8 * 40, "joint_samples": 0, "broad_samples": 0, "filler_share": 0.0})
+        tmp_path / "run",
+        RECIPE.model_copy(
+            update={"frozen_samples": 8 * 40, "joint_samples": 0, "broad_samples": 0, "filler_share": 0.0}
+        ),
     )
     subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
     before = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]

@@ -1,4 +1,6 @@
-"""`robustclip train-purifiers`: from a folder of pictures to networks that defend, and what they are worth."""
+"""`robustclip train-purifiers`: from a folder of pictures to networks that defend, and what they are
+worth.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +19,20 @@ from training.data.folders import load_data
 from training.foundry.purifying.command import main
 
 SHORT = [
-    *("--backbone", "tiny", "--samples", "32", "--batch", "16", "--size", "16", "--decoded", "32", "--check-pictures", "3"),
+    *(
+        "--backbone",
+        "tiny",
+        "--samples",
+        "32",
+        "--batch",
+        "16",
+        "--size",
+        "16",
+        "--decoded",
+        "32",
+        "--check-pictures",
+        "3",
+    ),
     *("--bf16", "false", "--cpu"),
 ]
 
@@ -27,7 +42,16 @@ def trained(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("purifiers")
     shapes = {"super_resolver": {"width": 8, "blocks": 1}, "denoiser": {"widths": [8], "middle": 0}}
     for kind, shape in shapes.items():
-        own = ["--only", kind, "--network", json.dumps({"kind": kind, **shape}), "--run", str(folder / "run"), "--out", str(folder)]
+        own = [
+            "--only",
+            kind,
+            "--network",
+            json.dumps({"kind": kind, **shape}),
+            "--run",
+            str(folder / "run"),
+            "--out",
+            str(folder),
+        ]
         assert main([*SHORT, *own, "--data", str(picture_folder)]) == 0
     return folder
 
@@ -51,8 +75,23 @@ def test_the_file_says_how_it_was_made(trained: Path, tiny: Clip) -> None:
         assert "untouched" in description["kept_back"]["readings"]
 
 
-def test_both_are_measured_on_any_pictures(trained: Path, picture_folder: Path, tiny: Clip, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--measure", "--data", str(picture_folder), "--split", "test", "--limit", "6", "--weights", str(trained), "--backbone", "tiny", "--cpu"]
+def test_both_are_measured_on_any_pictures(
+    trained: Path, picture_folder: Path, tiny: Clip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "--measure",
+        "--data",
+        str(picture_folder),
+        "--split",
+        "test",
+        "--limit",
+        "6",
+        "--weights",
+        str(trained),
+        "--backbone",
+        "tiny",
+        "--cpu",
+    ]
     assert main([*asked, "--json"]) == 1  # nobody learns anything in two steps
     found = json.loads(capsys.readouterr().out)
     assert found["command"].startswith("robustclip train-purifiers --measure")
@@ -61,7 +100,14 @@ def test_both_are_measured_on_any_pictures(trained: Path, picture_folder: Path, 
     denoiser = found["networks"]["denoiser"]
     assert denoiser["pictures"] == 6
     assert denoiser["digest"] == digest_of("denoiser", str(trained / "denoiser.json"))
-    assert set(denoiser["readings"]) == {"untouched", "noisy_0.1", "denoised_0.1", "noisy_0.25", "denoised_0.25", "purified"}
+    assert set(denoiser["readings"]) == {
+        "untouched",
+        "noisy_0.1",
+        "denoised_0.1",
+        "noisy_0.25",
+        "denoised_0.25",
+        "purified",
+    }
     assert denoiser["no_better"]
     main(asked)
     assert "bicubic" in capsys.readouterr().out
@@ -70,11 +116,28 @@ def test_both_are_measured_on_any_pictures(trained: Path, picture_folder: Path, 
 @pytest.mark.slow
 def test_two_processes_get_the_weights_of_one(picture_folder: Path, tmp_path: Path) -> None:
     shape = {"kind": "super_resolver", "width": 8, "blocks": 1}
-    asked = [*SHORT, "--samples", "64", "--batch", "32", "--only", "super_resolver", "--network", json.dumps(shape), "--data", str(picture_folder)]
+    asked = [
+        *SHORT,
+        "--samples",
+        "64",
+        "--batch",
+        "32",
+        "--only",
+        "super_resolver",
+        "--network",
+        json.dumps(shape),
+        "--data",
+        str(picture_folder),
+    ]
     assert main([*asked, "--run", str(tmp_path / "one"), "--out", str(tmp_path)]) == 0
     two = [*asked, "--run", str(tmp_path / "two"), "--out", str(tmp_path)]
-    run_two("import sys; from training.foundry.purifying.command import main; sys.exit(main(sys.argv[1:]))", *two)
-    found = [torch.load(tmp_path / run / "super_resolver" / "checkpoint.pt", weights_only=True)["network"] for run in ("one", "two")]
+    run_two(
+        "import sys; from training.foundry.purifying.command import main; sys.exit(main(sys.argv[1:]))", *two
+    )
+    found = [
+        torch.load(tmp_path / run / "super_resolver" / "checkpoint.pt", weights_only=True)["network"]
+        for run in ("one", "two")
+    ]
     alone, together = (weights["exit.weight"] for weights in found)  # which start from 0
     assert (alone - together).norm() < 0.1 * alone.norm()
 
@@ -86,7 +149,9 @@ def test_two_processes_get_the_weights_of_one(picture_folder: Path, tmp_path: Pa
         (["--only", "denoiser", "--network", '{"kind": "super_resolver"}'], InvalidInput, "--network"),
     ],
 )
-def test_options_that_mean_nothing_are_refused_by_name(options: list[str], error: type[InvalidInput], field: str, picture_folder: Path) -> None:
+def test_options_that_mean_nothing_are_refused_by_name(
+    options: list[str], error: type[InvalidInput], field: str, picture_folder: Path
+) -> None:
     with pytest.raises(error) as refusal:
         main(["--backbone", "tiny", "--data", str(picture_folder), *options])
     assert (refusal.value.field or "").startswith(field)

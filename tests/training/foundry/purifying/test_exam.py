@@ -11,7 +11,9 @@ from training.foundry.pretraining.corpus import Corpus
 from training.foundry.purifying.exam import Reading, examine, kept_back, shortcomings
 
 
-def test_untrained_networks_are_no_better_than_nothing_and_are_said_to_be(tiny: Clip, drawings: Corpus) -> None:
+def test_untrained_networks_are_no_better_than_nothing_and_are_said_to_be(
+    tiny: Clip, drawings: Corpus
+) -> None:
     exam = kept_back(drawings, tiny, 8, seed=0)
     enlarging = examine(build(SuperResolverShape(width=8, blocks=0)), exam)
     assert enlarging["network"] == enlarging["bicubic"]
@@ -23,7 +25,9 @@ def test_untrained_networks_are_no_better_than_nothing_and_are_said_to_be(tiny: 
     assert len(shortcomings(silent)) == 4
 
 
-def test_pictures_of_the_exam_were_kept_back_and_are_the_same_for_every_look(tiny: Clip, drawings: Corpus) -> None:
+def test_pictures_of_the_exam_were_kept_back_and_are_the_same_for_every_look(
+    tiny: Clip, drawings: Corpus
+) -> None:
     first, second = (kept_back(drawings, tiny, 8, seed=3) for _ in range(2))
     looked_at = first.pixels(torch.arange(8))
     assert torch.equal(looked_at, second.pixels(torch.arange(8)))
@@ -32,7 +36,11 @@ def test_pictures_of_the_exam_were_kept_back_and_are_the_same_for_every_look(tin
 
 
 def test_a_network_that_is_better_has_no_shortcomings() -> None:
-    readings = {"untouched": Reading(None, 60.0), "noisy_0.1": Reading(20.0, 30.0), "denoised_0.1": Reading(28.0, 50.0)}
+    readings = {
+        "untouched": Reading(None, 60.0),
+        "noisy_0.1": Reading(20.0, 30.0),
+        "denoised_0.1": Reading(28.0, 50.0),
+    }
     assert shortcomings(readings) == []
     (complaint,) = shortcomings(readings | {"denoised_0.1": Reading(28.0, 30.0)})
     assert complaint == "of denoised_0.1 pictures 30.0 % are named rightly, of noisy_0.1 ones 30.0 %"

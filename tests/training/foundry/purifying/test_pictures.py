@@ -29,7 +29,10 @@ def test_squares_have_the_asked_size_and_stay_in_range() -> None:
         assert cut.shape == (5, 3, 16, 16)
         assert 0 <= cut.min() <= cut.max() <= 1
     whole = squares(pixels, 32, torch.Generator().manual_seed(0))
-    assert all(torch.equal(one, picture) or torch.equal(one, picture.flip(-1)) for one, picture in zip(whole, pixels, strict=True))
+    assert all(
+        torch.equal(one, picture) or torch.equal(one, picture.flip(-1))
+        for one, picture in zip(whole, pixels, strict=True)
+    )
 
 
 def test_a_block_is_the_same_beside_any_others(drawings: Corpus) -> None:
@@ -44,12 +47,20 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
     own = open_supply(folders, tmp_path / "own", size=16, taught=False, progress=silent)
 
     def opinion() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000))
+        return torch.nn.Sequential(
+            torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)
+        )
 
-    theirs = corpus.build_corpus(folders, tmp_path / "theirs", size=16, teacher=opinion, seed=0, progress=silent)
+    theirs = corpus.build_corpus(
+        folders, tmp_path / "theirs", size=16, teacher=opinion, seed=0, progress=silent
+    )
     rows = torch.arange(len(theirs.name))
     assert torch.equal(own.pixels(rows), theirs.pixels(rows))
-    for mine, other in ((own.name, theirs.name), (own.source, theirs.source), (own.validation, theirs.validation)):
+    for mine, other in (
+        (own.name, theirs.name),
+        (own.source, theirs.source),
+        (own.validation, theirs.validation),
+    ):
         assert torch.equal(mine, other)
     assert own.names.texts == theirs.names.texts
     shared = tmp_path / "theirs" / "images-16-0.npy"

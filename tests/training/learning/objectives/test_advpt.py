@@ -16,12 +16,29 @@ def test_the_defaults_are_the_papers_preset() -> None:
 
 
 def test_the_switches_of_the_bank_reach_the_attack() -> None:
-    attack = AdvPT.model_validate({"eps": "1/255", "steps": 5, "step": "0.5/255", "start": "symmetric"}).attack()
-    assert (attack.ball.radius, attack.steps, attack.step, attack.starts) == (1 / 255, 5, 0.5 / 255, ("random",))
+    attack = AdvPT.model_validate(
+        {"eps": "1/255", "steps": 5, "step": "0.5/255", "start": "symmetric"}
+    ).attack()
+    assert (attack.ball.radius, attack.steps, attack.step, attack.starts) == (
+        1 / 255,
+        5,
+        0.5 / 255,
+        ("random",),
+    )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"eps": -1}, {"eps": "nan"}, {"vectors": 0}, {"bank_copies": 0}, {"epochs": 0}, {"steps": 0}, {"step": 0}, {"epsilon": 1}]
+    "wrong",
+    [
+        {"eps": -1},
+        {"eps": "nan"},
+        {"vectors": 0},
+        {"bank_copies": 0},
+        {"epochs": 0},
+        {"steps": 0},
+        {"step": 0},
+        {"epsilon": 1},
+    ],
 )
 def test_wrong_parameters_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -24,8 +24,14 @@ def test_the_loss_is_its_formula(tiny: Clip, picture_folder: Path, tmp_path: Pat
     clean, targets = logits[:, 4], made.batch.targets
     trust = reliability(clean, targets)
     attacked = torch.stack([F.cross_entropy(logits[:, copy], targets) for copy in range(4)]).mean()
-    consistency = torch.stack([(trust * divergence(clean.detach(), logits[:, copy])).mean() for copy in range(4)]).mean()
-    expected = {"clean": 0.5 * F.cross_entropy(clean, targets), "attacked": attacked, "consistency": consistency}
+    consistency = torch.stack(
+        [(trust * divergence(clean.detach(), logits[:, copy])).mean() for copy in range(4)]
+    ).mean()
+    expected = {
+        "clean": 0.5 * F.cross_entropy(clean, targets),
+        "attacked": attacked,
+        "consistency": consistency,
+    }
     step = made.step()
     for name, term in expected.items():
         torch.testing.assert_close(step.losses[name], term)
@@ -33,15 +39,23 @@ def test_the_loss_is_its_formula(tiny: Clip, picture_folder: Path, tmp_path: Pat
     assert (step.cost, step.text_passes) == (Cost(), 1)
 
 
-def test_the_hardest_embedding_of_a_picture_can_stand_for_all(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    made = bench(tiny, picture_folder, tmp_path, "advpt_plus", over="hardest", consistency=0, clean=0, **SMALL)
+def test_the_hardest_embedding_of_a_picture_can_stand_for_all(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
+    made = bench(
+        tiny, picture_folder, tmp_path, "advpt_plus", over="hardest", consistency=0, clean=0, **SMALL
+    )
     weights = text_weights(tiny, made.objective.fold(tiny, made.parameters), made.task.labels)
     logits = tiny.logit_scale * F.normalize(made.task.memory["bank"][:, :4], dim=2) @ weights.T
-    each = torch.stack([F.cross_entropy(logits[:, copy], made.batch.targets, reduction="none") for copy in range(4)])
+    each = torch.stack(
+        [F.cross_entropy(logits[:, copy], made.batch.targets, reduction="none") for copy in range(4)]
+    )
     torch.testing.assert_close(made.step().losses["attacked"], each.max(dim=0).values.mean())
 
 
-def test_a_refresh_keeps_what_is_harder_for_the_current_prompts(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_refresh_keeps_what_is_harder_for_the_current_prompts(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     made = bench(tiny, picture_folder, tmp_path, "advpt_plus", refresh=2, consistency=0, clean=0, **SMALL)
     before, bank = float(made.step().losses["attacked"].detach()), made.task.memory["bank"].clone()
     assert made.objective.tend(made.task, made.parameters, epoch=1, seeds=draw_seeds(0, 6)).cost == Cost()
@@ -49,11 +63,15 @@ def test_a_refresh_keeps_what_is_harder_for_the_current_prompts(tiny: Clip, pict
     assert tended.cost == Cost(6 * 21, 6 * 12)
     assert 0 < tended.notes["bank_renewed"] <= 1
     assert float(made.step().losses["attacked"].detach()) > before
-    torch.testing.assert_close(made.task.memory["bank"][:, 4], bank[:, 4], atol=1e-4, rtol=1e-4)  # the clean embedding
+    torch.testing.assert_close(
+        made.task.memory["bank"][:, 4], bank[:, 4], atol=1e-4, rtol=1e-4
+    )  # the clean embedding
 
 
 def test_the_bank_knows_prompts_and_labels(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    made = bench(tiny, picture_folder, tmp_path, "advpt_plus", bank_scores="embedding_shift,cross_entropy", **SMALL)
+    made = bench(
+        tiny, picture_folder, tmp_path, "advpt_plus", bank_scores="embedding_shift,cross_entropy", **SMALL
+    )
     weights = text_weights(tiny, Prompts(), made.task.labels)
     logits = tiny.logit_scale * F.normalize(made.task.memory["bank"], dim=2) @ weights.T
     losses = [float(F.cross_entropy(logits[:, copy], made.batch.targets)) for copy in range(3)]
@@ -61,7 +79,9 @@ def test_the_bank_knows_prompts_and_labels(tiny: Clip, picture_folder: Path, tmp
     assert losses[1] > losses[2]
 
 
-@pytest.mark.parametrize("wrong", [{"bank_scores": ""}, {"bank_scores": "guess"}, {"over": "median"}, {"refresh": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"bank_scores": ""}, {"bank_scores": "guess"}, {"over": "median"}, {"refresh": -1}]
+)
 def test_wrong_switches_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         AdvPTPlus.model_validate(wrong)

@@ -18,7 +18,9 @@ def test_the_schedule_is_one_epoch_of_warm_up_and_then_torchs_cosine(rate: float
         optimizer.step()
         cosine.step()
     assert [cosine_after_warm_up(rate, epoch, epochs) for epoch in range(epochs)] == pytest.approx(expected)
-    assert [cosine_after_warm_up(rate, epoch + 0.9, epochs) for epoch in range(epochs)] == pytest.approx(expected)
+    assert [cosine_after_warm_up(rate, epoch + 0.9, epochs) for epoch in range(epochs)] == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("epochs", [1, 4, 19])
@@ -32,7 +34,9 @@ def test_a_short_run_warms_up_for_a_twentieth_and_ends_at_nothing(epochs: int) -
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
-def test_many_labels_go_in_chunks_with_the_same_features_and_gradients(tiny: Clip, monkeypatch: pytest.MonkeyPatch, class_specific: bool) -> None:
+def test_many_labels_go_in_chunks_with_the_same_features_and_gradients(
+    tiny: Clip, monkeypatch: pytest.MonkeyPatch, class_specific: bool
+) -> None:
     labels = tuple(f"thing number {number}" for number in range(7))
     shape = (7, 2, 3, 32) if class_specific else (2, 3, 32)
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -43,4 +47,6 @@ def test_many_labels_go_in_chunks_with_the_same_features_and_gradients(tiny: Cli
         towards = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
         results.append((features.detach(), torch.autograd.grad((features * towards).sum(), context)[0]))
     torch.testing.assert_close(results[1][0], results[0][0], atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(results[1][1], results[0][1], atol=1e-4 * float(results[0][1].abs().max()), rtol=1e-3)
+    torch.testing.assert_close(
+        results[1][1], results[0][1], atol=1e-4 * float(results[0][1].abs().max()), rtol=1e-3
+    )

@@ -20,11 +20,15 @@ FROZEN_LOGITS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [-9.0, 0.0]])
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "jensen_shannon"])
 def test_the_loss_is_its_formula(tiny: Clip, picture_folder: Path, tmp_path: Path, order: str) -> None:
-    made = bench(tiny, picture_folder, tmp_path, "capt", eps="4/255", order=order, alpha_rule="constant", alpha=0.3)
+    made = bench(
+        tiny, picture_folder, tmp_path, "capt", eps="4/255", order=order, alpha_rule="constant", alpha=0.3
+    )
     prompts = made.objective.fold(tiny, made.parameters)
     weights = text_weights(tiny, prompts, made.task.labels)
     clean = look(made.task, made.batch.inputs, weights, prompts.visual, count=6)
-    pixels, _ = made.objective.perturb(made.task, made.batch, made.batch.inputs, opponent_of(made.objective, tiny, weights, prompts))
+    pixels, _ = made.objective.perturb(
+        made.task, made.batch, made.batch.inputs, opponent_of(made.objective, tiny, weights, prompts)
+    )
     attacked = look(made.task, pixels, weights, prompts.visual, count=6)
     own = divergence(clean.logits.detach(), attacked.logits, order)
     frozen = divergence(made.task.examples.constants[FROZEN], attacked.logits, order)
@@ -32,8 +36,13 @@ def test_the_loss_is_its_formula(tiny: Clip, picture_folder: Path, tmp_path: Pat
     torch.testing.assert_close(torch.stack(list(made.step().losses.values())).sum(), expected)
 
 
-def test_the_anchor_is_the_tower_without_prompts_under_its_own_words(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    for options, prompts in (({}, Prompts()), ({"frozen_template": "{} texture."}, Prompts(templates=("{} texture.",)))):
+def test_the_anchor_is_the_tower_without_prompts_under_its_own_words(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
+    for options, prompts in (
+        ({}, Prompts()),
+        ({"frozen_template": "{} texture."}, Prompts(templates=("{} texture.",))),
+    ):
         made = bench(tiny, picture_folder, tmp_path, "capt", **options)
         expected = zero_shot(tiny, prompts, made.task.labels)(made.batch.inputs, made.batch.seeds)
         torch.testing.assert_close(made.task.examples.constants[FROZEN], expected)
@@ -68,10 +77,14 @@ def test_the_loss_ratio_is_averaged_over_steps(tiny: Clip, picture_folder: Path,
     first = made.objective.balance(made.task, batch, CLEAN, FROZEN_LOGITS)
     torch.testing.assert_close(first, (ours / (ours + theirs)).clamp(0.05, 0.95).expand(3))
     second = made.objective.balance(made.task, batch, FROZEN_LOGITS, CLEAN)
-    torch.testing.assert_close(second, (0.9 * ours / (ours + theirs) + 0.1 * theirs / (ours + theirs)).clamp(0.05, 0.95).expand(3))
+    torch.testing.assert_close(
+        second, (0.9 * ours / (ours + theirs) + 0.1 * theirs / (ours + theirs)).clamp(0.05, 0.95).expand(3)
+    )
 
 
-def test_the_schedule_falls_from_the_frozen_clip_toward_alpha(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_the_schedule_falls_from_the_frozen_clip_toward_alpha(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     alpha = balance(tiny, picture_folder, tmp_path, alpha_rule="cosine", alpha=0.2, epochs=50)
     torch.testing.assert_close(alpha, torch.full((3,), (0.95 + 0.2) / 2))
 
@@ -95,7 +108,18 @@ def test_a_step_notes_how_alpha_spreads(tiny: Clip, picture_folder: Path, tmp_pa
 
 def test_the_defaults_are_the_ones_of_the_specification() -> None:
     preset = CAPT()
-    assert (preset.vectors, preset.depth, preset.coupling, preset.consistency, preset.alpha_rule) == (2, 9, "image_to_text", 1.5, "reliability")
-    assert (preset.inner, preset.steps, preset.learning_rate, preset.order) == ("cross_entropy", 3, 0.0035, "forward")
+    assert (preset.vectors, preset.depth, preset.coupling, preset.consistency, preset.alpha_rule) == (
+        2,
+        9,
+        "image_to_text",
+        1.5,
+        "reliability",
+    )
+    assert (preset.inner, preset.steps, preset.learning_rate, preset.order) == (
+        "cross_entropy",
+        3,
+        0.0035,
+        "forward",
+    )
     assert preset.detach_reference
     assert preset.detach_alpha

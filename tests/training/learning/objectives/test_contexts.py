@@ -18,15 +18,25 @@ WORDS = "a photo of a"
 
 
 def start(
-    clip: Clip, coupling: Coupling, *, depth: int = 2, words: str = WORDS, towers: Towers = "both", seed: int = 0
+    clip: Clip,
+    coupling: Coupling,
+    *,
+    depth: int = 2,
+    words: str = WORDS,
+    towers: Towers = "both",
+    seed: int = 0,
 ) -> tuple[dict[str, Tensor], Prompts]:
-    parameters = new_contexts(clip, vectors=2, depth=depth, words=words, coupling=coupling, towers=towers, seed=seed)
+    parameters = new_contexts(
+        clip, vectors=2, depth=depth, words=words, coupling=coupling, towers=towers, seed=seed
+    )
     return parameters, fold(clip, parameters, vectors=2, words=words)
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("depth", [1, 2, 9])
-def test_what_is_exported_is_plain_prompts_that_fit_the_towers(tiny: Clip, coupling: Coupling, depth: int) -> None:
+def test_what_is_exported_is_plain_prompts_that_fit_the_towers(
+    tiny: Clip, coupling: Coupling, depth: int
+) -> None:
     _, prompts = start(tiny, coupling, depth=depth)
     check_prompts(tiny, prompts)
     assert prompts.text is not None
@@ -50,7 +60,12 @@ def test_gradients_reach_every_parameter(tiny: Clip, coupling: Coupling) -> None
 
 def test_learning_starts_at_the_handcrafted_prompt(tiny: Clip) -> None:
     _, prompts = start(tiny, "none", depth=1)
-    torch.testing.assert_close(text_weights(tiny, replace(prompts, visual=None), LABELS), text_weights(tiny, Prompts(), LABELS), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        text_weights(tiny, replace(prompts, visual=None), LABELS),
+        text_weights(tiny, Prompts(), LABELS),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_a_context_for_each_label_starts_where_the_shared_one_does(tiny: Clip) -> None:
@@ -67,10 +82,16 @@ def test_a_context_for_each_label_starts_where_the_shared_one_does(tiny: Clip) -
     assert (moved - before).abs().amax(dim=1).gt(1e-4).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(("coupling", "towers"), [("image_to_text", "both"), ("hybrid", "both"), ("none", "image")])
+@pytest.mark.parametrize(
+    ("coupling", "towers"), [("image_to_text", "both"), ("hybrid", "both"), ("none", "image")]
+)
 def test_a_context_for_each_label_follows_nobody(tiny: Clip, coupling: Coupling, towers: Towers) -> None:
-    with pytest.raises(InvalidInput, match="a context for each label can't follow vectors that all share") as caught:
-        new_contexts(tiny, vectors=2, depth=2, words=WORDS, coupling=coupling, towers=towers, seed=0, copies=3)
+    with pytest.raises(
+        InvalidInput, match="a context for each label can't follow vectors that all share"
+    ) as caught:
+        new_contexts(
+            tiny, vectors=2, depth=2, words=WORDS, coupling=coupling, towers=towers, seed=0, copies=3
+        )
     assert caught.value.field == "--objective.class_specific"
 
 
@@ -80,7 +101,9 @@ def test_text_follows_images_layer_by_layer(tiny: Clip) -> None:
     for layer, offset in enumerate([words, torch.zeros_like(words)]):
         weight, bias = parameters["image_to_text.weight"][layer], parameters["image_to_text.bias"][layer, 0]
         assert prompts.text is not None
-        torch.testing.assert_close(prompts.text[layer], F.linear(parameters["visual"][layer], weight, bias) + offset)
+        torch.testing.assert_close(
+            prompts.text[layer], F.linear(parameters["visual"][layer], weight, bias) + offset
+        )
 
 
 def test_images_follow_text_layer_by_layer(tiny: Clip) -> None:
@@ -97,11 +120,17 @@ def test_the_hybrid_couples_the_input_layer_from_text_and_the_deeper_ones_from_i
     assert parameters["visual"].shape == (1, 2, 64)
     assert prompts.text is not None
     assert prompts.visual is not None
-    torch.testing.assert_close(prompts.visual[0], F.linear(parameters["text"][0], parameters["text_to_image.weight"][0]))
-    torch.testing.assert_close(prompts.text[1], F.linear(parameters["visual"][0], parameters["image_to_text.weight"][0]))
+    torch.testing.assert_close(
+        prompts.visual[0], F.linear(parameters["text"][0], parameters["text_to_image.weight"][0])
+    )
+    torch.testing.assert_close(
+        prompts.text[1], F.linear(parameters["visual"][0], parameters["image_to_text.weight"][0])
+    )
 
 
-@pytest.mark.parametrize(("towers", "modalities"), [("both", ("text", "vision")), ("text", ("text",)), ("image", ("vision",))])
+@pytest.mark.parametrize(
+    ("towers", "modalities"), [("both", ("text", "vision")), ("text", ("text",)), ("image", ("vision",))]
+)
 def test_one_tower_alone_can_learn(tiny: Clip, towers: Towers, modalities: tuple[str, ...]) -> None:
     _, prompts = start(tiny, "none", towers=towers)
     assert prompts.modalities == modalities

@@ -20,10 +20,16 @@ def test_the_loss_is_the_papers(tiny: Clip, picture_folder: Path, tmp_path: Path
     pixels, _ = made.objective.perturb(made.task, made.batch, made.batch.inputs, enemy, clean=clean.logits)
     attacked = look(made.task, pixels, weights, prompts.visual, count=6)
     closeness = 1 + (clean.features * attacked.features).sum(dim=1)
-    expected = F.cross_entropy(clean.logits, made.batch.targets) + 1.5 * (closeness * divergence(clean.logits, attacked.logits)).mean()
+    expected = (
+        F.cross_entropy(clean.logits, made.batch.targets)
+        + 1.5 * (closeness * divergence(clean.logits, attacked.logits)).mean()
+    )
     step = made.step()
     torch.testing.assert_close(torch.stack(list(step.losses.values())).sum(), expected)
-    found, wanted = (torch.autograd.grad(loss, list(made.parameters.values())) for loss in (sum(step.losses.values()), expected))
+    found, wanted = (
+        torch.autograd.grad(loss, list(made.parameters.values()))
+        for loss in (sum(step.losses.values()), expected)
+    )
     for ours, theirs in zip(found, wanted, strict=True):  # nothing is detached
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
@@ -33,7 +39,13 @@ def test_the_defaults_are_the_authors() -> None:
     assert (preset.vectors, preset.depth, preset.coupling, preset.words) == (2, 9, "hybrid", "a photo of a")
     assert (preset.steps, preset.eps, preset.step_length(), preset.inner) == (2, 1 / 255, 1 / 255, "kl")
     assert (preset.learning_rate, preset.batch, preset.epochs, preset.consistency) == (0.0035, 4, 10, 1.5)
-    assert (preset.weighting, preset.order, preset.detach_reference, preset.average, preset.anchor) == ("cosine", "forward", False, 0.0, 0.0)
+    assert (preset.weighting, preset.order, preset.detach_reference, preset.average, preset.anchor) == (
+        "cosine",
+        "forward",
+        False,
+        0.0,
+        0.0,
+    )
 
 
 def test_a_weaker_form_has_half_the_consistency_and_nothing_else() -> None:

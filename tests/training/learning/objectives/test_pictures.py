@@ -18,14 +18,23 @@ from training.learning.objectives import APT, FAP, pictures
 from training.learning.objectives.pictures import HAND, PATCHES, look, look_untouched, picture_examples
 
 ON_PICTURES = ["apt", "fap", "capt", "apd"]
-TRADES = {"inner": "kl", "steps": 2, "coupling": "none", "detach_reference": True, "eps": "4/255", "precision": "float32"}
+TRADES = {
+    "inner": "kl",
+    "steps": 2,
+    "coupling": "none",
+    "detach_reference": True,
+    "eps": "4/255",
+    "precision": "float32",
+}
 
 
 def test_pictures_are_kept_without_loss(tiny: Clip, picture_folder: Path) -> None:
     data = load_data(picture_folder, "train")
     indices = torch.tensor([0, 7, 35])
     examples = picture_examples(tiny, data, indices, constants={}, progress=silent)
-    torch.testing.assert_close(examples.take(torch.tensor([2, 0])), data.pixels(indices[[2, 0]], 32), atol=0, rtol=0)
+    torch.testing.assert_close(
+        examples.take(torch.tensor([2, 0])), data.pixels(indices[[2, 0]], 32), atol=0, rtol=0
+    )
     assert examples.targets.tolist() == data.targets[indices].tolist()
 
 
@@ -35,12 +44,17 @@ def test_a_look_is_the_image_tower_and_the_scaled_cosine(tiny: Clip) -> None:
     task = task_of(tiny, ("cat", "dog"))
     seen = look(task, pixels, weights, visual, count=2)
     raw = encode_image(tiny, pixels, visual)
-    torch.testing.assert_close(seen.logits, tiny.logit_scale * (raw / raw.norm(dim=1, keepdim=True)) @ weights.T)
+    torch.testing.assert_close(
+        seen.logits, tiny.logit_scale * (raw / raw.norm(dim=1, keepdim=True)) @ weights.T
+    )
     assert (seen.cost.forward, seen.cost.backward) == (2, 2)
     assert look(task, pixels, weights, None, count=2).cost.backward == 0
 
 
-@pytest.mark.parametrize(("kind", "options", "kept"), [("fap", {}, True), ("capt", {}, True), ("apd", {"crops": False}, True), ("apd", {}, False)])
+@pytest.mark.parametrize(
+    ("kind", "options", "kept"),
+    [("fap", {}, True), ("capt", {}, True), ("apd", {"crops": False}, True), ("apd", {}, False)],
+)
 def test_what_a_stem_makes_of_untouched_pictures_is_kept_and_changes_no_look(
     picture_folder: Path, tmp_path: Path, kind: str, options: dict[str, bool], kept: bool
 ) -> None:
@@ -53,25 +67,38 @@ def test_what_a_stem_makes_of_untouched_pictures_is_kept_and_changes_no_look(
     whole = look(made.task, made.batch.inputs, weights, visual, count=len(made.batch.rows))
     torch.testing.assert_close(again.logits, whole.logits, atol=1e-4, rtol=1e-5)
     assert again.cost == whole.cost
-    half = look_untouched(replace(made.task, precision="bf16"), made.batch, made.batch.inputs, weights, visual)
+    half = look_untouched(
+        replace(made.task, precision="bf16"), made.batch, made.batch.inputs, weights, visual
+    )
     torch.testing.assert_close(half.logits, whole.logits, atol=0.5, rtol=0)
     assert not torch.equal(half.logits, whole.logits)
 
 
-def test_what_a_stem_makes_of_too_many_pictures_is_not_kept(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stem_makes_of_too_many_pictures_is_not_kept(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pictures, "KEPT_BYTES", 10_000)
     assert PATCHES not in bench(load_clip("mini"), picture_folder, tmp_path, "fap").task.examples.constants
 
 
 @pytest.mark.parametrize("kind", ["fap", "capt", "apd"])
-def test_vectors_of_the_image_tower_have_a_rate_of_their_own(tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str) -> None:
+def test_vectors_of_the_image_tower_have_a_rate_of_their_own(
+    tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str
+) -> None:
     made = bench(tiny, picture_folder, tmp_path, kind, image_rate=0.1)
-    shares = {name.split(".")[-1] if name.endswith(("visual", "text")) else "maps": made.objective.share_of_rate(name) for name in made.parameters}
+    shares = {
+        name.split(".")[-1] if name.endswith(("visual", "text")) else "maps": made.objective.share_of_rate(
+            name
+        )
+        for name in made.parameters
+    }
     assert shares["visual"] == 0.1
     assert all(share == 1.0 for name, share in shares.items() if name != "visual")
 
 
-@pytest.mark.parametrize(("kind", "options"), [("fap", {"coupling": "none"}), ("capt", {"coupling": "none"}), ("apd", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("fap", {"coupling": "none"}), ("capt", {"coupling": "none"}), ("apd", {})]
+)
 def test_a_context_for_each_label_is_learned_from_all_pictures(
     tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str, options: dict[str, str]
 ) -> None:
@@ -87,8 +114,18 @@ def test_a_context_for_each_label_is_learned_from_all_pictures(
 
 
 @pytest.mark.parametrize("kind", ON_PICTURES)
-def test_the_training_attack_stays_in_its_ball_and_in_the_box(tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str) -> None:
-    made = bench(tiny, picture_folder, tmp_path, kind, eps="64/255", warm_start=True, **({"crops": False} if kind == "apd" else {}))
+def test_the_training_attack_stays_in_its_ball_and_in_the_box(
+    tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    made = bench(
+        tiny,
+        picture_folder,
+        tmp_path,
+        kind,
+        eps="64/255",
+        warm_start=True,
+        **({"crops": False} if kind == "apd" else {}),
+    )
     prompts = made.objective.fold(tiny, made.parameters).detached()
     opponent = Opponent(tiny, text_weights(tiny, prompts, made.task.labels), prompts.visual, "bf16")
     untouched = made.batch.inputs
@@ -97,10 +134,14 @@ def test_the_training_attack_stays_in_its_ball_and_in_the_box(tiny: Clip, pictur
         attacked, _ = made.objective.perturb(made.task, made.batch, untouched, opponent, clean=clean)
         assert float((attacked - untouched).abs().amax()) == pytest.approx(64 / 255, abs=1e-6), start
         assert (float(attacked.amin()), float(attacked.amax())) == (0.0, 1.0), start
-        assert int(made.task.memory["change"].abs().amax()) == 127, start  # in units of eps / 127: the ball's edge, and nothing beyond
+        assert int(made.task.memory["change"].abs().amax()) == 127, (
+            start
+        )  # in units of eps / 127: the ball's edge, and nothing beyond
 
 
-def test_capt_without_the_frozen_clip_and_fap_without_weights_are_trades(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_capt_without_the_frozen_clip_and_fap_without_weights_are_trades(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     fap = bench(tiny, picture_folder, tmp_path, "fap", weighting="uniform", **TRADES).step()
     capt = bench(tiny, picture_folder, tmp_path, "capt", alpha_rule="constant", alpha=0, **TRADES).step()
     for name in ("clean", "consistency"):
@@ -108,17 +149,29 @@ def test_capt_without_the_frozen_clip_and_fap_without_weights_are_trades(tiny: C
     assert list(fap.losses) == list(capt.losses) == ["clean", "consistency"]
 
 
-def test_apd_that_teaches_itself_is_trades_without_the_clean_term(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_apd_that_teaches_itself_is_trades_without_the_clean_term(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     form = {**TRADES, "inner": "cross_entropy"}
     trades = bench(tiny, picture_folder, tmp_path, "fap", weighting="uniform", consistency=1, **form).step()
-    options = {"mu": 0, "vision": 0, "text": 0, "crops": False, "steps": 2, "eps": "4/255", "precision": "float32"}
+    options = {
+        "mu": 0,
+        "vision": 0,
+        "text": 0,
+        "crops": False,
+        "steps": 2,
+        "eps": "4/255",
+        "precision": "float32",
+    }
     apd = bench(tiny, picture_folder, tmp_path, "apd", **options).step()
     torch.testing.assert_close(apd.losses["consistency"], trades.losses["consistency"])
     assert list(apd.losses) == ["consistency", "teacher_clean"]
 
 
 @pytest.mark.parametrize("kind", ON_PICTURES)
-def test_an_anchor_holds_text_near_the_handcrafted_ensemble(tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str) -> None:
+def test_an_anchor_holds_text_near_the_handcrafted_ensemble(
+    tiny: Clip, picture_folder: Path, tmp_path: Path, kind: str
+) -> None:
     made = bench(tiny, picture_folder, tmp_path, kind, anchor=2.0)
     weights = text_weights(tiny, made.objective.fold(tiny, made.parameters), made.task.labels)
     expected = 2 * (1 - (weights * made.task.examples.constants[HAND]).sum(dim=1)).mean()
@@ -126,30 +179,68 @@ def test_an_anchor_holds_text_near_the_handcrafted_ensemble(tiny: Clip, picture_
 
 
 def test_terms_on_attacked_pictures_can_grow_slowly(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    losses = [float(bench(tiny, picture_folder, tmp_path, "apt", ramp=3, epoch=epoch).step().losses["attacked"].detach()) for epoch in (0, 1.9, 3, 7)]
+    losses = [
+        float(
+            bench(tiny, picture_folder, tmp_path, "apt", ramp=3, epoch=epoch)
+            .step()
+            .losses["attacked"]
+            .detach()
+        )
+        for epoch in (0, 1.9, 3, 7)
+    ]
     assert losses[0] == pytest.approx(losses[2] / 4, rel=1e-5)
     assert losses[1] == pytest.approx(losses[2] / 2, rel=1e-5)
     assert losses[3] == losses[2]
 
 
-def test_they_begin_to_grow_when_the_student_begins_not_when_its_offline_teacher_does(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
+def test_they_begin_to_grow_when_the_student_begins_not_when_its_offline_teacher_does(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
     offline = {"teacher": "offline", "teacher_epochs": 5, "ramp": 3, "crops": False}
-    losses = [float(bench(tiny, picture_folder, tmp_path, "apd", epoch=epoch, **offline).step().losses["attacked"].detach()) for epoch in (5, 6.9, 8)]
+    losses = [
+        float(
+            bench(tiny, picture_folder, tmp_path, "apd", epoch=epoch, **offline)
+            .step()
+            .losses["attacked"]
+            .detach()
+        )
+        for epoch in (5, 6.9, 8)
+    ]
     assert losses[0] == pytest.approx(losses[2] / 4, rel=1e-5)
     assert losses[1] == pytest.approx(losses[2] / 2, rel=1e-5)
 
 
-def test_a_warm_start_begins_where_the_last_attack_ended(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    made = bench(tiny, picture_folder, tmp_path, "apt", eps="8/255", step="1/255", warm_start=True, precision="float32", steps=2)
+def test_a_warm_start_begins_where_the_last_attack_ended(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
+    made = bench(
+        tiny,
+        picture_folder,
+        tmp_path,
+        "apt",
+        eps="8/255",
+        step="1/255",
+        warm_start=True,
+        precision="float32",
+        steps=2,
+    )
     harms = [float(made.step().losses["attacked"].detach()) for _ in range(3)]
     assert harms[0] < harms[1] < harms[2]
 
 
-def test_warm_starts_end_when_a_stronger_attack_finds_more(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:
-    made = bench(tiny, picture_folder, tmp_path, "apt", eps="16/255", warm_start=True, steps=1, step="0.01/255")
-    assert made.objective.tend(made.task, made.parameters, epoch=1, seeds=draw_seeds(0, 6)).notes == {}  # nothing is kept yet
+def test_warm_starts_end_when_a_stronger_attack_finds_more(
+    tiny: Clip, picture_folder: Path, tmp_path: Path
+) -> None:
+    made = bench(
+        tiny, picture_folder, tmp_path, "apt", eps="16/255", warm_start=True, steps=1, step="0.01/255"
+    )
+    assert (
+        made.objective.tend(made.task, made.parameters, epoch=1, seeds=draw_seeds(0, 6)).notes == {}
+    )  # nothing is kept yet
     weights = text_weights(tiny, made.objective.fold(tiny, made.parameters), made.task.labels)
-    made.task.examples.targets.copy_(look(made.task, made.task.examples.take(torch.arange(6)), weights, None, count=6).logits.argmax(dim=1))
+    made.task.examples.targets.copy_(
+        look(made.task, made.task.examples.take(torch.arange(6)), weights, None, count=6).logits.argmax(dim=1)
+    )
     made.task.memory["change"].fill_(0)[0, 0, 0, 0] = 1
     tended = made.objective.tend(made.task, made.parameters, epoch=1, seeds=draw_seeds(0, 6))
     assert tended.notes["trained"] - tended.notes["checked"] > 0.1

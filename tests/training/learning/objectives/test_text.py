@@ -19,7 +19,9 @@ def start(clip: Clip, tuning: TextTuning, seed: int = 0) -> Prompts:
 
 def step(clip: Clip, tuning: TextTuning, embeddings: Tensor, targets: Tensor) -> Step:
     task = Task(clip, LABELS, Examples(targets, lambda rows: embeddings[rows], Cost(), 0.0), {})
-    return tuning.loss(task, tuning.new_parameters(clip, LABELS, 0), Batch(embeddings, targets, targets, targets, 0.0))
+    return tuning.loss(
+        task, tuning.new_parameters(clip, LABELS, 0), Batch(embeddings, targets, targets, targets, 0.0)
+    )
 
 
 def test_vectors_start_as_small_noise_of_the_seed(tiny: Clip) -> None:
@@ -72,7 +74,9 @@ def test_the_loss_is_the_mean_cross_entropy_over_pictures_and_their_embeddings(t
 def test_a_step_is_one_text_pass_whatever_the_batch(tiny: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     encode = tiny.model.token_embedding.forward
-    monkeypatch.setattr(tiny.model.token_embedding, "forward", lambda tokens: passes.append(len(tokens)) or encode(tokens))
+    monkeypatch.setattr(
+        tiny.model.token_embedding, "forward", lambda tokens: passes.append(len(tokens)) or encode(tokens)
+    )
     step(tiny, TextTuning(vectors=4), torch.ones(50, 2, 32), torch.zeros(50, dtype=torch.int64))
     assert passes == [3]
 
@@ -80,4 +84,6 @@ def test_a_step_is_one_text_pass_whatever_the_batch(tiny: Clip, monkeypatch: pyt
 def test_words_beyond_the_vectors_stay_around_the_label(tiny: Clip) -> None:
     prompts = start(tiny, TextTuning(words="a photo of a", vectors=2))
     assert prompts.templates == ("of a {}.",)
-    torch.testing.assert_close(text_weights(tiny, prompts, LABELS), text_weights(tiny, Prompts(), LABELS), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        text_weights(tiny, prompts, LABELS), text_weights(tiny, Prompts(), LABELS), atol=1e-5, rtol=1e-5
+    )

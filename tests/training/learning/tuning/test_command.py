@@ -15,7 +15,18 @@ from training.data.sources import Source
 from training.learning.tuning.command import main
 from training.learning.tuning.run import open_training
 
-OBJECTIVE = ["--objective.kind", "advpt", "--objective.vectors", "4", "--objective.epochs", "3", "--objective.batch", "8", "--objective.eps", "4/255"]
+OBJECTIVE = [
+    "--objective.kind",
+    "advpt",
+    "--objective.vectors",
+    "4",
+    "--objective.epochs",
+    "3",
+    "--objective.batch",
+    "8",
+    "--objective.eps",
+    "4/255",
+]
 
 
 class Workshop:
@@ -27,7 +38,23 @@ class Workshop:
 
     def train(self, *options: str, objective: list[str] = OBJECTIVE, runs: str = "runs") -> dict[str, Any]:
         places = ["--store", str(self.folder / "store"), "--runs", str(self.folder / runs)]
-        assert main(["--data", str(self.pictures), "--backbone", "tiny", "--name", "learned", *objective, *places, "--json", *options]) == 0
+        assert (
+            main(
+                [
+                    "--data",
+                    str(self.pictures),
+                    "--backbone",
+                    "tiny",
+                    "--name",
+                    "learned",
+                    *objective,
+                    *places,
+                    "--json",
+                    *options,
+                ]
+            )
+            == 0
+        )
         return json.loads(self.capsys.readouterr().out)
 
 
@@ -37,14 +64,35 @@ def workshop(tmp_path: Path, picture_folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_run_publishes_a_set_whose_manifest_tells_how_it_was_made(workshop: Workshop, tiny: Clip) -> None:
-    report = workshop.train("--shots", "5", "--seed", "2", "--note", "a trial", "--validate-at", "clean,T0", "--validate-eps", "2/255", "--activate")
+    report = workshop.train(
+        "--shots",
+        "5",
+        "--seed",
+        "2",
+        "--note",
+        "a trial",
+        "--validate-at",
+        "clean,T0",
+        "--validate-eps",
+        "2/255",
+        "--activate",
+    )
     loaded = workshop.store.load("learned", tiny)
     manifest = loaded.manifest
     assert str(loaded.ref) == report["ref"]
-    assert (manifest.objective["kind"], manifest.objective["vectors"], manifest.objective["eps"]) == ("advpt", 4, 4 / 255)
+    assert (manifest.objective["kind"], manifest.objective["vectors"], manifest.objective["eps"]) == (
+        "advpt",
+        4,
+        4 / 255,
+    )
     assert manifest.clip is not None
     assert manifest.clip.fingerprint == tiny.fingerprint
-    assert (manifest.labels, manifest.shots, manifest.seed, manifest.note) == (("blue thing", "green thing", "red thing"), 5, 2, "a trial")
+    assert (manifest.labels, manifest.shots, manifest.seed, manifest.note) == (
+        ("blue thing", "green thing", "red thing"),
+        5,
+        2,
+        "a trial",
+    )
     assert manifest.dataset == workshop.pictures.name
     assert manifest.attack is not None
     assert manifest.attack["score"] == "embedding_shift"
@@ -59,13 +107,20 @@ def test_a_run_publishes_a_set_whose_manifest_tells_how_it_was_made(workshop: Wo
 
 
 def test_the_same_run_is_the_same_version_wherever_it_is_repeated(workshop: Workshop, tiny: Clip) -> None:
-    refs = {workshop.train()["ref"], workshop.train()["ref"], workshop.train(runs="other")["ref"], workshop.train("--fresh")["ref"]}
+    refs = {
+        workshop.train()["ref"],
+        workshop.train()["ref"],
+        workshop.train(runs="other")["ref"],
+        workshop.train("--fresh")["ref"],
+    }
     assert len(refs) == 1
     assert len(workshop.store.versions("learned", tiny.fingerprint)) == 1
 
 
 def test_a_run_resumes_unless_it_is_told_to_begin_afresh(workshop: Workshop) -> None:
-    assert [workshop.train(*options)["tuning"]["text_passes"] for options in ((), ("--resume",), ("--fresh",))] == [15, 0, 15]
+    assert [
+        workshop.train(*options)["tuning"]["text_passes"] for options in ((), ("--resume",), ("--fresh",))
+    ] == [15, 0, 15]
 
 
 def test_other_parameters_never_share_a_checkpoint(workshop: Workshop) -> None:
@@ -81,7 +136,16 @@ def test_the_control_is_trained_by_the_same_command(workshop: Workshop, tiny: Cl
 
 
 def test_a_method_on_pictures_reports_its_run_beside_the_set(workshop: Workshop, tiny: Clip) -> None:
-    objective = ["--objective.kind", "apd", "--objective.epochs", "2", "--objective.eps", "2/255", "--objective.average", "0.9"]
+    objective = [
+        "--objective.kind",
+        "apd",
+        "--objective.epochs",
+        "2",
+        "--objective.eps",
+        "2/255",
+        "--objective.average",
+        "0.9",
+    ]
     report = workshop.train("--activate", objective=objective)
     manifest = workshop.store.load("learned", tiny).manifest
     assert manifest.attack is not None
@@ -102,13 +166,17 @@ def test_a_cap_on_passes_shortens_the_run_and_its_schedule(workshop: Workshop, t
     assert workshop.store.load("learned", tiny).manifest.objective["epochs"] == 4
 
 
-def test_prompts_that_leave_no_room_for_a_label_are_refused_before_anything_is_computed(workshop: Workshop) -> None:
+def test_prompts_that_leave_no_room_for_a_label_are_refused_before_anything_is_computed(
+    workshop: Workshop,
+) -> None:
     with pytest.raises(InvalidInput, match="tokens, but there are 2 vectors"):
         workshop.train(objective=["--objective.kind", "capt", "--objective.words", "a photomicrograph of"])
     assert list(workshop.folder.iterdir()) == []
 
 
-def test_base_classes_alone_are_learned_and_their_names_are_all_the_set_knows(workshop: Workshop, tiny: Clip) -> None:
+def test_base_classes_alone_are_learned_and_their_names_are_all_the_set_knows(
+    workshop: Workshop, tiny: Clip
+) -> None:
     report = workshop.train("--classes", "base", "--shots", "5", "--activate")
     manifest = workshop.store.load("learned", tiny).manifest
     assert manifest.labels == ("blue thing", "green thing")
@@ -125,14 +193,21 @@ def test_some_classes_hold_out_what_all_classes_do_and_take_the_same_shots(pictu
         return {name for name in (images.names[row] for row in rows.tolist()) if "red" not in name}
 
     assert named(data, validation) == named(whole, all_validation)
-    assert named(data, few_shot(data, candidates, 4, seed=1)) == named(whole, few_shot(whole, all_candidates, 4, seed=1))
+    assert named(data, few_shot(data, candidates, 4, seed=1)) == named(
+        whole, few_shot(whole, all_candidates, 4, seed=1)
+    )
 
 
-def test_what_was_held_out_of_some_classes_is_what_evaluate_finds_there(workshop: Workshop, picture_folder: Path) -> None:
+def test_what_was_held_out_of_some_classes_is_what_evaluate_finds_there(
+    workshop: Workshop, picture_folder: Path
+) -> None:
     workshop.train("--classes", "base")
     data, _, validation = open_training(picture_folder, Path("base"))
     held_out = data.subset(validation, HELD_OUT)
-    assert Source(folder=picture_folder, split=HELD_OUT, classes=Path("base"), among="these").open().digest == held_out.digest
+    assert (
+        Source(folder=picture_folder, split=HELD_OUT, classes=Path("base"), among="these").open().digest
+        == held_out.digest
+    )
 
 
 def test_a_file_names_classes_to_learn(workshop: Workshop, tiny: Clip) -> None:
@@ -165,7 +240,12 @@ def test_what_a_user_can_cure_is_refused_before_anything_is_written(workshop: Wo
 def test_people_read_lines(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     folder = workshop.folder
     places = ["--store", str(folder / "store"), "--runs", str(folder / "runs")]
-    assert main(["--data", str(workshop.pictures), "--backbone", "tiny", "--name", "learned", *OBJECTIVE, *places]) == 0
+    assert (
+        main(
+            ["--data", str(workshop.pictures), "--backbone", "tiny", "--name", "learned", *OBJECTIVE, *places]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.startswith("published learned@")
     assert "of 3 held-out pictures" in out
@@ -175,7 +255,19 @@ def test_people_read_lines(workshop: Workshop, capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 def test_of_two_processes_one_publishes_and_reports(picture_folder: Path, tmp_path: Path, tiny: Clip) -> None:
     objective = ["--objective.kind", "apt", "--objective.epochs", "2", "--objective.vectors", "4"]
-    options = ["--data", str(picture_folder), "--backbone", "tiny", "--name", "learned", *objective, "--device", "cpu", "--accumulate", "2"]
+    options = [
+        "--data",
+        str(picture_folder),
+        "--backbone",
+        "tiny",
+        "--name",
+        "learned",
+        *objective,
+        "--device",
+        "cpu",
+        "--accumulate",
+        "2",
+    ]
     places = ["--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
     said = run_two(
         "import sys; from training.learning.tuning.command import main; sys.exit(main(sys.argv[1:]))",

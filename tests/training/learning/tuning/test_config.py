@@ -24,11 +24,39 @@ def test_options_that_are_not_given_have_the_models_defaults(monkeypatch: pytest
 
 def test_every_option_reaches_its_field() -> None:
     settings = parse(
-        *("--objective.eps", "1/255", "--objective.vectors", "8", "--objective.bank_clean", "true", "--objective.words", "a photo", "--shots", "16"),
-        *("--validate-at", "clean,T2", "--validate-eps", "2/255", "--activate", "--fresh", "--seed", "7", "--store", "here", "--allow-fewer-shots"),
+        *(
+            "--objective.eps",
+            "1/255",
+            "--objective.vectors",
+            "8",
+            "--objective.bank_clean",
+            "true",
+            "--objective.words",
+            "a photo",
+            "--shots",
+            "16",
+        ),
+        *(
+            "--validate-at",
+            "clean,T2",
+            "--validate-eps",
+            "2/255",
+            "--activate",
+            "--fresh",
+            "--seed",
+            "7",
+            "--store",
+            "here",
+            "--allow-fewer-shots",
+        ),
     )
     assert settings.objective == AdvPT(eps=1 / 255, vectors=8, bank_clean=True, words="a photo")
-    assert (settings.shots, settings.seed, settings.store, settings.validate_at) == (16, 7, Path("here"), ("clean", "T2"))
+    assert (settings.shots, settings.seed, settings.store, settings.validate_at) == (
+        16,
+        7,
+        Path("here"),
+        ("clean", "T2"),
+    )
     assert (settings.activate, settings.fresh, settings.allow_fewer_shots) == (True, True, True)
     assert settings.validate_eps == 2 / 255
     assert not parse("--fresh", "--resume").fresh

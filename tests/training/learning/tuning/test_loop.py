@@ -26,8 +26,18 @@ def examples(count: int = 20, copies: int = 1) -> Examples:
     return Examples(torch.arange(count) % 3, lambda chosen: rows[chosen], Cost(), 0.0)
 
 
-def learn(clip: Clip, checkpoint: Path, objective: Objective, given: Examples | None = None, seed: int = 3) -> Fitted:
-    return fit(clip, objective, given or examples(), LABELS, seed=seed, checkpoint=checkpoint, progress=lambda done, total, what: None)
+def learn(
+    clip: Clip, checkpoint: Path, objective: Objective, given: Examples | None = None, seed: int = 3
+) -> Fitted:
+    return fit(
+        clip,
+        objective,
+        given or examples(),
+        LABELS,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=lambda done, total, what: None,
+    )
 
 
 def transcribed_text_features(clip: Clip, vectors: Tensor) -> Tensor:
@@ -36,7 +46,9 @@ def transcribed_text_features(clip: Clip, vectors: Tensor) -> Tensor:
     for label in LABELS:
         tokens = clip.tokenize([f"{label}."])
         words = model.token_embedding(tokens)
-        sequence = torch.cat([words[:, :1], vectors, words[:, 1:]], dim=1)[:, :77] + model.positional_embedding
+        sequence = (
+            torch.cat([words[:, :1], vectors, words[:, 1:]], dim=1)[:, :77] + model.positional_embedding
+        )
         hidden = model.ln_final(model.transformer(sequence, attn_mask=model.attn_mask))
         rows.append(hidden[0, int(tokens.argmax()) + vectors.shape[1]] @ model.text_projection)
     return F.normalize(torch.stack(rows), dim=-1)
@@ -52,7 +64,9 @@ def test_tuning_is_the_methods_specification(tiny: Clip, tmp_path: Path) -> None
             rate = 0.001 * (1 + math.cos(math.pi * (done - 0.05) / 0.95)) if done else 1e-5
             vectors.requires_grad_()
             features = F.normalize(given.take(rows)[:, 0], dim=-1)
-            loss = F.cross_entropy(100 * features @ transcribed_text_features(tiny, vectors).T, given.targets[rows])
+            loss = F.cross_entropy(
+                100 * features @ transcribed_text_features(tiny, vectors).T, given.targets[rows]
+            )
             (gradient,) = torch.autograd.grad(loss, vectors)
             velocity = 0.9 * velocity + gradient + 5e-4 * vectors.detach()
             vectors = vectors.detach() - rate * velocity
@@ -66,7 +80,10 @@ def test_a_parameter_has_its_share_of_the_rate(tiny: Clip, tmp_path: Path) -> No
             return 0.0 if parameter == "text" else 1.0
 
     objective = Still(vectors=4, epochs=2, batch=8)
-    torch.testing.assert_close(learn(tiny, tmp_path / "run.safetensors", objective).prompts.text, objective.new_parameters(tiny, LABELS, 3)["text"])
+    torch.testing.assert_close(
+        learn(tiny, tmp_path / "run.safetensors", objective).prompts.text,
+        objective.new_parameters(tiny, LABELS, 3)["text"],
+    )
 
 
 def test_a_finished_run_is_only_read(tiny: Clip, tmp_path: Path) -> None:
@@ -98,7 +115,12 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_epoch_kept(tiny: Clip
     kept = (tmp_path / "run.safetensors").read_bytes()
     spoiled = torch.full((20, 1, 32), torch.nan)
     with pytest.raises(TrainingDiverged, match="epoch 2 is not finite: cross_entropy nan"):
-        learn(tiny, tmp_path / "run.safetensors", objective, Examples(torch.arange(20) % 3, lambda chosen: spoiled[chosen], Cost(), 0.0))
+        learn(
+            tiny,
+            tmp_path / "run.safetensors",
+            objective,
+            Examples(torch.arange(20) % 3, lambda chosen: spoiled[chosen], Cost(), 0.0),
+        )
     assert (tmp_path / "run.safetensors").read_bytes() == kept
 
 
@@ -134,7 +156,13 @@ class Fragile(Tuning):
     def loss(self, task: Task, parameters: Mapping[str, Tensor], batch: Batch) -> Step:
         collapsed = batch.epoch >= 2 and self.consistency > self.strength
         signs = Signs(0.0, math.log(3)) if collapsed else Signs(1.0, 0.1)
-        return Step({"decay": self.consistency * parameters["text"].square().mean()}, None, None, signs, notes={"draw": float(batch.seeds[0] % 997)})
+        return Step(
+            {"decay": self.consistency * parameters["text"].square().mean()},
+            None,
+            None,
+            signs,
+            notes={"draw": float(batch.seeds[0] % 997)},
+        )
 
     def weakened(self) -> Self | None:
         return self.model_copy(update={"consistency": self.consistency / 2})
@@ -143,11 +171,25 @@ class Fragile(Tuning):
 def test_a_collapsed_run_goes_back_halves_its_consistency_and_draws_anew(tiny: Clip, tmp_path: Path) -> None:
     said: list[str] = []
     objective = Fragile(epochs=60, batch=20)
-    fitted = fit(tiny, objective, examples(), LABELS, seed=3, checkpoint=tmp_path / "run", progress=lambda done, total, what: said.append(what))
+    fitted = fit(
+        tiny,
+        objective,
+        examples(),
+        LABELS,
+        seed=3,
+        checkpoint=tmp_path / "run",
+        progress=lambda done, total, what: said.append(what),
+    )
     assert (fitted.restarts, len(fitted.history)) == (1, 60)
     assert any("restart 1 from epoch 2" in what for what in said)
     strong = fit(
-        tiny, Fragile(epochs=60, batch=20, strength=1.0), examples(), LABELS, seed=3, checkpoint=tmp_path / "strong", progress=lambda *_: None
+        tiny,
+        Fragile(epochs=60, batch=20, strength=1.0),
+        examples(),
+        LABELS,
+        seed=3,
+        checkpoint=tmp_path / "strong",
+        progress=lambda *_: None,
     )
     assert strong.history[:2] == fitted.history[:2]
     assert strong.history[2].notes != fitted.history[2].notes  # another draw
@@ -186,7 +228,9 @@ def test_who_has_just_begun_may_guess(tiny: Clip, tmp_path: Path, monkeypatch: p
 
 
 def test_the_average_lags_behind_the_prompts(tiny: Clip, tmp_path: Path) -> None:
-    fitted = learn(tiny, tmp_path / "run", Fragile(epochs=20, batch=20, strength=1.0, average=0.99, learning_rate=1.0))
+    fitted = learn(
+        tiny, tmp_path / "run", Fragile(epochs=20, batch=20, strength=1.0, average=0.99, learning_rate=1.0)
+    )
     assert fitted.averaged is not None
     assert fitted.averaged.text is not None
     assert fitted.prompts.text is not None
@@ -197,10 +241,22 @@ def test_the_average_lags_behind_the_prompts(tiny: Clip, tmp_path: Path) -> None
 def test_progress_tells_both_accuracies(tiny: Clip, tmp_path: Path) -> None:
     class Both(Fragile):
         def loss(self, task: Task, parameters: Mapping[str, Tensor], batch: Batch) -> Step:
-            return super().loss(task, parameters, batch)._replace(accuracy=torch.tensor(0.75), robust=torch.tensor(0.5))
+            return (
+                super()
+                .loss(task, parameters, batch)
+                ._replace(accuracy=torch.tensor(0.75), robust=torch.tensor(0.5))
+            )
 
     said: list[str] = []
-    fit(tiny, Both(epochs=1), examples(), LABELS, seed=0, checkpoint=tmp_path / "run", progress=lambda done, total, what: said.append(what))
+    fit(
+        tiny,
+        Both(epochs=1),
+        examples(),
+        LABELS,
+        seed=0,
+        checkpoint=tmp_path / "run",
+        progress=lambda done, total, what: said.append(what),
+    )
     assert said == ["tuning: loss 1.000, accuracy 75.0%, attacked 50.0%"]
 
 

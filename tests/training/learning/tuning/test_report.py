@@ -7,7 +7,17 @@ from training.learning.tuning.checkpoint import Epoch
 from training.learning.tuning.report import Account, training_page
 
 REF = Ref("learned", "0123456789ab")
-RESULT = Result(data="things", split="train:validation", threat="T2", eps="2/255", n=40, accuracy=0.5, low=0.35, high=0.65, seed=0)
+RESULT = Result(
+    data="things",
+    split="train:validation",
+    threat="T2",
+    eps="2/255",
+    n=40,
+    accuracy=0.5,
+    low=0.35,
+    high=0.65,
+    seed=0,
+)
 
 
 def page(*, restarts: int = 0, note: str = "") -> str:
@@ -24,8 +34,15 @@ def page(*, restarts: int = 0, note: str = "") -> str:
         created_at=datetime(2026, 11, 23, tzinfo=UTC),
         note=note,
     )
-    history = [Epoch(0.1 / number, {"clean": 1 / number, "consistency": 0.5}, 0.5, None, {"alpha": 0.4}, Cost(8, 8), 1) for number in (1, 2, 3)]
-    return training_page(REF, manifest, history, Account(8, 24, 24, 3, 0.0, 2.5, restarts, {"teacher": [RESULT]}))
+    history = [
+        Epoch(
+            0.1 / number, {"clean": 1 / number, "consistency": 0.5}, 0.5, None, {"alpha": 0.4}, Cost(8, 8), 1
+        )
+        for number in (1, 2, 3)
+    ]
+    return training_page(
+        REF, manifest, history, Account(8, 24, 24, 3, 0.0, 2.5, restarts, {"teacher": [RESULT]})
+    )
 
 
 def test_a_page_needs_nothing_from_elsewhere() -> None:
@@ -36,7 +53,12 @@ def test_a_page_needs_nothing_from_elsewhere() -> None:
 
 def test_a_page_tells_what_was_learned_measured_and_spent() -> None:
     text = page()
-    for fact in ("learned@0123456789ab", "things, 8 pictures of 2 labels, 4 shots", "24 forward, 24 backward (72 charged)", "50.0% [35.0%, 65.0%]"):
+    for fact in (
+        "learned@0123456789ab",
+        "things, 8 pictures of 2 labels, 4 shots",
+        "24 forward, 24 backward (72 charged)",
+        "50.0% [35.0%, 65.0%]",
+    ):
         assert fact in text
     assert "teacher (not published)" in text
     assert text.count("<svg") == 4

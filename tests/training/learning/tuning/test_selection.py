@@ -14,9 +14,19 @@ from training.data.sampling import HELD_OUT
 from training.learning.tuning.selection import Selection, check_carried, load_selection
 
 
-def number(accuracy: float, *, threat: str = "T2", data: str = "toys", split: str = HELD_OUT) -> dict[str, Any]:
+def number(
+    accuracy: float, *, threat: str = "T2", data: str = "toys", split: str = HELD_OUT
+) -> dict[str, Any]:
     command = f"robustclip evaluate --prompt-set a@1 --data toys --split {split} --threat {threat}"
-    about = {"data": data, "split": split, "seed": 0, "threat": threat, "eps": "1/255", "n": 10, "command": command}
+    about = {
+        "data": data,
+        "split": split,
+        "seed": 0,
+        "threat": threat,
+        "eps": "1/255",
+        "n": 10,
+        "command": command,
+    }
     return {**about, "accuracy": accuracy, "low": accuracy, "high": accuracy}
 
 
@@ -63,7 +73,9 @@ def test_a_record_gives_the_winners_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "val", "validation", "train", "all"])
-def test_a_record_that_names_other_pictures_than_held_out_ones_is_refused_by_field(tmp_path: Path, split: str) -> None:
+def test_a_record_that_names_other_pictures_than_held_out_ones_is_refused_by_field(
+    tmp_path: Path, split: str
+) -> None:
     judged = {**record()["judged_on"][0], "split": split}
     with pytest.raises(InvalidInput, match="never on a test or validation file") as refused:
         load_selection(written(tmp_path, record(judged_on=[judged])))
@@ -84,7 +96,12 @@ def test_so_is_a_number_and_a_command_on_other_pictures(tmp_path: Path) -> None:
 def test_the_numbers_decide_who_was_chosen() -> None:
     assert Selection.model_validate(record(by="harmonic", chosen={"alpha": 1.0})).chosen == {"alpha": 1.0}
     assert Selection.model_validate(record(keep_first=True, chosen={"alpha": 0.0})).chosen == {"alpha": 0.0}
-    for wrong in ({"chosen": {"alpha": 1.0}}, {"by": "harmonic"}, {"keep_first": True}, {"chosen": {"alpha": 7}}):
+    for wrong in (
+        {"chosen": {"alpha": 1.0}},
+        {"by": "harmonic"},
+        {"keep_first": True},
+        {"chosen": {"alpha": 7}},
+    ):
         with pytest.raises(ValidationError, match="not the candidate that the numbers name"):
             Selection.model_validate(record(**wrong))
 
@@ -92,7 +109,10 @@ def test_the_numbers_decide_who_was_chosen() -> None:
 def test_a_candidate_that_failed_is_not_chosen() -> None:
     candidates = record()["candidates"]
     candidates[1] |= {"numbers": [], "why": "collapsed"}
-    assert Selection.model_validate(record(candidates=candidates, chosen={"alpha": 1.0})).objective["alpha"] == 1.0
+    assert (
+        Selection.model_validate(record(candidates=candidates, chosen={"alpha": 1.0})).objective["alpha"]
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}'])
@@ -109,7 +129,10 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_published_set_carries_where_its_settings_were_chosen() -> None:
     assert check_carried({"kind": "coop"}, ref="a@1") is None
     carried = Selection.model_validate(record()).carried().model_dump(mode="json")
-    assert check_carried({"kind": "capt", "selection": carried}, ref="a@1") == Selection.model_validate(record()).carried()
+    assert (
+        check_carried({"kind": "capt", "selection": carried}, ref="a@1")
+        == Selection.model_validate(record()).carried()
+    )
     carried["judged_on"][0]["split"] = "test"
     with pytest.raises(InvalidInput) as refused:
         check_carried({"kind": "capt", "selection": carried}, ref="a@1")
@@ -126,7 +149,9 @@ def test_the_records_that_are_committed_are_valid() -> None:
 def test_settings_that_were_chosen_for_another_clip_say_so(tiny: Clip) -> None:
     own = {"arch": tiny.arch, "pretrained": tiny.pretrained, "fingerprint": tiny.fingerprint}
     assert Selection.model_validate(record(clip=own)).borrowed_by(tiny) is None
-    said = Selection.model_validate(record(clip={**own, "arch": "elder", "fingerprint": "1" * 64})).borrowed_by(tiny)
+    said = Selection.model_validate(
+        record(clip={**own, "arch": "elder", "fingerprint": "1" * 64})
+    ).borrowed_by(tiny)
     assert said == f"settings were chosen for elder (11111111), not for {tiny.arch} ({tiny.fingerprint[:8]})"
 
 

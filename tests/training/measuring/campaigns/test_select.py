@@ -1,4 +1,6 @@
-"""`robustclip select`: candidates on held-out training pictures, and what `train` and `evaluate` make of the record."""
+"""`robustclip select`: candidates on held-out training pictures, and what `train` and `evaluate` make of the
+record.
+"""
 
 import json
 from pathlib import Path
@@ -18,7 +20,22 @@ from training.learning.tuning.selection import load_selection
 from training.measuring.campaigns.select import main
 from training.measuring.evaluation.command import main as evaluate
 
-TRIED = ["--objective", "coop", "--with", "epochs=2", "--with", "batch=8", "--over", "vectors=2,4", "--shots", "4", "--steps", "2", "--eps", "4/255"]
+TRIED = [
+    "--objective",
+    "coop",
+    "--with",
+    "epochs=2",
+    "--with",
+    "batch=8",
+    "--over",
+    "vectors=2,4",
+    "--shots",
+    "4",
+    "--steps",
+    "2",
+    "--eps",
+    "4/255",
+]
 
 
 class Workshop:
@@ -33,7 +50,12 @@ class Workshop:
         return self.capsys.readouterr().out
 
     def train(self, *options: str) -> dict[str, Any]:
-        assert train([*self.common, "--store", str(self.folder / "store"), "--name", "learned", "--json", *options]) == 0
+        assert (
+            train(
+                [*self.common, "--store", str(self.folder / "store"), "--name", "learned", "--json", *options]
+            )
+            == 0
+        )
         captured = self.capsys.readouterr()
         self.said = captured.err
         return json.loads(captured.out)
@@ -50,7 +72,9 @@ def files(folder: Path) -> dict[Path, int]:
 
 def test_a_bill_comes_first_and_writes_nothing(workshop: Workshop) -> None:
     said = workshop.select("--dry-run", "--seed", "0,1")
-    assert "4 trainings, 0 of them done already; at most 144 charged passes and 16 text passes" in said  # 12 pictures; 2 epochs of 2 steps
+    assert (
+        "4 trainings, 0 of them done already; at most 144 charged passes and 16 text passes" in said
+    )  # 12 pictures; 2 epochs of 2 steps
     assert "8 cells, 0 of them measured already" in said
     assert list(workshop.folder.iterdir()) == []
 
@@ -66,14 +90,33 @@ def test_the_record_tells_what_was_tried_and_train_takes_its_winner(workshop: Wo
     ]  # fmt: skip
     assert made.candidates[0].ahead is None
     assert made.candidates[1].ahead is not None
-    assert all("--steps 2" in number.command for candidate in made.candidates for number in candidate.numbers if number.threat == "T2")
+    assert all(
+        "--steps 2" in number.command
+        for candidate in made.candidates
+        for number in candidate.numbers
+        if number.threat == "T2"
+    )
     assert made.judged_on[0].n == 3
     report = workshop.train("--selection", str(path), "--objective.epochs", "1", "--activate")
     manifest = PromptStore(workshop.folder / "store").load("learned", tiny).manifest
     assert manifest.objective["vectors"] == made.chosen["vectors"]
     assert (manifest.objective["epochs"], report["epochs"]) == (1, 1)
     assert manifest.objective["selection"] == made.carried().model_dump(mode="json")
-    assert evaluate([*workshop.common, "--store", str(workshop.folder / "store"), "--prompt-set", "learned", "--limit", "3", "--json"]) == 0
+    assert (
+        evaluate(
+            [
+                *workshop.common,
+                "--store",
+                str(workshop.folder / "store"),
+                "--prompt-set",
+                "learned",
+                "--limit",
+                "3",
+                "--json",
+            ]
+        )
+        == 0
+    )
     (row,) = json.loads(workshop.capsys.readouterr().out)["results"]
     assert row["selection"] == made.carried().digest
 
@@ -84,7 +127,9 @@ def test_settings_of_another_clip_are_taken_but_not_in_silence(workshop: Worksho
     assert workshop.train("--selection", str(path))["borrowed"] is None
     assert "chosen for" not in workshop.said
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "clip": {**values["clip"], "arch": "elder", "fingerprint": "1" * 64}}))
+    path.write_text(
+        json.dumps({**values, "clip": {**values["clip"], "arch": "elder", "fingerprint": "1" * 64}})
+    )
     sentence = workshop.train("--selection", str(path))["borrowed"]
     assert "chosen for elder (11111111), not for tiny" in sentence
     assert sentence in workshop.said  # before it starts
@@ -115,7 +160,16 @@ def test_a_selection_goes_on_where_it_was_and_says_the_same(workshop: Workshop) 
 
 def test_a_candidate_that_cannot_be_trained_is_ruled_out_and_says_why(workshop: Workshop) -> None:
     path = workshop.folder / "record.json"
-    words = ["--candidate", "words=a photomicrograph of,vectors=3", "--candidate", "vectors=2", "--shots", "4", "--steps", "2"]
+    words = [
+        "--candidate",
+        "words=a photomicrograph of,vectors=3",
+        "--candidate",
+        "vectors=2",
+        "--shots",
+        "4",
+        "--steps",
+        "2",
+    ]
     said = workshop.select("--out", str(path), tried=["--objective", "coop", "--with", "epochs=1", *words])
     assert "can't be had" in said
     made = load_selection(path)
@@ -155,14 +209,19 @@ def test_a_set_that_was_chosen_on_test_pictures_is_not_evaluated(workshop: Works
     manifest = PromptManifest.model_validate(
         {
             "name": "peeked",
-            "objective": {"kind": "coop", "selection": {"digest": "0" * 12, "over": ["vectors"], "judged_on": [judged]}},
+            "objective": {
+                "kind": "coop",
+                "selection": {"digest": "0" * 12, "over": ["vectors"], "judged_on": [judged]},
+            },
             "clip": ClipIdentity.of(tiny),
             "templates": ("a {}.",),
             "code_version": "0",
             "created_at": "2026-01-01T00:00:00Z",
         }
     )
-    PromptStore(workshop.folder / "store").publish(PromptSet(manifest, Prompts(templates=("a {}.",))), activate=True)
+    PromptStore(workshop.folder / "store").publish(
+        PromptSet(manifest, Prompts(templates=("a {}.",))), activate=True
+    )
     with pytest.raises(InvalidInput, match="never on a test or validation file") as refused:
         evaluate([*workshop.common, "--store", str(workshop.folder / "store"), "--prompt-set", "peeked"])
     assert str(refused.value.field).endswith("objective/selection/judged_on/0/split")

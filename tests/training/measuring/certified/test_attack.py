@@ -1,4 +1,6 @@
-"""Attacks on certificates of closed forms: nothing falls inside a radius that is right, and whatever should fall does."""
+"""Attacks on certificates of closed forms: nothing falls inside a radius that is right, and whatever should
+fall does.
+"""
 
 from typing import NamedTuple
 
@@ -26,14 +28,29 @@ def certificate() -> Certificate:
     return certify(VOTE, GRAY, OPTIONS)
 
 
-def attempt(vote: Classifier, pixels: Tensor, certificate: Certificate, ball: BallSpec, *, seed: int = 0, votes: int = 1000) -> Attempt:
+def attempt(
+    vote: Classifier,
+    pixels: Tensor,
+    certificate: Certificate,
+    ball: BallSpec,
+    *,
+    seed: int = 0,
+    votes: int = 1000,
+) -> Attempt:
     score = label_score("margin", vote, torch.tensor([vote.labels.index(certificate.label)]))
-    return attack_certificate(score, vote, pixels, certificate, ball, factor=0.99, assault=Assault(), seed=seed, votes=votes)
+    return attack_certificate(
+        score, vote, pixels, certificate, ball, factor=0.99, assault=Assault(), seed=seed, votes=votes
+    )
 
 
 @pytest.mark.parametrize("kind", ["l2", "linf"])
-def test_a_half_space_never_falls_inside_its_radius_and_always_well_outside(certificate: Certificate, kind: str) -> None:
-    inside, outside = (list(Assault(factors=(factor,)).balls(certificate))[kind == "linf"][1] for factor in (0.99, 1.5 if kind == "l2" else 1.9))
+def test_a_half_space_never_falls_inside_its_radius_and_always_well_outside(
+    certificate: Certificate, kind: str
+) -> None:
+    inside, outside = (
+        list(Assault(factors=(factor,)).balls(certificate))[kind == "linf"][1]
+        for factor in (0.99, 1.5 if kind == "l2" else 1.9)
+    )
     assert certificate.covers(inside)
     for seed in range(3):
         held, fallen = (attempt(VOTE, GRAY, certificate, ball, seed=seed) for ball in (inside, outside))
@@ -51,7 +68,9 @@ def test_inside_the_ball_the_attack_finds_the_worst_point_there_is(certificate: 
     assert abs(found.hits / 4000 - expected) < 0.03
 
 
-def test_a_clear_majority_is_not_asked_for_all_its_votes_and_a_lost_one_always(certificate: Certificate) -> None:
+def test_a_clear_majority_is_not_asked_for_all_its_votes_and_a_lost_one_always(
+    certificate: Certificate,
+) -> None:
     assert attempt(VOTE, GRAY, certificate, L2(radius=0.1 * SIGMA), votes=4000).votes == 100
     assert attempt(VOTE, GRAY, certificate, L2(radius=8 * SIGMA), votes=4000).votes == 4000
     assert attempt(VOTE, GRAY, certificate, L2(radius=8 * SIGMA), votes=60).votes == 60
@@ -104,7 +123,17 @@ def test_who_judges_has_not_seen_the_noise_of_certificate_or_search(certificate:
     score = label_score("margin", searching, torch.tensor([0]))
     asked = 0
     for factor, ball in Assault(factors=(0.5, 0.99)).balls(certificate):
-        found = attack_certificate(score, judging, GRAY, certificate, ball, factor=factor, assault=Assault(), seed=OPTIONS.seed, votes=300)
+        found = attack_certificate(
+            score,
+            judging,
+            GRAY,
+            certificate,
+            ball,
+            factor=factor,
+            assault=Assault(),
+            seed=OPTIONS.seed,
+            votes=300,
+        )
         asked += found.votes
     certifying = torch.cat(noise_seeds(GRAY, OPTIONS)).tolist()
     assert len(judging.seeds) == len({*judging.seeds}) == asked > 400
@@ -113,7 +142,10 @@ def test_who_judges_has_not_seen_the_noise_of_certificate_or_search(certificate:
 
 
 def test_an_attack_is_the_same_again(certificate: Certificate) -> None:
-    once, again = (attempt(VOTE, GRAY, certificate, Linf(radius=0.01)).model_copy(update={"seconds": 0.0}) for _ in range(2))
+    once, again = (
+        attempt(VOTE, GRAY, certificate, Linf(radius=0.01)).model_copy(update={"seconds": 0.0})
+        for _ in range(2)
+    )
     assert once == again
     other = attempt(VOTE, GRAY, certificate, Linf(radius=0.01), seed=1)
     assert other.model_copy(update={"seconds": 0.0}) != once
@@ -140,12 +172,17 @@ def test_the_mean_vote_counts_lost_votes_and_asks_every_row_by_itself() -> None:
 def test_a_sure_vote_still_has_a_gradient(margin: float) -> None:
     toy = half_spaces(2 * SIGMA)
     sure = Purified(type(toy)(margin * toy.weights, margin * toy.bias), Smoothing(sigma=0.001))
-    found = MeanVote(label_score("margin", sure, torch.tensor([0])), 8)(GRAY[None], draw_seeds(0, 1), grad=True)
+    found = MeanVote(label_score("margin", sure, torch.tensor([0])), 8)(
+        GRAY[None], draw_seeds(0, 1), grad=True
+    )
     assert found.grad is not None
     assert float(found.grad.norm()) > 0.1
 
 
-@pytest.mark.parametrize("change", [{"factors": ()}, {"factors": (0,)}, {"factors": (101,)}, {"steps": 0}, {"draws": 1}, {"restarts": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"factors": ()}, {"factors": (0,)}, {"factors": (101,)}, {"steps": 0}, {"draws": 1}, {"restarts": -1}],
+)
 def test_attacks_that_mean_nothing_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Assault.model_validate(change)

@@ -21,10 +21,22 @@ class Bench:
 
     def __init__(self, folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.capsys, self.runs = folder, capsys, folder / "runs"
-        self.places = ["--backbone", "tiny", "--data", str(pictures), "--store", str(folder / "store"), "--runs", str(self.runs)]
+        self.places = [
+            "--backbone",
+            "tiny",
+            "--data",
+            str(pictures),
+            "--store",
+            str(folder / "store"),
+            "--runs",
+            str(self.runs),
+        ]
 
     def print(self, *options: str, status: int = 0) -> str:
-        assert main([*self.places, *RULE, *(() if "--sigma" in options else ("--sigma", "0.1")), *options]) == status
+        assert (
+            main([*self.places, *RULE, *(() if "--sigma" in options else ("--sigma", "0.1")), *options])
+            == status
+        )
         return self.capsys.readouterr().out
 
     def told(self, *options: str, status: int = 0) -> dict[str, Any]:
@@ -51,7 +63,9 @@ def test_counts_are_those_of_the_pictures(bench: Bench) -> None:
     assert row["abstained"]["count"] == sum(each["answer"] is None for each in pictures)
     assert row["certified"]["count"] == sum(each["radius_l2"] > 0 for each in pictures) > 0
     for part in row["within"]:
-        assert part["count"] == sum(each["label"] == each["truth"] and each["radius_l2"] > part["l2"] for each in pictures)
+        assert part["count"] == sum(
+            each["label"] == each["truth"] and each["radius_l2"] > part["l2"] for each in pictures
+        )
         assert part["low"] <= part["share"] == part["count"] / 5 <= part["high"]
     assert all(each["radius_l2"] <= row["ceiling_l2"] for each in pictures)
     assert [(part["norm"], part["factor"], part["n"]) for part in row["attacks"]] == [
@@ -69,18 +83,26 @@ def test_whose_votes_are_counted_is_said_wherever_it_is_read(bench: Bench) -> No
     assert "no answer by 120 votes" in said
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "told by --n votes, while `classify` takes 100 unless" in " ".join(bench.capsys.readouterr().out.split())
+    assert "told by --n votes, while `classify` takes 100 unless" in " ".join(
+        bench.capsys.readouterr().out.split()
+    )
 
 
 def test_the_cached_path_counts_the_same_votes_as_the_direct_one(bench: Bench) -> None:
-    for options in (["--sigma", "1"], ["--sigma", "0.3", "--denoise", "tiny"], ["--defense", "bit_depth:4,resize_pad"]):
+    for options in (
+        ["--sigma", "1"],
+        ["--sigma", "0.3", "--denoise", "tiny"],
+        ["--defense", "bit_depth:4,resize_pad"],
+    ):
         for again in range(2):  # made, then read
             row = bench.row(*options, "--direct", "5", "--per-picture")
             assert row["direct"] == {"n": 5, "same": 5}, again
     assert len({each["hits"] for each in row["pictures"]}) > 1 or row["abstained"]["count"] == 0
 
 
-def test_votes_that_differ_without_the_kept_embeddings_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_votes_that_differ_without_the_kept_embeddings_are_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def miscounted(*arguments: Any, **options: Any) -> Certificate:
         found = certify_features(*arguments, **options)
         return found.model_copy(update={"hits": found.hits - 1})
@@ -89,7 +111,9 @@ def test_votes_that_differ_without_the_kept_embeddings_are_told(bench: Bench, mo
     assert bench.row("--direct", "3", status=1)["direct"] == {"n": 3, "same": 0}
 
 
-def test_a_certificate_that_says_too_much_is_refuted_by_the_attack(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_says_too_much_is_refuted_by_the_attack(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def overstated(*arguments: Any, **options: Any) -> Certificate:
         found = certify_features(*arguments, **options)
         return found.model_copy(update={"radius_l2": 100.0, "radius_linf": 1.0, "abstained": False})
@@ -130,11 +154,17 @@ def test_a_killed_run_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.Mon
 def test_the_bill_comes_first_and_only_for_what_is_not_there(bench: Bench) -> None:
     plan = bench.told(*ATTACK, "--direct", "2", "--dry-run")
     (cell,) = plan["plan"]
-    gradients = 2 * (2 * 3 + 2 * 2 * 2)  # draws x (forwards + 2 backwards), from the picture and from one random start
+    gradients = 2 * (
+        2 * 3 + 2 * 2 * 2
+    )  # draws x (forwards + 2 backwards), from the picture and from one random start
     assert cell["certificates"] == 5 * 140
     assert cell["direct"] == 2 * 140
     assert cell["attacks"] == 5 * 2 * (2 * gradients // 2 + 120)
-    assert plan["charged"] == cell["charged"] == sum(cell[name] for name in ("certificates", "attacks", "direct"))
+    assert (
+        plan["charged"]
+        == cell["charged"]
+        == sum(cell[name] for name in ("certificates", "attacks", "direct"))
+    )
     assert "charged passes" in plan["summary"]
     assert not bench.runs.exists()
     row = bench.row(*ATTACK, "--direct", "2")
@@ -161,7 +191,19 @@ def test_prompt_sets_of_one_run_share_noise_and_alpha_and_later_ones_are_explora
 
 
 def test_the_printed_command_gives_the_same_row(bench: Bench) -> None:
-    for row in bench.told("--sigma", "0.1,0.25", "--denoise", "tiny", "--defense", "bit_depth:5", "--seed", "3", "--n", "40", *ATTACK)["results"]:
+    for row in bench.told(
+        "--sigma",
+        "0.1,0.25",
+        "--denoise",
+        "tiny",
+        "--defense",
+        "bit_depth:5",
+        "--seed",
+        "3",
+        "--n",
+        "40",
+        *ATTACK,
+    )["results"]:
         words = shlex.split(row["command"])
         assert words[:2] == ["robustclip", "certified"]
         assert main([*words[2:], "--runs", str(bench.folder / "other-runs")]) == 0

@@ -11,7 +11,9 @@ from training.threats.judging import AtLevel
 
 KEY = {"clip": "f00d", "eps": 1 / 255, "indices": [0, 2, 5]}
 FOUND = AtLevel(
-    Measured(torch.tensor([True, False, True]), torch.tensor([True, True, True]), Cost(12, 34), 5.5), {"kind": "ensemble"}, {"noise": 0, "square": 1}
+    Measured(torch.tensor([True, False, True]), torch.tensor([True, True, True]), Cost(12, 34), 5.5),
+    {"kind": "ensemble"},
+    {"noise": 0, "square": 1},
 )
 
 
@@ -23,13 +25,22 @@ def test_a_cell_is_recalled_as_it_was_kept(tmp_path: Path) -> None:
     assert again is not None
     assert torch.equal(again.measured.correct, FOUND.measured.correct)
     assert torch.equal(again.measured.correct_8bit, FOUND.measured.correct_8bit)
-    assert (again.measured.cost, again.measured.seconds, again.attack, again.fell_to) == (Cost(12, 34), 5.5, FOUND.attack, FOUND.fell_to)
+    assert (again.measured.cost, again.measured.seconds, again.attack, again.fell_to) == (
+        Cost(12, 34),
+        5.5,
+        FOUND.attack,
+        FOUND.fell_to,
+    )
     assert path.read_text().count("\n") == 1
 
 
 def test_a_vote_s_silence_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "cell.json"
-    keep(path, KEY, FOUND._replace(measured=FOUND.measured._replace(abstained=torch.tensor([False, True, False]))))
+    keep(
+        path,
+        KEY,
+        FOUND._replace(measured=FOUND.measured._replace(abstained=torch.tensor([False, True, False]))),
+    )
     again = recall(path, 3)
     assert again is not None
     assert again.measured.abstained is not None
@@ -57,7 +68,10 @@ def test_a_cell_of_other_pictures_is_refused(tmp_path: Path) -> None:
         recall(path, 4)
 
 
-@pytest.mark.parametrize(("right", "digits"), [([], ""), ([True], "8"), ([True, False, False, True], "9"), ([False] * 4 + [False, True], "04")])
+@pytest.mark.parametrize(
+    ("right", "digits"),
+    [([], ""), ([True], "8"), ([True, False, False, True], "9"), ([False] * 4 + [False, True], "04")],
+)
 def test_outcomes_are_packed_four_to_a_digit(right: list[bool], digits: str) -> None:
     assert packed(torch.tensor(right, dtype=torch.bool)) == digits
     assert unpacked(digits, len(right)).tolist() == right

@@ -12,8 +12,24 @@ N = 200
 
 def row(threat: str, eps: str, right: int, **facts: Any) -> dict[str, Any]:
     share = wilson(right, N)
-    subject = {"backbone": "tiny", "data": "toys", "split": "test", "prompt_set": "plain@1", "defense": "none", "seed": 0}
-    return {**subject, "threat": threat, "eps": eps, "n": N, "accuracy": share.value, "low": share.low, "high": share.high, **facts}
+    subject = {
+        "backbone": "tiny",
+        "data": "toys",
+        "split": "test",
+        "prompt_set": "plain@1",
+        "defense": "none",
+        "seed": 0,
+    }
+    return {
+        **subject,
+        "threat": threat,
+        "eps": eps,
+        "n": N,
+        "accuracy": share.value,
+        "low": share.low,
+        "high": share.high,
+        **facts,
+    }
 
 
 def honest() -> list[dict[str, Any]]:
@@ -26,7 +42,10 @@ def honest() -> list[dict[str, Any]]:
         *(row("static", eps, right) for eps, right in (("1/255", 110), ("4/255", 70))),
         *(row("black-box", eps, right) for eps, right in (("1/255", 115), ("4/255", 90))),
         *(row("T2", eps, right) for eps, right in (("1/255", 100), ("4/255", 20), ("64/255", 0))),
-        *(row("T3", eps, right, fell_to=fell) for eps, right in (("1/255", 97), ("4/255", 17), ("64/255", 0))),
+        *(
+            row("T3", eps, right, fell_to=fell)
+            for eps, right in (("1/255", 97), ("4/255", 17), ("64/255", 0))
+        ),
     ]
 
 
@@ -38,11 +57,16 @@ def test_more_steps_that_find_less_are_seen() -> None:
     (lost,) = fired(masking_checks([*honest(), row("T2", "1/255", 60, steps=10)]))
     assert (lost.found.id, lost.rows) == ("M8", (("T2", "1/255"), ("T2", "1/255")))
     assert "T2 of 100 steps leaves more standing than of 10" in lost.found.sentence
-    assert fired(masking_checks([*honest(), row("T2", "1/255", 60, steps=10, draws=4)])) == []  # other draws: not the steps' doing
+    assert (
+        fired(masking_checks([*honest(), row("T2", "1/255", 60, steps=10, draws=4)])) == []
+    )  # other draws: not the steps' doing
 
 
 def with_row(changed: dict[str, Any]) -> list[dict[str, Any]]:
-    return [changed if (found["threat"], found["eps"]) == (changed["threat"], changed["eps"]) else found for found in honest()]
+    return [
+        changed if (found["threat"], found["eps"]) == (changed["threat"], changed["eps"]) else found
+        for found in honest()
+    ]
 
 
 def test_numbers_that_fall_as_they_must_raise_nothing_and_make_headlines() -> None:
@@ -73,7 +97,9 @@ def test_numbers_that_fall_as_they_must_raise_nothing_and_make_headlines() -> No
         (row("T3", "4/255", 17, fell_to={"noise": 0, "square": 30}), "M6", ["4/255"]),
     ],
 )
-def test_a_contradiction_is_named_and_forbids_the_headline(changed: dict[str, Any], identifier: str, refused: list[str]) -> None:
+def test_a_contradiction_is_named_and_forbids_the_headline(
+    changed: dict[str, Any], identifier: str, refused: list[str]
+) -> None:
     rows = with_row(changed)
     checks = masking_checks(rows)
     raised = fired(checks)
@@ -101,7 +127,11 @@ def test_a_subject_answers_for_itself_alone() -> None:
     other = [{**found, "prompt_set": "learned@2"} for found in with_row(row("T0", "4/255", 0))]
     checks = masking_checks([*honest(), *other])
     assert {check.subject["prompt_set"] for check in fired(checks)} == {"learned@2"}
-    refused = {(facts["prompt_set"], facts["eps"]) for facts in headlines([*honest(), *other], checks) if facts["refused"]}
+    refused = {
+        (facts["prompt_set"], facts["eps"])
+        for facts in headlines([*honest(), *other], checks)
+        if facts["refused"]
+    }
     assert refused == {("learned@2", "4/255")}
 
 
@@ -115,7 +145,16 @@ def test_rows_of_other_pictures_contradict_nothing() -> None:
     assert "M15" not in {check.found.id for check in masking_checks([hard, row("T2", "1/255", 100)])}
     checks = masking_checks([hard, row("clean", "0", 60), row("T2", "1/255", 100)])
     assert [check.found.id for check in fired(checks)] == ["M15"]
-    assert masking_checks([{**row("T0", "1/255", 10), "n": 4 * N}, row("T2", "1/255", 100), {**row("T2", "2/255", 190), "n": 4 * N}]) == []
+    assert (
+        masking_checks(
+            [
+                {**row("T0", "1/255", 10), "n": 4 * N},
+                row("T2", "1/255", 100),
+                {**row("T2", "2/255", 190), "n": 4 * N},
+            ]
+        )
+        == []
+    )
 
 
 def test_what_nobody_measured_is_not_checked() -> None:

@@ -14,12 +14,36 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import LEARNED_TEMPLATE, Prompts
 from training.measuring.evaluation.command import main
 
-FACTS = {"backbone", "prompt_set", "data", "threat", "eps", "n", "accuracy", "low", "high", "attack", "seed", "seconds", "command"}
+FACTS = {
+    "backbone",
+    "prompt_set",
+    "data",
+    "threat",
+    "eps",
+    "n",
+    "accuracy",
+    "low",
+    "high",
+    "attack",
+    "seed",
+    "seconds",
+    "command",
+}
 
 
-def publish(root: Path, clip: Clip, *, name: str = "learned", labels: tuple[str, ...] = (), class_specific: bool = False, seed: int = 0) -> str:
+def publish(
+    root: Path,
+    clip: Clip,
+    *,
+    name: str = "learned",
+    labels: tuple[str, ...] = (),
+    class_specific: bool = False,
+    seed: int = 0,
+) -> str:
     generator = torch.Generator().manual_seed(seed)
-    text = 0.1 * torch.randn(*((len(labels),) if class_specific else ()), 1, 4, clip.text_width, generator=generator)
+    text = 0.1 * torch.randn(
+        *((len(labels),) if class_specific else ()), 1, 4, clip.text_width, generator=generator
+    )
     manifest = PromptManifest.model_validate(
         {
             "name": name,
@@ -60,13 +84,28 @@ def bench(tmp_path: Path, picture_folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_one_json_object_holds_a_row_for_every_combination(bench: Bench, tiny: Clip) -> None:
     learned = publish(bench.folder / "store", tiny)
-    found = bench.evaluate("--prompt-set", "handcrafted,learned", "--threat", "clean,T0,T2", "--eps", "1/255,4/255", "--limit", "9")
+    found = bench.evaluate(
+        "--prompt-set",
+        "handcrafted,learned",
+        "--threat",
+        "clean,T0,T2",
+        "--eps",
+        "1/255,4/255",
+        "--limit",
+        "9",
+    )
     rows = found["results"]
     assert len(rows) == 2 * (1 + 2 + 2)
     assert all(set(row) >= FACTS for row in rows)
     assert {row["prompt_set"].split("@")[0] for row in rows} == {"handcrafted", "learned"}
     assert learned in {row["prompt_set"] for row in rows}
-    assert [(row["threat"], row["eps"]) for row in rows[:5]] == [("clean", "0"), ("T0", "1/255"), ("T0", "4/255"), ("T2", "1/255"), ("T2", "4/255")]
+    assert [(row["threat"], row["eps"]) for row in rows[:5]] == [
+        ("clean", "0"),
+        ("T0", "1/255"),
+        ("T0", "4/255"),
+        ("T2", "1/255"),
+        ("T2", "4/255"),
+    ]
     for row in rows:
         assert row["n"] == 9
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
@@ -102,11 +141,15 @@ def test_the_printed_command_gives_the_same_row(bench: Bench, tiny: Clip) -> Non
 
 def test_prompt_sets_are_compared_on_the_same_pictures(bench: Bench, tiny: Clip) -> None:
     publish(bench.folder / "store", tiny)
-    found = bench.evaluate("--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--per-picture")
+    found = bench.evaluate(
+        "--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--per-picture"
+    )
     assert [pair["threat"] for pair in found["paired"]] == ["clean", "T0"]
     for pair in found["paired"]:
         assert (pair["a"].split("@")[0], pair["b"].split("@")[0]) == ("learned", "handcrafted")
-        accuracy = {row["prompt_set"]: row["accuracy"] for row in found["results"] if row["threat"] == pair["threat"]}
+        accuracy = {
+            row["prompt_set"]: row["accuracy"] for row in found["results"] if row["threat"] == pair["threat"]
+        }
         assert pair["difference"] == pytest.approx(accuracy[pair["a"]] - accuracy[pair["b"]])
         assert pair["low"] <= pair["difference"] <= pair["high"]
         assert 0 <= pair["mcnemar"] <= 1
@@ -121,13 +164,17 @@ def test_a_set_alone_is_compared_with_nothing(bench: Bench) -> None:
 
 
 def test_a_template_is_a_prompt_set(bench: Bench) -> None:
-    template, handcrafted = bench.evaluate("--prompt-set", "a photo of a {}.", "--prompt-set", "handcrafted")["results"]
+    template, handcrafted = bench.evaluate("--prompt-set", "a photo of a {}.", "--prompt-set", "handcrafted")[
+        "results"
+    ]
     assert template["accuracy"] == handcrafted["accuracy"]
     assert template["prompt_set"] == "a photo of a {}."
 
 
 def test_t3_makes_a_headline_or_says_what_forbids_one(bench: Bench) -> None:
-    found = bench.evaluate("--threat", "clean,T0,T1,T2,T3", "--eps", "1/255", "--limit", "6", "--strength", "quick")
+    found = bench.evaluate(
+        "--threat", "clean,T0,T1,T2,T3", "--eps", "1/255", "--limit", "6", "--strength", "quick"
+    )
     right = {row["threat"]: row["accuracy"] for row in found["results"]}
     assert right["clean"] >= right["T2"] >= right["T3"]
     (headline,) = found["headlines"]
@@ -138,7 +185,9 @@ def test_t3_makes_a_headline_or_says_what_forbids_one(bench: Bench) -> None:
     assert fell["T2"] is None
     (command,) = (row["command"] for row in found["results"] if row["threat"] == "T3")
     assert "--strength quick" in command
-    assert not [path for path in (bench.folder / "runs" / "evaluate").iterdir() if path.is_dir()], "parts of cells that are whole"
+    assert not [path for path in (bench.folder / "runs" / "evaluate").iterdir() if path.is_dir()], (
+        "parts of cells that are whole"
+    )
 
 
 def test_a_wider_question_pays_only_for_what_is_new(bench: Bench) -> None:
@@ -158,19 +207,36 @@ def test_a_wider_question_pays_only_for_what_is_new(bench: Bench) -> None:
     assert [cell["charged"] for cell in plan["plan"]] == [0, 0, 3, 3 * 3 + 3 * 301]
     assert cells() == before
     thrice = bench.evaluate(*options, "--restarts", "3", "--dry-run")
-    assert [(cell["charged"], cell["measured"]) for cell in thrice["plan"]] == [(0, True), (3 * 3 + 3 * 903, False)]
+    assert [(cell["charged"], cell["measured"]) for cell in thrice["plan"]] == [
+        (0, True),
+        (3 * 3 + 3 * 903, False),
+    ]
     both = bench.evaluate(*options, "--seed", "0,1")
     assert both["results"][:2] == first
     assert {**before, **cells()} == cells()
     assert len(cells()) == 4
-    assert [(means["threat"], means["seeds"]) for means in both["over_seeds"]] == [("clean", [0, 1]), ("T2", [0, 1])]
+    assert [(means["threat"], means["seeds"]) for means in both["over_seeds"]] == [
+        ("clean", [0, 1]),
+        ("T2", [0, 1]),
+    ]
     bench.evaluate(*options, "--fresh")
     assert all(cells()[name] > when for name, when in before.items())
 
 
 def test_a_bill_is_never_lower_than_what_was_spent(bench: Bench, tiny: Clip) -> None:
     publish(bench.folder / "store", tiny)
-    options = ["--prompt-set", "handcrafted,learned", "--threat", "clean,T0,T1,T2,T3", "--eps", "0.1/255", "--limit", "3", "--strength", "quick"]
+    options = [
+        "--prompt-set",
+        "handcrafted,learned",
+        "--threat",
+        "clean,T0,T1,T2,T3",
+        "--eps",
+        "0.1/255",
+        "--limit",
+        "3",
+        "--strength",
+        "quick",
+    ]
     plan = bench.evaluate(*options, "--dry-run")
     assert plan["charged"] == sum(cell["charged"] for cell in plan["plan"])
     made_once = {cell["threat"]: cell["charged"] for cell in plan["plan"][:5]}
@@ -193,10 +259,20 @@ def test_a_seed_can_have_a_prompt_set_of_its_own(bench: Bench, tiny: Clip) -> No
 def test_base_and_new_classes_and_other_data_are_only_more_rows(bench: Bench, tmp_path: Path) -> None:
     other = write_pictures(tmp_path / "other", test=2)
     found = bench.evaluate(
-        "--data", str(other), "--classes", "base,new", "--among", "all", "--prompt-set", "handcrafted", "--prompt-set", "art of {}."
+        "--data",
+        str(other),
+        "--classes",
+        "base,new",
+        "--among",
+        "all",
+        "--prompt-set",
+        "handcrafted",
+        "--prompt-set",
+        "art of {}.",
     )
     assert [(row["classes"], row["data"], row["n"]) for row in found["results"][::2]] == [
-        ("base", bench.pictures.name, 12), ("new", bench.pictures.name, 6), ("base", "other", 4), ("new", "other", 2),
+        ("base", bench.pictures.name, 12), ("new", bench.pictures.name, 6), ("base", "other", 4), ("new",
+        "other", 2),
     ]  # fmt: skip
     assert len(found["paired"]) == 4
     assert [means["data"] for means in found["over_data"]] == [[bench.pictures.name, "other"]] * 4
@@ -230,7 +306,18 @@ def test_what_carries_over_between_prompt_sets_is_a_matrix(bench: Bench, tiny: C
 
 def test_a_page_shows_rows_curves_checks_and_differences(bench: Bench) -> None:
     page = bench.folder / "pages" / "out.html"
-    options = ["--prompt-set", "handcrafted", "--prompt-set", "<b>{}</b>", "--threat", "clean,T0", "--eps", "1/255,4/255", "--limit", "3"]
+    options = [
+        "--prompt-set",
+        "handcrafted",
+        "--prompt-set",
+        "<b>{}</b>",
+        "--threat",
+        "clean,T0",
+        "--eps",
+        "1/255,4/255",
+        "--limit",
+        "3",
+    ]
     bench.print(*options, "--html", str(page))
     written = page.read_text()
     assert "<svg" in written
@@ -245,7 +332,15 @@ def test_a_preset_brings_data_splits_and_words(bench: Bench, tmp_path: Path) -> 
     places = ["--backbone", "tiny", "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
     for name in ("flowers-102-partial", "caltech-101"):
         write_pictures(tmp_path / "root" / name, test=1)
-    options = ["--preset", "local", "--data", str(tmp_path / "root"), "--prompt-set", "handcrafted,data-template", "--json"]
+    options = [
+        "--preset",
+        "local",
+        "--data",
+        str(tmp_path / "root"),
+        "--prompt-set",
+        "handcrafted,data-template",
+        "--json",
+    ]
     with pytest.raises(DataRefused, match="cifar-10"):
         main([*places, *options])
     assert main([*places, *options, "--only", "flowers-102-partial,caltech-101"]) == 0
@@ -266,7 +361,9 @@ def test_templates_can_be_averaged(bench: Bench) -> None:
 
 
 def test_a_surrogate_and_its_threat_level_come_together(bench: Bench) -> None:
-    (row,) = bench.evaluate("--threat", "T0b", "--surrogate", "tiny", "--eps", "4/255", "--limit", "3")["results"]
+    (row,) = bench.evaluate("--threat", "T0b", "--surrogate", "tiny", "--eps", "4/255", "--limit", "3")[
+        "results"
+    ]
     assert (row["threat"], row["attack"]["surrogates"]) == ("T0b", ["tiny"])
     assert "--surrogate tiny" in row["command"]
     for options in (["--threat", "T0b"], ["--threat", "T0", "--surrogate", "tiny"]):
@@ -309,17 +406,31 @@ def test_chosen_classes_are_measured_alone_and_recorded(bench: Bench) -> None:
 
 def test_people_read_tables(bench: Bench, tiny: Clip) -> None:
     publish(bench.folder / "store", tiny)
-    out = bench.print("--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--limit", "6")
+    out = bench.print(
+        "--prompt-set", "handcrafted,learned", "--threat", "clean,T0", "--eps", "4/255", "--limit", "6"
+    )
     assert "learned@" in out
     assert "95 % interval" in out
     assert "no difference" in out or "is better" in out
 
 
 def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) -> None:
-    publish(bench.folder / "store", tiny, name="own", labels=("red thing", "green thing", "blue thing"), class_specific=True)
+    publish(
+        bench.folder / "store",
+        tiny,
+        name="own",
+        labels=("red thing", "green thing", "blue thing"),
+        class_specific=True,
+    )
     with pytest.raises(InvalidInput, match="not those of the data"):
         bench.print("--prompt-set", "own")
-    publish(bench.folder / "store", tiny, name="fitting", labels=("blue thing", "green thing", "red thing"), class_specific=True)
+    publish(
+        bench.folder / "store",
+        tiny,
+        name="fitting",
+        labels=("blue thing", "green thing", "red thing"),
+        class_specific=True,
+    )
     assert bench.evaluate("--prompt-set", "fitting")["results"][0]["n"] == 18
 
 
@@ -347,7 +458,9 @@ def test_a_class_specific_set_is_for_its_own_labels(bench: Bench, tiny: Clip) ->
         (["--backbone", "mini", "--pretrained", "x.pt"], InvalidInput, "one backbone"),
     ],
 )
-def test_wrong_options_are_refused_by_name(bench: Bench, options: list[str], error: type[Exception], words: str) -> None:
+def test_wrong_options_are_refused_by_name(
+    bench: Bench, options: list[str], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         bench.print(*options)
 
@@ -363,7 +476,16 @@ def test_a_smoothed_chain_is_measured_by_the_vote_that_is_served(bench: Bench) -
 
 
 def test_levels_about_a_defense_are_rows_and_their_commands_give_them_again(bench: Bench) -> None:
-    options = ["--threat", "clean,static,T2,black-box", "--eps", "4/255", "--limit", "3", "--defense", "resize_pad"]
+    options = [
+        "--threat",
+        "clean,static,T2,black-box",
+        "--eps",
+        "4/255",
+        "--limit",
+        "3",
+        "--defense",
+        "resize_pad",
+    ]
     dear = ["--steps", "3", "--draws", "2", "--queries", "5"]
     planned = bench.evaluate(*options, *dear, "--dry-run")["plan"]
     rows = bench.evaluate(*options, *dear)["results"]
@@ -383,10 +505,26 @@ def test_levels_about_a_defense_are_rows_and_their_commands_give_them_again(benc
 
 
 def test_t3_behind_a_randomized_defense_goes_on_from_luck_and_stays_within_its_bill(bench: Bench) -> None:
-    options = ["--threat", "T2,T3", "--eps", "0.01/255", "--limit", "2", "--strength", "quick", "--defense", "resize_pad"]
+    options = [
+        "--threat",
+        "T2,T3",
+        "--eps",
+        "0.01/255",
+        "--limit",
+        "2",
+        "--strength",
+        "quick",
+        "--defense",
+        "resize_pad",
+    ]
     planned = bench.evaluate(*options, "--dry-run")["charged"]
     row = bench.evaluate(*options)["results"][-1]
-    assert (row["threat"], row["attack"]["widen"], row["attack"]["randomized"], row["attack"]["draws"]) == ("T3", 20, True, 20)
+    assert (row["threat"], row["attack"]["widen"], row["attack"]["randomized"], row["attack"]["draws"]) == (
+        "T3",
+        20,
+        True,
+        20,
+    )
     assert row["cost"]["forward"] + 2 * row["cost"]["backward"] <= planned
 
 
@@ -397,9 +535,15 @@ def test_a_search_in_bfloat16_is_named_by_its_rows_and_within_its_bill(bench: Be
     rows = bench.evaluate(*half)["results"]
     assert [row.get("search") for row in rows] == [None, "bfloat16", "bfloat16"]
     assert rows[2]["attack"]["precision"] == "bfloat16"
-    assert sum(row["cost"]["forward"] + 2 * row["cost"]["backward"] for row in rows[:2]) <= sum(cell["charged"] for cell in planned)
+    assert sum(row["cost"]["forward"] + 2 * row["cost"]["backward"] for row in rows[:2]) <= sum(
+        cell["charged"] for cell in planned
+    )
     assert "--search bfloat16" in rows[1]["command"]
-    assert [cell["measured"] for cell in bench.evaluate(*options, "--dry-run")["plan"]] == [True, False, False]
+    assert [cell["measured"] for cell in bench.evaluate(*options, "--dry-run")["plan"]] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_draws_do_not_concern_a_defense_that_has_none(bench: Bench) -> None:
@@ -420,7 +564,9 @@ def test_draws_do_not_concern_a_defense_that_has_none(bench: Bench) -> None:
         (["--threat", "black-box", "--queries", "0"], "--queries"),
     ],
 )
-def test_a_weak_attack_is_refused_where_it_would_flatter(bench: Bench, options: list[str], field: str) -> None:
+def test_a_weak_attack_is_refused_where_it_would_flatter(
+    bench: Bench, options: list[str], field: str
+) -> None:
     with pytest.raises(InvalidInput) as refused:
         bench.print(*options)
     assert refused.value.field == field

@@ -41,17 +41,21 @@ def test_one_seed_is_compared_picture_by_picture() -> None:
 
 
 def test_several_seeds_are_drawn_again_with_the_pictures() -> None:
-    rows = [row(asked, drawn(share, seed=10 * seed + place), seed=seed) for place, (asked, share) in enumerate((("plain", 0.4), ("own-%", 0.6)))
+    rows = [row(asked, drawn(share, seed=10 * seed + place), seed=seed) for place, (asked,
+    share) in enumerate((("plain", 0.4), ("own-%", 0.6)))
             for seed in (0, 1, 2)]  # fmt: skip
     (pair,) = compare(rows)
     assert (pair["a"], pair["b"], pair["seeds"], pair["mcnemar"]) == ("own-%", "plain@1", [0, 1, 2], None)
     assert pair["low"] < pair["difference"] < pair["high"]
     assert pair["difference"] == pytest.approx(
-        sum(found.facts["accuracy"] for found in rows[3:]) / 3 - sum(f.facts["accuracy"] for f in rows[:3]) / 3
+        sum(found.facts["accuracy"] for found in rows[3:]) / 3
+        - sum(f.facts["accuracy"] for f in rows[:3]) / 3
     )
     means = over_seeds(rows)
     assert [facts["prompt_set"] for facts in means] == ["plain@1", "own-%"]
-    assert means[0]["deviation"] == pytest.approx(torch.tensor([found.facts["accuracy"] for found in rows[:3]]).std().item())
+    assert means[0]["deviation"] == pytest.approx(
+        torch.tensor([found.facts["accuracy"] for found in rows[:3]]).std().item()
+    )
 
 
 def test_rows_of_other_seeds_or_conditions_are_not_compared() -> None:
@@ -64,7 +68,9 @@ def test_data_sets_count_the_same_whatever_their_size() -> None:
     sizes = {"cats": 50, "dogs": 400}
     rows = [
         row(asked, drawn(share, sizes[data], seed=place), data=data)
-        for place, (asked, share, data) in enumerate((a, s, d) for d in sizes for a, s in (("plain", 0.2), ("learned", 0.7)))
+        for place, (asked, share, data) in enumerate(
+            (a, s, d) for d in sizes for a, s in (("plain", 0.2), ("learned", 0.7))
+        )
     ]
     means, (pair,), left_out = over_data(rows)
     assert left_out == []
@@ -78,7 +84,12 @@ def test_data_sets_count_the_same_whatever_their_size() -> None:
 
 def grid(*lacking: tuple[str, str, int], seeds: tuple[int, ...] = (0, 1)) -> list[Row]:
     """Three methods on two data sets, but for some cells."""
-    cells = ((asked, data, seed) for seed in seeds for data in ("cats", "dogs") for asked in ("plain", "learned", "dear"))
+    cells = (
+        (asked, data, seed)
+        for seed in seeds
+        for data in ("cats", "dogs")
+        for asked in ("plain", "learned", "dear")
+    )
     return [
         row(asked, drawn(0.5, seed=place), data=data, seed=seed)
         for place, (asked, data, seed) in enumerate(cells)
@@ -91,29 +102,44 @@ def grid(*lacking: tuple[str, str, int], seeds: tuple[int, ...] = (0, 1)) -> lis
     [
         ([("dear", "cats", 0), ("dear", "cats", 1)], [{"data": "cats", "seeds": [0, 1]}]),
         ([("dear", "dogs", 1)], [{"data": "dogs", "seeds": [1]}]),
-        ([("dear", "cats", 0), ("dear", "dogs", 1)], [{"data": "cats", "seeds": [0]}, {"data": "dogs", "seeds": [1]}]),
+        (
+            [("dear", "cats", 0), ("dear", "dogs", 1)],
+            [{"data": "cats", "seeds": [0]}, {"data": "dogs", "seeds": [1]}],
+        ),
     ],
 )
-def test_who_lacks_a_data_set_or_a_seed_has_no_mean_and_is_named(lacking: list[tuple[str, str, int]], missing: list[dict[str, object]]) -> None:
+def test_who_lacks_a_data_set_or_a_seed_has_no_mean_and_is_named(
+    lacking: list[tuple[str, str, int]], missing: list[dict[str, object]]
+) -> None:
     found, whole = over_data(grid(*lacking)), over_data(grid())
     assert [(mean["prompt_set"], mean["data"], mean["seeds"]) for mean in found.means] == [
         (name, ["cats", "dogs"], [0, 1]) for name in ("plain", "learned")
     ]
     assert [(pair["a"], pair["b"]) for pair in found.paired] == [("learned", "plain")]
-    assert [(out["prompt_set"], out["threat"], out["missing"]) for out in found.left_out] == [("dear", "T2", missing)]
+    assert [(out["prompt_set"], out["threat"], out["missing"]) for out in found.left_out] == [
+        ("dear", "T2", missing)
+    ]
     assert len(whole.means) == len(whole.paired) == 3
     assert whole.left_out == []
 
 
 def test_a_seed_that_a_data_set_has_of_nobody_yet_is_in_no_mean() -> None:
-    begun = [found for found in grid(seeds=(0, 1, 2)) if (found.facts["data"], found.facts["seed"]) != ("dogs", 2)]
+    begun = [
+        found for found in grid(seeds=(0, 1, 2)) if (found.facts["data"], found.facts["seed"]) != ("dogs", 2)
+    ]
     found, finished = over_data(begun), over_data(grid())
     assert [mean["seeds"] for mean in found.means] == [[0, 1]] * 3
-    assert [mean["accuracy"] for mean in found.means] == pytest.approx([mean["accuracy"] for mean in finished.means])
+    assert [mean["accuracy"] for mean in found.means] == pytest.approx(
+        [mean["accuracy"] for mean in finished.means]
+    )
 
 
 def test_a_data_set_counts_once_with_as_many_pictures_as_were_measured() -> None:
-    fewer = [row(asked, drawn(0.5, 50, seed=7), data="cats", seed=seed) for asked in ("plain", "learned") for seed in (0, 1)]
+    fewer = [
+        row(asked, drawn(0.5, 50, seed=7), data="cats", seed=seed)
+        for asked in ("plain", "learned")
+        for seed in (0, 1)
+    ]
     found = over_data([*fewer, *grid()])
     assert [mean["n_each"] for mean in found.means] == [[200, 200]] * 3
     assert over_data([row("plain", drawn(0.5, n)) for n in (50, 200)]) == ([], [], [])
@@ -133,7 +159,10 @@ def test_seeds_that_agree_add_nothing_and_seeds_that_differ_widen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "says"), [(0.1, 0.2, None, True), (0.1, 0.2, 0.01, True), (0.1, 0.2, 0.2, False), (-0.1, 0.2, None, False)]
+    ("low", "high", "p", "says"),
+    [(0.1, 0.2, None, True), (0.1, 0.2, 0.01, True), (0.1, 0.2, 0.2, False), (-0.1, 0.2, None, False)],
 )
-def test_a_difference_is_one_if_all_tests_say_so(low: float, high: float, p: float | None, says: bool) -> None:
+def test_a_difference_is_one_if_all_tests_say_so(
+    low: float, high: float, p: float | None, says: bool
+) -> None:
     assert decided({"low": low, "high": high, "mcnemar": p}) is says

@@ -18,7 +18,15 @@ def row(defense: str, threat: str, right: int, *, pictures: str = "p", first: in
     """Of `N` pictures those from `first` on are right, `right` of them."""
     correct = torch.zeros(N, dtype=torch.bool)
     correct[first : first + right] = True
-    subject = {"backbone": "tiny", "data": "toys", "split": "test", "method": "plain", "prompt_set": "plain@1", "seed": 0, "n": N}
+    subject = {
+        "backbone": "tiny",
+        "data": "toys",
+        "split": "test",
+        "method": "plain",
+        "prompt_set": "plain@1",
+        "seed": 0,
+        "n": N,
+    }
     eps = "0" if threat == "clean" else "2/255"
     share = accuracy(correct)
     numbers = {"accuracy": share.value, "low": share.low, "high": share.high}
@@ -32,7 +40,12 @@ def row(defense: str, threat: str, right: int, *, pictures: str = "p", first: in
 
 
 def test_a_defense_that_holds_by_ignorance_alone_only_looks_strong() -> None:
-    rows = [row(GLASS, "clean", 90), row(GLASS, "static", 80), row(GLASS, "T2", 30), row(GLASS, "black-box", 60)]
+    rows = [
+        row(GLASS, "clean", 90),
+        row(GLASS, "static", 80),
+        row(GLASS, "T2", 30),
+        row(GLASS, "black-box", 60),
+    ]
     (found,) = illusions(rows)
     assert (found["defense"], found["method"], found["n"], found["static"]) == (GLASS, "plain", N, 0.8)
     assert (found["worst"]["value"], found["worst"]["of"]) == (0.3, ["T2", "black-box"])
@@ -43,7 +56,9 @@ def test_a_defense_that_holds_by_ignorance_alone_only_looks_strong() -> None:
 
 
 def test_the_worst_is_taken_picture_by_picture() -> None:
-    (found,) = illusions([row(GLASS, "static", 50), row(GLASS, "T2", 50), row(GLASS, "black-box", 50, first=40)])
+    (found,) = illusions(
+        [row(GLASS, "static", 50), row(GLASS, "T2", 50), row(GLASS, "black-box", 50, first=40)]
+    )
     assert found["worst"]["value"] == 0.1
 
 
@@ -74,9 +89,14 @@ def test_what_is_held_is_compared_under_the_same_attacks_on_the_same_pictures_al
         ),
     ],
 )
-def test_who_was_attacked_less_hard_is_not_said_to_hold_more(taken: dict[str, dict[str, int]], unequal: list[tuple[Any, ...]]) -> None:
+def test_who_was_attacked_less_hard_is_not_said_to_hold_more(
+    taken: dict[str, dict[str, int]], unequal: list[tuple[Any, ...]]
+) -> None:
     attacked = [row(SHAKEN, threat, 55) for threat in ("T2", "black-box")]
-    behind = [row(SHAKEN, "static", 60), *(one._replace(facts=one.facts | taken.get(one.facts["threat"], {})) for one in attacked)]
+    behind = [
+        row(SHAKEN, "static", 60),
+        *(one._replace(facts=one.facts | taken.get(one.facts["threat"], {})) for one in attacked),
+    ]
     bare = [row("none", threat, 20) for threat in ("T2", "black-box")]
     (found,) = illusions([*behind, *bare])
     assert found["gain"]["low"] > 0
@@ -89,7 +109,11 @@ def test_who_was_attacked_less_hard_is_not_said_to_hold_more(taken: dict[str, di
 def test_who_was_attacked_as_hard_holds_more_or_less_and_who_was_attacked_harder_not_less() -> None:
     weak = [row("none", "T2", 20, steps=20)]
     for steps, bare, holds in ((20, 20, "more"), (40, 20, "more"), (40, 90, None), (20, 90, "less")):
-        rows = [row(GLASS, "static", 60), row(GLASS, "T2", 55, steps=steps), row("none", "T2", bare, steps=20)]
+        rows = [
+            row(GLASS, "static", 60),
+            row(GLASS, "T2", 55, steps=steps),
+            row("none", "T2", bare, steps=20),
+        ]
         assert [found["holds"] for found in illusions(rows)] == [holds]
     (found,) = illusions([row(SHAKEN, "static", 60), row(SHAKEN, "T2", 55, steps=10, draws=80), *weak])
     assert found["holds"] is None  # draws are no steps
@@ -98,7 +122,10 @@ def test_who_was_attacked_as_hard_holds_more_or_less_and_who_was_attacked_harder
 def test_a_random_chain_is_not_judged_by_several_juries_where_static_has_one() -> None:
     generator, draws = torch.Generator().manual_seed(0), 10
     share = 0.6  # of each picture's draws are right, whatever was done to it
-    seen = {threat: (torch.rand(N, draws, generator=generator) < share).sum(1) > draws / 2 for threat in ("static", "T2", "black-box")}
+    seen = {
+        threat: (torch.rand(N, draws, generator=generator) < share).sum(1) > draws / 2
+        for threat in ("static", "T2", "black-box")
+    }
     rows = [row(SHAKEN, threat, 0)._replace(correct=correct) for threat, correct in seen.items()]
     (found,) = illusions([*rows, row("none", "T2", 40), row("none", "black-box", 40, first=40)])
     least = min(("T2", "black-box"), key=lambda threat: int(seen[threat].sum()))
@@ -106,7 +133,9 @@ def test_a_random_chain_is_not_judged_by_several_juries_where_static_has_one() -
     assert found["worst"]["of"] == [least]
     assert found["worst"]["value"] == pytest.approx(seen[least].float().mean().item())
     assert not found["only_looks_strong"]
-    assert found["gain"]["difference"] == pytest.approx(found["worst"]["value"] - 0.4)  # what one attack leaves, not what stands before both
+    assert found["gain"]["difference"] == pytest.approx(
+        found["worst"]["value"] - 0.4
+    )  # what one attack leaves, not what stands before both
     several = row(SHAKEN, "T3", 0)._replace(correct=seen["T2"] & seen["black-box"])
     (same,) = illusions([*rows, several])
     assert same["worst"] == found["worst"]

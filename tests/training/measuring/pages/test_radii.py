@@ -9,31 +9,64 @@ from training.measuring.pages.results import main
 
 
 def row(method: str, threat: str, eps: str, share: float, data: str, seed: int = 0) -> dict[str, Any]:
-    about = {"backbone": "tiny", "split": "test", "defense": "none", "data": data, "seed": seed, "n": 100, "command": "robustclip evaluate"}
-    return {**about, "method": method, "prompt_set": method, "threat": threat, "eps": eps, "accuracy": share, "low": share - 0.1, "high": share + 0.1}
+    about = {
+        "backbone": "tiny",
+        "split": "test",
+        "defense": "none",
+        "data": data,
+        "seed": seed,
+        "n": 100,
+        "command": "robustclip evaluate",
+    }
+    return {
+        **about,
+        "method": method,
+        "prompt_set": method,
+        "threat": threat,
+        "eps": eps,
+        "accuracy": share,
+        "low": share - 0.1,
+        "high": share + 0.1,
+    }
 
 
 def methods() -> list[dict[str, Any]]:
     conditions = [("clean", "0", 0.8), ("T2", "1/255", 0.6), ("T2", "4/255", 0.25)]
     shifts = {"toys": 0.1, "tools": -0.1}
     rows = [
-        row(name, at, eps, share + by, data) for name in ("plain", "learned", "aside") for at, eps, share in conditions for data, by in shifts.items()
+        row(name, at, eps, share + by, data)
+        for name in ("plain", "learned", "aside")
+        for at, eps, share in conditions
+        for data, by in shifts.items()
     ]
     return [*rows, *(row(name, "T3", "1/255", 0.5, data) for name in ("plain", "learned") for data in shifts)]
 
 
 def test_who_makes_headlines_has_a_curve_over_the_radii_of_all_data_sets() -> None:
-    more = [row("learned", "T2", "8/255", 0.1, "toys"), row("learned", "T2", "4/255", 0.9, "toys", seed=1)]  # on one data set only; of another seed
+    more = [
+        row("learned", "T2", "8/255", 0.1, "toys"),
+        row("learned", "T2", "4/255", 0.9, "toys", seed=1),
+    ]  # on one data set only; of another seed
     made = radius_chart({"results": methods() + more})
     assert made.startswith("<svg ")
     assert "over 2 data sets, seed 0" in made
     assert "plain: 80 at 0, 25 at 4" in made
     assert "learned: 80 at 0, 25 at 4" in made
     assert "aside" not in made
-    pairs = [{"a": "learned", "b": "aside"}, {"a": "other", "b": "aside"}, {"a": "other", "b": "learned"}, {"a": "last", "b": "aside"}]
-    assert "aside: 80 at 0" in radius_chart({"results": methods(), "paired_over_data": pairs})  # all others are compared with it
+    pairs = [
+        {"a": "learned", "b": "aside"},
+        {"a": "other", "b": "aside"},
+        {"a": "other", "b": "learned"},
+        {"a": "last", "b": "aside"},
+    ]
+    assert "aside: 80 at 0" in radius_chart(
+        {"results": methods(), "paired_over_data": pairs}
+    )  # all others are compared with it
     assert "aside" not in radius_chart(
-        {"results": methods(), "paired_over_data": [*pairs, {"a": "last", "b": "learned"}, {"a": "more", "b": "learned"}]}
+        {
+            "results": methods(),
+            "paired_over_data": [*pairs, {"a": "last", "b": "learned"}, {"a": "more", "b": "learned"}],
+        }
     )
 
 
