@@ -32,7 +32,7 @@ def _with_kind(parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Parameters = Annotated[
+KindData = Annotated[
     dict[str, JsonValue], AfterValidator(_with_kind)
 ]  # any parametrised thing as data: {"kind": "pgd", "steps": 10, ...}
 
@@ -66,7 +66,7 @@ class Result(_Data):
     accuracy: float = Field(ge=0, le=1)
     low: float = Field(ge=0, le=1)
     high: float = Field(ge=0, le=1)
-    attack: Parameters | None = None
+    attack: KindData | None = None
     seed: int
 
 
@@ -81,14 +81,14 @@ class PromptManifest(_Data):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: Name
-    objective: Parameters
+    objective: KindData
     clip: ClipIdentity | None = None
     templates: tuple[str, ...] = Field(min_length=1)
     class_specific: bool = False
     labels: tuple[str, ...] = ()
     dataset: str | None = None
     shots: int | None = Field(default=None, ge=1)
-    attack: Parameters | None = None
+    attack: KindData | None = None
     results: tuple[Result, ...] = ()
     seed: int | None = None
     code_version: str

@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 REPORT_SUFFIX = ".html"  # how a version was learned, for people; nothing here reads it
 _POINTER_BYTES = 64  # two lines of 12 digits, with room for line ends of other systems
 
-State: TypeAlias = Literal["active", "available", "refused", "other-backbone"]
+StoredState: TypeAlias = Literal["active", "available", "refused", "other-backbone"]
 
 
 class Pointer(NamedTuple):
@@ -40,7 +40,7 @@ class StoredVersion:
     """
 
     ref: Ref
-    state: State
+    state: StoredState
     path: Path
     bytes: int
     created_at: datetime | None = None
@@ -51,7 +51,7 @@ class StoredVersion:
 
 
 @dataclass(frozen=True)
-class Finding:
+class StoreFinding:
     """A file of a store that will not be served: its path below the root, the refusal's code, the
     explanation.
     """
@@ -124,7 +124,7 @@ class Shelf:
             return False
         return True
 
-    def inspect(self, version: str, *, state: State = "available") -> Iterator[StoredVersion]:
+    def inspect(self, version: str, *, state: StoredState = "available") -> Iterator[StoredVersion]:
         """A version with all that can be said about it, nothing if it is gone meanwhile; `refused` replaces
         the state if it can't be read.
         """
@@ -139,7 +139,7 @@ class Shelf:
                 shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors()}
                 yield StoredVersion(ref, state, path, size, found.manifest.created_at, found.manifest, shapes)
 
-    def findings(self, clip: Clip | None) -> Iterator[Finding]:
+    def findings(self, clip: Clip | None) -> Iterator[StoreFinding]:
         """What is wrong here; with a CLIP, what does not fit its towers, too."""
         below = f"{self.place}/{self.name}"
         for version in self.versions():
@@ -148,15 +148,15 @@ class Shelf:
             except FileNotFoundError:  # pruned meanwhile
                 continue
             except PromptSetRefused as error:
-                yield Finding(f"{below}/{version}{SUFFIX}", error.reason, str(error))
+                yield StoreFinding(f"{below}/{version}{SUFFIX}", error.reason, str(error))
         try:
             pointer = self.pointer()
         except PromptSetRefused as error:
-            yield Finding(f"{below}/{POINTER}", error.reason, str(error))
+            yield StoreFinding(f"{below}/{POINTER}", error.reason, str(error))
         else:
             for version in pointer or ():
                 if version is not None and not self.file(version).exists():
-                    yield Finding(
+                    yield StoreFinding(
                         f"{below}/{POINTER}", "dangling-pointer", f"it names {version}, which is not there."
                     )
 

@@ -15,7 +15,7 @@ from prompts_store.codec import MAX_BYTES, encode
 from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptManifest, PromptSet, Ref, Result
 from prompts_store.results import joined
-from prompts_store.shelf import ANY, Finding, Pointer, Shelf, State, StoredVersion, place_of
+from prompts_store.shelf import ANY, Pointer, Shelf, StoredState, StoredVersion, StoreFinding, place_of
 from robustclip.errors import (
     InvalidInput,
     NothingToRollBack,
@@ -199,7 +199,7 @@ class PromptStore:
             active = self.active(fingerprint).get(name) if shelf == pointing else None
             usable = shelf.place in (_place(fingerprint), ANY)
             for version in shelf.versions():
-                state: State = (
+                state: StoredState = (
                     "other-backbone"
                     if not usable
                     else "active"
@@ -251,7 +251,7 @@ class PromptStore:
                         removed.append(stored.ref)
         return removed
 
-    def verify(self, clip: Clip | None = None) -> list[Finding]:
+    def verify(self, clip: Clip | None = None) -> list[StoreFinding]:
         """Read everything: versions that would be refused, pointers to nothing. With a CLIP, its own sets
         must also fit its towers.
         """

@@ -91,7 +91,7 @@ _FORMATS = (
 )
 
 
-def decode(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
+def decode_image(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
     """The upright RGB picture in JPEG, PNG or WebP bytes.
 
     To RGB: 16 bits keep their upper 8, palettes and CMYK are converted without colour profiles, transparency
@@ -156,7 +156,7 @@ def to_pixels(image: Image.Image, size: int) -> Pixels:
 
 def load_pixels(data: bytes, size: int, *, limits: ImageLimits = LIMITS) -> Pixels:
     """[3, size, size] pixels of encoded bytes."""
-    return to_pixels(decode(data, limits=limits), size)
+    return to_pixels(decode_image(data, limits=limits), size)
 
 
 def pixels_to_png(pixels: Pixels) -> bytes:

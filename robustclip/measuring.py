@@ -30,7 +30,7 @@ ScoreOf: TypeAlias = Callable[
 ]  # (classifier, targets [B]) -> what an attack raises
 
 
-class Batch(NamedTuple):
+class LabelledBatch(NamedTuple):
     """`pixels` [B, 3, S, S], the right labels' indices `targets` [B], row seeds [B]; `transferred`: attacked
     versions that were made elsewhere.
     """
@@ -73,7 +73,7 @@ class Measured(NamedTuple):
     abstained: Tensor | None = None
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """Which pictures were decided rightly and which not at all, [B] bool each, and what asking took."""
 
     right: Tensor
@@ -91,7 +91,7 @@ class Interval(NamedTuple):
 
 def measure(
     classifier: Classifier,
-    batches: Iterable[Batch],
+    batches: Iterable[LabelledBatch],
     *,
     attack: Attack | None = None,
     score: ScoreOf | None = None,
@@ -148,13 +148,13 @@ def measure(
     return Measured(whole, whole_8bit, cost, time.monotonic() - began, None if jury.rule is None else silence)
 
 
-def verdict(classifier: Classifier, pixels: Pixels, targets: Tensor, seeds: Seeds, jury: Jury) -> Verdict:
+def verdict(classifier: Classifier, pixels: Pixels, targets: Tensor, seeds: Seeds, jury: Jury) -> Outcome:
     """What a jury makes of pictures, on draws of `seeds` [B]."""
     with torch.no_grad():
         said = torch.stack(
             [classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) for draw in range(jury.draws)]
         )
-    return Verdict(
+    return Outcome(
         *_decided(said, targets, classifier.labels, jury), price(classifier, len(pixels) * jury.draws)
     )
 

@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from prompts_store.shelf import State, StoredVersion
+from prompts_store.shelf import StoredState, StoredVersion
 from robustclip.certificates.vote import Ballot
 from robustclip.defenses import AnyDefense
 from robustclip.images import ImageInfo
@@ -19,8 +19,7 @@ from robustclip.models.clip import Clip
 from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.types import ImageEncoder
 from service.engine import Classified, Engine
-from service.jobs import Job
-from service.jobs import State as JobState
+from service.jobs import Job, JobState
 from service.loaded import LoadedSet
 from service.probing import Probed
 from service.problems import ErrorItem, Problem, ProblemBody
@@ -167,7 +166,7 @@ class SetList(_Answer):
 
 class VersionState(_Answer):
     version: str
-    state: State
+    state: StoredState
     reason: str | None
     message: str | None
     created_at: str | None

@@ -19,7 +19,7 @@ from torch import Tensor
 from robustclip.errors import DeadlineExceeded
 from robustclip.types import Features, Pixels, Seeds
 
-Lane = TypeVar("Lane")
+LaneT = TypeVar("LaneT")
 
 
 class Pass(NamedTuple):
@@ -41,8 +41,8 @@ class Encoded(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Ticket(Generic[Lane]):
-    lane: Lane
+class _Ticket(Generic[LaneT]):
+    lane: LaneT
     pixels: Tensor
     seed: int
     deadline: float
@@ -51,7 +51,7 @@ class _Ticket(Generic[Lane]):
     arrived: float = field(default_factory=time.monotonic)
 
 
-class Batcher(Generic[Lane]):
+class Batcher(Generic[LaneT]):
     """Turns single pictures into batches. `run(lane, pixels, seeds)` computes one; `on_drop(reason)` hears of
     pictures that were not computed.
 
@@ -60,7 +60,7 @@ class Batcher(Generic[Lane]):
 
     def __init__(
         self,
-        run: Callable[[Lane, Pixels, Seeds], Pass],
+        run: Callable[[LaneT, Pixels, Seeds], Pass],
         *,
         max_batch: int,
         on_batch: Callable[[int], None] = lambda size: None,
@@ -71,7 +71,7 @@ class Batcher(Generic[Lane]):
         self._on_batch = on_batch
         self._on_drop = on_drop
         self._condition = threading.Condition()
-        self._lanes: dict[Lane, deque[_Ticket[Lane]]] = {}
+        self._lanes: dict[LaneT, deque[_Ticket[LaneT]]] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -90,7 +90,7 @@ class Batcher(Generic[Lane]):
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    async def encode(self, lane: Lane, pixels: Tensor, seed: int, *, deadline: float) -> Encoded:
+    async def encode(self, lane: LaneT, pixels: Tensor, seed: int, *, deadline: float) -> Encoded:
         """Features of one picture [3, S, S]. Raises DeadlineExceeded if its turn comes after `deadline`
         (time.monotonic).
         """
@@ -112,7 +112,7 @@ class Batcher(Generic[Lane]):
             if tickets:
                 self._answer(tickets)
 
-    def _take(self) -> list[_Ticket[Lane]]:
+    def _take(self) -> list[_Ticket[LaneT]]:
         """Up to a batch from the lane whose first picture has waited longest."""
         lane = min(self._lanes, key=lambda lane: self._lanes[lane][0].arrived)
         waiting = self._lanes[lane]
@@ -121,7 +121,7 @@ class Batcher(Generic[Lane]):
             del self._lanes[lane]
         return taken
 
-    def _wanted(self, ticket: _Ticket[Lane]) -> bool:
+    def _wanted(self, ticket: _Ticket[LaneT]) -> bool:
         if ticket.future.cancelled():
             self._on_drop("client-gone")
             return False
@@ -131,7 +131,7 @@ class Batcher(Generic[Lane]):
             return False
         return True
 
-    def _answer(self, tickets: Sequence[_Ticket[Lane]]) -> None:
+    def _answer(self, tickets: Sequence[_Ticket[LaneT]]) -> None:
         try:
             _settle(self._computed(tickets))
         except Exception as error:
@@ -142,8 +142,8 @@ class Batcher(Generic[Lane]):
                     self._answer([ticket])
 
     def _computed(
-        self, tickets: Sequence[_Ticket[Lane]]
-    ) -> "list[tuple[_Ticket[Lane], Encoded | Exception]]":
+        self, tickets: Sequence[_Ticket[LaneT]]
+    ) -> "list[tuple[_Ticket[LaneT], Encoded | Exception]]":
         started = time.monotonic()
         seeds = torch.tensor([ticket.seed for ticket in tickets], dtype=torch.int64)
         result = self._run(tickets[0].lane, torch.stack([ticket.pixels for ticket in tickets]), seeds)
@@ -163,7 +163,7 @@ class Batcher(Generic[Lane]):
         ]
 
 
-def _settle(outcomes: "Sequence[tuple[_Ticket[Lane], Encoded | Exception]]") -> None:
+def _settle(outcomes: "Sequence[tuple[_Ticket[LaneT], Encoded | Exception]]") -> None:
     """Deliver on the event loop, all at once: waking it up costs more than the rest."""
 
     def deliver() -> None:

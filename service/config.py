@@ -37,7 +37,7 @@ def _radius(value: str | float) -> float:
     return parse_radius(value, "probe.radius")
 
 
-Radius = Annotated[float, BeforeValidator(_radius), Field(le=1)]
+RadiusSetting = Annotated[float, BeforeValidator(_radius), Field(le=1)]
 
 
 class _Section(BaseModel):
@@ -124,7 +124,7 @@ class ProbeSettings(_Section):
     queue: int = Field(default=8, ge=0, description="probes that may wait while one runs; beyond that 503")
     reports: Count = Field(default=16, description="prompt sets times defenses a request")
     labels: int = Field(default=256, ge=2, description="labels a probe")
-    radius: Radius = Field(
+    radius: RadiusSetting = Field(
         default=64 / 255, description="largest radius, Linf; for L2 that change of every value"
     )
     report_seconds: Seconds = Field(

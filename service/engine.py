@@ -24,7 +24,7 @@ from robustclip.certificates.vote import smoothing_of, vote_seeds
 from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
-from robustclip.images import ImageInfo, ImageLimits, decode, image_info, to_pixels
+from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info, to_pixels
 from robustclip.models.classifier import Defended, LabelCache, ZeroShotClassifier
 from robustclip.models.clip import Clip
 from robustclip.purifiers import is_file
@@ -41,7 +41,7 @@ from service.loaded import LoadedSet
 from service.metrics import Metrics
 from service.problems import Problem, as_problem
 from service.ranking import Ranked, rank, rank_by_votes
-from service.schemas import MAX_SEED, Chain, ClassifyRequest
+from service.schemas import MAX_SEED, ClassifyRequest, DefenseChain
 from service.snapshot import ServedSets
 from service.text import TextWeights
 from service.timing import TimedDefense, Timing
@@ -171,7 +171,7 @@ class Engine:
         ref = Ref.parse(text or self.settings.store.default_set)
         return self.sets.find(ref) or await self.blocking(self.sets.fetch, ref)
 
-    def chain(self, asked: Chain, *, pointer: str = "defense") -> tuple[AnyDefense, ...]:
+    def chain(self, asked: DefenseChain, *, pointer: str = "defense") -> tuple[AnyDefense, ...]:
         """The defense that a request asks for."""
         if asked == "default":
             return self.default_chain
@@ -289,7 +289,7 @@ class Engine:
 
     def pixels(self, data: bytes) -> tuple[Pixels, ImageInfo]:
         """[3, S, S] pixels of encoded bytes, and what they were."""
-        image = decode(data, limits=self._image_limits)
+        image = decode_image(data, limits=self._image_limits)
         return to_pixels(image, self.clip.image_size), image_info(data, image)
 
     def _lane(self, loaded: LoadedSet, chain: tuple[AnyDefense, ...]) -> Lane:

@@ -19,7 +19,7 @@ from service.probing import Admitted, Probed, ProbeRunner
 from service.problems import Problem, as_problem
 from service.timing import Timing
 
-State: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
+JobState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 
 KEPT_EVENTS = 512  # of one job: older ones are forgotten
 _BETWEEN_PROGRESS_SECONDS = 0.25
@@ -40,7 +40,7 @@ class Job:
     id: str
     runs: int
     created: str
-    state: State = "queued"
+    state: JobState = "queued"
     finished: str | None = None
     ended: float = 0.0  # time.monotonic()
     runs_done: int = 0
@@ -154,7 +154,7 @@ class Jobs:
             name, job.runs_done = "run", job.runs_done + 1
         job.tell(name, f'{{"run":{run},{event.model_dump_json(exclude={"event"})[1:]}')
 
-    def _end(self, job: Job, state: State, data: str) -> None:
+    def _end(self, job: Job, state: JobState, data: str) -> None:
         job.state, job.finished, job.ended = state, _now(), time.monotonic()
         job.tell(state, data)
 

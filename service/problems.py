@@ -19,73 +19,79 @@ MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 16  # of one answer: who sends 100,000 bad labels needs no list of them
 
 
-class Kind(NamedTuple):
+class ProblemKind(NamedTuple):
     status: int
     title: str
     help: str | None = None
 
 
-PROBLEMS: Mapping[str, Kind] = {
-    "malformed-json": Kind(
+PROBLEMS: Mapping[str, ProblemKind] = {
+    "malformed-json": ProblemKind(
         400, "The body is not valid JSON", "Send one JSON object in UTF-8; NaN and Infinity are no JSON."
     ),
-    "malformed-multipart": Kind(
+    "malformed-multipart": ProblemKind(
         400,
         "The body is not valid form data",
         "Let your client build the form: curl -F image=@cat.jpg -F labels=cat,dog.",
     ),
-    "bad-header": Kind(400, "A header is not valid"),
-    "host-refused": Kind(403, "This host name is not served here", "Call 127.0.0.1 or localhost."),
-    "origin-refused": Kind(403, "Another site's page may not call this service"),
-    "unknown-prompt-set": Kind(404, "There is no such prompt set", "GET /prompt-sets lists them."),
-    "unknown-version": Kind(404, "There is no such version", "GET /prompt-sets/NAME/versions lists them."),
-    "unknown-job": Kind(
+    "bad-header": ProblemKind(400, "A header is not valid"),
+    "host-refused": ProblemKind(403, "This host name is not served here", "Call 127.0.0.1 or localhost."),
+    "origin-refused": ProblemKind(403, "Another site's page may not call this service"),
+    "unknown-prompt-set": ProblemKind(404, "There is no such prompt set", "GET /prompt-sets lists them."),
+    "unknown-version": ProblemKind(
+        404, "There is no such version", "GET /prompt-sets/NAME/versions lists them."
+    ),
+    "unknown-job": ProblemKind(
         404, "There is no such job", "Jobs are remembered for a while, in memory: a restart forgets them."
     ),
-    "unknown-route": Kind(404, "There is no such address", "GET /docs lists them."),
-    "method-not-allowed": Kind(405, "This address takes other methods"),
-    "body-too-slow": Kind(
+    "unknown-route": ProblemKind(404, "There is no such address", "GET /docs lists them."),
+    "method-not-allowed": ProblemKind(405, "This address takes other methods"),
+    "body-too-slow": ProblemKind(
         408, "The body took too long to arrive", "Send it again over a faster connection, or send less."
     ),
-    "nothing-to-roll-back": Kind(409, "There is no version to return to"),
-    "store-read-only": Kind(
+    "nothing-to-roll-back": ProblemKind(409, "There is no version to return to"),
+    "store-read-only": ProblemKind(
         409, "The prompt store is read-only", "Publish and activate where the store is writable."
     ),
-    "gate-failed": Kind(409, "Stored witnesses fool this version anew"),
-    "etag-mismatch": Kind(
+    "gate-failed": ProblemKind(409, "Stored witnesses fool this version anew"),
+    "etag-mismatch": ProblemKind(
         412, "The prompt set has changed meanwhile", "Look at it again, then decide again."
     ),
-    "body-too-large": Kind(413, "Too many bytes"),
-    "unsupported-media-type": Kind(415, "This kind of body is not understood"),
-    "validation": Kind(422, "The request is not valid"),
-    "too-many-images": Kind(422, "Too many images", "Send them in several requests."),
-    "too-many-labels": Kind(422, "Too many labels", "Send fewer labels."),
-    "image-undecodable": Kind(422, "The image can't be decoded"),
-    "image-format-refused": Kind(422, "This image format is refused", "Send JPEG, PNG or WebP, one frame."),
-    "image-too-many-pixels": Kind(422, "The image has too many pixels"),
-    "url-disabled": Kind(422, "Images are not fetched from addresses", "Send the bytes."),
-    "prompt-set-invalid": Kind(422, "The prompt set is refused"),
-    "purifier-refused": Kind(422, "A purifier has no weights that can be used"),
-    "no-decision-to-attack": Kind(422, "One label is no decision", "Name the alternatives."),
-    "probe-too-expensive": Kind(
+    "body-too-large": ProblemKind(413, "Too many bytes"),
+    "unsupported-media-type": ProblemKind(415, "This kind of body is not understood"),
+    "validation": ProblemKind(422, "The request is not valid"),
+    "too-many-images": ProblemKind(422, "Too many images", "Send them in several requests."),
+    "too-many-labels": ProblemKind(422, "Too many labels", "Send fewer labels."),
+    "image-undecodable": ProblemKind(422, "The image can't be decoded"),
+    "image-format-refused": ProblemKind(
+        422, "This image format is refused", "Send JPEG, PNG or WebP, one frame."
+    ),
+    "image-too-many-pixels": ProblemKind(422, "The image has too many pixels"),
+    "url-disabled": ProblemKind(422, "Images are not fetched from addresses", "Send the bytes."),
+    "prompt-set-invalid": ProblemKind(422, "The prompt set is refused"),
+    "purifier-refused": ProblemKind(422, "A purifier has no weights that can be used"),
+    "no-decision-to-attack": ProblemKind(422, "One label is no decision", "Name the alternatives."),
+    "probe-too-expensive": ProblemKind(
         422,
         "The probe costs too much",
         "Ask for fewer steps, restarts, draws or attacks, or for a job (Prefer: respond-async).",
     ),
-    "client-gone": Kind(499, "The client went away"),
-    "internal": Kind(
+    "client-gone": ProblemKind(499, "The client went away"),
+    "internal": ProblemKind(
         500, "Something failed here", "Try again; the log has the details under this request's id."
     ),
-    "nonfinite-scores": Kind(500, "The scores are not finite", "Try another prompt set or no temperature."),
-    "encoder-refused": Kind(500, "The image encoder is refused"),
-    "unsupported-clip": Kind(500, "The backbone can't be served"),
-    "data-refused": Kind(500, "A data folder is refused"),
-    "report-refused": Kind(500, "A probe report is refused"),
-    "probe-unavailable": Kind(501, "This defense can't be probed that way"),
-    "feature-not-installed": Kind(501, "A dependency is missing"),
-    "queue-full": Kind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
-    "starting": Kind(503, "The service is starting", "Ask /startupz what it is doing."),
-    "deadline-exceeded": Kind(
+    "nonfinite-scores": ProblemKind(
+        500, "The scores are not finite", "Try another prompt set or no temperature."
+    ),
+    "encoder-refused": ProblemKind(500, "The image encoder is refused"),
+    "unsupported-clip": ProblemKind(500, "The backbone can't be served"),
+    "data-refused": ProblemKind(500, "A data folder is refused"),
+    "report-refused": ProblemKind(500, "A probe report is refused"),
+    "probe-unavailable": ProblemKind(501, "This defense can't be probed that way"),
+    "feature-not-installed": ProblemKind(501, "A dependency is missing"),
+    "queue-full": ProblemKind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
+    "starting": ProblemKind(503, "The service is starting", "Ask /startupz what it is doing."),
+    "deadline-exceeded": ProblemKind(
         504, "The answer would come too late", "Ask for less, or give deadline_ms more time."
     ),
 }

@@ -146,7 +146,7 @@ Labels = Annotated[
         json_schema_extra={"minItems": 2, "uniqueItems": True, "examples": [["cat", "dog"]]},
     ),
 ]
-Chain = Annotated[
+DefenseChain = Annotated[
     str | tuple[str | AnyDefense, ...],
     Field(
         description='"none", "default" (the operator\'s), words like "jpeg:75,bit_depth:4", or a list of '
@@ -176,7 +176,7 @@ class ClassifyRequest(_Request):
     )
     labels: Labels
     prompt_set: SetName | None = Field(default=None, description="absent: the service's default set")
-    defense: Chain = "default"
+    defense: DefenseChain = "default"
     top_k: int = Field(default=DEFAULT_TOP_K, ge=0, le=100_000, description="predictions to return; 0: all")
     temperature: float | None = Field(
         default=None,
@@ -233,7 +233,7 @@ class ProbeRequest(_Request):
     prompt_sets: tuple[SetName, ...] | None = Field(
         default=None, min_length=1, description="absent: the service's default set"
     )
-    defenses: tuple[Chain, ...] = Field(
+    defenses: tuple[DefenseChain, ...] = Field(
         default=((),), min_length=1, description="chains to attack, one report each; absent: none"
     )
     attacks: tuple[AnyAttack, ...] | None = Field(default=None, min_length=1, max_length=16)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tuning import silent
 
-from robustclip.backbones import build
+from robustclip.backbones import build_backbone
 from robustclip.models.clip import describe
 from robustclip.types import Progress
 from training.foundry.pretraining.captions import gather_names
@@ -56,7 +56,7 @@ def trainer(
     (run / "cache").mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(SMALL)
+        model = build_backbone(SMALL)
         clip = describe(
             model, "mini", "test", mean=torch.tensor(SMALL["mean"]), std=torch.tensor(SMALL["std"])
         )

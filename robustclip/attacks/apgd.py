@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds, finished, gradient_of, leaving, pick, radii_of
+from robustclip.attacks.base import BestPoints, check_seeds, finished, gradient_of, leaving, pick, radii_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
@@ -57,12 +57,12 @@ class APGD(BaseModel):
         *,
         radius: Tensor | None = None,
         teams: Tensor | None = None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[BestPoints]:
         """Step by step; `teams` [B]: rows of a team leave together."""
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)
         steps, restarts = (self.steps, self.restarts) if bool(radii.any()) else (0, 1)
-        record = Record.of(pixels, points=restarts * (steps + 1))
+        record = BestPoints.of(pixels, points=restarts * (steps + 1))
         rows = torch.arange(len(pixels), device=pixels.device)
         yield record
         for restart in range(restarts):

@@ -16,7 +16,7 @@ from robustclip.types import Attacked, Cost, Evaluation, Pixels, Seeds
 
 
 @dataclass(eq=False)
-class Record:
+class BestPoints:
     """The best point of each row so far, and what was seen on the way. A point of NaN value is never better
     than anything.
     """
@@ -31,11 +31,11 @@ class Record:
     cost: Cost = field(default_factory=Cost)
 
     @staticmethod
-    def of(pixels: Pixels, *, points: int) -> "Record":
+    def of(pixels: Pixels, *, points: int) -> "BestPoints":
         """Nothing seen yet; `points` is the most that any row will see."""
         low = torch.full_like(pixels[:, 0, 0, 0], -torch.inf)
         trace = torch.full((points, len(pixels)), torch.nan, device=pixels.device)
-        return Record(
+        return BestPoints(
             pixels.clone(),
             low,
             low.clone(),
@@ -91,7 +91,7 @@ class Record:
         )
 
 
-def finished(search: Iterator[Record]) -> Attacked:
+def finished(search: Iterator[BestPoints]) -> Attacked:
     """The result of a search, run to its end."""
     record = next(search)
     for _ in search:  # yields the same record each time

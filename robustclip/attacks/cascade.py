@@ -11,16 +11,16 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds, pick
+from robustclip.attacks.base import BestPoints, check_seeds, pick
 from robustclip.attacks.events import (
     AttackEnded,
     AttackStarted,
+    CascadeWitness,
     Done,
     Event,
     Meter,
-    Progress,
+    SearchProgress,
     Started,
-    Witness,
 )
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
@@ -31,7 +31,7 @@ from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds
 
-Judge: TypeAlias = Callable[
+CandidateCheck: TypeAlias = Callable[
     [Pixels, Tensor], Tensor
 ]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -50,12 +50,12 @@ class Searching(Protocol):
         *,
         radius: Tensor | None = None,
         teams: Tensor | None = None,
-    ) -> Iterator[Record]: ...
+    ) -> Iterator[BestPoints]: ...
 
     def bill(self, rows: int) -> Cost: ...
 
 
-class Source(NamedTuple):
+class StandIn(NamedTuple):
     """A stand-in whose gradients are tried on the victim: the undefended classifier, another prompt set, a
     pool.
 
@@ -77,7 +77,7 @@ class Variant(NamedTuple):
     restart: int = 0
 
 
-class Stage(NamedTuple):
+class CascadeStage(NamedTuple):
     """An attack with its variants, which differ in nothing but rivals, temperatures and draws; `source`:
     whose gradients, if not the victim's.
     """
@@ -89,7 +89,7 @@ class Stage(NamedTuple):
 
 
 def bill(
-    stages: Sequence[Stage], widening: PGD | None, precision: Precision, *, judged: bool = False
+    stages: Sequence[CascadeStage], widening: PGD | None, precision: Precision, *, judged: bool = False
 ) -> Cost:
     """Upper bound a picture, if a score costs one pass a row; `judged`: a picture may be widened in vain,
     once for each variant.
@@ -123,7 +123,7 @@ class Cascade:
     """
 
     ball: BallSpec
-    stages: tuple[Stage, ...]
+    stages: tuple[CascadeStage, ...]
     score: Score
     pixels: Pixels
     seeds: Seeds
@@ -132,17 +132,17 @@ class Cascade:
     together: int = 1
     widening: PGD | None = None
     precision: Precision = "float32"
-    judge: Judge | None = None
-    sources: tuple[Source, ...] = ()
+    judge: CandidateCheck | None = None
+    sources: tuple[StandIn, ...] = ()
     replays: Pixels | None = None
-    record: Record = field(init=False)
+    record: BestPoints = field(init=False)
     rivals: Tensor = field(init=False)
     standing: Tensor = field(init=False)
     points: int = 0
 
     def __post_init__(self) -> None:
         check_seeds(self.pixels, self.seeds)
-        self.record = Record.of(self.pixels, points=2 + sum(len(stage.variants) for stage in self.stages))
+        self.record = BestPoints.of(self.pixels, points=2 + sum(len(stage.variants) for stage in self.stages))
         self.standing = torch.arange(len(self.pixels), device=self.pixels.device)
 
     def events(self) -> Iterator[Event]:
@@ -183,7 +183,7 @@ class Cascade:
             inside = self.ball.shrink(self.replays, self.pixels, self.radii)
             yield from self._confirm("replay", inside[self.standing])
 
-    def _try(self, stage: Stage, variants: Sequence[Variant], start: int) -> Iterator[Event]:
+    def _try(self, stage: CascadeStage, variants: Sequence[Variant], start: int) -> Iterator[Event]:
         """Some variants of one attack on every standing picture: rows picture by picture, and variant by
         variant within.
         """
@@ -199,10 +199,10 @@ class Cascade:
             radius=self.radii[rows],
             teams=rows if len(variants) > 1 else None,
         )
-        found: Record | None = None
+        found: BestPoints | None = None
         for found in self.meter.metered(search):
             if found.cost.forward:
-                yield Progress(stage.name, found.margin.max().item(), self.meter.spent)
+                yield SearchProgress(stage.name, found.margin.max().item(), self.meter.spent)
         if found is not None and found.cost.forward:
             best = found.margin.reshape(-1, len(variants)).argmax(dim=1) + torch.arange(
                 0, len(rows), len(variants), device=rows.device
@@ -212,7 +212,7 @@ class Cascade:
                 candidates[fooled] = self._widened(self.widening, candidates[fooled], self.standing[fooled])
             yield from self._confirm(stage.name, candidates)
 
-    def _aimed(self, stage: Stage, variants: Sequence[Variant], rows: Tensor) -> Score:
+    def _aimed(self, stage: CascadeStage, variants: Sequence[Variant], rows: Tensor) -> Score:
         victim = self._searched(self.score).select(rows)
         if stage.source is not None:
             return transferred(self._searched(self.sources[stage.source].score).select(rows), victim)
@@ -256,7 +256,7 @@ class Cascade:
             fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])
         distances = self.ball.distance(candidates, self.pixels[self.standing])
         fallen = [
-            Witness(
+            CascadeWitness(
                 int(self.standing[place]),
                 candidates[place],
                 float(margins[place]),

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from robustclip.attacks.apgd import APGD
 from robustclip.attacks.base import radii_of
-from robustclip.attacks.cascade import RIVALS, Cascade, Judge, Precision, Source, Stage, Variant, bill
+from robustclip.attacks.cascade import (
+    RIVALS,
+    CandidateCheck,
+    Cascade,
+    CascadeStage,
+    Precision,
+    StandIn,
+    Variant,
+    bill,
+)
 from robustclip.attacks.events import Done, Event, Meter
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
@@ -80,8 +89,8 @@ class Ensemble(BaseModel):
         seeds: Seeds,
         *,
         meter: Meter | None = None,
-        judge: Judge | None = None,
-        sources: Sequence[Source] = (),
+        judge: CandidateCheck | None = None,
+        sources: Sequence[StandIn] = (),
         replays: Pixels | None = None,
         radius: Tensor | None = None,
     ) -> Iterator[Event]:
@@ -105,14 +114,17 @@ class Ensemble(BaseModel):
 
     def stages(
         self, labels: int, *, targeted: bool = False, sources: Sequence[str] = ()
-    ) -> tuple[Stage, ...]:
+    ) -> tuple[CascadeStage, ...]:
         """What is tried, in this order, for a decision between that many labels."""
         margin = (Variant("margin"),)
         pgd = PGD(ball=self.ball, steps=20)
         stages = [
-            Stage("noise", Noise(ball=self.ball), margin),
-            *(Stage(f"transfer-{name}", pgd, margin, source=index) for index, name in enumerate(sources)),
-            Stage("margin-pgd", pgd, margin),
+            CascadeStage("noise", Noise(ball=self.ball), margin),
+            *(
+                CascadeStage(f"transfer-{name}", pgd, margin, source=index)
+                for index, name in enumerate(sources)
+            ),
+            CascadeStage("margin-pgd", pgd, margin),
         ]
         queries = {"quick": 100, "standard": 1000, "thorough": 5000}[self.preset]
         if self.preset != "quick":
@@ -126,10 +138,10 @@ class Ensemble(BaseModel):
                 for restart in range(restarts)
                 for temperature in temperatures
             ]
-            stages.append(Stage("apgd-cross-entropy", plain, tuple(entropy)))
+            stages.append(CascadeStage("apgd-cross-entropy", plain, tuple(entropy)))
             if self.preset == "thorough" or labels == 2:
                 stages.append(
-                    Stage(
+                    CascadeStage(
                         "apgd-margin",
                         plain,
                         tuple(Variant("margin", restart=restart) for restart in range(restarts)),
@@ -137,7 +149,7 @@ class Ensemble(BaseModel):
                 )
             if labels == 3 or (targeted and labels > 2):
                 stages.append(
-                    Stage(
+                    CascadeStage(
                         "apgd-dlr",
                         plain,
                         tuple(Variant("dlr", restart=restart) for restart in range(restarts)),
@@ -152,9 +164,9 @@ class Ensemble(BaseModel):
                     for restart in range(restarts)
                     for rival in range(min(RIVALS, labels - 1))
                 ]
-                stages.append(Stage("apgd-targeted", APGD(ball=self.ball, steps=steps), tuple(aimed)))
+                stages.append(CascadeStage("apgd-targeted", APGD(ball=self.ball, steps=steps), tuple(aimed)))
         stages.append(
-            Stage("square", Square(ball=self.ball, queries=queries, redraw=self.randomized), margin)
+            CascadeStage("square", Square(ball=self.ball, queries=queries, redraw=self.randomized), margin)
         )
         return tuple(stages)
 
@@ -165,8 +177,8 @@ class Ensemble(BaseModel):
         seeds: Seeds,
         *,
         meter: Meter | None = None,
-        judge: Judge | None = None,
-        sources: Sequence[Source] = (),
+        judge: CandidateCheck | None = None,
+        sources: Sequence[StandIn] = (),
         replays: Pixels | None = None,
         radius: Tensor | None = None,
     ) -> Cascade:

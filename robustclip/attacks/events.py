@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from robustclip.attacks.base import Record
+from robustclip.attacks.base import BestPoints
 from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.types import Cost, Pixels
 
@@ -31,7 +31,7 @@ class AttackStarted:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """After one call of the score. `margin` is the attack's best so far over its pictures: above 0 one of
     them is fooled.
     """
@@ -42,7 +42,7 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class Witness:
+class CascadeWitness:
     """`picture` (its row) was broken by `pixels` [3, S, S] at `distance` in the ball's norm, judged anew.
 
     A later one of the same picture is nearer.
@@ -85,7 +85,7 @@ class Done:
     cut: Cut | None
 
 
-Event: TypeAlias = Started | AttackStarted | Progress | Witness | AttackEnded | Bracket | Done
+Event: TypeAlias = Started | AttackStarted | SearchProgress | CascadeWitness | AttackEnded | Bracket | Done
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class Meter:
     spent: Cost = field(default_factory=Cost)
     cut: Cut | None = None
 
-    def metered(self, search: Iterator[Record]) -> Iterator[Record]:
+    def metered(self, search: Iterator[BestPoints]) -> Iterator[BestPoints]:
         """The search, until it ends or must; what it found so far stays in its record. A guarded score that
         refuses to go on also ends it.
         """

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds, finished, gradient_of, leaving, pick, radii_of
+from robustclip.attacks.base import BestPoints, check_seeds, finished, gradient_of, leaving, pick, radii_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
@@ -53,14 +53,14 @@ class FMN(BaseModel):
         *,
         radius: Tensor | None = None,
         teams: Tensor | None = None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[BestPoints]:
         """Step by step. Nobody leaves early except where the picture itself reaches the goal (with its team):
         the nearest point is yet to come.
         """
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)
         steps = self.steps if bool(radii.any()) else 0
-        record = Record.of(pixels, points=steps + 1)
+        record = BestPoints.of(pixels, points=steps + 1)
         rows = torch.arange(len(pixels), device=pixels.device)
         yield record
         longest = self.step or math.sqrt(pixels.shape[1:].numel()) / 255

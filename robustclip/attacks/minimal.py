@@ -15,19 +15,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds
-from robustclip.attacks.cascade import Judge, Precision
+from robustclip.attacks.base import BestPoints, check_seeds
+from robustclip.attacks.cascade import CandidateCheck, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.events import (
     AttackEnded,
     AttackStarted,
     Bracket,
+    CascadeWitness,
     Done,
     Event,
     Meter,
-    Progress,
+    SearchProgress,
     Started,
-    Witness,
 )
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.pgd import PGD
@@ -70,7 +70,7 @@ class Minimal(BaseModel):
         seeds: Seeds,
         *,
         meter: Meter | None = None,
-        judge: Judge | None = None,
+        judge: CandidateCheck | None = None,
         known: Pixels | None = None,
     ) -> Iterator[Event]:
         """Attack one picture [1, 3, S, S]; `Bracket` after every witness and every round, last `Done`.
@@ -135,7 +135,7 @@ class _Search:
     pixels: Pixels
     seeds: Seeds
     meter: Meter
-    judge: Judge | None
+    judge: CandidateCheck | None
     nearest: Pixels | None = None
     broken: float = math.inf
     withstood: list[float] = field(default_factory=list)
@@ -229,7 +229,7 @@ class _Search:
             yield self._bracket()
 
     def _searched(
-        self, attack: str, search: Iterator[Record], radii: Tensor | None = None
+        self, attack: str, search: Iterator[BestPoints], radii: Tensor | None = None
     ) -> Iterator[Event]:
         """Run a search whose rows are one picture at several radii; keep the nearest witness, remember the
         radii that withstood it.
@@ -238,10 +238,10 @@ class _Search:
         can't be the nearest witness. A radius withstood if nothing fooled there, or what did was rejected.
         """
         yield AttackStarted(attack, 1)
-        found: Record | None = None
+        found: BestPoints | None = None
         for found in self.meter.metered(search):
             if found.cost.forward:
-                yield Progress(attack, found.margin.max().item(), self.meter.spent)
+                yield SearchProgress(attack, found.margin.max().item(), self.meter.spent)
         before = self.broken
         if found is not None and found.cost.forward:
             distance = self.minimal.ball.distance(found.pixels, self.pixels)
@@ -267,7 +267,7 @@ class _Search:
         distance = float(self.minimal.ball.distance(candidate, self.pixels))
         if distance < self.broken:
             self.nearest, self.broken = candidate, distance
-            yield Witness(0, candidate[0], float(seen.margin), distance, attack)
+            yield CascadeWitness(0, candidate[0], float(seen.margin), distance, attack)
             yield self._bracket()
         return True
 
@@ -284,7 +284,7 @@ class _Search:
             judge=self.judge,
             radius=limit,
         ):
-            if isinstance(event, Witness):
+            if isinstance(event, CascadeWitness):
                 if event.distance < self.broken:
                     self.nearest, self.broken = event.pixels[None], event.distance
                     yield event

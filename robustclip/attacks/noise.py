@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds, finished, leaving, pick, radii_of
+from robustclip.attacks.base import BestPoints, check_seeds, finished, leaving, pick, radii_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
@@ -39,12 +39,12 @@ class Noise(BaseModel):
         *,
         radius: Tensor | None = None,
         teams: Tensor | None = None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[BestPoints]:
         """Draw by draw; `teams` [B]: rows of a team leave together."""
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)
         draws = self.draws if bool(radii.any()) else 0
-        record = Record.of(pixels, points=draws + 1)
+        record = BestPoints.of(pixels, points=draws + 1)
         rows = torch.arange(len(pixels), device=pixels.device)
         yield record
         for draw in range(draws + 1):

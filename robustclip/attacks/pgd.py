@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds, finished, gradient_of, leaving, pick, radii_of
+from robustclip.attacks.base import BestPoints, check_seeds, finished, gradient_of, leaving, pick, radii_of
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec, Radius
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
@@ -76,7 +76,7 @@ class PGD(BaseModel):
         radius: Tensor | None = None,
         begin: Pixels | None = None,
         teams: Tensor | None = None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[BestPoints]:
         """Step by step. `begin`: where the start `zero` is, instead of the picture itself; `teams` [B]: rows
         of a team leave together.
         """
@@ -85,7 +85,7 @@ class PGD(BaseModel):
         lengths = 2.5 * radii / self.steps if self.step is None else torch.full_like(radii, self.step)
         starts: tuple[Start, ...] = self._starts() if bool(radii.any()) else ("zero",)
         steps = self.steps if bool(radii.any()) else 0
-        record = Record.of(pixels, points=len(starts) * (steps + 1))
+        record = BestPoints.of(pixels, points=len(starts) * (steps + 1))
         rows = torch.arange(len(pixels), device=pixels.device)  # those still in the batch
         yield record
         for wave in self._waves(len(starts)):
@@ -172,7 +172,7 @@ class FGSM(BaseModel):
     def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
         return finished(self.search(score, pixels, seeds))
 
-    def search(self, score: Score, pixels: Pixels, seeds: Seeds) -> Iterator[Record]:
+    def search(self, score: Score, pixels: Pixels, seeds: Seeds) -> Iterator[BestPoints]:
         """Call by call."""
         return self._pgd().search(score, pixels, seeds)
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustclip.attacks.base import Record, check_seeds, finished, leaving, pick, radii_of
+from robustclip.attacks.base import BestPoints, check_seeds, finished, leaving, pick, radii_of
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
@@ -70,12 +70,12 @@ class Square(BaseModel):
         *,
         radius: Tensor | None = None,
         teams: Tensor | None = None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[BestPoints]:
         """Query by query; `teams` [B]: rows of a team leave together."""
         check_seeds(pixels, seeds)
         radii = radii_of(pixels, self.ball.radius, radius)
         queries = self.queries if bool(radii.any()) else 0
-        record = Record.of(pixels, points=queries + 2)
+        record = BestPoints.of(pixels, points=queries + 2)
         rows = torch.arange(len(pixels), device=pixels.device)
         yield record
         current, value = pixels, torch.full_like(radii, -torch.inf)

@@ -45,11 +45,11 @@ def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
     name: an embedded name, or the path of a JSON with safetensors of the same stem beside it.
     """
     if name == "tiny":
-        model = build(TINY_CONFIG)
+        model = build_backbone(TINY_CONFIG)
         model.load_state_dict(tiny_weights(model))
         return model, TINY_CONFIG
     config = read_config(name)
-    model = build(config)
+    model = build_backbone(config)
     weights = read_weights(_json(name).with_suffix(".safetensors"))
     if "text_of" in config:
         sister, _ = load_embedded(config["text_of"])
@@ -69,7 +69,7 @@ def _json(name: str) -> Path:
     return Path(name) if name.endswith(".json") else Path(str(files(__name__))) / f"{name}.json"
 
 
-def build(config: dict[str, Any]) -> nn.Module:
+def build_backbone(config: dict[str, Any]) -> nn.Module:
     """The architecture of a backbone JSON with open_clip's random initialisation."""
     clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if config.get("stem"):

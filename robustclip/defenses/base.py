@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
-from robustclip.purifiers import Named
+from robustclip.purifiers import NamedNetwork
 from robustclip.seeds import derive
 from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll
 
@@ -75,7 +75,7 @@ class Declared(BaseModel):
         return "exact"
 
     @property
-    def networks(self) -> tuple[Named, ...]:
+    def networks(self) -> tuple[NamedNetwork, ...]:
         """The purifying networks that it runs: an answer depends on their weights, whose names may mean other
         ones tomorrow.
         """

@@ -50,8 +50,8 @@ class Diffusion(PixelDefense):
         return {"exact": "exact", "one_shot": "surrogate:one_shot", "identity": "ste"}[self.backward]
 
     @property
-    def networks(self) -> tuple[purifiers.Named, ...]:
-        return (purifiers.Named("denoiser", self.weights),)
+    def networks(self) -> tuple[purifiers.NamedNetwork, ...]:
+        return (purifiers.NamedNetwork("denoiser", self.weights),)
 
     @property
     def passes(self) -> Cost:

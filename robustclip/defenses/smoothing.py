@@ -51,8 +51,8 @@ class Smoothing(PixelDefense):
         return True
 
     @property
-    def networks(self) -> tuple[purifiers.Named, ...]:
-        return () if self.denoise is None else (purifiers.Named("denoiser", self.denoise),)
+    def networks(self) -> tuple[purifiers.NamedNetwork, ...]:
+        return () if self.denoise is None else (purifiers.NamedNetwork("denoiser", self.denoise),)
 
     @property
     def passes(self) -> Cost:

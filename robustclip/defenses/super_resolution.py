@@ -45,8 +45,8 @@ class SuperResolution(PixelDefense):
         return "exact" if self.backward == "exact" else "ste"
 
     @property
-    def networks(self) -> tuple[purifiers.Named, ...]:
-        return (purifiers.Named("super_resolver", self.weights),)
+    def networks(self) -> tuple[purifiers.NamedNetwork, ...]:
+        return (purifiers.NamedNetwork("super_resolver", self.weights),)
 
     @property
     def passes(self) -> Cost:

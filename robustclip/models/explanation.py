@@ -58,7 +58,7 @@ class Vector(_Data):
     by_distance: tuple[Word, ...] = ()
 
 
-class Label(_Data):
+class LabelShift(_Data):
     """Cosine of a label's text feature under the set with the handcrafted one, and the handcrafted feature of
     any label that it is nearest to.
     """
@@ -79,7 +79,7 @@ class Explanation(_Data):
     table_norms: tuple[float, float, float]
     table_distances: tuple[float, float, float]
     vectors: tuple[Vector, ...]
-    labels: tuple[Label, ...]
+    labels: tuple[LabelShift, ...]
 
     def readable(self) -> tuple[int, int]:
         """How many vectors lie nearer to a word than words lie to each other (their median), of how many that
@@ -278,13 +278,13 @@ def _places(contexts: Tensor) -> list[tuple[int, int, int]]:
     return list(itertools.product(many, deep, long))
 
 
-def _labels(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> tuple[Label, ...]:
+def _labels(clip: Clip, prompts: Prompts, labels: tuple[str, ...]) -> tuple[LabelShift, ...]:
     with torch.no_grad():
         learned, handcrafted = text_weights(clip, prompts, labels), text_weights(clip, Prompts(), labels)
     similarity = learned @ handcrafted.T
     best, nearest = similarity.max(dim=1)
     return tuple(
-        Label(
+        LabelShift(
             label=label,
             similarity=float(similarity[row, row]),
             reads_as=labels[int(nearest[row])],

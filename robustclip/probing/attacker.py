@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustclip.attacks.cascade import Source
+from robustclip.attacks.cascade import StandIn
 from robustclip.defenses import bind_chain
 from robustclip.errors import InvalidInput, ProbeUnavailable
 from robustclip.models.classifier import Defended, Embedding, TorchImageEncoder
@@ -80,7 +80,7 @@ class Attacker:
         declared = self._chain(self.victim).gradient
         return "bypassed" if declared == "none" else declared
 
-    def stand_ins(self) -> tuple[Source, ...]:
+    def stand_ins(self) -> tuple[StandIn, ...]:
         """What a cascade tries beside the victim's own gradients, in the order of
         `robustclip.probing.plan.stand_ins`.
         """
@@ -91,8 +91,11 @@ class Attacker:
         others = [source.prompt_set for source in self.sources]
         own = stand_ins(self.victim, ())
         return (
-            *(Source(name, scores[name]()) for name in own),
-            *(Source(name, self._through(source)) for name, source in zip(others, self.sources, strict=True)),
+            *(StandIn(name, scores[name]()) for name in own),
+            *(
+                StandIn(name, self._through(source))
+                for name, source in zip(others, self.sources, strict=True)
+            ),
         )
 
     def _undefended(self) -> Score:

@@ -55,7 +55,7 @@ from robustclip.reports.report import (
     MinimalRadius,
     ProbeReport,
 )
-from robustclip.reports.witnesses import size_of, within
+from robustclip.reports.witnesses import is_within, size_of
 from robustclip.sanity.base import Diagnostic, Suspicion
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest
@@ -184,7 +184,7 @@ class _Probe:
         limit, norm = self.options.enough, self.options.attacks[0].ball.kind
         found = (
             any(
-                within(size_of(record, norm), limit)
+                is_within(size_of(record, norm), limit)
                 for record in self.records
                 if record.success or record.success_8bit
             )
@@ -212,7 +212,7 @@ class _Probe:
             yield from self._remember(with_search(record, found, self.options), candidate.pixels)
 
     def _bracket(self, minimal: Minimal) -> Iterator[ProbeEvent]:
-        """The smallest radius. A witness within what was asked for is an attack's like any other."""
+        """The smallest radius. A witness is_within what was asked for is an attack's like any other."""
         found = yield from self.scene.bracket(minimal, witnesses=self.witnesses)
         if found is None:
             return

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustclip.attacks.cascade import Judge
+from robustclip.attacks.cascade import CandidateCheck
 from robustclip.attacks.events import Meter
 from robustclip.certificates.vote import Ballot, count_votes, elect
 from robustclip.defenses.smoothing import Smoothing
@@ -151,7 +151,7 @@ class Served:
     def _ballot(self, counts: Tensor, rule: Smoothing) -> Ballot:
         return elect(counts, self.classifier.labels, rule)
 
-    def judge(self, origin: Pixels, ball: BallSpec, aim: Aim, *, bits: bool = True) -> Judge:
+    def judge(self, origin: Pixels, ball: BallSpec, aim: Aim, *, bits: bool = True) -> CandidateCheck:
         """The last word for a search on `origin` [1, 3, S, S]: a candidate counts if its PNG reaches the aim.
 
         As float pixels where the ball has no room for a change of eight bits, and where `bits` is not asked

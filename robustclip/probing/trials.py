@@ -7,9 +7,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from robustclip.attacks.base import Record
+from robustclip.attacks.base import BestPoints
 from robustclip.attacks.ensemble import Ensemble
-from robustclip.attacks.events import AttackEnded, AttackStarted, Bracket, Meter, Progress, Witness
+from robustclip.attacks.events import (
+    AttackEnded,
+    AttackStarted,
+    Bracket,
+    CascadeWitness,
+    Meter,
+    SearchProgress,
+)
 from robustclip.attacks.minimal import Minimal
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.events import AttackProgress, BracketMoved
@@ -89,9 +96,9 @@ class Scene:
                             norm=minimal.ball.kind, unbroken=event.unbroken, broken=event.broken
                         )
                     found = event
-                case Witness():
+                case CascadeWitness():
                     nearest = event.pixels[None]
-                case Progress():
+                case SearchProgress():
                     yield _progress("minimal", "adaptive", event.margin, own, event.attack)
                 case _:
                     pass
@@ -114,7 +121,7 @@ class Scene:
         if knowledge == "oblivious":
             meter.pay(Cost(1, 0))  # the embedding to move away from
         assert not isinstance(attack, Ensemble)
-        record: Record | None = None
+        record: BestPoints | None = None
         climbing = Climbing(score)
         for record in meter.metered(attack.search(climbing.score, self.pixels, self.seeds)):
             if record.cost.forward:
@@ -147,9 +154,9 @@ class Scene:
             match event:
                 case AttackStarted():
                     since = meter.spent.charged
-                case Progress():
+                case SearchProgress():
                     yield _progress(attack.kind, trial.knowledge, event.margin, meter, event.attack)
-                case Witness():
+                case CascadeWitness():
                     witness = event.pixels[None]
                     if event.attack in ("clean", "replay"):
                         stages.append(

@@ -27,15 +27,15 @@ from robustclip.purifiers.mounted import first_line, load_mounted, refuse_infini
 from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape
 from robustclip.types import Pixels
 
-Kind: TypeAlias = Literal["super_resolver", "denoiser"]
+NetworkKind: TypeAlias = Literal["super_resolver", "denoiser"]
 Shape: TypeAlias = Annotated[SuperResolverShape | DenoiserShape, Field(discriminator="kind")]
 
 OWN, TINY = "own", "tiny"
-PASSES: dict[Kind, int] = {
+PASSES: dict[NetworkKind, int] = {
     "super_resolver": 2,
     "denoiser": 3,
 }  # what one pass of a network of the default shape takes, in image passes of `mini`
-_TINY_SHAPES: dict[Kind, SuperResolverShape | DenoiserShape] = {
+_TINY_SHAPES: dict[NetworkKind, SuperResolverShape | DenoiserShape] = {
     "super_resolver": SuperResolverShape(width=8, blocks=1),
     "denoiser": DenoiserShape(widths=(8, 16), middle=0, max_time=1.0),
 }
@@ -59,10 +59,10 @@ def _named(weights: str) -> str:
 Weights: TypeAlias = Annotated[str, Field(max_length=1024), AfterValidator(_named)]
 
 
-class Named(NamedTuple):
+class NamedNetwork(NamedTuple):
     """A network as a defense names it."""
 
-    kind: Kind
+    kind: NetworkKind
     weights: str
 
 
@@ -93,7 +93,7 @@ def open_denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
     return network
 
 
-def load_purifier(kind: Kind, weights: str) -> nn.Module:
+def load_purifier(kind: NetworkKind, weights: str) -> nn.Module:
     """A frozen float32 network. Raises PurifierRefused for weights that don't ship, can't be read, or belong
     to something else.
     """
@@ -116,7 +116,7 @@ def load_purifier(kind: Kind, weights: str) -> nn.Module:
 
 
 @lru_cache(maxsize=16)
-def digest_of(kind: Kind, weights: str) -> str:
+def digest_of(kind: NetworkKind, weights: str) -> str:
     """sha256 over the named tensors: what an answer depends on beside the name of the weights. Raises as
     `load_purifier`.
     """
@@ -139,18 +139,18 @@ def write_purifier(network: SuperResolver | Denoiser, path: Path, facts: dict[st
     write_atomically(path.with_suffix(".json"), (json.dumps(described, indent=2) + "\n").encode())
 
 
-def build(shape: SuperResolverShape | DenoiserShape) -> SuperResolver | Denoiser:
+def build_network(shape: SuperResolverShape | DenoiserShape) -> SuperResolver | Denoiser:
     """An untrained network, drawn from torch's global generator."""
     return SuperResolver(shape) if isinstance(shape, SuperResolverShape) else Denoiser(shape)
 
 
 @lru_cache(maxsize=16)
-def _loaded(kind: Kind, weights: str, device: str, dtype: torch.dtype) -> nn.Module:
+def _loaded(kind: NetworkKind, weights: str, device: str, dtype: torch.dtype) -> nn.Module:
     with torch.inference_mode(False):
         return load_purifier(kind, weights).to(device, dtype)
 
 
-def _shipped(kind: Kind) -> Path:
+def _shipped(kind: NetworkKind) -> Path:
     path = Path(__file__).with_name(f"{kind}.json")
     if not path.exists():
         raise PurifierRefused(
@@ -161,13 +161,13 @@ def _shipped(kind: Kind) -> Path:
     return path
 
 
-def _read(kind: Kind, path: Path) -> nn.Module:
+def _read(kind: NetworkKind, path: Path) -> nn.Module:
     try:
         shape = _Description.model_validate_json(path.read_bytes()).network
         if shape.kind != kind:
             raise PurifierRefused(f"{path} is a {shape.kind}, not a {kind}.", field="weights")
         with torch.random.fork_rng(devices=[]):
-            network = build(shape)
+            network = build_network(shape)
         state = {name: tensor.float() for name, tensor in load_file(path.with_suffix(".safetensors")).items()}
         network.load_state_dict(state)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
@@ -179,10 +179,10 @@ def _read(kind: Kind, path: Path) -> nn.Module:
     return network
 
 
-def _tiny(kind: Kind) -> nn.Module:
+def _tiny(kind: NetworkKind) -> nn.Module:
     """The same network in every process."""
     with torch.random.fork_rng(devices=[]):
-        network = build(_TINY_SHAPES[kind])
+        network = build_network(_TINY_SHAPES[kind])
     generator = torch.Generator().manual_seed(20261123)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -20,7 +20,7 @@ from robustclip.types import Embed, Features, Logits, Seeds
 
 ROWS = 64  # pictures a pass where nobody else waits
 
-Judge: TypeAlias = Callable[
+FeatureClassifier: TypeAlias = Callable[
     [Features, tuple[str, ...]], Logits
 ]  # raises InvalidInput for labels that the decision can't take
 
@@ -78,7 +78,7 @@ class Replay(BaseModel):
 def replay(
     witnesses: Sequence[Witness],
     encode: Embed,
-    judge: Judge,
+    judge: FeatureClassifier,
     *,
     size: int,
     draws: int = 1,

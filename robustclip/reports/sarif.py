@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from robustclip.reports.report import ProbeReport
-from robustclip.reports.witnesses import smallest_change, within
+from robustclip.reports.witnesses import is_within, smallest_change
 from robustclip.threat import Norm, radius_text
 
 SCHEMA_URI = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -42,7 +42,7 @@ RULES = (
         "ROB002",
         "BrokenWithinPolicy",
         "error",
-        "A change within the radius that was to be withstood changes the decision.",
+        "A change is_within the radius that was to be withstood changes the decision.",
         "Use a hardened image tower, other labels or prompts; or state honestly that a smaller radius is "
         "all that is needed.",
     ),
@@ -57,7 +57,7 @@ RULES = (
         "ROB004",
         "Broken",
         "warning",
-        "A change within the radius that was tried changes the decision.",
+        "A change is_within the radius that was tried changes the decision.",
         "Judge whether an attacker may change that much.",
     ),
     Rule(
@@ -159,9 +159,9 @@ def _findings(report: ProbeReport, norm: Norm, policy: float | None) -> Iterator
     verdict, smallest = report.verdict, smallest_change(report, norm)
     if verdict.reason == "clean-wrong":
         yield _Finding("ROB030", verdict.sentence)
-    if policy is not None and within(smallest, policy):
+    if policy is not None and is_within(smallest, policy):
         yield _Finding("ROB002", f"{verdict.sentence} To be withstood: {radius_text(policy, norm)} ({norm}).")
-    elif verdict.reason != "clean-wrong" and within(smallest_change(report, "linf"), ONE_LEVEL):
+    elif verdict.reason != "clean-wrong" and is_within(smallest_change(report, "linf"), ONE_LEVEL):
         yield _Finding("ROB001", verdict.sentence)
     elif verdict.value == "broken" and verdict.reason != "clean-wrong":
         yield _Finding("ROB004", verdict.sentence)

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from robustclip.errors import ImageRefused, ReportRefused, invalid_input
-from robustclip.images import decode, to_pixels
+from robustclip.images import decode_image, to_pixels
 from robustclip.reports.report import SCHEMA, AttackRecord, ProbeReport
 from robustclip.threat import Norm
 
@@ -123,7 +123,7 @@ def smallest_change(report: ProbeReport, norm: Norm) -> float | None:
     return min(sizes, default=None)
 
 
-def within(size: float | None, radius: float) -> bool:
+def is_within(size: float | None, radius: float) -> bool:
     """Whether a change of that size keeps to a radius, up to float32; None is no change."""
     return size is not None and size <= radius * (1 + _SLACK) + _SLACK
 
@@ -196,7 +196,7 @@ def _witness(source: str, report: ProbeReport, record: AttackRecord) -> Witness:
             raise ReportRefused(f"{label!r:.60} is not among its labels.", field=source)
     try:
         png = base64.b64decode(record.adversarial_png or "", validate=True)
-        image = decode(png)
+        image = decode_image(png)
     except (binascii.Error, ImageRefused) as error:
         raise ReportRefused(f"its picture can't be decoded: {error}", field=source) from error
     if hashlib.sha256(png).hexdigest() != record.witness_sha256:

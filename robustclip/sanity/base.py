@@ -19,7 +19,7 @@ from robustclip.scores.wrappers import Averaged
 from robustclip.types import FREE, Cost, Pixels, Score
 
 Severity: TypeAlias = Literal["hard", "soft"]
-Judge: TypeAlias = Callable[
+GoalCheck: TypeAlias = Callable[
     [Pixels, Tensor], tuple[Tensor, Cost]
 ]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
 

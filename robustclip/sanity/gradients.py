@@ -17,7 +17,7 @@ from robustclip.sanity.base import (
     M14,
     Diagnostic,
     Finding,
-    Judge,
+    GoalCheck,
     Suspicion,
     at_its_word,
     draws_of,
@@ -126,7 +126,13 @@ def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnosti
 
 
 def saturation(
-    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, *, standing: bool, judge: Judge = at_its_word
+    score: Score,
+    pixels: Pixels,
+    seeds: Seeds,
+    ball: BallSpec,
+    *,
+    standing: bool,
+    judge: GoalCheck = at_its_word,
 ) -> Finding:
     """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what
     cross-entropy left, other losses are tried.

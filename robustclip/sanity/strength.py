@@ -18,7 +18,7 @@ from robustclip.sanity.base import (
     QUERIES,
     Diagnostic,
     Finding,
-    Judge,
+    GoalCheck,
     Suspicion,
     at_its_word,
     draws_of,
@@ -41,7 +41,7 @@ def black_box_weaker(black_box_success: bool, adaptive_success: bool) -> Diagnos
 
 
 def square_weaker(
-    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: Judge = at_its_word
+    score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: GoalCheck = at_its_word
 ) -> Finding:
     """M6 where no black-box attack was tried and gradients failed: Square, 64 queries."""
     attack = Square(ball=ball, queries=QUERIES)
@@ -58,7 +58,7 @@ def noise_weaker(
     seeds: Seeds,
     ball: BallSpec,
     adaptive_success: bool,
-    judge: Judge = at_its_word,
+    judge: GoalCheck = at_its_word,
 ) -> Finding:
     """M7: random noise of the same radius must not succeed where gradients fail."""
     streams = torch.cat([derive(seeds, f"noise-{index}") for index in range(NOISY_COPIES)])

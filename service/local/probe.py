@@ -25,7 +25,7 @@ from service.local.outputs import (
     outputs_of,
     write_outputs,
 )
-from service.local.probe_flags import add_attack_flags, in_words_of_flags, options_of, radii_of
+from service.local.probe_flags import add_attack_flags, in_words_of_flags, options_of, radii_of_flags
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.manifest import PromptSet
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.model_dump_json(by_alias=True))
     else:
         _print_report(report)
-        if left_out := radii_of(arguments)[1]:
+        if left_out := radii_of_flags(arguments)[1]:
             print(
                 f"not tried, since it can't change the exit status: {', '.join(left_out)} (a report by "
                 f"--html, --sarif, --json or --out has it)"

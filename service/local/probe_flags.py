@@ -119,7 +119,7 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
 
     from robustclip.probing.options import ProbeOptions
 
-    radii, _ = radii_of(arguments)
+    radii, _ = radii_of_flags(arguments)
     for flag in ("steps", "restarts"):
         if arguments.preset is not None and getattr(arguments, flag) is not None:
             raise InvalidInput(
@@ -173,7 +173,7 @@ def wants_status_alone(arguments: argparse.Namespace) -> bool:
     return arguments.fail_below is not None and not any(reports)
 
 
-def radii_of(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+def radii_of_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The radii to try, and those of --eps that are left out because they can't change the exit status.
     Raises InvalidInput for what is no radius.
     """

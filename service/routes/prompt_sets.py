@@ -19,7 +19,7 @@ from service.schemas import ActivateRequest
 from service.startup import Service
 
 router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"])
-Name = Annotated[
+NameInPath = Annotated[
     str, PathParameter(pattern=NAME_PATTERN, description="a prompt set's name", examples=["handcrafted"])
 ]
 IfMatch = Annotated[str | None, Header(description="the ETag of GET /prompt-sets/{name}; 412 if it is stale")]
@@ -58,7 +58,7 @@ async def list_sets(request: Request) -> Response:
 
 
 @router.get("/{name}", summary="One prompt set", responses={200: {"model": SetState}} | _READING)
-async def one_set(request: Request, name: Name) -> Response:
+async def one_set(request: Request, name: NameInPath) -> Response:
     service: Service = request.app.state.service
     return _state(service, name)
 
@@ -68,7 +68,7 @@ async def one_set(request: Request, name: Name) -> Response:
     summary="Its versions, newest first",
     responses={200: {"model": VersionList}} | _READING,
 )
-async def versions(request: Request, name: Name) -> Response:
+async def versions(request: Request, name: NameInPath) -> Response:
     engine = _engine(request)
     stored = await engine.blocking(engine.sets.store.versions, name, engine.clip.fingerprint)
     return json_response({"object": "list", "name": name, "data": [version_state(one) for one in stored]})
@@ -80,7 +80,7 @@ async def versions(request: Request, name: Name) -> Response:
     responses={200: {"model": SetState}} | _MOVING,
     openapi_extra=body_of(ActivateRequest, forms=False),
 )
-async def activate(request: Request, name: Name, if_match: IfMatch = None) -> Response:
+async def activate(request: Request, name: NameInPath, if_match: IfMatch = None) -> Response:
     """Reads, verifies, tries and warms the version, and shows it the stored witnesses; only then the store's
     pointer moves and it is served.
     """
@@ -99,7 +99,7 @@ async def activate(request: Request, name: Name, if_match: IfMatch = None) -> Re
     summary="Serve the version that was active before",
     responses={200: {"model": SetState}} | _MOVING,
 )
-async def rollback(request: Request, name: Name, if_match: IfMatch = None) -> Response:
+async def rollback(request: Request, name: NameInPath, if_match: IfMatch = None) -> Response:
     engine = _engine(request)
 
     def move() -> LoadedSet:

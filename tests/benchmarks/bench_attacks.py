@@ -22,7 +22,7 @@ from outside_judge import Counted, standing
 from torch import Tensor
 
 from robustclip.attacks.ensemble import Ensemble, Preset
-from robustclip.attacks.events import Bracket, Done, Event, Meter, Witness
+from robustclip.attacks.events import Bracket, CascadeWitness, Done, Event, Meter
 from robustclip.attacks.minimal import Minimal
 from robustclip.models.classifier import ZeroShotClassifier, zero_shot
 from robustclip.models.clip import load_clip
@@ -184,7 +184,7 @@ def _live(
 def _timed(events: Iterator[Event]) -> dict[str, Any]:
     began, timed = time.perf_counter(), dict[str, Any]()
     for event in events:
-        if isinstance(event, Witness):
+        if isinstance(event, CascadeWitness):
             timed.setdefault("first_witness_seconds", round(time.perf_counter() - began, 2))
         if isinstance(event, Bracket):
             timed["bracket_levels"] = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from robustclip.backbones import build, embedded_names, read_config
+from robustclip.backbones import build_backbone, embedded_names, read_config
 from robustclip.models.clip import Clip, describe, load_clip
 from robustclip.models.towers import encode_image
 
@@ -53,7 +53,7 @@ def shaped(size: int, stride: int, layers: int) -> Clip:
     vision = config["vision_cfg"] | {"image_size": size, "patch_size": stride, "layers": layers}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(config | {"vision_cfg": vision})
+        model = build_backbone(config | {"vision_cfg": vision})
     return describe(
         model, "mini", "random", mean=torch.tensor(config["mean"]), std=torch.tensor(config["std"])
     )

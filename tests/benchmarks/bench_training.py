@@ -46,7 +46,7 @@ from robustclip.types import Cost, Pixels
 from training.data.classes import read_classes
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.tower import ImageTower
-from training.learning.inner import Precision, climb, drawn_start, label_loss
+from training.learning.inner import TowerPrecision, climb, drawn_start, label_loss
 from training.learning.losses import Reference, family
 from training.learning.objectives.advpt import AdvPT
 from training.learning.objectives.apd import TEMPLATE
@@ -147,7 +147,7 @@ def capt_step(
 
         return step
 
-    def ours(method: CAPT, task: Task, precision: Precision) -> Step:
+    def ours(method: CAPT, task: Task, precision: TowerPrecision) -> Step:
         exact = replace(task, precision=precision)
         return backward(
             lambda: torch.stack(list(method.loss(exact, parameters, given).losses.values())).sum()

@@ -16,7 +16,7 @@ from hypothesis import strategies as draw
 from PIL import Image
 
 from robustclip.errors import ImageFormatRefused, ImageRefused, ImageTooManyBytes, ImageTooManyPixels
-from robustclip.images import LIMITS, ImageLimits, decode
+from robustclip.images import LIMITS, ImageLimits, decode_image
 
 
 def saved(format: str, size: int = 64, **options: Any) -> bytes:
@@ -104,7 +104,7 @@ def test_hostile_picture_is_refused_by_name_and_at_once(
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     with pytest.raises(ImageRefused) as refused:
-        decode(data)
+        decode_image(data)
     assert type(refused.value) is kind
     assert refused.value.field == "image"
     assert time.process_time() - start < 0.25
@@ -118,7 +118,7 @@ def test_a_header_of_60000_squared_costs_less_than_50_milliseconds_and_no_memory
     for _ in range(5):
         start = time.perf_counter()
         with pytest.raises(ImageTooManyPixels, match="60000 x 60000"):
-            decode(data)
+            decode_image(data)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.05
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 8 * 1024
@@ -140,7 +140,7 @@ def test_a_truncated_picture_is_refused_wherever_it_was_cut(form: str) -> None:
     data = saved(FORMS[form][0], **FORMS[form][1])
     for cut in (1, 2, 4, 12, 20, len(data) // 4, len(data) // 2, len(data) - 40, len(data) - 13):
         with pytest.raises(ImageRefused):
-            decode(data[:-cut])
+            decode_image(data[:-cut])
 
 
 def ended_png(rows: int, *, size: int = 64, interlaced: bool = False, value: int = 200) -> bytes:
@@ -155,16 +155,16 @@ def ended_png(rows: int, *, size: int = 64, interlaced: bool = False, value: int
 @pytest.mark.parametrize(("rows", "interlaced"), [(1, False), (32, False), (63, False), (1, True), (8, True)])
 def test_a_png_whose_compressed_data_end_early_in_good_order_is_refused(rows: int, interlaced: bool) -> None:
     with pytest.raises(ImageRefused, match="ends before its picture does"):
-        decode(ended_png(rows, interlaced=interlaced))
+        decode_image(ended_png(rows, interlaced=interlaced))
 
 
 def test_a_png_that_is_black_below_is_a_picture() -> None:
-    assert decode(ended_png(64, value=0)).size == (64, 64)
-    assert decode(ended_png(64)).getpixel((63, 63)) == (200, 200, 200)
+    assert decode_image(ended_png(64, value=0)).size == (64, 64)
+    assert decode_image(ended_png(64)).getpixel((63, 63)) == (200, 200, 200)
     for mode in ("1", "L", "P", "LA", "RGBA", "I;16"):
         buffer = io.BytesIO()
         Image.new(mode, (13, 7)).save(buffer, format="PNG")
-        assert decode(buffer.getvalue()).size == (13, 7)
+        assert decode_image(buffer.getvalue()).size == (13, 7)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "fine JPEG", "JPEG with restarts"])
@@ -172,14 +172,14 @@ def test_a_png_that_is_black_below_is_a_picture() -> None:
 def test_a_jpeg_that_was_cut_and_ended_in_good_order_is_refused(form: str, share: float) -> None:
     data = saved(FORMS[form][0], 128, **FORMS[form][1])
     with pytest.raises(ImageRefused, match="ends before its picture does"):
-        decode(data[: int(share * len(data))] + b"\xff\xd9")
+        decode_image(data[: int(share * len(data))] + b"\xff\xd9")
 
 
 def test_a_jpeg_padded_with_zeros_is_refused() -> None:
     data = saved("JPEG", quality=95, subsampling=0)
     for share in (0.6, 0.8, 0.95):
         with pytest.raises(ImageRefused):
-            decode(data[: int(share * len(data))].ljust(len(data), b"\0"))
+            decode_image(data[: int(share * len(data))].ljust(len(data), b"\0"))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -189,7 +189,7 @@ def test_a_jpeg_that_is_mid_grey_below_is_a_picture(mode: str, progressive: bool
     Image.new(mode, (50, 40), 128 if mode == "L" else (128,) * len(mode)).save(
         buffer, format="JPEG", progressive=progressive
     )
-    assert decode(buffer.getvalue()).size == (50, 40)
+    assert decode_image(buffer.getvalue()).size == (50, 40)
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}])
@@ -199,16 +199,16 @@ def test_a_webp_that_was_cut_and_put_in_good_order_is_refused(options: dict[str,
     del data[int(share * len(data)) // 2 * 2 :]
     data[4:8], data[16:20] = struct.pack("<I", len(data) - 8), struct.pack("<I", len(data) - 20)
     with pytest.raises(ImageRefused):
-        decode(bytes(data))
+        decode_image(bytes(data))
 
 
 def test_bytes_are_counted_before_anything_else() -> None:
     with pytest.raises(ImageTooManyBytes, match=str(LIMITS.max_bytes)):
-        decode(bytes(LIMITS.max_bytes + 1))
+        decode_image(bytes(LIMITS.max_bytes + 1))
     with pytest.raises(ImageTooManyPixels):
-        decode(saved("PNG"), limits=ImageLimits(max_pixels=64 * 64 - 1))
+        decode_image(saved("PNG"), limits=ImageLimits(max_pixels=64 * 64 - 1))
     with pytest.raises(ImageTooManyPixels):
-        decode(saved("PNG"), limits=ImageLimits(max_side=63))
+        decode_image(saved("PNG"), limits=ImageLimits(max_side=63))
 
 
 def test_a_polyglot_is_its_picture_and_nothing_else() -> None:
@@ -217,9 +217,11 @@ def test_a_polyglot_is_its_picture_and_nothing_else() -> None:
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("payload.html", "<script>alert(1)</script>")
     assert zipfile.is_zipfile(archive)
-    assert numpy.array_equal(numpy.asarray(decode(archive.getvalue())), numpy.asarray(decode(saved("JPEG"))))
+    assert numpy.array_equal(
+        numpy.asarray(decode_image(archive.getvalue())), numpy.asarray(decode_image(saved("JPEG")))
+    )
     with pytest.raises(ImageFormatRefused):
-        decode(b"GIF89a" + saved("PNG"))
+        decode_image(b"GIF89a" + saved("PNG"))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
@@ -235,7 +237,7 @@ def test_a_damaged_picture_is_a_picture_or_refused(format: str, changes: list[tu
     for place, value in changes:
         data[int(place * len(data))] = value
     try:
-        image = decode(bytes(data), limits=ImageLimits(max_pixels=10**6))
+        image = decode_image(bytes(data), limits=ImageLimits(max_pixels=10**6))
     except ImageRefused:
         return
     assert image.mode == "RGB"

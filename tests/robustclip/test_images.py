@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from robustclip.errors import InvalidInput
-from robustclip.images import ImageLimits, decode, image_info, load_pixels, pixels_to_png, to_pixels
+from robustclip.images import ImageLimits, decode_image, image_info, load_pixels, pixels_to_png, to_pixels
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> numpy.ndarray[Any, Any]:
@@ -37,7 +37,7 @@ def quarters() -> Image.Image:
 @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
 def test_lossless_pictures_come_back_as_they_were(format: str, options: dict[str, Any]) -> None:
     picture = noise(40, 30)
-    found = decode(saved(Image.fromarray(picture), format, **options))
+    found = decode_image(saved(Image.fromarray(picture), format, **options))
     assert (found.mode, found.size) == ("RGB", (40, 30))
     assert numpy.array_equal(numpy.asarray(found), picture)
 
@@ -50,7 +50,7 @@ def test_every_format_and_a_progressive_jpeg_is_read() -> None:
         saved(picture, "WEBP"),
         saved(picture, "PNG"),
     ):
-        assert numpy.abs(numpy.asarray(decode(data)).astype(int) - numpy.asarray(picture)).mean() < 8
+        assert numpy.abs(numpy.asarray(decode_image(data)).astype(int) - numpy.asarray(picture)).mean() < 8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -72,7 +72,7 @@ def test_exif_orientation_is_undone(orientation: int, format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}[format]
-    found = decode(saved(stored, format, exif=exif, **options))
+    found = decode_image(saved(stored, format, exif=exif, **options))
     assert found.size == (32, 16)
     difference = numpy.abs(numpy.asarray(found).astype(int) - numpy.asarray(quarters()))
     assert difference.max() <= (40 if format == "JPEG" else 0)
@@ -83,48 +83,50 @@ def test_exif_orientation_is_undone(orientation: int, format: str) -> None:
     "block", [b"", b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"nonsense" * 10]
 )
 def test_an_unreadable_exif_block_leaves_the_picture_alone(block: bytes) -> None:
-    assert decode(saved(quarters(), "JPEG", exif=block)).size == (32, 16)
+    assert decode_image(saved(quarters(), "JPEG", exif=block)).size == (32, 16)
 
 
 def test_transparency_is_laid_over_white() -> None:
     picture = noise(8, 8, 4)
     alpha = picture[..., 3:].astype(float) / 255
     expected = picture[..., :3] * alpha + 255 * (1 - alpha)
-    found = numpy.asarray(decode(saved(Image.fromarray(picture)))).astype(float)
+    found = numpy.asarray(decode_image(saved(Image.fromarray(picture)))).astype(float)
     assert numpy.abs(found - expected).max() <= 1
     hidden = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert decode(saved(hidden, "WEBP", lossless=True, exact=True)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(saved(hidden, "WEBP", lossless=True, exact=True)).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P"])
 def test_grey_and_palette_pictures_become_rgb(mode: str) -> None:
     picture = quarters().convert(mode)
-    assert numpy.array_equal(numpy.asarray(decode(saved(picture))), numpy.asarray(picture.convert("RGB")))
+    assert numpy.array_equal(
+        numpy.asarray(decode_image(saved(picture))), numpy.asarray(picture.convert("RGB"))
+    )
 
 
 def test_a_transparent_palette_entry_becomes_white() -> None:
     picture = quarters().quantize(4)
     blue = picture.getpixel((0, 15))
-    found = decode(saved(picture, transparency=blue))
+    found = decode_image(saved(picture, transparency=blue))
     assert found.getpixel((0, 15)) == (255, 255, 255)
     assert found.getpixel((0, 0)) == picture.convert("RGB").getpixel((0, 0))
 
 
 def test_a_transparent_colour_becomes_white_in_8_and_in_16_bits() -> None:
-    assert decode(saved(quarters(), transparency=(0, 0, 255))).getpixel((0, 15)) == (255, 255, 255)
+    assert decode_image(saved(quarters(), transparency=(0, 0, 255))).getpixel((0, 15)) == (255, 255, 255)
     grey = Image.fromarray(numpy.full((2, 2), 0x1234, numpy.uint16))
-    assert decode(saved(grey)).getpixel((0, 0)) == (0x12, 0x12, 0x12)
-    assert decode(saved(grey, transparency=0x1234)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(saved(grey)).getpixel((0, 0)) == (0x12, 0x12, 0x12)
+    assert decode_image(saved(grey, transparency=0x1234)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_16_bit_grey_keeps_its_upper_8_bits() -> None:
     levels = numpy.arange(0, 65536, 257, dtype=numpy.uint16).reshape(16, 16)
-    found = numpy.asarray(decode(saved(Image.fromarray(levels))))
+    found = numpy.asarray(decode_image(saved(Image.fromarray(levels))))
     assert numpy.array_equal(found[..., 0], numpy.arange(256).reshape(16, 16))
 
 
 def test_cmyk_is_converted() -> None:
-    found = numpy.asarray(decode(saved(quarters().convert("CMYK"), "JPEG", quality=95))).astype(int)
+    found = numpy.asarray(decode_image(saved(quarters().convert("CMYK"), "JPEG", quality=95))).astype(int)
     assert numpy.abs(found - numpy.asarray(quarters())).mean() < 4
 
 
@@ -132,7 +134,7 @@ def test_info_tells_the_upright_size_the_format_and_the_digest() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = saved(quarters(), "JPEG", exif=exif)
-    info = image_info(data, decode(data))
+    info = image_info(data, decode_image(data))
     assert (info.width, info.height, info.format, info.sha256) == (
         16,
         32,
@@ -193,7 +195,10 @@ def test_only_one_picture_becomes_a_png() -> None:
 
 def test_limits_are_the_callers() -> None:
     data = saved(quarters())
-    assert decode(data, limits=ImageLimits(max_bytes=len(data), max_pixels=512, max_side=32)).size == (32, 16)
+    assert decode_image(data, limits=ImageLimits(max_bytes=len(data), max_pixels=512, max_side=32)).size == (
+        32,
+        16,
+    )
 
 
 def test_a_small_picture_takes_less_than_a_millisecond() -> None:

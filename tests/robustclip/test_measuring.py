@@ -10,7 +10,16 @@ from toys import LinearClassifier, gratings, trained_conv
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput
-from robustclip.measuring import Batch, Interval, Jury, accuracy, mcnemar, measure, paired_difference, wilson
+from robustclip.measuring import (
+    Interval,
+    Jury,
+    LabelledBatch,
+    accuracy,
+    mcnemar,
+    measure,
+    paired_difference,
+    wilson,
+)
 from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds, row_uniform
 from robustclip.threat import Linf
@@ -32,8 +41,8 @@ def pictures(first_values: list[float]) -> Pixels:
     return pixels
 
 
-def batch(pixels: Pixels, targets: list[int], transferred: Pixels | None = None) -> Batch:
-    return Batch(pixels, torch.tensor(targets), draw_seeds(0, len(pixels)), transferred)
+def batch(pixels: Pixels, targets: list[int], transferred: Pixels | None = None) -> LabelledBatch:
+    return LabelledBatch(pixels, torch.tensor(targets), draw_seeds(0, len(pixels)), transferred)
 
 
 class Moves:
@@ -111,12 +120,12 @@ def test_a_real_attack_lowers_a_real_accuracy_the_same_way_in_any_batches() -> N
 
     def run(size: int) -> Tensor:
         parts = [
-            Batch(pixels[i : i + size], targets[i : i + size], seeds[i : i + size])
+            LabelledBatch(pixels[i : i + size], targets[i : i + size], seeds[i : i + size])
             for i in range(0, 24, size)
         ]
         return measure(classifier, parts, attack=attack, score=CROSS_ENTROPY).correct
 
-    clean = measure(classifier, [Batch(pixels, targets, seeds)]).correct
+    clean = measure(classifier, [LabelledBatch(pixels, targets, seeds)]).correct
     assert clean.float().mean() > 0.9
     assert run(24).float().mean() < 0.5
     assert torch.equal(run(24), run(7))

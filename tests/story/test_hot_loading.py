@@ -15,7 +15,7 @@ from serving import LABELS, Running, picture, serving, wait_until
 
 from prompts_store.codec import encode
 from prompts_store.manifest import PromptSet
-from robustclip.backbones import build
+from robustclip.backbones import build_backbone
 from robustclip.backbones.tiny import TINY_CONFIG
 from robustclip.models.clip import Clip, describe
 
@@ -61,7 +61,7 @@ def stranger() -> Clip:
     """Another CLIP of the same shape."""
     torch_state = torch.get_rng_state()
     try:
-        return describe(build(TINY_CONFIG), "stranger", "random")
+        return describe(build_backbone(TINY_CONFIG), "stranger", "random")
     finally:
         torch.set_rng_state(torch_state)
 

@@ -17,7 +17,7 @@ from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, load_clip
 from robustclip.types import Progress
 from training.data.folders import load_data
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.checkpoint import Epoch
 from training.learning.tuning.loop import fit
@@ -79,7 +79,7 @@ def learn(
     name: str,
     processes: Processes = ALONE,
     *,
-    precision: Precision = "float32",
+    precision: TowerPrecision = "float32",
     progress: Progress = silent,
 ) -> list[list[object]]:
     """Learn a case into FOLDER/name; what its epochs cost and said."""

@@ -45,14 +45,14 @@ SPLITS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-class Named(NamedTuple):
+class NamedDataSet(NamedTuple):
     """A data set of torchvision and the folder that holds its files."""
 
     name: str
     folder: Path
 
 
-def named_data(text: str | Path) -> Named | None:
+def named_data(text: str | Path) -> NamedDataSet | None:
     """What a data argument means if it begins with `torchvision:`. DataRefused for a name that is not in the
     table.
     """
@@ -64,10 +64,10 @@ def named_data(text: str | Path) -> Named | None:
         raise DataRefused(
             f"torchvision's {name!r} is not known here.", field="--data", help=f"Known: {', '.join(SPLITS)}."
         )
-    return Named(name, Path(folder) if folder else DEFAULT_FOLDER)
+    return NamedDataSet(name, Path(folder) if folder else DEFAULT_FOLDER)
 
 
-def download(named: Named, split: str, *, allowed: bool = True) -> LabelledImages:
+def download(named: NamedDataSet, split: str, *, allowed: bool = True) -> LabelledImages:
     """Open one split, downloading it first if it is `allowed` and missing. DataRefused for a split it lacks,
     and for files that can't be had.
     """
@@ -89,7 +89,7 @@ def download(named: Named, split: str, *, allowed: bool = True) -> LabelledImage
     return labelled(named.folder / named.name, split, classes, targets, names, read)
 
 
-def _open(named: Named, options: dict[str, Any], allowed: bool) -> Any:
+def _open(named: NamedDataSet, options: dict[str, Any], allowed: bool) -> Any:
     from torchvision import datasets  # slow to import, and few ask for it
 
     try:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from robustclip.errors import DataRefused, InvalidInput
 from robustclip.models.vocabulary import imagenet_templates
-from training.data.downloads import PREFIX, SPLITS, Named, download
+from training.data.downloads import PREFIX, SPLITS, NamedDataSet, download
 from training.data.labelled import ALL
 from training.data.sources import Source
 
@@ -36,7 +36,7 @@ class DataSet(_Data):
     clip_benchmark: Written | None = None
 
 
-class Preset(_Data):
+class DataPreset(_Data):
     """`words`: one template for all, or whose templates to take for each."""
 
     about: str
@@ -46,7 +46,7 @@ class Preset(_Data):
 
 class _Facts(_Data):
     data_sets: dict[str, DataSet]
-    presets: dict[str, Preset]
+    presets: dict[str, DataPreset]
 
 
 @cache
@@ -109,7 +109,7 @@ def templates(data_set: str, words: str) -> tuple[str, ...]:
     return own.clip_benchmark or (own.coop,)
 
 
-def _source(data_set: str, preset: Preset, root: Path, downloading: bool) -> Source | str:
+def _source(data_set: str, preset: DataPreset, root: Path, downloading: bool) -> Source | str:
     """Where a data set is, or how to get it."""
     own, around = facts().data_sets[data_set], templates(data_set, preset.words)
     folder = root / data_set
@@ -120,7 +120,7 @@ def _source(data_set: str, preset: Preset, root: Path, downloading: bool) -> Sou
         return f"{place})"
     split = ALL if ALL in SPLITS[own.torchvision] else "test"
     try:
-        download(Named(own.torchvision, root), split, allowed=downloading)
+        download(NamedDataSet(own.torchvision, root), split, allowed=downloading)
     except DataRefused as error:
         return f"{place}, or {'its files: ' + error.message if downloading else '--download'})"
     return Source(folder=Path(f"{PREFIX}{own.torchvision}@{root}"), split=split, templates=around)

@@ -20,7 +20,7 @@ from robustclip.types import Cost, Features, Logits, Pixels, Seeds
 from training.learning.losses import divergence
 
 InnerScore: TypeAlias = Literal["cross_entropy", "kl"]
-Precision: TypeAlias = Literal["bf16", "float32"]
+TowerPrecision: TypeAlias = Literal["bf16", "float32"]
 
 KEPT_LEVELS = 127  # a kept perturbation is int8, in units of eps / 127
 
@@ -36,7 +36,7 @@ class Opponent:
     clip: Clip
     weights: Features
     visual: Tensor | None
-    precision: Precision = "bf16"
+    precision: TowerPrecision = "bf16"
 
     def logits(self, pixels: Pixels) -> Logits:
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):

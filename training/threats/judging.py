@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustclip.attacks.cascade import Precision
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.measuring import ONE_ANSWER, Batch, Jury, Measured, ScoreOf, measure
+from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, ScoreOf, measure
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.scores.kinds import label_score
@@ -119,7 +119,7 @@ def score_of(loss: LossName, *, draws: int | None, search: Precision = "float32"
 
 def batches(
     clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None
-) -> Iterator[Batch]:
+) -> Iterator[LabelledBatch]:
     """Batches on the CLIP's device; row seeds belong to a picture's place in the data, whichever subset is
     measured.
     """
@@ -129,5 +129,5 @@ def batches(
         chosen = pictures.indices[start : start + pictures.batch]
         pixels = pictures.data.pixels(chosen, clip.image_size).to(clip.device)
         changed = None if transferred is None else transferred[start : start + len(chosen)].to(clip.device)
-        yield Batch(pixels, pictures.data.targets[chosen].to(clip.device), seeds[chosen], changed)
+        yield LabelledBatch(pixels, pictures.data.targets[chosen].to(clip.device), seeds[chosen], changed)
         progress(start + len(chosen), total, what)

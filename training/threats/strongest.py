@@ -15,9 +15,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from robustclip.attacks.base import pick
-from robustclip.attacks.cascade import Judge, Precision
+from robustclip.attacks.cascade import CandidateCheck, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
-from robustclip.attacks.events import Meter, Witness
+from robustclip.attacks.events import CascadeWitness, Meter
 from robustclip.measuring import Jury, Measured, verdict
 from robustclip.models.classifier import Defended, ZeroShotClassifier
 from robustclip.models.clip import Clip
@@ -123,7 +123,7 @@ def strong_attack(ensemble: Ensemble, jury: Jury, fell_to: Counter[str]) -> Atta
         meter = Meter()
         judge = _leaving(score, seeds, leaving_jury(jury), meter) if ensemble.randomized else None
         cascade = ensemble.cascade(score, pixels, seeds, meter=meter, judge=judge)
-        witnesses = [event for event in cascade.events() if isinstance(event, Witness)]
+        witnesses = [event for event in cascade.events() if isinstance(event, CascadeWitness)]
         fell_to.update(witness.attack for witness in witnesses)
         attacked = cascade.record.attacked()
         for witness in witnesses:  # not the point of the largest mean margin, but the one that was judged
@@ -140,7 +140,7 @@ def leaving_jury(jury: Jury) -> Jury:
     return Jury(LEAVING_DRAWS) if jury.rule is None else jury
 
 
-def _leaving(score: Score, seeds: Seeds, jury: Jury, meter: Meter) -> Judge:
+def _leaving(score: Score, seeds: Seeds, jury: Jury, meter: Meter) -> CandidateCheck:
     """That jury as a judge of candidates, on draws that neither the search nor the jury of the result
     sees.
     """

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from toys import LinearClassifier, gratings, linear, smallest_radius, trained_conv
 
-from robustclip.attacks.cascade import Source
+from robustclip.attacks.cascade import StandIn
 from robustclip.attacks.ensemble import Ensemble
 from robustclip.attacks.events import (
     AttackEnded,
     AttackStarted,
+    CascadeWitness,
     Done,
     Event,
     Meter,
-    Progress,
+    SearchProgress,
     Started,
-    Witness,
 )
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput, NoDecisionToAttack
 from robustclip.models.classifier import zero_shot
@@ -162,7 +162,7 @@ def test_events_tell_the_whole_story() -> None:
     assert isinstance(last, Done)
     assert last.cost == bill.cost
     assert last.cost.charged <= events[0].charged
-    fallen = [event for event in events if isinstance(event, Witness)]
+    fallen = [event for event in events if isinstance(event, CascadeWitness)]
     assert sorted([witness.picture for witness in fallen] + list(last.standing)) == list(range(12))
     assert 0 < len(fallen) < 12
     for witness in fallen:
@@ -175,7 +175,7 @@ def test_events_tell_the_whole_story() -> None:
         == [event.attack for event in events if isinstance(event, AttackEnded)]
         == ["noise", "margin-pgd", "square"]
     )
-    costs = [event.cost.charged for event in events if isinstance(event, Progress | AttackEnded)]
+    costs = [event.cost.charged for event in events if isinstance(event, SearchProgress | AttackEnded)]
     assert costs == sorted(costs)
 
 
@@ -204,7 +204,7 @@ def test_rows_of_one_batch_break_what_rows_one_by_one_break() -> None:
     found = [events(together) for together in (1, 9)]
     assert done(found[0]).standing == done(found[1]).standing == (1, 3, 5)
     steps = [
-        sum(isinstance(event, Progress) and event.attack == "apgd-targeted" for event in each)
+        sum(isinstance(event, SearchProgress) and event.attack == "apgd-targeted" for event in each)
         for each in found
     ]
     assert steps[1] < 60 < steps[0]
@@ -216,7 +216,7 @@ def test_a_budget_cuts_between_two_calls_and_what_was_found_stays(budget: int) -
     last = done(events)
     assert last.cut == "budget"
     assert budget <= last.cost.charged <= budget + 5 * 12
-    assert len(last.standing) == 12 - sum(isinstance(event, Witness) for event in events)
+    assert len(last.standing) == 12 - sum(isinstance(event, CascadeWitness) for event in events)
 
 
 def test_a_deadline_and_a_cancellation_end_it_with_an_answer() -> None:
@@ -250,7 +250,7 @@ def test_a_guard_that_gives_up_in_the_middle_leaves_what_was_found() -> None:
 def test_a_listener_may_leave() -> None:
     bill = recorded(SCORE)
     events = QUICK.events(bill, PIXELS, SEEDS)
-    next(event for event in events if isinstance(event, Progress))
+    next(event for event in events if isinstance(event, SearchProgress))
     spent = bill.cost
     assert isinstance(events, Iterator)
     del events
@@ -265,7 +265,7 @@ def test_a_judge_has_the_last_word_and_the_picture_stays() -> None:
         return rows % 2 == 0
 
     events = list(QUICK.events(SCORE, PIXELS, SEEDS, judge=judge))
-    assert all(witness.picture % 2 == 0 for witness in events if isinstance(witness, Witness))
+    assert all(witness.picture % 2 == 0 for witness in events if isinstance(witness, CascadeWitness))
     odd = {picture for picture in asked if picture % 2}
     assert odd
     assert odd <= set(done(events).standing)
@@ -274,9 +274,9 @@ def test_a_judge_has_the_last_word_and_the_picture_stays() -> None:
 def test_a_judge_is_asked_about_untouched_pictures_too() -> None:
     wrong = (TARGETS + 1) % 4
     score = label_score("margin", trained_conv(), wrong)
-    assert {event.attack for event in QUICK.events(score, PIXELS, SEEDS) if isinstance(event, Witness)} == {
-        "clean"
-    }
+    assert {
+        event.attack for event in QUICK.events(score, PIXELS, SEEDS) if isinstance(event, CascadeWitness)
+    } == {"clean"}
 
     def moved(candidates: Pixels, rows: Tensor) -> Tensor:
         return NEAR.distance(candidates, PIXELS[rows]) > 1 / 255
@@ -285,7 +285,9 @@ def test_a_judge_is_asked_about_untouched_pictures_too() -> None:
         update={"widen": 4}
     )  # for every search begins at the picture, and would end there
     fallen = [
-        event for event in wider.events(score, PIXELS, SEEDS, judge=moved) if isinstance(event, Witness)
+        event
+        for event in wider.events(score, PIXELS, SEEDS, judge=moved)
+        if isinstance(event, CascadeWitness)
     ]
     assert {event.attack for event in fallen} == {"noise"}
     assert len(fallen) == len(PIXELS)
@@ -295,7 +297,9 @@ def test_an_earlier_witness_is_replayed_first_inside_the_ball() -> None:
     attacked = QUICK(SCORE, PIXELS, SEEDS)
     broken = (attacked.margin > 0).nonzero().flatten()
     events = list(QUICK.events(SCORE, PIXELS, draw_seeds(1, 12), replays=attacked.pixels))
-    replayed = [event.picture for event in events if isinstance(event, Witness) and event.attack == "replay"]
+    replayed = [
+        event.picture for event in events if isinstance(event, CascadeWitness) and event.attack == "replay"
+    ]
     assert replayed == broken.tolist()
     far = list(
         QUICK.events(
@@ -305,7 +309,7 @@ def test_an_earlier_witness_is_replayed_first_inside_the_ball() -> None:
     assert all(
         NEAR.distance(event.pixels[None], PIXELS[event.picture][None]) <= 2 / 255 + 1e-6
         for event in far
-        if isinstance(event, Witness)
+        if isinstance(event, CascadeWitness)
     )
 
 
@@ -317,8 +321,8 @@ def test_a_source_breaks_what_masks_its_gradient() -> None:
             return trained_conv()(pixels.detach(), seeds) + 0 * pixels.mean(dim=(1, 2, 3))[:, None]
 
     victim = label_score("margin", Masked(), TARGETS)
-    events = list(QUICK.events(victim, PIXELS, SEEDS, sources=(Source("undefended", SCORE),)))
-    fallen = {event.attack for event in events if isinstance(event, Witness)}
+    events = list(QUICK.events(victim, PIXELS, SEEDS, sources=(StandIn("undefended", SCORE),)))
+    fallen = {event.attack for event in events if isinstance(event, CascadeWitness)}
     assert "transfer-undefended" in fallen
     assert "margin-pgd" not in fallen
 

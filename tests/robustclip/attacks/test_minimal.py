@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from toys import LinearClassifier, Lottery, gratings, linear, smallest_radius, trained_conv
 
-from robustclip.attacks.events import Bracket, Done, Event, Meter, Started, Witness
+from robustclip.attacks.events import Bracket, CascadeWitness, Done, Event, Meter, Started
 from robustclip.attacks.minimal import Minimal
 from robustclip.errors import InvalidInput
 from robustclip.scores.kinds import EmbeddingShift, label_score
@@ -41,7 +41,7 @@ def test_the_broken_end_is_never_below_the_exact_radius_and_at_most_two_per_cent
     assert found.broken is not None
     assert exact * (1 - 1e-5) <= found.broken <= 1.02 * exact
     assert found.broken - found.unbroken <= minimal.closeness * 1.001
-    witness = [event for event in events if isinstance(event, Witness)][-1]
+    witness = [event for event in events if isinstance(event, CascadeWitness)][-1]
     assert toy(witness.pixels[None], SEEDS).argmax() != targets[0]
     assert witness.distance == found.broken
     assert isinstance(events[-1], Done)
@@ -90,7 +90,7 @@ def test_a_known_witness_saves_the_search_for_the_first() -> None:
     score = label_score("margin", trained_conv(), TARGETS)
     minimal = Minimal(ball=FAR, preset=None)
     first = list(minimal.events(score, PIXELS, SEEDS))
-    known = [event for event in first if isinstance(event, Witness)][-1].pixels[None]
+    known = [event for event in first if isinstance(event, CascadeWitness)][-1].pixels[None]
     again = list(minimal.events(score, PIXELS, SEEDS, known=known))
     assert bracket(again).broken == pytest.approx(bracket(first).broken, abs=0.05 / 255)
     assert isinstance(first[-1], Done)

@@ -8,7 +8,7 @@ from toys import gratings
 from robustclip.defenses.base import clip_of
 from robustclip.defenses.counterattack import Counterattack, drift
 from robustclip.errors import InvalidInput
-from robustclip.measuring import Batch, Jury, measure
+from robustclip.measuring import Jury, LabelledBatch, measure
 from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
@@ -159,7 +159,7 @@ def test_who_scores_and_who_measures_it_pays_for_its_climb(tiny: Clip) -> None:
             label_score("margin", defended.classifier, torch.zeros(2, dtype=torch.int64)), defense
         )
         assert past(PIXELS[:2], SEEDS[:2], grad=True).cost == Cost(4, 3).times(2)
-        batch = Batch(PIXELS[:2], torch.zeros(2, dtype=torch.int64), SEEDS[:2])
+        batch = LabelledBatch(PIXELS[:2], torch.zeros(2, dtype=torch.int64), SEEDS[:2])
         assert measure(defended, [batch], jury=Jury(3)).cost == Cost(4, 2).times(2 * 3)
     assert (
         Counterattack(steps=0).passes == Counterattack(steps=0, backward="unrolled").gradient_passes == FREE

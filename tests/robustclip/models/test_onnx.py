@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.backbones import build
+from robustclip.backbones import build_backbone
 from robustclip.backbones.tiny import TINY_CONFIG
 from robustclip.errors import EncoderRefused, FeatureNotInstalled, InvalidInput
 from robustclip.models import onnx
@@ -126,7 +126,7 @@ def test_the_gate_refuses_what_differs_from_torch(tiny: Clip) -> None:
 
 def test_a_graph_of_another_clip_is_refused(graphs: Path) -> None:
     torch.manual_seed(1)
-    other = describe(build(TINY_CONFIG), "tiny", "random")
+    other = describe(build_backbone(TINY_CONFIG), "tiny", "random")
     with pytest.raises(EncoderRefused, match=r"expected robustclip\.fingerprint"):
         OrtImageEncoder(other, graphs)
 
@@ -209,7 +209,9 @@ def test_a_convolutional_stem_is_exported_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
     clip = describe(
-        build(TINY_CONFIG | {"vision_cfg": vision, "stem": "efficientnet_lite0"}), "stemmed", "random"
+        build_backbone(TINY_CONFIG | {"vision_cfg": vision, "stem": "efficientnet_lite0"}),
+        "stemmed",
+        "random",
     )
     encoder = OrtImageEncoder(clip, tmp_path / "stemmed.onnx", threads=1)
     assert encoder.parity[encoder.path].feature < 1e-5

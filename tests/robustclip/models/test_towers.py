@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robustclip.backbones import build
+from robustclip.backbones import build_backbone
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, describe
 from robustclip.models.prompts import Prompts
@@ -34,7 +34,7 @@ def clip(request: pytest.FixtureRequest, tiny: Clip) -> Clip:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = (
-            build(STEMMED)
+            build_backbone(STEMMED)
             if request.param == "stemmed"
             else open_clip.create_model(request.param, precision="fp32", load_weights=False)
         )

@@ -13,7 +13,7 @@ from robustclip.errors import InvalidInput, ReportRefused
 from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
-from robustclip.reports.replay import Judge, Rejudged, Replay, newly_fooled, replay
+from robustclip.reports.replay import FeatureClassifier, Rejudged, Replay, newly_fooled, replay
 from robustclip.reports.witnesses import Witness, collect
 from robustclip.seeds import draw_seeds
 from robustclip.types import Embed, Features, Logits, Pixels, Seeds
@@ -42,7 +42,7 @@ class Chain:
 
     def replay(self, witnesses: Sequence[Witness], *, draws: int = 1) -> Replay:
         encode: Embed = self.encode
-        judge: Judge = self.judge
+        judge: FeatureClassifier = self.judge
         return replay(witnesses, encode, judge, size=self.clip.image_size, draws=draws)
 
 

@@ -16,7 +16,7 @@ from robustclip.errors import ReportRefused
 from robustclip.images import pixels_to_png
 from robustclip.models.clip import Clip
 from robustclip.reports.report import ProbeReport
-from robustclip.reports.witnesses import best_record, collect, read_reports, smallest_change, within
+from robustclip.reports.witnesses import best_record, collect, is_within, read_reports, smallest_change
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +165,10 @@ def test_a_clean_picture_that_is_wrong_needs_no_change(tiny: Clip, broken: Probe
 )
 def test_a_change_of_a_whole_level_is_within_that_radius(levels: int, radius: float, expected: bool) -> None:
     assert (
-        within((torch.tensor(levels / 255) + torch.tensor(0.3) - torch.tensor(0.3)).item(), radius / 255)
+        is_within((torch.tensor(levels / 255) + torch.tensor(0.3) - torch.tensor(0.3)).item(), radius / 255)
         is expected
     )
-    assert not within(None, radius / 255)
+    assert not is_within(None, radius / 255)
 
 
 def test_without_a_witness_the_nearest_attempt_is_shown(tiny: Clip) -> None:

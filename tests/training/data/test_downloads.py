@@ -8,7 +8,7 @@ from pictures import write_pictures
 from PIL import Image
 
 from robustclip.errors import DataRefused
-from training.data.downloads import PREFIX, SPLITS, Named, download, named_data
+from training.data.downloads import PREFIX, SPLITS, NamedDataSet, download, named_data
 from training.data.folders import load_data
 
 FOLDERS = (
@@ -49,8 +49,8 @@ def test_a_name_stands_for_a_data_set_of_torchvision(fields: Path) -> None:
 
 def test_a_name_has_a_folder_of_its_own_or_the_usual_one() -> None:
     assert named_data("pictures/cifar") is None
-    assert named_data("torchvision:DTD") == Named("DTD", Path("var/data"))
-    assert named_data(Path("torchvision:DTD@some/where")) == Named("DTD", Path("some/where"))
+    assert named_data("torchvision:DTD") == NamedDataSet("DTD", Path("var/data"))
+    assert named_data(Path("torchvision:DTD@some/where")) == NamedDataSet("DTD", Path("some/where"))
     with pytest.raises(DataRefused, match="Known: CIFAR10"):
         named_data("torchvision:MNIST1D")
 
@@ -58,7 +58,7 @@ def test_a_name_has_a_folder_of_its_own_or_the_usual_one() -> None:
 def test_what_is_not_there_and_may_not_be_fetched_is_refused(tmp_path: Path) -> None:
     for name in ("CIFAR10", "Food101", "Caltech101"):
         with pytest.raises(DataRefused, match=f"can't open {name}"):
-            download(Named(name, tmp_path), next(iter(SPLITS[name])), allowed=False)
+            download(NamedDataSet(name, tmp_path), next(iter(SPLITS[name])), allowed=False)
 
 
 def test_a_split_that_a_data_set_lacks_is_refused_with_those_it_has(fields: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from toys import Lottery, gratings, trained_conv
 
 from robustclip.attacks.ensemble import Preset
-from robustclip.measuring import ONE_ANSWER, Batch, Jury, Measured, measure
+from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, measure
 from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.types import Attacked, Pixels, Score, Seeds
@@ -29,7 +29,7 @@ def against_lottery(count: int, eps: float) -> tuple[Measured, Attacked, Counter
         attacks.append(search(score, pixels, seeds))
         return attacks[-1]
 
-    batch = Batch(
+    batch = LabelledBatch(
         torch.full((count, 3, 8, 8), 0.5), torch.zeros(count, dtype=torch.int64), draw_seeds(0, count)
     )
     score, jury = score_of("margin", draws=GRADIENT_DRAWS), Jury(JUDGING_DRAWS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustclip.types import Pixels
 from training.data.sampling import seeded
 from training.foundry.hardening.attack import Strength
-from training.foundry.hardening.losses import Judge, Targets, among, label_loss
+from training.foundry.hardening.losses import Targets, TextHead, among, label_loss
 from training.foundry.hardening.supply import Supply
 
 CLEAN_PICTURES = 2048
@@ -24,7 +24,7 @@ class Checker:
     """
 
     supply: Supply
-    judge: Judge
+    judge: TextHead
     pictures: int
     seed: int
 

@@ -18,7 +18,7 @@ from training.learning.losses import Reference, family
 Weight: TypeAlias = Annotated[float, Field(ge=0)]
 
 
-class Preset(BaseModel):
+class LossWeights(BaseModel):
     """Coefficients of the terms; x is a picture, x_a its attacked form, p the tuned tower's answer, p_o the
     original's, e raw embeddings.
 
@@ -50,12 +50,14 @@ class Preset(BaseModel):
         return self.teacher > 0 or self.clean_teacher > 0
 
 
-TECOA = Preset(label=1)  # Mao et al. 2023, arXiv 2212.07016
-FARE = Preset(shift=1, inner="shift")  # Schlarmann et al. 2024, arXiv 2402.12336
-PMG_AFT = Preset(
+TECOA = LossWeights(label=1)  # Mao et al. 2023, arXiv 2212.07016
+FARE = LossWeights(shift=1, inner="shift")  # Schlarmann et al. 2024, arXiv 2402.12336
+PMG_AFT = LossWeights(
     label=1, to_original=1, to_clean=1, summed_kl=True
 )  # Wang et al. 2024, arXiv 2401.04350; sums and no detach as its code
-DISTILLED = Preset(label=0.5, teacher=0.5, smoothing=0.05)  # ours: pretraining's loss on attacked pictures
+DISTILLED = LossWeights(
+    label=0.5, teacher=0.5, smoothing=0.05
+)  # ours: pretraining's loss on attacked pictures
 PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTILLED}
 
 
@@ -83,7 +85,7 @@ class Targets:
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class TextHead:
     """From raw embeddings to float32 logits of all names: constant `weights` [names, E], unit rows, and the
     model's temperature.
     """
@@ -110,7 +112,13 @@ class Embeddings:
 
 
 def losses(
-    preset: Preset, seen: Embeddings, judge: Judge, targets: Targets, *, clean_targets: Targets, batch: int
+    preset: LossWeights,
+    seen: Embeddings,
+    judge: TextHead,
+    targets: Targets,
+    *,
+    clean_targets: Targets,
+    batch: int,
 ) -> dict[str, Tensor]:
     """The weighted terms of a preset, [] each, by name; their sum is the loss.
 

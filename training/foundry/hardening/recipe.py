@@ -9,18 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.foundry.hardening.attack import Strength
-from training.foundry.hardening.losses import PRESETS, Preset
+from training.foundry.hardening.losses import PRESETS, LossWeights
 from training.foundry.hardening.supply import BLOCK
 from training.options import read_fields
 
-Objective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
+HardeningObjective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
 
 
 class Recipe(BaseModel):
     """Everything that decides the weights, besides backbone and data. The defaults are for two CPU cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    objective: Objective = Field(
+    objective: HardeningObjective = Field(
         "distilled",
         description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half",
     )
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def preset(self) -> Preset:
+    def preset(self) -> LossWeights:
         if self.objective != "distilled":
             return PRESETS[self.objective]
         weight, own = self.clean or 0.0, PRESETS["distilled"]

@@ -20,7 +20,7 @@ from robustclip.models.prompts import Prompts
 from robustclip.types import Pixels, Progress
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.check import Checker
-from training.foundry.hardening.losses import Embeddings, Judge, Targets, label_loss, losses, squared_shift
+from training.foundry.hardening.losses import Embeddings, Targets, TextHead, label_loss, losses, squared_shift
 from training.foundry.hardening.recipe import Recipe
 from training.foundry.hardening.supply import BLOCK, Draw, Supply, ahead, draw_blocks, refuse_unshareable
 from training.foundry.hardening.tower import ImageTower
@@ -93,7 +93,7 @@ class HardeningRun:
         self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
         self.base_rates = [cast(float, group["lr"]) for group in self.optimizer.param_groups]
         with torch.no_grad():
-            self.judge = Judge(
+            self.judge = TextHead(
                 text_weights(self.clip, Prompts(), supply.names.texts), self.clip.logit_scale.detach()
             )
         self.checker = Checker(supply, self.judge, recipe.check_pictures, recipe.seed)

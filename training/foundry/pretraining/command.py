@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustclip.backbones import build, write_weights
+from robustclip.backbones import build_backbone, write_weights
 from robustclip.backbones.stem import ConvStem
 from robustclip.files import replacing, write_atomically
 from robustclip.models.clip import Clip, describe
@@ -106,7 +106,7 @@ def pretrain(
         )
         geometry = _geometry(run / "cache" / f"geometry-{recipe.words}.npy", [*corpus.names.texts, *words])
     torch.manual_seed(recipe.seed)  # open_clip initialises from the global generator
-    model = build(MINI)
+    model = build_backbone(MINI)
     cast(ConvStem, cast(Any, model).visual.conv1).load_imagenet(imagenet_weights())
     torch.nn.init.constant_(cast(Any, model).logit_scale, math.log(recipe.logit_scale))
     clip = describe(

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 
 MINI: dict[str, Any] = {
     "embed_dim": 256,
@@ -49,7 +49,7 @@ class Recipe(BaseModel):
     geometry: float = 1.0
     average: float = 0.997
     limit: int = 0
-    precision: Precision = "bf16"
+    precision: TowerPrecision = "bf16"
 
     def changed(self, recorded: dict[str, Any], phase: Phase) -> list[str]:
         """In what a checkpoint of a phase was made differently. Those that don't say so were made in bf16."""

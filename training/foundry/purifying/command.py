@@ -33,7 +33,7 @@ from rich.table import Table
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, load_clip
-from robustclip.purifiers import OWN, Kind, digest_of, load_purifier, write_purifier
+from robustclip.purifiers import OWN, NetworkKind, digest_of, load_purifier, write_purifier
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.super_resolver import SuperResolver
 from robustclip.types import Progress
@@ -47,12 +47,12 @@ from training.options import add_field, shown
 from training.processes import Processes, add_options, joined
 from training.progress import bar
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[NetworkKind, ...] = get_args(NetworkKind)
 SUBSET_SEED = 0
 NO_BETTER = 1
 
 
-class Measured(BaseModel):
+class NetworkMeasurement(BaseModel):
     """What a network is worth on some pictures."""
 
     weights: str
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, run, out, cache, only, backbone, cpu, accumulate, measuring, split, weights, as_json = (
         options.pop(name) for name in names
     )
-    kinds = KINDS if only is None else (cast(Kind, only),)
+    kinds = KINDS if only is None else (cast(NetworkKind, only),)
     changed = {name: value for name, value in options.items() if value is not None}
     recipes = [read_recipe(kind, changed) for kind in kinds]
     keep_freed_memory()
@@ -163,15 +163,22 @@ def train(
 
 
 def measure(
-    kinds: Sequence[Kind], weights: str, clip: Clip, data: Path, *, split: str, limit: int, progress: Progress
-) -> dict[Kind, Measured]:
+    kinds: Sequence[NetworkKind],
+    weights: str,
+    clip: Clip,
+    data: Path,
+    *,
+    split: str,
+    limit: int,
+    progress: Progress,
+) -> dict[NetworkKind, NetworkMeasurement]:
     """The readings of networks on the pictures of a split, told among its labels; `limit` > 0 takes so many,
     classes balanced.
     """
     every = open_split(data, split)
     pictures = every.subset(balanced_subset(every, limit, SUBSET_SEED), split)
     exam = exam_of(clip, pictures)
-    found: dict[Kind, Measured] = {}
+    found: dict[NetworkKind, NetworkMeasurement] = {}
     for kind in kinds:
         named = str(Path(weights) / f"{kind}.json") if Path(weights).is_dir() else weights
         network = load_purifier(kind, named).to(clip.device)
@@ -181,13 +188,13 @@ def measure(
             )
         done = 0
 
-        def count(rows: int, kind: Kind = kind) -> None:
+        def count(rows: int, kind: NetworkKind = kind) -> None:
             nonlocal done
             done += rows
             progress(done, exam.count, f"measuring the {kind}")
 
         readings = examine(network, exam, on_rows=count)
-        found[kind] = Measured(
+        found[kind] = NetworkMeasurement(
             weights=weights,
             digest=digest_of(kind, named),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -199,7 +206,7 @@ def measure(
     return found
 
 
-def _print(facts: dict[str, Any], found: dict[Kind, Measured], *, as_json: bool) -> None:
+def _print(facts: dict[str, Any], found: dict[NetworkKind, NetworkMeasurement], *, as_json: bool) -> None:
     if as_json:
         readings = {
             kind: {name: reading._asdict() for name, reading in each.readings.items()}

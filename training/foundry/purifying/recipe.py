@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustclip.errors import InvalidInput
-from robustclip.purifiers import Kind, Shape
+from robustclip.purifiers import NetworkKind, Shape
 from robustclip.purifiers.denoiser import DenoiserShape
 from robustclip.purifiers.super_resolver import SuperResolverShape
 from training.foundry.hardening.supply import BLOCK
@@ -40,17 +40,19 @@ class Recipe(BaseModel):
     )
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> NetworkKind:
         return self.network.kind
 
 
-DEFAULTS: dict[Kind, dict[str, Any]] = {  # about ten minutes, and an hour and a half, on two quiet cores
+DEFAULTS: dict[
+    NetworkKind, dict[str, Any]
+] = {  # about ten minutes, and an hour and a half, on two quiet cores
     "super_resolver": {"network": SuperResolverShape().model_dump(), "samples": 400_000, "rate": 1e-3},
     "denoiser": {"network": DenoiserShape().model_dump(), "samples": 500_000, "rate": 5e-4},
 }
 
 
-def read_recipe(kind: Kind, given: dict[str, Any]) -> Recipe:
+def read_recipe(kind: NetworkKind, given: dict[str, Any]) -> Recipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
     recipe = read_fields(Recipe, DEFAULTS[kind] | given, command="train-purifiers")
     if recipe.kind != kind:

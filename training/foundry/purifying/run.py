@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustclip.errors import RobustClipError
 from robustclip.files import replacing
-from robustclip.purifiers import build
+from robustclip.purifiers import build_network
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import diffused, log_ratio
 from robustclip.purifiers.super_resolver import SuperResolver
@@ -71,7 +71,9 @@ class PurifyingRun:
         self.trained = torch.nonzero(~supply.validation).squeeze(1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.network, self.average = (build(recipe.network).to(processes.device) for _ in range(2))
+            self.network, self.average = (
+                build_network(recipe.network).to(processes.device) for _ in range(2)
+            )
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
         settings = parameter_groups(

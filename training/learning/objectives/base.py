@@ -23,7 +23,7 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.types import Cost, Features, Pixels, Progress, Seeds
 from training.data.labelled import LabelledImages
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives.contexts import Parameters
 from training.processes import ALONE, Processes
 
@@ -72,7 +72,7 @@ class Task:
     examples: Examples
     memory: dict[str, Tensor]
     processes: Processes = ALONE
-    precision: Precision = "float32"
+    precision: TowerPrecision = "float32"
 
 
 class Batch(NamedTuple):

@@ -23,7 +23,7 @@ from training.data.labelled import LabelledImages
 from training.learning.inner import (
     InnerScore,
     Opponent,
-    Precision,
+    TowerPrecision,
     climb,
     consistency_loss,
     drawn_start,
@@ -76,7 +76,7 @@ class PictureTuning(Tuning):
     step: LinfRadius | None = Field(
         None, gt=0, description="length of a step; none: 2 eps / 3, or eps if there are two steps or fewer"
     )
-    precision: Precision = Field(
+    precision: TowerPrecision = Field(
         "bf16", description="of the towers in the training attack: bf16 or float32; losses are always float32"
     )
     warm_start: bool = Field(

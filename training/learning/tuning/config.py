@@ -15,7 +15,7 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
 from robustclip.threat import LinfRadius
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives import OBJECTIVES, AnyObjective
 from training.learning.tuning.selection import Selection, load_selection
 from training.options import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
@@ -49,7 +49,7 @@ class TrainSettings(BaseModel):
         None,
         description="torch device, such as cuda; none takes a GPU where there is one, each process its own",
     )
-    precision: Precision = Field(
+    precision: TowerPrecision = Field(
         "float32",
         description="of the towers in the passes that prompts learn from: bf16 or float32; prompts are "
         "float32",

@@ -15,7 +15,7 @@ from robustclip.models.prompts import Prompts
 from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Cost, Progress
 from training.data.sampling import seeded
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives.base import Batch, Examples, Objective, Step, Task
 from training.learning.tuning.checkpoint import Epoch, Progressed, load_checkpoint, save_checkpoint
 from training.learning.tuning.collapse import CollapseWatch, TrainingDiverged, TrainingFailed
@@ -52,7 +52,7 @@ def fit(
     checkpoint: Path,
     progress: Progress,
     processes: Processes = ALONE,
-    precision: Precision = "float32",
+    precision: TowerPrecision = "float32",
 ) -> Fitted:
     """Learn prompts by SGD; epochs end with a checkpoint, and a run that finds one goes on from it, bit by
     bit as if it had never stopped.

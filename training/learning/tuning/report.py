@@ -12,7 +12,7 @@ from robustclip.reports import charts
 from robustclip.reports.charts import Curve, chart
 from training.learning.tuning.checkpoint import Epoch
 
-STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 :root { color-scheme: light dark; color: #222; background: #fff }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem } td, th { padding: .2rem .9rem .2rem 0; \
@@ -70,7 +70,7 @@ def training_page(ref: Ref, manifest: PromptManifest, history: Sequence[Epoch], 
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
             'content="width=device-width">',
-            f"<title>{escape(str(ref))}</title><style>{STYLE}{charts.STYLE}</style></head><body>",
+            f"<title>{escape(str(ref))}</title><style>{PAGE_STYLE}{charts.STYLE}</style></head><body>",
             f"<h1>{escape(manifest.name)}: {escape(str(manifest.objective['kind']))}</h1>",
             warning,
             _table(facts),

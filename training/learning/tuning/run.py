@@ -24,7 +24,7 @@ from training.data.classes import choose_classes
 from training.data.labelled import LabelledImages
 from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 from training.data.sources import Source
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives import AnyMethod
 from training.learning.objectives.base import Examples
 from training.learning.tuning.budget import within
@@ -240,7 +240,7 @@ def no_better_than_a_guess(results: Sequence[Result], targets: Tensor) -> bool:
 
 
 def _remarks(
-    averaged: bool, restarts: int, precision: Precision, classes: Path | None, guesses: bool
+    averaged: bool, restarts: int, precision: TowerPrecision, classes: Path | None, guesses: bool
 ) -> list[str]:
     """What the manifest must say about a run beyond its parameters."""
     return [

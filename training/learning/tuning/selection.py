@@ -51,7 +51,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Judged(_Record):
+class JudgedOn(_Record):
     """Pictures that candidates were judged on; `digest` is over labels, targets and bytes."""
 
     data: str
@@ -86,7 +86,7 @@ class Ahead(_Record):
     high: float
 
 
-class Candidate(_Record):
+class CandidateSettings(_Record):
     """`settings`: what sets it apart; `objective`: all its parameters; `why`: what made one of its runs fail,
     which rules it out whatever the others were worth.
     """
@@ -106,7 +106,7 @@ class Carried(_Record):
     digest: str
     clip: ClipIdentity | None = None
     over: tuple[str, ...]
-    judged_on: tuple[Judged, ...] = Field(min_length=1)
+    judged_on: tuple[JudgedOn, ...] = Field(min_length=1)
 
 
 class Selection(_Record):
@@ -130,8 +130,8 @@ class Selection(_Record):
     seeds: tuple[int, ...] = Field(min_length=1)
     max_passes: int = Field(ge=0)
     steps: int = Field(ge=1)
-    judged_on: tuple[Judged, ...] = Field(min_length=1)
-    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    judged_on: tuple[JudgedOn, ...] = Field(min_length=1)
+    candidates: tuple[CandidateSettings, ...] = Field(min_length=1)
     chosen: dict[str, JsonValue]
     command: Command
 
@@ -165,7 +165,7 @@ class Selection(_Record):
         )
 
 
-def best(candidates: Sequence[Candidate], by: By, *, keep_first: bool) -> Candidate | None:
+def best(candidates: Sequence[CandidateSettings], by: By, *, keep_first: bool) -> CandidateSettings | None:
     """The highest score, the earlier of equals; None if all failed."""
     standing = [candidate for candidate in candidates if candidate.why is None and candidate.numbers]
     if not standing:

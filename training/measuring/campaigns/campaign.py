@@ -18,13 +18,13 @@ from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.run import Run, open_run
 from training.measuring.campaigns.ledger import Made, digest_of, make, recall
 from training.measuring.campaigns.opened import Opened
-from training.measuring.campaigns.record import Record
+from training.measuring.campaigns.record import TableRecord
 from training.measuring.evaluation.prompt_sets import load_prompts, of_seed
 from training.measuring.evaluation.question import Question
 from training.measuring.evaluation.rows import Row, answer, open_subjects
 
 NOT_YET = "not learned yet"
-NO_RECORD = Record()
+NO_RECORD = TableRecord()
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Round:
     questions: tuple[tuple[Question, tuple[str, ...]], ...]
 
 
-class Gap(NamedTuple):
+class TableGap(NamedTuple):
     """What is not there, and why. `pending`: nothing hinders it, it was only not done yet."""
 
     label: str
@@ -76,8 +76,8 @@ def perform(
     *,
     progress: Progress,
     only_kept: bool = False,
-    record: Record = NO_RECORD,
-) -> Iterator[Row | Learned | Gap]:
+    record: TableRecord = NO_RECORD,
+) -> Iterator[Row | Learned | TableGap]:
     """Learn and measure; every row bears the label of its entry. `only_kept` computes nothing: what an
     earlier run left, and gaps for the rest.
 
@@ -90,15 +90,15 @@ def perform(
         for turn in rounds
     ]
     for turn, parts in zip(rounds, found, strict=True):
-        left = not only_kept and any(isinstance(part, Gap) and part.pending for part in parts)
+        left = not only_kept and any(isinstance(part, TableGap) and part.pending for part in parts)
         yield from (
             _perform(turn, opened, record, progress=progress, only_kept=False, wait=True) if left else parts
         )
 
 
 def _perform(
-    turn: Round, opened: Opened, record: Record, *, progress: Progress, only_kept: bool, wait: bool
-) -> Iterator[Row | Learned | Gap]:
+    turn: Round, opened: Opened, record: TableRecord, *, progress: Progress, only_kept: bool, wait: bool
+) -> Iterator[Row | Learned | TableGap]:
     """One round; unless `wait`, what another process is at is missing."""
     standing: dict[str, str] = {}
     remembered: dict[str, _Remembered] = {}
@@ -121,7 +121,7 @@ def _perform(
                 standing[entry.label] = made.ref
                 yield Learned(entry.label, turn.data, turn.seed, made, digest_of(run))
                 continue
-            gap = Gap(
+            gap = TableGap(
                 entry.label,
                 turn.data,
                 turn.seed,
@@ -151,7 +151,7 @@ def _perform(
             yield from answers.get(label, ())
         for whose, (lacks, has) in missing.items():
             if lacks:
-                yield Gap(
+                yield TableGap(
                     whose,
                     turn.data,
                     turn.seed,
@@ -175,7 +175,7 @@ class _Remembered(NamedTuple):
 
 
 def from_record(
-    record: Record, opened: Opened, turn: Round, entry: Entry, run: Run | None
+    record: TableRecord, opened: Opened, turn: Round, entry: Entry, run: Run | None
 ) -> _Remembered | None:
     """None where the record has nothing of it, or of another training, or of what a name meant in another
     store.
@@ -202,7 +202,7 @@ def from_record(
     return found if any(found.rows) else None
 
 
-def run_of(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap | None]:
+def run_of(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, TableGap | None]:
     """The run of an entry, or the gap that it leaves where it can't be trained; neither where nothing is to
     be learned.
     """
@@ -216,17 +216,17 @@ def run_of(opened: Opened, entry: Entry, turn: Round) -> tuple[Run | None, Gap |
     try:
         return open_run(settings, clip, pictures), None
     except RobustClipError as error:
-        return None, Gap(entry.label, turn.data, turn.seed, str(error))
+        return None, TableGap(entry.label, turn.data, turn.seed, str(error))
 
 
-def lacking_defenses(turn: Round) -> dict[str, Gap]:
+def lacking_defenses(turn: Round) -> dict[str, TableGap]:
     """Chains whose purifying networks can't be used, by the chain."""
-    lacking: dict[str, Gap] = {}
+    lacking: dict[str, TableGap] = {}
     for chain in dict.fromkeys(chain for question, _ in turn.questions for chain in question.defenses):
         try:
             network_digests(parse_defenses(chain))
         except (PurifierRefused, FeatureNotInstalled) as error:
-            lacking[chain] = Gap(f"behind {chain}", turn.data, turn.seed, str(error))
+            lacking[chain] = TableGap(f"behind {chain}", turn.data, turn.seed, str(error))
     return lacking
 
 

@@ -17,11 +17,20 @@ from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
-from training.learning.tuning.selection import Ahead, By, Candidate, Judged, Number, Selection, best, harmonic
-from training.measuring.campaigns.campaign import Entry, Gap, Learned, Round
+from training.learning.tuning.selection import (
+    Ahead,
+    By,
+    CandidateSettings,
+    JudgedOn,
+    Number,
+    Selection,
+    best,
+    harmonic,
+)
+from training.measuring.campaigns.campaign import Entry, Learned, Round, TableGap
 from training.measuring.campaigns.opened import Opened
 from training.measuring.evaluation.comparison import percentile_interval, redrawn_means
 from training.measuring.evaluation.question import Question, Seed
@@ -59,7 +68,7 @@ class Choosing(BaseModel):
     max_passes: int = Field(
         0, ge=0, description="the same cap on image passes for every candidate, as in `robustclip train`"
     )
-    precision: Precision = Field(
+    precision: TowerPrecision = Field(
         "float32", description="of the towers in the passes that prompts learn from: bf16 or float32"
     )
     eps: LinfRadius = Field(1 / 255, gt=0, description="radius of T2 on held-out pictures")
@@ -183,9 +192,9 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
     return rounds
 
 
-def judged_on(choosing: Choosing, opened: Opened) -> tuple[Judged, ...]:
+def judged_on(choosing: Choosing, opened: Opened) -> tuple[JudgedOn, ...]:
     """The held-out pictures of each data set; InvalidInput where there are none."""
-    found: list[Judged] = []
+    found: list[JudgedOn] = []
     classes = None if choosing.classes is None else choosing.classes.name
     for folder in choosing.data:
         data, name = opened.pictures(folder, choosing.classes).validation, Source(folder=folder).name
@@ -196,7 +205,7 @@ def judged_on(choosing: Choosing, opened: Opened) -> tuple[Judged, ...]:
                 help="Bring more pictures a class.",
             )
         n = len(balanced_subset(data, choosing.limit, SUBSET_SEED))
-        found.append(Judged(data=name, split=data.split, classes=classes, digest=data.digest, n=n))
+        found.append(JudgedOn(data=name, split=data.split, classes=classes, digest=data.digest, n=n))
     return tuple(found)
 
 
@@ -204,15 +213,17 @@ def record(
     choosing: Choosing,
     tried: Sequence[Tried],
     opened: Opened,
-    found: Sequence[Row | Learned | Gap],
+    found: Sequence[Row | Learned | TableGap],
     *,
     command: str,
 ) -> Selection:
     """What follows from what was found. InvalidInput if every candidate failed."""
     rows = [row for row in found if isinstance(row, Row)]
-    gaps = {gap.label: f"{gap.data}, seed {gap.seed}: {gap.why}" for gap in found if isinstance(gap, Gap)}
+    gaps = {
+        gap.label: f"{gap.data}, seed {gap.seed}: {gap.why}" for gap in found if isinstance(gap, TableGap)
+    }
     first = tried[0].label
-    judged: list[Candidate] = []
+    judged: list[CandidateSettings] = []
     for label, settings, objective in tried:
         own = [row for row in rows if row.asked == label]
         numbers = tuple(
@@ -222,7 +233,7 @@ def record(
             None if label == first or {label, first} & {*gaps} else _ahead(rows, label, first, choosing.by)
         )
         judged.append(
-            Candidate(
+            CandidateSettings(
                 settings=settings,
                 objective=objective.model_dump(mode="json"),
                 numbers=numbers,

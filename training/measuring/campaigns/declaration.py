@@ -23,14 +23,14 @@ from pydantic import (
 )
 
 from prompts_store.manifest import NAME_PATTERN
-from robustclip.attacks.cascade import Precision as SearchPrecision
+from robustclip.attacks.cascade import Precision
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.square import MAX_QUERIES
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
 from training.data.sources import Source
-from training.learning.inner import Precision
+from training.learning.inner import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import Selection, load_selection
@@ -40,7 +40,7 @@ from training.threats.defended import QUERIES
 from training.threats.levels import T2_STEPS
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
-Label = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+MethodName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 class _Declared(BaseModel):
@@ -110,13 +110,13 @@ class Declaration(_Declared):
     allow_fewer_shots: bool = False
     seeds: tuple[Seed, ...] = Field(min_length=1)
     max_passes: int = Field(ge=1)
-    precision: Precision = "float32"
+    precision: TowerPrecision = "float32"
     strength: Preset = "standard"
-    search: SearchPrecision = "float32"
+    search: Precision = "float32"
     batch: int = Field(64, ge=1, le=4096)
-    methods: dict[Label, Method] = Field(min_length=1)
+    methods: dict[MethodName, Method] = Field(min_length=1)
     against: tuple[str, ...] = ()
-    defenses: dict[Label, str] = Field({NO_DEFENSE: NO_DEFENSE}, min_length=1)
+    defenses: dict[MethodName, str] = Field({NO_DEFENSE: NO_DEFENSE}, min_length=1)
     measures: tuple[Measure, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -10,8 +10,8 @@ from training.learning.tuning.run import Run
 from training.measuring.campaigns.campaign import (
     NO_RECORD,
     NOT_YET,
-    Gap,
     Round,
+    TableGap,
     asking,
     from_record,
     lacking_defenses,
@@ -19,7 +19,7 @@ from training.measuring.campaigns.campaign import (
 )
 from training.measuring.campaigns.ledger import recall
 from training.measuring.campaigns.opened import Opened
-from training.measuring.campaigns.record import Record
+from training.measuring.campaigns.record import TableRecord
 from training.measuring.evaluation.plan import Planned, described, duration, plan
 from training.measuring.evaluation.prompt_sets import AskedSet
 from training.measuring.evaluation.rows import open_subjects
@@ -49,7 +49,7 @@ class Forecast(NamedTuple):
 
     learnings: list[Learning]
     cells: list[Planned]
-    gaps: list[Gap]
+    gaps: list[TableGap]
     known: int
     borrowed: dict[str, list[str]]
 
@@ -81,9 +81,9 @@ class Forecast(NamedTuple):
         )
 
 
-def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD) -> Forecast:
+def forecast(rounds: Sequence[Round], opened: Opened, record: TableRecord = NO_RECORD) -> Forecast:
     """Everything that is asked, opened and billed; raises for what can't be opened at all."""
-    gaps: list[Gap] = []
+    gaps: list[TableGap] = []
     learnings: list[Learning] = []
     cells: list[Planned] = []
     whole = 0
@@ -109,7 +109,8 @@ def forecast(rounds: Sequence[Round], opened: Opened, record: Record = NO_RECORD
             made = None if run is None else recall(run)
             if gap is not None or (made is not None and made.ref is None):
                 gaps.append(
-                    gap or Gap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET)
+                    gap
+                    or TableGap(entry.label, turn.data, turn.seed, (made.why if made else None) or NOT_YET)
                 )
                 del standing[entry.label]
             elif run is not None:

@@ -28,7 +28,7 @@ Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Record:
+class TableRecord:
     """Trainings and rows of a table, as its JSON has them; both empty where there is none."""
 
     path: Path = Path()
@@ -92,13 +92,13 @@ class Record:
         return None
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> TableRecord:
     """An empty record if there is no file. DataRefused for a file that holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Record(path, content["trainings"], content["results"])
+        return TableRecord(path, content["trainings"], content["results"])
     except FileNotFoundError:
-        return Record(path)
+        return TableRecord(path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise _refused(path, str(error)) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from training.data.presets import facts, preset_sources
-from training.measuring.campaigns.campaign import Gap, Learned, Round, perform
+from training.measuring.campaigns.campaign import Learned, Round, TableGap, perform
 from training.measuring.campaigns.declaration import Table, read_table, rounds_of
 from training.measuring.campaigns.forecast import forecast
 from training.measuring.campaigns.opened import Opened
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: str) -> dict[str, Any]:
+def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, command: str) -> dict[str, Any]:
     """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those
     that fired, and how many there were.
     """
@@ -145,7 +145,7 @@ def assembled(table: Table, found: Sequence[Row | Gap | Learned], *, command: st
                 **({"pending": True} if gap.pending else {}),
             }
             for gap in found
-            if isinstance(gap, Gap)
+            if isinstance(gap, TableGap)
         ],
     }
 

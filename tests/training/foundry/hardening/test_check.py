@@ -7,7 +7,7 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.check import Checker
-from training.foundry.hardening.losses import Judge
+from training.foundry.hardening.losses import TextHead
 from training.foundry.hardening.tower import ImageTower
 from training.foundry.pretraining.corpus import Corpus
 
@@ -35,5 +35,5 @@ def test_a_longer_attack_leaves_less_and_the_same_each_time(tiny: Clip, toys: Co
 
 def prepared(clip: Clip, toys: Corpus) -> tuple[Checker, ImageTower]:
     with torch.no_grad():
-        judge = Judge(text_weights(clip, Prompts(), toys.names.texts), clip.logit_scale)
+        judge = TextHead(text_weights(clip, Prompts(), toys.names.texts), clip.logit_scale)
     return Checker(toys, judge, pictures=10, seed=0), ImageTower(clip, bf16=False)

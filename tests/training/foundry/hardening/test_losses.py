@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.foundry.hardening.losses import FARE, PMG_AFT, TECOA, Embeddings, Judge, Preset, Targets, losses
+from training.foundry.hardening.losses import (
+    FARE,
+    PMG_AFT,
+    TECOA,
+    Embeddings,
+    LossWeights,
+    Targets,
+    TextHead,
+    losses,
+)
 from training.foundry.hardening.recipe import Recipe
 
 SCALE = 30.0
@@ -26,13 +35,13 @@ class Random:
         self.own = torch.tensor([[name in OWN[source] for name in range(5)] for source in self.source])
         self.opinion = torch.rand(6, 4, generator=generator).softmax(dim=1)
 
-    def loss(self, preset: Preset, *, batch: int = 6) -> dict[str, Tensor]:
+    def loss(self, preset: LossWeights, *, batch: int = 6) -> dict[str, Tensor]:
         seen = Embeddings(self.attacked, self.clean, self.original_attacked, self.original_clean)
         targets = Targets(self.name, self.own, self.opinion)
         return losses(
             preset,
             seen,
-            Judge(self.weights, torch.tensor(SCALE)),
+            TextHead(self.weights, torch.tensor(SCALE)),
             targets,
             clean_targets=targets,
             batch=batch,

@@ -9,7 +9,7 @@ import torch
 from tuning import silent
 
 from robustclip.models.clip import Clip
-from robustclip.purifiers import Kind
+from robustclip.purifiers import NetworkKind
 from robustclip.types import Progress
 from training.foundry.pretraining.captions import Names
 from training.foundry.pretraining.corpus import Corpus
@@ -18,7 +18,7 @@ from training.foundry.purifying.recipe import Recipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
 from training.processes import ALONE, Processes
 
-SMALL: dict[Kind, dict[str, object]] = {
+SMALL: dict[NetworkKind, dict[str, object]] = {
     "super_resolver": {"kind": "super_resolver", "width": 16, "blocks": 1},
     "denoiser": {"kind": "denoiser", "widths": [16, 32], "middle": 0},
 }
@@ -28,7 +28,7 @@ SMALL: dict[Kind, dict[str, object]] = {
 def recipe_of() -> Callable[..., Recipe]:
     """Four steps of 32 pictures, checked after two and four."""
 
-    def make(kind: Kind, **options: object) -> Recipe:
+    def make(kind: NetworkKind, **options: object) -> Recipe:
         short = {
             "samples": 128,
             "batch": 32,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustclip.models.clip import Clip
-from robustclip.purifiers import build
+from robustclip.purifiers import build_network
 from robustclip.purifiers.denoiser import DenoiserShape
 from robustclip.purifiers.super_resolver import SuperResolverShape
 from training.foundry.pretraining.corpus import Corpus
@@ -15,10 +15,10 @@ def test_untrained_networks_are_no_better_than_nothing_and_are_said_to_be(
     tiny: Clip, drawings: Corpus
 ) -> None:
     exam = kept_back(drawings, tiny, 8, seed=0)
-    enlarging = examine(build(SuperResolverShape(width=8, blocks=0)), exam)
+    enlarging = examine(build_network(SuperResolverShape(width=8, blocks=0)), exam)
     assert enlarging["network"] == enlarging["bicubic"]
     assert enlarging["untouched"].psnr is None
-    silent = examine(build(DenoiserShape(widths=(8,))), exam)
+    silent = examine(build_network(DenoiserShape(widths=(8,))), exam)
     assert silent["denoised_0.25"] == silent["noisy_0.25"]
     assert silent["noisy_0.1"].psnr == pytest.approx(20, abs=1)  # the clamp takes a little of the noise away
     assert len(shortcomings(enlarging)) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustclip.errors import InvalidInput
-from robustclip.purifiers import Kind
+from robustclip.purifiers import NetworkKind
 from robustclip.types import Progress
 from training.foundry.purifying.recipe import Recipe, read_recipe
 from training.foundry.purifying.run import PurifyingDiverged, PurifyingRun
@@ -18,7 +18,7 @@ from training.processes import Processes
 
 Start = Callable[..., PurifyingRun]
 RecipeOf = Callable[..., Recipe]
-KINDS: tuple[Kind, ...] = ("super_resolver", "denoiser")
+KINDS: tuple[NetworkKind, ...] = ("super_resolver", "denoiser")
 
 
 def kill_at(step: int) -> Progress:
@@ -31,7 +31,7 @@ def kill_at(step: int) -> Progress:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_with_the_same_weights(
-    kind: Kind, start: Start, recipe_of: RecipeOf, tmp_path: Path
+    kind: NetworkKind, start: Start, recipe_of: RecipeOf, tmp_path: Path
 ) -> None:
     recipe = recipe_of(kind)
     whole = start(tmp_path / "whole", recipe)
