@@ -26,7 +26,8 @@ from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.scores.kinds import decision, restated
 from robustclip.scores.losses import LossName, runners_up
-from robustclip.scores.wrappers import reduced, transferred
+from robustclip.scores.surrogates import transferred
+from robustclip.scores.wrappers import reduced
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds

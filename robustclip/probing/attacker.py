@@ -18,7 +18,8 @@ from robustclip.probing.served import Aim
 from robustclip.probing.victim import Victim
 from robustclip.reports.report import Knowledge
 from robustclip.scores.kinds import AnyScoreName, EmbeddingShift, label_score
-from robustclip.scores.wrappers import averaged, bypassed, pooled
+from robustclip.scores.surrogates import bypassed, pooled
+from robustclip.scores.wrappers import averaged
 from robustclip.types import Classifier, Defense, Guard, Pixels, Score, Seeds, Share
 
 
