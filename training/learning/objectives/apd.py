@@ -3,20 +3,19 @@ our coefficients.
 
 Known: vectors in both towers; a teacher that is tuned on clean pictures, and not robust, is distilled into a
 student tuned on attacked ones, online and through both modalities; the attack raises the student's
-cross-entropy. Unknown to us, and therefore switches with defaults of our own (METHODS 4.2): coefficients,
+cross-entropy. Unknown to us, and therefore switches with defaults of our own: coefficients,
 direction of the divergence, the teacher's loss, what is distilled in each modality.
 
     teacher  L_T = CE(p_T(x), y) + feedback D(p_S(x_a), p_T(x))
     student  L_S = c D(p_T(x), p_S(x_a)) + mu CE(p_S(x_a), y) + gamma D(p_T(x), p_S(x))
-                   + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))          both 0:
-                                                                                                   logits
-                                                                                                   alone are
-                                                                                                   distilled
+                   + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))
+
+    with vision = text = 0 logits alone are distilled
 
 What comes from the other is constant in each loss, so that one optimizer step on the sum is a step of both.
 Deviations: the student learns from the teacher as it was before that step, which saves a text pass and an
-image pass a batch; the training attack has two steps of eps at every radius, where METHODS has three of 2 eps
-/ 3 beyond 1/255 (`steps=3`).
+image pass a batch; the training attack has two steps of eps at every radius (`steps=3` gives three of 2 eps /
+3).
 """
 
 import math
@@ -34,24 +33,17 @@ from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.data.views import random_views
 from training.learning.losses import DivergenceName, Reference, divergence, family, misalignment
-from training.learning.objectives.base import (
-    Answers,
-    Batch,
-    Examples,
-    Signs,
-    Step,
-    Task,
-    label_features,
-    share_right,
-)
+from training.learning.objectives.base import Answers, Batch, Examples, Signs, Step, Task
+from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Parameters, Towers
-from training.learning.objectives.pictures import (
-    BothTowers,
+from training.learning.objectives.pictures import opponent_of
+from training.learning.objectives.predictions import (
     Look,
     answers,
+    label_features,
     look,
     look_untouched,
-    opponent_of,
+    share_right,
     signs,
 )
 
