@@ -1,6 +1,4 @@
-"""Small classifiers on made-up pictures, for tests that need a decision to attack and no CLIP. They implement
-`robustclip.types.Classifier`.
-"""
+"""Small classifiers of synthetic pictures, for tests that need a decision to attack and no CLIP."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +41,7 @@ GRAY = torch.full((3, 4, 4), 0.5)
 
 
 def half_spaces(distance: float) -> LinearClassifier:
-    """Two labels, parted by a plane at that L2 distance from GRAY."""
+    """Two labels, separated by a plane at that L2 distance from GRAY."""
     normal = torch.randn(48, generator=torch.Generator().manual_seed(3))
     normal /= normal.norm()
     return LinearClassifier(
@@ -53,9 +51,7 @@ def half_spaces(distance: float) -> LinearClassifier:
 
 
 def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: str) -> float:
-    """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in
-    float64.
-    """
+    """The exact radius at which some label catches up with the target, by bisection in float64."""
     x = picture.flatten().double()
     logits = toy.weights.double() @ x + toy.bias.double()
     best = float("inf")

@@ -20,21 +20,19 @@ Start: TypeAlias = Literal["zero", "random", "one_sided"]
 
 MAX_STEPS = 10_000
 MAX_STARTS = 100
-SIDE_BY_SIDE = (
-    8  # starts in one batch: more would be no faster, and a request for thousands must not fill the memory
-)
+SIDE_BY_SIDE = 8  # starts in one batch: more are no faster, and thousands must not fill the memory
 
 
 class PGD(BallAttack):
-    """Climb the score by gradient steps, back into the ball after each, from every start: side by side where
-    no row leaves, else in turn.
+    """Climb the score by gradient steps, projected into the ball after each, from every start: side by side
+    if no row leaves, else in turn.
 
     step      length of a step in pixel units; None: 2.5 radius / steps
     starts    `zero` is the picture itself, `random` anywhere in the ball, `one_sided` the brighter part of it
               (as AdvPT's code)
-    restarts  how often each drawn start is repeated, with fresh draws
-    keep      `best`: of all points seen, the one past its goal by the largest margin, else the one of largest
-              value; `last`: of the end points only
+    restarts  how often each random start is repeated, with fresh draws
+    keep      `best`: of all points the one of the largest margin beyond the goal, else the one of the largest
+              value; `last`: of the end points alone
     stop      `broken`: a row that reached its goal leaves for good; `never`: every row takes all steps, to
               find its worst point
     """
@@ -89,14 +87,14 @@ class PGD(BallAttack):
                 yield
 
     def seen_from(self, start: Start) -> range:
-        """The points of the trace that the first such start leads to; empty where there is none."""
+        """The places in the trace of the first such start; empty if there is none."""
         starts = self._starts()
         first = starts.index(start) * (self.steps + 1) if start in starts else 0
         return range(first, first + (self.steps + 1) * (start in starts))
 
     def _waves(self, starts: int) -> list[range]:
-        """Starts that climb side by side: eight where every row takes every step, else one, so that a row
-        that fell needs no other.
+        """The starts of each batch: eight where every row takes every step, else one, so that a row that
+        reached its goal needs no other.
         """
         width = SIDE_BY_SIDE if self.stop == "never" else 1
         return [range(index, min(index + width, starts)) for index in range(0, starts, width)]

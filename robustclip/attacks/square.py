@@ -1,8 +1,8 @@
 """Square (Andriushchenko et al. 2020, arXiv 1912.00049): random search over square patches at the ball's
-surface. It asks for values, never for gradients.
+surface, without gradients.
 
-Deviations from the authors' code: windows are drawn for each row by itself; a start shorter than five tiles a
-side still works; a randomized victim can be asked about the incumbent and the candidate on equal draws
+Deviations from the authors' code: windows are drawn for each row by itself; pictures of fewer than five
+pixels a side work; for a randomized victim incumbent and candidate can be evaluated on equal draws
 (`redraw`).
 """
 
@@ -28,13 +28,13 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(BallAttack):
     """Change one window at a time, and keep the change where it raised the score.
 
-    queries  candidates tried, after the picture itself and the start
+    queries  candidates, after the picture itself and the start
     share    the first window's share of the picture
-    redraw   for a randomized victim: ask about the incumbent again with each candidate, on the same draws
-             (twice the price)
-    stop     `broken`: a row that reached its goal leaves, and the best point seen is the answer; `never`:
-             every row asks all its queries, and the answer is the incumbent of the end, since the best of all
-             seen on few draws is the luckiest
+    redraw   for a randomized victim: evaluate the incumbent again with each candidate, on the same draws
+             (twice the cost)
+    stop     `broken`: a row that reached its goal leaves, and its best point is the result; `never`: every
+             row takes all queries, and the last incumbent is the result, since the best of many noisy values
+             is a lucky one
     """
 
     quick: ClassVar[Options] = {"queries": 60}

@@ -1,12 +1,12 @@
 """Is it alive, is it ready, what is it: answers for orchestrators, scrapers and people."""
 
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from robustclip.attacks import AnyAttack
+from robustclip.attacks import ATTACKS
 from robustclip.defenses import DEFENSES
 from service.answers import SERVICE, defense_facts, json_response, model_facts
 from service.docs import problems
@@ -69,7 +69,7 @@ async def info(request: Request) -> Response:
             "limits": settings.limits.model_dump(),
             "probe": settings.probe.model_dump(),
             "defenses": [_defense(defense) for defense in DEFENSES],
-            "attacks": [attack.model_fields["kind"].default for attack in get_args(get_args(AnyAttack)[0])],
+            "attacks": [attack.model_fields["kind"].default for attack in ATTACKS],
         }
     )
 

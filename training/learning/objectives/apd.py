@@ -52,8 +52,8 @@ KEPT_SHARE = 0.99  # of the averaged teacher, a step
 
 
 class Taught(NamedTuple):
-    """What is taught about clean pictures: a look and text features. `learner` [B, C] and `terms`: the logits
-    and losses of a teacher that learns.
+    """The teacher's predictions for clean pictures and its text features. `learner` [B, C] and `terms` are
+    logits and losses of a teacher that learns.
     """
 
     seen: Look
@@ -156,11 +156,9 @@ class APD(BothTowers):
         )
         taught = self.teach(task, parameters, batch, pixels)
         if batch.epoch < self._teachers_own():
-            alone, accuracy = (
-                answers("the teacher", taught.seen.logits, batch.targets),
-                share_right(taught.seen.logits, batch.targets),
-            )
-            apart = Signs(math.inf, alone.cross_entropy, (alone,))  # no student yet to agree with
+            alone = answers("the teacher", taught.seen.logits, batch.targets)
+            accuracy = share_right(taught.seen.logits, batch.targets)
+            apart = Signs(math.inf, alone.cross_entropy, (alone,))  # there is no student yet
             return Step(
                 taught.terms, accuracy, signs=apart, cost=taught.cost, notes={"teacher": float(accuracy)}
             )
@@ -212,12 +210,10 @@ class APD(BothTowers):
         )
 
     def answered(self, taught: Taught, attacked: Look, batch: Batch) -> tuple[Answers, ...]:
-        """How teacher and student answer: one of them can collapse while the other does not, in every teacher
-        mode.
-        """
+        """How teacher and student answer: in every teacher mode one can collapse while the other does not."""
         given = {"the teacher": taught.seen.logits, "the student": attacked.logits}
         if self.teacher == "online_ema" and taught.learner is not None:
-            given["the learning teacher"] = taught.learner  # its average notices late
+            given["the learning teacher"] = taught.learner  # its average shows a collapse late
         return tuple(answers(who, logits, batch.targets) for who, logits in given.items())
 
     def teach(self, task: Task, parameters: Parameters, batch: Batch, pixels: Pixels) -> Taught:

@@ -70,8 +70,7 @@ class CAPT(BothTowers):
         0.5,
         ge=0,
         le=1,
-        description="share of the frozen CLIP: of the rule constant, or where the rule cosine ends "
-        "(METHODS: 0.2)",
+        description="share of the frozen CLIP: of the rule constant, or where the rule cosine ends",
     )
     frozen_backbone: str = Field(
         "", description="the CLIP that anchors, by name; none: the tuned one without its prompts"
