@@ -182,7 +182,7 @@ class Cascade:
             yield from self._confirm("replay", inside[self.standing])
 
     def _try(self, stage: CascadeStage, variants: Sequence[Variant], start: int) -> Iterator[Event]:
-        """Some variants of one attack on every unbroken picture; the variants of a picture are side by side."""
+        """Some variants of one attack on every unbroken picture, the variants of a picture side by side."""
         rows = self.standing.repeat_interleave(len(variants))
         streams = [
             derive(pick(self.seeds, self.standing), f"{stage.name}-{start + index}")
