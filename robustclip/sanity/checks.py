@@ -13,43 +13,40 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.sanity.base import (
-    CLIMB,
-    DOUBTS,
-    M1,
-    M2,
-    M4,
-    M6,
-    M7,
-    M8,
-    SYMPTOMS,
-    Finding,
-    Suspicion,
-    Symptom,
-    at_its_word,
-    draws_of,
-)
-from robustclip.sanity.forwards import forward_static, randomness, rows_independent
+from robustclip.sanity.base import Finding, Suspicion, at_its_word, draws_of
+from robustclip.sanity.forwards import batch_coupling, dynamic_forward, randomness
 from robustclip.sanity.gradients import (
     Climb,
     Climbing,
     climb_of,
-    gradient_along,
-    gradient_present,
+    flat_loss,
     gradient_scale,
-    gradient_true,
-    rising,
     saturation,
+    wrong_gradient,
+    zero_gradient,
+    zero_gradient_along,
 )
 from robustclip.sanity.strength import (
-    black_box_weaker,
+    black_box_beats_white_box,
     half_way,
-    monotone,
-    noise_weaker,
+    noise_beats_gradient,
+    not_monotone,
     single_step,
-    square_weaker,
-    transfer_weaker,
-    unbounded_succeeds,
+    square_beats_white_box,
+    transfer_beats_adaptive,
+    unbounded_attack_fails,
+)
+from robustclip.sanity.symptoms import (
+    BLACK_BOX_BEATS_WHITE_BOX,
+    CLIMB,
+    DOUBTS,
+    GRADIENT_SCALE,
+    NOISE_BEATS_GRADIENT,
+    NOT_MONOTONE,
+    SATURATION,
+    SYMPTOMS,
+    ZERO_GRADIENT,
+    Symptom,
 )
 from robustclip.scores.wrappers import Averaged, averaged
 from robustclip.seeds import derive
@@ -77,10 +74,10 @@ def bill(
     queried        the attack asked for values alone at its end: M6 needs no search of its own
     climbed        the attack was watched: M1 and M14 need none
     """
-    others = CLIMB.times(2 * M4.averages(eot) if cross_entropy else 0)
+    others = CLIMB.times(2 * SATURATION.averages(eot) if cross_entropy else 0)
     doubted = 1 + (not queried) + 2 + (not climbed) + 2 * cross_entropy  # M7, M6; what M8 tries; M4
     total = others.plus(Cost(randomized * doubted * DOUBTS))
-    settled = {M1: climbed, M2: not defended, M6: queried}
+    settled = {ZERO_GRADIENT: climbed, GRADIENT_SCALE: not defended, BLACK_BOX_BEATS_WHITE_BOX: queried}
     for symptom in SYMPTOMS:
         total = total.plus(FREE if settled.get(symptom) else symptom.bill(eot))
     return total
@@ -165,47 +162,55 @@ def examine(
     standing = "adaptive" in successes and not adaptive
     attacked: Attacked | None = None
     if climb is None:
-        watched = Climbing(suspect.averaged(M1))
+        watched = Climbing(suspect.averaged(ZERO_GRADIENT))
         attacked = climb_of(ball)(watched.score, pixels, derive(seeds, "climb"))
         climb = watched.of(climb_of(ball), attacked)
-        present, cost = gradient_present(suspect.averaged(M1), pixels, seeds, along=climb.zero_share)
+        present, cost = zero_gradient(suspect.averaged(ZERO_GRADIENT), pixels, seeds, along=climb.zero_share)
         yield Finding(present, cost.plus(attacked.cost))
     else:
-        yield Finding(gradient_along(climb.zero_share))
-    true = gradient_true(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
+        yield Finding(zero_gradient_along(climb.zero_share))
+    true = wrong_gradient(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
     if suspect.undefended is not None:
-        scale, cost = gradient_scale(suspect.averaged(M2), suspect.undefended, pixels, seeds)
+        scale, cost = gradient_scale(suspect.averaged(GRADIENT_SCALE), suspect.undefended, pixels, seeds)
         yield Finding(
             scale.model_copy(update={"severity": "hard"}) if true is not None and true[0].fired else scale,
             cost,
         )
     if true is not None:
         yield Finding(*true)
-    yield saturation(suspect.averaged(M4), pixels, seeds, ball, standing=standing, judge=suspect.judge)
+    yield saturation(
+        suspect.averaged(SATURATION), pixels, seeds, ball, standing=standing, judge=suspect.judge
+    )
     if "adaptive" in successes and (
         others := [successes[level] for level in _TRANSFERRED if level in successes]
     ):
-        yield Finding(transfer_weaker(any(others), adaptive))
-    yield noise_weaker(suspect.averaged(M7), pixels, seeds, ball, adaptive, suspect.judge)
+        yield Finding(transfer_beats_adaptive(any(others), adaptive))
+    yield noise_beats_gradient(
+        suspect.averaged(NOISE_BEATS_GRADIENT), pixels, seeds, ball, adaptive, suspect.judge
+    )
     if queried:
-        yield Finding(black_box_weaker(black_box_success=True, adaptive_success=False))
+        yield Finding(black_box_beats_white_box(black_box_success=True, adaptive_success=False))
     elif "adaptive" in successes and "black_box" in successes:
-        yield Finding(black_box_weaker(successes["black_box"], adaptive))
+        yield Finding(black_box_beats_white_box(successes["black_box"], adaptive))
     elif queried is not None:
-        yield Finding(black_box_weaker(black_box_success=False, adaptive_success=False))
+        yield Finding(black_box_beats_white_box(black_box_success=False, adaptive_success=False))
     elif standing:
-        yield square_weaker(suspect.averaged(M6), pixels, seeds, ball, suspect.judge)
-    yield Finding(rising(climb.value, climb.margin))
+        yield square_beats_white_box(
+            suspect.averaged(BLACK_BOX_BEATS_WHITE_BOX), pixels, seeds, ball, suspect.judge
+        )
+    yield Finding(flat_loss(climb.value, climb.margin))
     if standing:
         yield _by_size(suspect, attacked)
-        yield Finding(*unbounded_succeeds(unbounded, suspect.score, pixels, seeds))
+        yield Finding(*unbounded_attack_fails(unbounded, suspect.score, pixels, seeds))
     drawn, rows = randomness(suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot)
     for diagnostic in drawn:
         yield Finding(diagnostic, suspect.price.times(rows))
         rows = 0
-    static, rows, alone = forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
+    static, rows, alone = dynamic_forward(
+        suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact"
+    )
     yield Finding(static, suspect.price.times(rows))
-    independent, rows = rows_independent(suspect.classifier, pixels, seeds, alone=alone)
+    independent, rows = batch_coupling(suspect.classifier, pixels, seeds, alone=alone)
     yield Finding(independent, suspect.price.times(rows))
 
 
@@ -215,7 +220,7 @@ def _by_size(suspect: Suspect, climbed: Attacked | None) -> Finding:
 
     A wider ball is not tried: whatever it came to, the failure in between says the same.
     """
-    score, ball = suspect.averaged(M8), suspect.ball
+    score, ball = suspect.averaged(NOT_MONOTONE), suspect.ball
     tried: list[tuple[PGD, Attacked]] = [
         (attack, attack(score, suspect.pixels, derive(suspect.seeds, stream)))
         for stream, attack in (("half", half_way(ball)), ("single", single_step(ball)))
@@ -231,4 +236,4 @@ def _by_size(suspect: Suspect, climbed: Attacked | None) -> Finding:
         if hit
     ]
     suspicion = Suspicion(hits[0][1], hits[0][0], draws_of(score)) if hits else None
-    return Finding(monotone([*reached.tolist(), False]), cost.plus(doubted), suspicion)
+    return Finding(not_monotone([*reached.tolist(), False]), cost.plus(doubted), suspicion)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustclip.sanity.base import DRAWS, M9, M10, M11, M12, MATES, Diagnostic
+from robustclip.sanity.symptoms import (
+    BATCH_COUPLING,
+    DRAWS,
+    DYNAMIC_FORWARD,
+    FIXED_RANDOMNESS,
+    MATES,
+    ONE_DRAW_NOT_ENOUGH,
+    Diagnostic,
+)
 from robustclip.seeds import derive, row_uniform
 from robustclip.types import Classifier, Logits, Pixels, Seeds
 
@@ -30,12 +38,12 @@ def randomness(
         logits = classifier(pixels.expand(DRAWS, -1, -1, -1), streams)
     spread = (logits - logits[:1]).abs().max().item()
     return [
-        M9.seen(spread, spread > M9.threshold and eot < 2),
-        M10.seen(spread, declared and spread <= M10.threshold),
+        ONE_DRAW_NOT_ENOUGH.seen(spread, spread > ONE_DRAW_NOT_ENOUGH.threshold and eot < 2),
+        FIXED_RANDOMNESS.seen(spread, declared and spread <= FIXED_RANDOMNESS.threshold),
     ], DRAWS
 
 
-def forward_static(
+def dynamic_forward(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool
 ) -> tuple[Diagnostic, int, Logits]:
     """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed,
@@ -46,13 +54,15 @@ def forward_static(
     with torch.no_grad(), _Recorder() as recorder:
         logits = classifier(pixels, seeds)
     return (
-        M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold),
+        DYNAMIC_FORWARD.seen(
+            float(recorder.operations), exact and recorder.operations > DYNAMIC_FORWARD.threshold
+        ),
         len(pixels),
         logits,
     )
 
 
-def rows_independent(
+def batch_coupling(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, alone: Logits
 ) -> tuple[Diagnostic, int]:
     """M12: the logits of a row `alone` [1, C] and among seven noisy neighbours."""
@@ -66,7 +76,7 @@ def rows_independent(
             torch.cat([pixels, neighbours]), torch.cat([seeds, derive(seeds.repeat(MATES), "mates")])
         )[:1]
     change = (alone - among).abs().max().item()
-    return M12.seen(change, change > M12.threshold), MATES + 1
+    return BATCH_COUPLING.seen(change, change > BATCH_COUPLING.threshold), MATES + 1
 
 
 class _Recorder(TorchFunctionMode):

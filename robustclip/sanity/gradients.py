@@ -7,20 +7,16 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
-from robustclip.sanity.base import (
+from robustclip.sanity.base import Finding, GoalCheck, Suspicion, at_its_word, draws_of
+from robustclip.sanity.symptoms import (
     CLIMB_STEPS,
     DIRECTIONS,
-    M1,
-    M2,
-    M3,
-    M4,
-    M14,
+    FLAT_LOSS,
+    GRADIENT_SCALE,
+    SATURATION,
+    WRONG_GRADIENT,
+    ZERO_GRADIENT,
     Diagnostic,
-    Finding,
-    GoalCheck,
-    Suspicion,
-    at_its_word,
-    draws_of,
 )
 from robustclip.scores.kinds import decision, restated
 from robustclip.scores.losses import LossName
@@ -76,7 +72,7 @@ def climb_of(ball: BallSpec) -> PGD:
     return PGD(ball=ball, steps=CLIMB_STEPS, starts=("random",), stop="never")
 
 
-def gradient_present(
+def zero_gradient(
     score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0
 ) -> tuple[Diagnostic, Cost]:
     """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the
@@ -84,12 +80,12 @@ def gradient_present(
     """
     near = _BESIDE.sample(pixels, derive(seeds, "gradient"))
     evaluation = score(near, seeds, grad=True)
-    return gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
+    return zero_gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
 
 
-def gradient_along(zero_share: float) -> Diagnostic:
+def zero_gradient_along(zero_share: float) -> Diagnostic:
     """M1 by the largest share that an attack met, which began beside the picture."""
-    return M1.seen(zero_share, zero_share > M1.threshold)
+    return ZERO_GRADIENT.seen(zero_share, zero_share > ZERO_GRADIENT.threshold)
 
 
 def gradient_scale(
@@ -101,10 +97,12 @@ def gradient_scale(
     through, without = defended(pixels, seeds, grad=True), undefended(pixels, seeds, grad=True)
     norms = [0.0 if part.grad is None else part.grad.double().norm().item() for part in (through, without)]
     ratio = norms[0] / max(norms[1], 1e-30)
-    return M2.seen(ratio, not M2.threshold <= ratio <= 1 / M2.threshold), through.cost.plus(without.cost)
+    return GRADIENT_SCALE.seen(
+        ratio, not GRADIENT_SCALE.threshold <= ratio <= 1 / GRADIENT_SCALE.threshold
+    ), through.cost.plus(without.cost)
 
 
-def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
+def wrong_gradient(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
     """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions; for
     gradients declared exact.
 
@@ -120,9 +118,9 @@ def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnosti
     measured = (ahead.value - behind.value) / (2 * _STEP)
     predicted = (gradient * directions).flatten(1).sum(dim=1)
     correlation = _correlation(measured, predicted)
-    return M3.seen(correlation, correlation < M3.threshold), evaluation.cost.plus(ahead.cost).plus(
-        behind.cost
-    )
+    return WRONG_GRADIENT.seen(correlation, correlation < WRONG_GRADIENT.threshold), evaluation.cost.plus(
+        ahead.cost
+    ).plus(behind.cost)
 
 
 def saturation(
@@ -153,14 +151,14 @@ def saturation(
             cost = cost.plus(attacked.cost).plus(paid)
             if bool(reached.any()):
                 return Finding(
-                    M4.seen(1.0, fired=True, severity="hard"),
+                    SATURATION.seen(1.0, fired=True, severity="hard"),
                     cost,
                     Suspicion(attacked.pixels, attack, draws_of(score), loss),
                 )
-    return Finding(M4.seen(surest, surest > M4.threshold), cost)
+    return Finding(SATURATION.seen(surest, surest > SATURATION.threshold), cost)
 
 
-def rising(value: Tensor, margin: Tensor) -> Diagnostic:
+def flat_loss(value: Tensor, margin: Tensor) -> Diagnostic:
     """M14 from what an attack saw from one start, `value` and `margin` [T].
 
     An attack that reached its goal had no need to rise further: it raises no flag, other than in ROBUSTNESS
@@ -169,7 +167,7 @@ def rising(value: Tensor, margin: Tensor) -> Diagnostic:
     half = (len(value) + 1) // 2
     spread = (value.max() - value.min()).item()
     rise = (value[half:].max() - value[:half].max()).item() / spread if spread > 0 else 0.0
-    return M14.seen(rise, rise < M14.threshold and not bool((margin > 0).any()))
+    return FLAT_LOSS.seen(rise, rise < FLAT_LOSS.threshold and not bool((margin > 0).any()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
 from robustclip.models.classifier import Embedding
-from robustclip.sanity.base import S1, Diagnostic
+from robustclip.sanity.symptoms import SELF_TEST_FAILED, Diagnostic
 from robustclip.scores.kinds import label_score
 from robustclip.scores.wrappers import averaged
 from robustclip.seeds import derive, row_normal
@@ -53,7 +53,7 @@ class SelfTest(BaseModel):
 
     def diagnostic(self) -> Diagnostic | None:
         """S1, or None where no problem was valid: then the test says nothing."""
-        return S1.seen(self.found / self.valid, self.found < self.valid) if self.valid else None
+        return SELF_TEST_FAILED.seen(self.found / self.valid, self.found < self.valid) if self.valid else None
 
 
 def bill(eot: int, *, problems: int = PROBLEMS) -> Cost:
