@@ -1,8 +1,4 @@
-"""What a check says, and what it may cost: the catalogue of symptoms, by the identifiers of ROBUSTNESS.md
-section 3.
-
-M15 is missing: it compares accuracies over many pictures, which is an evaluation's to do.
-"""
+"""What a check returns: its diagnostic, its cost, and the adversarial example that it may have met."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -17,27 +13,26 @@ from robustclip.scores.losses import LossName
 from robustclip.scores.wrappers import Averaged
 from robustclip.types import FREE, Cost, Pixels, Score
 
-GoalCheck: TypeAlias = Callable[
-    [Pixels, Tensor], tuple[Tensor, Cost]
-]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
+# (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
+GoalCheck: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]
 
 
 def at_its_word(points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
-    """The search's own margins decide."""
+    """Take the margins that the search reported."""
     return margins > 0, Cost()
 
 
 def draws_of(score: Score) -> int:
-    """How many draws are averaged in each answer."""
+    """How many draws of the defense each answer of the score averages."""
     return score.draws if isinstance(score, Averaged) else 1
 
 
 class Suspicion(NamedTuple):
-    """A point [1, 3, S, S] of the ball that a check takes for one that reaches the goal: to be judged like
-    any other attack's.
+    """A point [1, 3, S, S] of the ball that reaches the goal, according to a check; the probe has yet to
+    judge it.
 
-    `attack` came there, with `draws` averaged in each answer, and raised `loss` if that is not what the
-    attacked score raises.
+    `attack` found it with `draws` averaged in each answer. It raised `loss`, if that is not the score's own
+    loss.
     """
 
     pixels: Pixels
@@ -47,7 +42,7 @@ class Suspicion(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a check says, what it took, and what it found on its way."""
+    """What a check says, what it cost, and the point that it met, if any."""
 
     diagnostic: Diagnostic
     cost: Cost = FREE

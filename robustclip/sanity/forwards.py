@@ -1,7 +1,6 @@
-"""Does the forward pass do what it says: draw where it is randomized, go without autograd, judge each row by
-itself?
+"""Checks of the forward pass: random when it should be, no autograd inside, the same in any batch?
 
-Each check says how many rows it asked about.
+Each check also returns how many rows it classified.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +26,8 @@ from robustclip.types import Classifier, Logits, Pixels, Seeds
 def randomness(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int
 ) -> tuple[list[Diagnostic], int]:
-    """M9: logits differ between draws and the attack averaged none. M10: declared randomized, yet the draws
-    are identical.
-
-    What M10 asks of replayed noise beside that is left to the verdict, which counts successes on fresh draws
-    only.
+    """M9: logits differ between draws, but the attack averaged none. M10: declared randomized, but all draws
+    agree.
     """
     streams = torch.cat([derive(seeds, f"draw-{index}") for index in range(DRAWS)])
     with torch.no_grad():
@@ -46,10 +42,9 @@ def randomness(
 def dynamic_forward(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool
 ) -> tuple[Diagnostic, int, Logits]:
-    """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed,
-    and no other way tried.
+    """M11: a forward pass that optimises has no exact gradient; `exact` says that the defense claims one.
 
-    With the logits of that pass.
+    Also returns the logits of that pass.
     """
     with torch.no_grad(), _Recorder() as recorder:
         logits = classifier(pixels, seeds)
@@ -65,7 +60,7 @@ def dynamic_forward(
 def batch_coupling(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, alone: Logits
 ) -> tuple[Diagnostic, int]:
-    """M12: the logits of a row `alone` [1, C] and among seven noisy neighbours."""
+    """M12: do the logits `alone` [1, C] change when seven noisy rows share the batch?"""
     neighbours = row_uniform(
         torch.cat([derive(seeds, f"mate-{index}") for index in range(MATES)]),
         tuple(pixels.shape[1:]),
@@ -80,9 +75,7 @@ def batch_coupling(
 
 
 class _Recorder(TorchFunctionMode):
-    """Counts operations that record a gradient although the caller asked for none: somebody switched autograd
-    on again.
-    """
+    """Counts operations that record a gradient although the caller turned autograd off."""
 
     def __init__(self) -> None:
         super().__init__()

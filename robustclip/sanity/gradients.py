@@ -1,4 +1,4 @@
-"""Is the gradient there, of the right size, true, and of a loss that is not saturated?"""
+"""Checks of the gradient: is it there, of the right size, true, and of a loss that is not saturated?"""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeGuard
@@ -29,8 +29,8 @@ _BESIDE = Linf(radius=1 / 255)
 
 
 class Climb(NamedTuple):
-    """What an attack on one picture saw from a random start: value and margin [T], and the largest share of
-    zero entries in any of its gradients.
+    """What was recorded from one random start: value and margin [T], and the largest share of zero gradient
+    entries.
     """
 
     value: Tensor
@@ -39,28 +39,27 @@ class Climb(NamedTuple):
 
 
 class Climbing:
-    """Watches an attack on one picture climb `score`. `of` says from where it may be believed: the picture
-    itself may be a stationary point.
+    """Records an attack on one picture that climbs `score`.
+
+    Only random starts are used: the picture itself may be a stationary point of the score.
     """
 
     def __init__(self, score: Score) -> None:
         self.score = Watched(score)
 
     def of(self, attack: PGD, attacked: Attacked) -> Climb:
-        """What was seen from the first random start."""
+        """What was recorded from the first random start."""
         seen = attack.seen_from("random")
-        points, (wave, row) = (
-            slice(seen.start, seen.stop),
-            divmod(seen.start // len(seen), SIDE_BY_SIDE),
-        )  # starts climb side by side, a row each
+        points = slice(seen.start, seen.stop)
+        wave, row = divmod(seen.start // len(seen), SIDE_BY_SIDE)  # several starts share a batch, a row each
         calls = self.score.shares[wave * len(seen) : (wave + 1) * len(seen)]
         zero_share = max((share for shares in calls for share in shares[row : row + 1].tolist()), default=0.0)
         return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], zero_share)
 
 
 def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
-    """Whether an attack tells by itself what gradients in that ball are worth: PGD to its end from a random
-    point, in ten steps or more.
+    """Whether an attack says enough about gradients in that ball: PGD, random start, ten steps or more, no
+    early stop.
     """
     if not isinstance(attack, PGD) or attack.ball != ball or attack.stop != "never":
         return False
@@ -68,32 +67,28 @@ def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
 
 
 def climb_of(ball: BallSpec) -> PGD:
-    """The least attack of which `climbs` is true."""
+    """The cheapest attack for which `climbs` is true."""
     return PGD(ball=ball, steps=CLIMB_STEPS, starts=("random",), stop="never")
 
 
 def zero_gradient(
     score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0
 ) -> tuple[Diagnostic, Cost]:
-    """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the
-    largest share that an attack met.
-    """
+    """M1 at a random neighbour of the pixels (the picture may be a stationary point) and along an attack."""
     near = _BESIDE.sample(pixels, derive(seeds, "gradient"))
     evaluation = score(near, seeds, grad=True)
     return zero_gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
 
 
 def zero_gradient_along(zero_share: float) -> Diagnostic:
-    """M1 by the largest share that an attack met, which began beside the picture."""
+    """M1 from the largest share of zeros that an attack met."""
     return ZERO_GRADIENT.seen(zero_share, zero_share > ZERO_GRADIENT.threshold)
 
 
 def gradient_scale(
     defended: Score, undefended: Score, pixels: Pixels, seeds: Seeds
 ) -> tuple[Diagnostic, Cost]:
-    """M2: the norm of the gradient through the defense over the norm without it; out of scale is also what is
-    1e4 times too long.
-    """
+    """M2: gradient norm through the defense over the norm without it; a ratio above 1e4 fires, too."""
     through, without = defended(pixels, seeds, grad=True), undefended(pixels, seeds, grad=True)
     norms = [0.0 if part.grad is None else part.grad.double().norm().item() for part in (through, without)]
     ratio = norms[0] / max(norms[1], 1e-30)
@@ -103,10 +98,9 @@ def gradient_scale(
 
 
 def wrong_gradient(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
-    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions; for
-    gradients declared exact.
+    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions.
 
-    Every point is asked on the same draw, so that the check holds for one draw of a randomized defense, too.
+    For gradients declared exact. All points share one draw, so the check also holds for a randomized defense.
     """
     evaluation = score(pixels, seeds, grad=True)
     gradient = torch.zeros_like(pixels) if evaluation.grad is None else evaluation.grad
@@ -132,11 +126,10 @@ def saturation(
     standing: bool,
     judge: GoalCheck = at_its_word,
 ) -> Finding:
-    """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what
-    cross-entropy left, other losses are tried.
+    """M4: a clean decision so sure that cross-entropy has no slope left.
 
-    Hard, other than in ROBUSTNESS 3, where one of them succeeds: then the decision is broken, and the attack
-    that failed was of no use.
+    If cross-entropy failed (`standing`), other losses are tried. Where one of them succeeds the flag is hard:
+    the decision is broken, and the attack that failed says nothing.
     """
     seen = score(pixels, seeds, grad=False)
     surest, cost = 0.0 if seen.logits is None else seen.logits.double().softmax(dim=1).max().item(), seen.cost
@@ -159,10 +152,10 @@ def saturation(
 
 
 def flat_loss(value: Tensor, margin: Tensor) -> Diagnostic:
-    """M14 from what an attack saw from one start, `value` and `margin` [T].
+    """M14 from the value and margin [T] of an attack from one start: does the loss still rise in the last
+    half?
 
-    An attack that reached its goal had no need to rise further: it raises no flag, other than in ROBUSTNESS
-    3, which looks at the start alone.
+    An attack that reached its goal had no need to rise further and raises no flag.
     """
     half = (len(value) + 1) // 2
     spread = (value.max() - value.min()).item()
@@ -172,8 +165,8 @@ def flat_loss(value: Tensor, margin: Tensor) -> Diagnostic:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A score whose gradients are looked at: `shares` has the share of zero entries in each row of each call,
-    0 where no gradient was asked.
+    """A score that records the share of zero gradient entries of each row in each call (0 without a
+    gradient).
     """
 
     score: Score

@@ -1,4 +1,4 @@
-"""Does a weaker attack succeed where a stronger one fails? Then the stronger one is not what it is called."""
+"""Does a weaker attack succeed where a stronger one fails? Then the stronger one was not strong."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ from robustclip.types import Attack, Cost, Pixels, Score, Seeds
 
 
 def transfer_beats_adaptive(transfer_success: bool, adaptive_success: bool) -> Diagnostic:
-    """M5: an attack that does not know the defense must not succeed where one that does fails."""
+    """M5: an attack that ignores the defense must not succeed where one that knows it fails."""
     fired = transfer_success and not adaptive_success
     return TRANSFER_BEATS_ADAPTIVE.seen(float(fired), fired)
 
@@ -39,7 +39,7 @@ def black_box_beats_white_box(black_box_success: bool, adaptive_success: bool) -
 def square_beats_white_box(
     score: Score, pixels: Pixels, seeds: Seeds, ball: BallSpec, judge: GoalCheck = at_its_word
 ) -> Finding:
-    """M6 where no black-box attack was tried and gradients failed: Square, 64 queries."""
+    """M6 where gradients failed and no black-box attack was run: Square with 64 queries."""
     attack = Square(ball=ball, queries=QUERIES)
     attacked = attack(score, pixels, derive(seeds, "square"))
     reached, cost = judge(attacked.pixels, attacked.margin)
@@ -76,15 +76,13 @@ def noise_beats_gradient(
 
 
 def not_monotone(reached: Sequence[bool]) -> Diagnostic:
-    """M8 over attacks in rising order of radius or of steps, each by itself: none may fail after a weaker one
-    succeeded.
-    """
+    """M8: of attacks in rising order of radius or steps, none may fail after a weaker one succeeded."""
     lost = sum(any(reached[:index]) and not success for index, success in enumerate(reached))
     return NOT_MONOTONE.seen(float(lost), lost > NOT_MONOTONE.threshold)
 
 
 def half_way(ball: BallSpec) -> PGD:
-    """Five steps from a random point to half the radius."""
+    """PGD with five steps from a random point in half the radius."""
     return PGD(
         ball=ball.model_copy(update={"radius": ball.radius / 2}),
         steps=HALF_STEPS,
@@ -94,14 +92,14 @@ def half_way(ball: BallSpec) -> PGD:
 
 
 def single_step(ball: BallSpec) -> PGD:
-    """One step of the whole radius from the picture."""
+    """One step of the whole radius from the picture (FGSM)."""
     return PGD(ball=ball, steps=1, step=ball.radius or None, starts=("zero",), stop="never")
 
 
 def unbounded_attack_fails(
     attack: Attack, score: Score, pixels: Pixels, seeds: Seeds
 ) -> tuple[Diagnostic, Cost]:
-    """M13: with a radius of 64/255 nothing stands; an attack that fails there is the attack's failure."""
+    """M13: no decision withstands a radius of 64/255; an attack that fails there is at fault itself."""
     attacked = attack(score, pixels, seeds)
     failed = bool((attacked.margin <= 0).any())
     return UNBOUNDED_ATTACK_FAILS.seen(float(failed), failed), attacked.cost

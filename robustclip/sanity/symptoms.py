@@ -1,6 +1,6 @@
-"""The table of symptoms: what each check looks for, when it fires, what it says, and what it may cost.
+"""The table of symptoms: what each check measures, when it fires, what it says, and what it may cost.
 
-M15 is missing: it compares accuracies over many pictures (training/measuring/evaluation/checks.py).
+M15 is missing here: it compares accuracies over many pictures (training/measuring/evaluation/checks.py).
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,7 @@ Severity: TypeAlias = Literal["hard", "soft"]
 
 
 class Diagnostic(BaseModel):
-    """One symptom: `fired` says whether `number` crossed `threshold`, `sentence` what the number is, `advice`
-    what to do when it fired.
-    """
+    """The result of one check: `number` is what it measured, and `sentence` says what that is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,11 +30,11 @@ class Diagnostic(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Symptom:
-    """A symptom that can be looked for.
+    """A sign of masked gradients, and how a check looks for it.
 
-    cost   most passes that looking takes, for one draw of the defense; none where another check or an attack
-           already paid
-    draws  most draws of a randomized defense that looking averages
+    cost   most passes that the check takes with one draw of the defense; free if an attack or another check
+           has paid already
+    draws  most draws of a randomized defense that the check averages
     """
 
     id: str
@@ -49,11 +47,11 @@ class Symptom:
     draws: int = 1
 
     def bill(self, eot: int) -> Cost:
-        """Most passes when the attack averages `eot` draws in each gradient."""
+        """Most passes if the attack averages `eot` draws in each gradient."""
         return self.cost.times(self.averages(eot))
 
     def averages(self, eot: int) -> int:
-        """Draws that the check averages when the attack averages `eot`."""
+        """How many draws the check averages if the attack averages `eot`."""
         return min(eot, self.draws)
 
     def seen(self, number: float, fired: bool, *, severity: Severity | None = None) -> Diagnostic:
@@ -69,14 +67,14 @@ class Symptom:
         )
 
 
-CLIMB_STEPS = 10  # fewer of the attack's own say too little about its gradients
-HALF_STEPS = 5  # to half the radius
+CLIMB_STEPS = 10  # fewer steps say too little about an attack's gradients
+HALF_STEPS = 5  # of the attack on half the radius
 DIRECTIONS = 16
 NOISY_COPIES = 8
 QUERIES = 64
 DRAWS = 5
 MATES = 7
-DOUBTS = 16  # fresh draws of a randomized defense on which what a check found must hold
+DOUBTS = 16  # fresh draws of a randomized defense on which a success must be confirmed
 
 CLIMB = Cost(CLIMB_STEPS + 1, CLIMB_STEPS)
 _THROUGH = "Attack through a surrogate (BPDA), from the undefended model, or without gradients (Square)."
