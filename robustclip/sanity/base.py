@@ -28,8 +28,7 @@ def draws_of(score: Score) -> int:
 
 
 class Suspicion(NamedTuple):
-    """A point [1, 3, S, S] of the ball that reaches the goal, according to a check; the probe has yet to
-    judge it.
+    """A point [1, 3, S, S] of the ball that a check says reaches the goal; the probe has yet to judge it.
 
     `attack` found it with `draws` averaged in each answer. It raised `loss`, if that is not the score's own
     loss.

@@ -115,8 +115,7 @@ class Suspect:
         return averaged(self.one_draw, draws) if draws > 1 else self.one_draw
 
     def judge(self, points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
-        """Which points [n] reach the goal: by their margins, or for a randomized defense in most of 16 fresh
-        draws.
+        """Which points [n] reach the goal: by their margins, or if randomized in most of 16 fresh draws.
 
         Fresh draws, because a search selects those draws on which it happened to succeed.
         """

@@ -26,9 +26,7 @@ from robustclip.types import Classifier, Logits, Pixels, Seeds
 def randomness(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int
 ) -> tuple[list[Diagnostic], int]:
-    """M9: logits differ between draws, but the attack averaged none. M10: declared randomized, but all draws
-    agree.
-    """
+    """M9: logits differ between draws, but the attack averaged none. M10: all draws of random noise agree."""
     streams = torch.cat([derive(seeds, f"draw-{index}") for index in range(DRAWS)])
     with torch.no_grad():
         logits = classifier(pixels.expand(DRAWS, -1, -1, -1), streams)

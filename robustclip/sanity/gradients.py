@@ -29,9 +29,7 @@ _BESIDE = Linf(radius=1 / 255)
 
 
 class Climb(NamedTuple):
-    """What was recorded from one random start: value and margin [T], and the largest share of zero gradient
-    entries.
-    """
+    """What was recorded from a random start: value and margin [T], largest share of zero gradient entries."""
 
     value: Tensor
     margin: Tensor
@@ -58,9 +56,7 @@ class Climbing:
 
 
 def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
-    """Whether an attack says enough about gradients in that ball: PGD, random start, ten steps or more, no
-    early stop.
-    """
+    """Whether an attack says enough about gradients: PGD, random start, ten steps or more, no early stop."""
     if not isinstance(attack, PGD) or attack.ball != ball or attack.stop != "never":
         return False
     return attack.steps >= CLIMB_STEPS and bool(attack.seen_from("random"))
@@ -152,8 +148,7 @@ def saturation(
 
 
 def flat_loss(value: Tensor, margin: Tensor) -> Diagnostic:
-    """M14 from the value and margin [T] of an attack from one start: does the loss still rise in the last
-    half?
+    """M14 from value and margin [T] of an attack from one start: does the loss rise in the last half?
 
     An attack that reached its goal had no need to rise further and raises no flag.
     """
@@ -165,9 +160,7 @@ def flat_loss(value: Tensor, margin: Tensor) -> Diagnostic:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A score that records the share of zero gradient entries of each row in each call (0 without a
-    gradient).
-    """
+    """A score that records the share of zero gradient entries per row and call (0 without a gradient)."""
 
     score: Score
     shares: list[Tensor] = field(default_factory=list[Tensor])

@@ -105,9 +105,7 @@ def self_test(
 
 @dataclass(frozen=True, eq=False)
 class _Readout:
-    """The classifier of a problem: the projection of features on `weights` [E], from `center` [E], against a
-    threshold.
-    """
+    """A problem's classifier: features projected on `weights` [E] from `center` [E], against a threshold."""
 
     embed: Embed
     toll: Toll
@@ -137,8 +135,7 @@ class _Problem(NamedTuple):
 def _pose(
     embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, share: Share
 ) -> tuple[_Problem | None, Cost]:
-    """Draw the points, fit the readout, put its threshold midway between the surface and the nearest inner
-    point.
+    """Draw the points, fit the readout, put its threshold midway between surface and nearest inner point.
 
     None if the surface point lies among the inner ones.
     """
