@@ -114,14 +114,6 @@ class _Readout:
     threshold: float
     labels: tuple[str, ...] = ("inner", "boundary")
 
-    @property
-    def passes(self) -> Cost:
-        return self.toll.passes
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return self.toll.gradient_passes
-
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         level = (self.embed(pixels, seeds).float() - self.center) @ self.weights - self.threshold
         return torch.stack([-level / 2, level / 2], dim=1)

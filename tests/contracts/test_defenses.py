@@ -249,12 +249,13 @@ def test_what_it_takes_of_the_image_tower_is_what_it_declares(
         run(PIXELS[:2].clone().requires_grad_(), SEEDS[:2]).sum().backward()
     finally:
         watching.remove()
-    assert served == Cost(classifying, 0).plus(defense.passes).times(2)
+    assert served == Cost(classifying, 0).plus(defense.toll.passes).times(2)
     climbed = Cost(seen[0] - served.forward, seen[1] - served.backward)
-    declared = Cost(classifying, classifying).plus(defense.passes).plus(defense.gradient_passes).times(2)
+    passes, gradient_passes = defense.toll
+    declared = Cost(classifying, classifying).plus(passes).plus(gradient_passes).times(2)
     assert climbed.forward == declared.forward
     assert climbed.backward == declared.backward or (
-        defense.gradient_passes != FREE and climbed.backward < declared.backward
+        gradient_passes != FREE and climbed.backward < declared.backward
     )
 
 
