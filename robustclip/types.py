@@ -173,18 +173,6 @@ class Defense(Spending, Protocol):
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor: ...
 
 
-class DefenseSpec(Protocol):
-    """A defense as data (a frozen pydantic model with `kind`).
-
-    `bind` returns the defense that runs. It may cost a pass through a tower, so bind once.
-    """
-
-    @property
-    def kind(self) -> str: ...
-
-    def bind(self, encoder: ImageEncoder) -> Defense: ...
-
-
 Embed: TypeAlias = Callable[[Pixels, Seeds], Features]  # through all defenses and the image tower
 Guard: TypeAlias = Callable[[Score], Score]  # wraps an attacked score, as with a device's lock or a deadline
 Share: TypeAlias = Callable[[Classifier], Classifier]  # the same for a classifier that only judges
