@@ -339,8 +339,8 @@ SHORT: list[Options] = [{"kind": "total_variation", "weight": 0.01, "iterations"
 def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(
     chain: str | list[Options], encoder: TorchImageEncoder
 ) -> None:
-    """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the
-    defense is not.
+    """What looks robust to an attacker who ignores the defense is not (Athalye et al. 2018, arXiv
+    1802.00420).
     """
     pixels, targets = gratings(32, seed=33)
     seeds = draw_seeds(33, 32)
