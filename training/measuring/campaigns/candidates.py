@@ -34,7 +34,8 @@ from training.measuring.campaigns.campaign import Entry, Learned, Round, TableGa
 from training.measuring.campaigns.opened import Opened
 from training.measuring.evaluation.comparison import percentile_interval, redrawn_means
 from training.measuring.evaluation.question import Question, Seed
-from training.measuring.evaluation.rows import SUBSET_SEED, Row
+from training.measuring.evaluation.rows import Row
+from training.measuring.evaluation.subjects import SUBSET_SEED
 from training.options import DEFAULT_RUNS
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
