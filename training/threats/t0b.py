@@ -68,8 +68,9 @@ class T0b(BallLevel):
         return AtLevel(worst, {**attack, **self.named(effort)})
 
     def bill(self, victim: Victim, within: ThreatSet[Linf], effort: Effort) -> Bill:
-        made = len(SCORES) * len(effort.surrogates) * (3 * STEPS + 1)
-        return Bill(judged(victim), len(victim.pictures.indices) * made, ",".join(effort.surrogates))
+        versions = len(SCORES) * len(effort.surrogates)  # each is judged by itself
+        made = len(victim.pictures.indices) * versions * (3 * STEPS + 1)
+        return Bill(versions * judged(victim), made, ",".join(effort.surrogates))
 
     def check(self, effort: Effort, *, measured: bool, reported: bool) -> None:
         if measured != bool(effort.surrogates):
