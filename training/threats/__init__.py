@@ -1,8 +1,14 @@
-"""The table of threat levels, in the order of the results page. A new level is a file beside this and a line
-here: `robustclip evaluate`, `train`, `select` and `suite`, their plans and checks, and all pages then have
-it.
+"""Threat levels: what an attacker knows, and accuracy against it over a data set.
 
-A file is named and not imported: the results page reads the order from here, and is made without tensors.
+`base` says what a level is, `balls` what those in a ball have in common, `judging` how a victim is judged;
+`transfers` makes pictures against other prompts, `surrogates` against other networks; `bank` holds the
+attacked embeddings that prompts are tuned on. Finished parts are kept on disk under a digest of all that they
+depend on.
+
+Below is the table of levels, in the order of the results page. A new level is a file beside this and a line
+here: `robustclip evaluate`, `train`, `select` and `suite`, their plans and checks, and all pages then have
+it. A file is named and not imported, because the results page reads the order from here and is made without
+tensors.
 """
 
 THREAT_LEVELS = {
