@@ -83,7 +83,7 @@ class Bypassed(Wrapper):
         with torch.no_grad():
             defended = self.defense(pixels, seeds)
         seen = self.score(defended, seeds, grad=grad)
-        return seen._replace(cost=seen.cost.plus(self.defense.passes.times(len(pixels))))
+        return seen._replace(cost=seen.cost.plus(self.defense.toll.passes.times(len(pixels))))
 
 
 def bypassed(score: Score, defense: Defense) -> Bypassed:

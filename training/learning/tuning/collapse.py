@@ -1,5 +1,7 @@
-"""Collapse, the trivial solutions: under consistency losses clean and attacked predictions agree because both
-are uniform; under distillation teacher or student answers one label whatever the picture.
+"""Detects trivial solutions: all predictions are uniform, or teacher and student always answer one label.
+
+The first satisfies consistency losses (clean and attacked predictions agree), the second distillation, where
+teacher and student need not even agree.
 """
 
 import math
