@@ -17,8 +17,6 @@ if TYPE_CHECKING:  # these import torch, and --help must not wait for it
 _FLAGS = {
     "attacks": "--eps",
     "attacks/0/ball/radius": "--eps",
-    "attacks/0": "--attack",
-    "attacks/0/kind": "--attack",
     "attacks/0/steps": "--steps",
     "attacks/0/restarts": "--restarts",
     "true_label": "--true-label",
@@ -179,7 +177,10 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
         try:
             return ProbeOptions.model_validate(asked)
         except ValidationError as error:
-            raise invalid_input(error, asked) from error
+            refusal = invalid_input(error, asked)
+            if arguments.attack is not None and re.match(r"attacks/\d+(?!\d|/ball)", refusal.field or ""):
+                refusal.field = "--attack"
+            raise refusal from error
 
 
 def _attack_of(text: str) -> dict[str, Any]:
