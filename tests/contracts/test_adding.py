@@ -148,11 +148,11 @@ def test_a_training_method_is_one_file_and_one_name(tmp_path: Path) -> None:
     table.write_text(
         'title = "Toys"\nsays = "Few."\nbackbone = "tiny"\ndata = ["caltech-101"]\nshots = 3\nseeds = [0]\n'
         "max_passes = 100\n"
-        'methods.smoothed_coop.objective = {kind = "smoothed_coop", epochs = 1, vectors = 2}\n'
+        'methods.smoothed-coop.objective = {kind = "smoothed_coop", epochs = 1, vectors = 2}\n'
         'measures = [{threats = ["clean"]}]\n',
         encoding="utf-8",
     )
     clone.run("-c", START, "suite", str(table), "--data", str(tmp_path), *stored, "--runs", str(runs))
-    assert "| smoothed_coop@" in clone.run("-c", RENDER, str(table.with_suffix(".json")))
+    assert "| smoothed-coop" in clone.run("-c", RENDER, str(table.with_suffix(".json")))
     clone.keeps("test_objectives.py", "smoothed_coop")
     clone.layers_hold()
