@@ -13,15 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
-from robustclip.certificates.certify import CertifyOptions
+from robustclip.certificates.certify import Certificate, CertifyOptions
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.types import Cost
+from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Billed, billed, settle
-from training.measuring.certified.facts import certified_facts, holds
+from training.measuring.certified.facts import certified_facts
 from training.measuring.certified.subjects import CertifiedQuestion, open_smoothed
 from training.measuring.evaluation.plan import duration, seconds_per_pass
 from training.measuring.evaluation.question import NO_DEFENSE
 from training.measuring.pages.certified import counted, rule_words
+from training.measuring.schema.certified import Certified
 from training.memory import keep_freed_memory
 from training.options import DEFAULT_RUNS, check_device, default_store, option_of, read_fields, words
 from training.progress import bar
@@ -84,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for subject in subjects
         ]
     if arguments.json:
-        print(json.dumps({"kind": "certified", "results": results}))
+        print(json.dumps({"kind": "certified", "results": [row.as_json() for row in results]}))
     else:
         _print(results)
-    return 0 if all(map(holds, results)) else _REFUTED
+    return 0 if all(row.holds for row in results) else _REFUTED
 
 
 def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
@@ -248,24 +250,23 @@ def _as_facts(bill: Billed) -> dict[str, object]:
     return {**about, **{name: cost.charged for name, cost in parts.items()}, "charged": bill.charged}
 
 
-def _print(results: Sequence[dict[str, Any]]) -> None:
+def _print(results: Sequence[Certified]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=170)
     for row in results:
-        console.print(
-            f"{rule_words(row)}: {row['backbone']}, {row['data']} {row['split']}, {row['n']} pictures"
-        )
+        console.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
         table = Table("", "per cent (95 % interval)")
         for label, cell in counted(row).items():
             table.add_row(label, cell)
         console.print(table)
-        for wrong in row.get("refuted", ()):
-            certificate, attempt = wrong["certificate"], wrong["attempt"]
+        for wrong in row.refuted:
+            certificate = Certificate.model_validate(wrong.certificate)
+            attempt = Attempt.model_validate(wrong.attempt)
             console.print(
-                f"refuted: {wrong['picture']}, certified {certificate['label']!r} within "
-                f"{certificate['radius_l2']:.4g} (L2), has "
-                f"{attempt['hits']} of {attempt['votes']} votes at distance {attempt['distance']:.4g}."
+                f"refuted: {wrong.picture}, certified {certificate.label!r} within "
+                f"{certificate.radius_l2:.4g} (L2), has "
+                f"{attempt.hits} of {attempt.votes} votes at distance {attempt.distance:.4g}."
             )
-        if row["exploratory"]:
+        if row.exploratory:
             console.print(
                 "Exploratory: some of this noise had answered another question before, so alpha does not "
                 "hold."

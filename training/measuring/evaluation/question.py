@@ -2,9 +2,9 @@
 multiply.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,7 @@ from robustclip.attacks.pgd import MAX_STARTS
 from robustclip.attacks.square import MAX_QUERIES
 from robustclip.threat import LinfRadius
 from training.data.sources import Source
+from training.measuring.schema.rows import Condition
 from training.threats.defended import QUERIES, QUERY_DRAWS
 from training.threats.judging import GRADIENT_DRAWS
 from training.threats.levels import T2_STEPS, Level
@@ -86,16 +87,14 @@ class Question(BaseModel):
         return taken
 
 
-def effort_of(facts: Mapping[str, Any]) -> dict[str, int]:
-    """What the attack behind a row took, the most telling first: what the row names (`Question.unusual`),
+def effort_of(line: Condition) -> dict[str, int]:
+    """What the attack behind a line took, the most telling first: what the line names (`Question.unusual`),
     else the level's own.
     """
-    numbers = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(facts["threat"], {})
-    return {
-        name: facts.get(name, number)
-        for name, number in {**numbers, "draws": _own_draws(facts["threat"]), "restarts": 1}.items()
-    }
+    numbers = {"T2": {"steps": T2_STEPS}, "black-box": {"queries": QUERIES}}.get(line.threat, {})
+    numbers |= {"draws": _own_draws(line.threat), "restarts": 1}
+    return numbers | line.part(*numbers)
 
 
-def _own_draws(threat: Threat) -> int:
+def _own_draws(threat: str) -> int:
     return QUERY_DRAWS if threat == "black-box" else GRADIENT_DRAWS

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -39,6 +39,7 @@ from training.measuring.evaluation.cells import (
 )
 from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.measuring.evaluation.question import NO_DEFENSE, Question, Threat
+from training.measuring.schema.rows import Result
 from training.threats.defended import measure_black_box, measure_static
 from training.threats.judging import AtLevel, Pictures, jury_of
 from training.threats.levels import T2_STEPS, WITHIN_T3, Level, measure_level
@@ -81,11 +82,11 @@ class Subject:
 
 
 class Row(NamedTuple):
-    """One number with its facts, as JSON; how its prompt set was asked for; the pictures behind it, by folder
-    and name; whether each was right.
+    """One number; how its prompt set was asked for; the pictures behind it, by folder and name; whether each
+    was right.
     """
 
-    facts: dict[str, Any]
+    result: Result
     asked: str
     folder: Path
     pictures: tuple[str, ...]
@@ -178,7 +179,7 @@ def answer(
             continue
         names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
         yield Row(
-            _facts(question, subject, threat, eps, found),
+            _result(question, subject, threat, eps, found),
             subject.asked,
             subject.source.folder.resolve(),
             names,
@@ -319,12 +320,10 @@ def _measure(
     )
 
 
-def _facts(
-    question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel
-) -> dict[str, Any]:
+def _result(question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel) -> Result:
     measured, source = found.measured, subject.source
     share = accuracy(measured.correct)
-    return {
+    values = {
         "backbone": subject.backbone,
         "prompt_set": subject.prompt_set,
         **_seen(subject),
@@ -350,6 +349,7 @@ def _facts(
         "cost": measured.cost._asdict(),
         "command": _command(question, subject, threat, eps),
     }
+    return Result.model_validate(values)
 
 
 def _seen(subject: Subject) -> dict[str, int | str]:

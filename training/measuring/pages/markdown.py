@@ -1,6 +1,4 @@
-"""Tables as Markdown, for the pages that are made from committed JSON. No tensors, so that a page is made in
-no time.
-"""
+"""Tables and sections as Markdown, for the page that is made from committed JSON."""
 
 from collections.abc import Sequence
 
@@ -13,3 +11,8 @@ def table(names: Sequence[str]) -> list[str]:
 def line(cells: Sequence[str]) -> str:
     """One row."""
     return f"| {' | '.join(cells)} |"
+
+
+def section(name: str, title: str, about: str, says: str, lines: Sequence[str]) -> str:
+    """The section of `results/NAME.json`: what it is about, what it says, and its tables."""
+    return "\n".join([f"## {title}", "", f"{about} (`results/{name}.json`).", "", says, "", *lines, ""])
