@@ -15,11 +15,10 @@ from training.measuring.campaigns.declaration import Table, read_table, rounds_o
 from training.measuring.campaigns.forecast import forecast
 from training.measuring.campaigns.opened import Opened
 from training.measuring.campaigns.record import read_record
-from training.measuring.evaluation.checks import headlines, masking_checks
-from training.measuring.evaluation.comparison import compare, over_data, over_seeds
 from training.measuring.evaluation.illusions import illusions
 from training.measuring.evaluation.question import Question
 from training.measuring.evaluation.rows import Row
+from training.measuring.evaluation.summary import summary
 from training.measuring.pages.results import FOLDER
 from training.measuring.pages.wording import absent
 from training.measuring.schema.files import Gap, Method, TableFile, Training
@@ -115,10 +114,8 @@ def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, comman
     that fired, and how many there were.
     """
     rows = [row for row in found if isinstance(row, Row)]
-    results = tuple(row.result for row in rows)
-    checks = masking_checks(results)
     declared = table.declared
-    wide = over_data(rows, against=declared.against)
+    whole = summary(rows, against=declared.against)
     return TableFile(
         title=declared.title,
         says=declared.says.strip(),
@@ -126,16 +123,16 @@ def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, comman
         max_passes=declared.max_passes,
         methods=_methods(table),
         defenses=declared.defenses,
-        results=results,
-        paired=tuple(compare(rows, against=declared.against)),
+        results=whole.results,
+        paired=whole.paired,
         illusions=tuple(illusions(rows)),
-        over_seeds=tuple(over_seeds(rows)),
-        over_data=tuple(wide.means),
-        paired_over_data=tuple(wide.paired),
-        left_out_over_data=tuple(wide.left_out),
-        checks=tuple(check for check in checks if check.fired),
-        checks_made=len(checks),
-        headlines=tuple(headlines(results, checks)),
+        over_seeds=whole.over_seeds,
+        over_data=whole.over_data,
+        paired_over_data=whole.paired_over_data,
+        left_out_over_data=whole.left_out_over_data,
+        checks=tuple(whole.fired),
+        checks_made=len(whole.checks),
+        headlines=whole.headlines,
         trainings=tuple(_training(learned) for learned in found if isinstance(learned, Learned)),
         missing=tuple(_gap(gap) for gap in found if isinstance(gap, TableGap)),
     )

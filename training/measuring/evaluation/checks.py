@@ -1,8 +1,8 @@
-"""Masking checks over measured rows, and the headlines they allow. What a stronger attacker finds less of is
-a sign of a blind attack, not of safety.
+"""Masking checks over measured rows, and the headlines that they allow. Where a stronger attacker breaks
+fewer pictures, the attack is blind (Athalye et al. 2018, arXiv 1802.00420, section 3.1): that is no safety.
 
-Names are those of `robustclip/sanity/` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths
-(METHODS 8.5). Only T3 makes a headline, and none that a hard check contradicts: such a cell is inconclusive.
+Identifiers and names are those of `robustclip/sanity/`. Two accuracies may differ by the half-width of their
+Wilson intervals. Only T3 makes a headline; where a hard check contradicts it, the cell is inconclusive.
 """
 
 import itertools
@@ -38,9 +38,7 @@ _SYMPTOMS = {symptom.id: symptom for symptom in (*SYMPTOMS, _M15)}
 
 
 def masking_checks(results: Sequence[Result]) -> list[Check]:
-    """All checks that the rows allow, subject by subject; one that needs a level nobody measured is not
-    there.
-    """
+    """All checks that the rows allow, subject by subject: none that needs a level which was not measured."""
     groups = grouped(results, lambda result: result.key(*SUBJECT))
     return [check for group in groups.values() for check in _of_subject(group)]
 
@@ -52,7 +50,7 @@ def headlines(results: Sequence[Result], checks: Sequence[Check]) -> list[Headli
     found: list[Headline] = []
     for result in (result for result in results if result.threat == HEADLINE):
         against = [check for check in fired(checks) if check.key(*SUBJECT) == result.key(*SUBJECT)]
-        refused = sorted({check.id for check in against if _concerns(check, result.eps)})
+        refused = sorted({check.id for check in against if result.eps in (eps for _, eps in check.rows)})
         share = dict.fromkeys(("accuracy", "low", "high")) if refused else {}
         values = result.part(*SUBJECT, "eps", "n", "accuracy", "low", "high")
         found.append(Headline.model_validate({**values, **share, "refused": refused}))
@@ -62,10 +60,6 @@ def headlines(results: Sequence[Result], checks: Sequence[Check]) -> list[Headli
 def fired(checks: Sequence[Check], *, severity: str = "hard") -> list[Check]:
     """Those that forbid a headline."""
     return [check for check in checks if check.fired and check.severity == severity]
-
-
-def _concerns(check: Check, eps: str) -> bool:
-    return any(row_eps == eps for _, row_eps in check.rows)
 
 
 def _of_subject(group: Sequence[Result]) -> Iterator[Check]:
@@ -97,9 +91,8 @@ def _of_subject(group: Sequence[Result]) -> Iterator[Check]:
         for result in (
             result for result in (full, strongest) if result is not None and parse_radius(eps) >= LARGE_RADIUS
         ):
-            number = result.accuracy
             sentence = f"share that {result.threat} leaves standing at {eps}, where nothing can"
-            yield _check("M13", [result], number > LEFT_STANDING, number, LEFT_STANDING, sentence)
+            yield _check("M13", [result], result.accuracy, LEFT_STANDING, sentence)
     for threat in dict.fromkeys(threat for threat, _ in at if threat != "clean"):
         for smaller, larger in itertools.pairwise([at[threat, eps] for eps in radii if (threat, eps) in at]):
             sentence = f"{threat} leaves more standing at {larger.eps} than at {smaller.eps}"
@@ -126,43 +119,31 @@ def _of_ensemble(strongest: Result) -> Iterator[Check]:
         return
     faced = sum(fell.values()) + round(strongest.accuracy * strongest.n)
     by_noise = fell.get("noise", 0) / max(faced, 1)
-    yield _check(
-        "M7",
-        [strongest],
-        by_noise > NOISE_SHARE,
-        by_noise,
-        NOISE_SHARE,
-        "share of what T2 left standing that noise breaks",
-    )
-    by_square, tolerance = fell.get("square", 0) / strongest.n, _half_width(strongest)
+    sentence = "share of what T2 left standing that noise breaks"
+    yield _check("M7", [strongest], by_noise, NOISE_SHARE, sentence)
     sentence = "share of pictures that Square breaks after every gradient failed"
-    yield _check("M6", [strongest], by_square > tolerance, by_square, tolerance, sentence)
+    by_square = fell.get("square", 0) / strongest.n
+    yield _check("M6", [strongest], by_square, _half_width(strongest), sentence)
 
 
 def _order(id: str, stronger: Result, weaker: Result, sentence: str) -> Iterator[Check]:
-    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width.
+    """Fires if the stronger attack leaves more right than the weaker one by more than the wider half-width.
     Silent about rows of other pictures.
     """
     if stronger.n != weaker.n:  # the same number are the same pictures, those of --limit
         return
-    excess, tolerance = (
-        stronger.accuracy - weaker.accuracy,
-        max(_half_width(stronger), _half_width(weaker)),
-    )
-    yield _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
+    excess, tolerance = stronger.accuracy - weaker.accuracy, max(_half_width(stronger), _half_width(weaker))
+    yield _check(id, [weaker, stronger], excess, tolerance, sentence)
 
 
 def _effort(result: Result) -> tuple[int, ...]:
-    """Rows of the same level may differ in pictures and in what the attack took: a row names only what is not
-    the level's own.
-    """
+    """Pictures, then what the attack took: rows of the same level may differ in both."""
     return (result.n, *effort_of(result).values())
 
 
-def _check(
-    id: str, rows: Sequence[Result], happened: bool, number: float, threshold: float, sentence: str
-) -> Check:
-    found = replace(_SYMPTOMS[id], threshold=threshold, sentence=sentence).seen(number, happened)
+def _check(id: str, rows: Sequence[Result], number: float, threshold: float, sentence: str) -> Check:
+    """Fires if the number is above the threshold."""
+    found = replace(_SYMPTOMS[id], threshold=threshold, sentence=sentence).seen(number, number > threshold)
     about = {**rows[0].part(*SUBJECT), "rows": [(row.threat, row.eps) for row in rows]}
     return Check.model_validate({**about, **found.model_dump(mode="json")})
 

@@ -8,16 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from robustclip.files import write_atomically
-from training.measuring.evaluation.checks import headlines, masking_checks
-from training.measuring.evaluation.comparison import compare, over_data, over_seeds
 from training.measuring.evaluation.matrix import transfer_matrix
 from training.measuring.evaluation.options import EPILOG, add_options, read_question
 from training.measuring.evaluation.plan import Planned, as_facts, described, plan
 from training.measuring.evaluation.question import Question
-from training.measuring.evaluation.rows import Row, Subject, answer, open_subjects
+from training.measuring.evaluation.rows import Subject, answer, open_subjects
+from training.measuring.evaluation.summary import summary
 from training.measuring.evaluation.tables import print_evaluation, print_plan, print_transfer
-from training.measuring.schema.evaluation import Evaluation
-from training.measuring.schema.rows import Result
 from training.memory import keep_freed_memory
 from training.progress import bar
 
@@ -43,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _announce(planned, as_json=arguments.json)
     with bar(quiet=not sys.stderr.isatty()) as progress:
         rows = list(answer(question, subjects, progress=progress, fresh=arguments.fresh))
-    evaluation = _evaluation(rows, per_picture=arguments.per_picture)
+    evaluation = summary(rows, per_picture=arguments.per_picture)
     if arguments.html is not None:
         from training.measuring.evaluation.page import evaluation_page
 
@@ -53,29 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print_evaluation(evaluation)
     return 0
-
-
-def _evaluation(rows: Sequence[Row], *, per_picture: bool) -> Evaluation:
-    def result(row: Row) -> Result:
-        if not per_picture:
-            return row.result
-        own = {"pictures": row.pictures, "correct": row.correct.tolist()}
-        return Result.model_validate({**row.result.as_json(), **own})
-
-    wide = over_data(rows)
-    results = [result(row) for row in rows]
-    checks = masking_checks(results)
-    further = {
-        "paired": compare(rows),
-        "over_seeds": over_seeds(rows),
-        "over_data": wide.means,
-        "paired_over_data": wide.paired,
-        "left_out_over_data": wide.left_out,
-        "checks": checks,
-        "headlines": headlines(results, checks),
-    }
-    present = {name: values for name, values in further.items() if values}
-    return Evaluation.model_validate({"results": results, **present})
 
 
 def _announce(planned: Sequence[Planned], *, as_json: bool) -> None:
@@ -107,7 +81,7 @@ def _transfer(question: Question, subjects: Sequence[Subject], *, as_json: bool)
     with bar(quiet=not sys.stderr.isatty()) as progress:
         rows = list(transfer_matrix(question, subjects, progress=progress))
     if as_json:
-        print(json.dumps({"transfer": [row.as_json() for row in rows]}))
+        print(json.dumps({"transfer": rows}))
     else:
         print_transfer(rows)
     return 0

@@ -6,6 +6,7 @@ knows, and stops later.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from robustclip.errors import InvalidInput
 from robustclip.measuring import accuracy
@@ -13,14 +14,13 @@ from robustclip.threat import Linf, radius_text
 from robustclip.types import Progress
 from training.measuring.evaluation.question import NO_DEFENSE, Question
 from training.measuring.evaluation.rows import Subject
-from training.measuring.schema.rows import Transfer
 from training.threats.judging import judge_made
 from training.threats.transfers import carried_attack, pixels_against
 
 
 def transfer_matrix(
     question: Question, subjects: Sequence[Subject], *, progress: Progress
-) -> Iterator[Transfer]:
+) -> Iterator[dict[str, Any]]:
     """A row for every two prompt sets on the same pictures, and each with itself. InvalidInput behind a
     defense, which the attack can't know.
     """
@@ -62,21 +62,21 @@ def transfer_matrix(
                     what=what,
                 )
                 share = accuracy(measured.correct)
-                yield Transfer(
-                    backbone=made_against.backbone,
-                    data=made_against.source.name,
-                    split=made_against.source.split,
-                    eps=radius_text(eps),
-                    seed=pictures.seed,
-                    n=len(measured.correct),
-                    made_against=made_against.prompt_set,
-                    judged_under=judged_under.prompt_set,
-                    accuracy=share.value,
-                    low=share.low,
-                    high=share.high,
-                    accuracy_8bit=accuracy(measured.correct_8bit).value,
-                    attack={**attack.model_dump(mode="json"), "score": "cross_entropy"},
-                )
+                yield {
+                    "backbone": made_against.backbone,
+                    "data": made_against.source.name,
+                    "split": made_against.source.split,
+                    "eps": radius_text(eps),
+                    "seed": pictures.seed,
+                    "n": len(measured.correct),
+                    "made_against": made_against.prompt_set,
+                    "judged_under": judged_under.prompt_set,
+                    "accuracy": share.value,
+                    "low": share.low,
+                    "high": share.high,
+                    "accuracy_8bit": accuracy(measured.correct_8bit).value,
+                    "attack": {**attack.model_dump(mode="json"), "score": "cross_entropy"},
+                }
 
 
 def _comparable(first: Subject, second: Subject) -> bool:

@@ -1,5 +1,5 @@
-"""An evaluation as one HTML page that needs nothing else: a curve over the radius for each prompt set, every
-row, every check, every difference.
+"""An evaluation as one HTML page without other files: curves over the radius for each prompt set, all rows,
+the checks that fired, all differences.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,7 @@ _CHART_BY = ("backbone", "data", "split", "classes", "defense")
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
-    """The whole page of what `robustclip evaluate --json` prints. Everything that came from outside is
-    escaped.
-    """
+    """The page for what `robustclip evaluate --json` prints. All text from outside is escaped."""
     fired = evaluation.fired
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

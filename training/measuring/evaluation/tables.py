@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -9,13 +10,13 @@ from rich.table import Table
 from training.measuring.pages.wording import attacked
 from training.measuring.schema.base import grouped
 from training.measuring.schema.evaluation import SUBJECT, Check, Evaluation, Headline
-from training.measuring.schema.rows import Mean, MeanOverData, Paired, PairedOverData, Result, Transfer
+from training.measuring.schema.rows import Mean, MeanOverData, Paired, PairedOverData, Result
 
 _WIDE = 170
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Every row with the checks that contradict it, then what follows from the rows."""
+    """Every row with the checks that speak against it, then what follows from the rows."""
     console = _console()
     results = evaluation.results
     flags = _flags(evaluation.fired)
@@ -75,22 +76,23 @@ def print_plan(cells: Sequence[Mapping[str, object]], summary: str) -> None:
     console.print(summary)
 
 
-def print_transfer(rows: Sequence[Transfer]) -> None:
-    """A matrix for each backbone, data set, radius and seed: a row for what pictures were made against, a
-    column for what they are judged under.
+def print_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `transfer_matrix` as a table for each backbone, data set, radius and seed: a line for the
+    prompt set that pictures were made against, a column for the one that they are judged under.
     """
     console = _console()
-    groups = grouped(rows, lambda row: row.key("backbone", "data", "split", "eps", "seed", "n"))
+    about = ("backbone", "data", "split", "eps", "seed", "n")
+    groups = grouped(rows, lambda row: tuple(str(row[name]) for name in about))
     for (backbone, data, split, eps, seed, n), group in groups.items():
-        names = list(dict.fromkeys(row.judged_under for row in group))
+        names = list(dict.fromkeys(row["judged_under"] for row in group))
         table = Table(
             "made against",
             *names,
             title=f"accuracy, judged under: {backbone}, {data} {split}, {n} pictures, {eps}, seed {seed}",
         )
         for made_against in names:
-            cells = {row.judged_under: row for row in group if row.made_against == made_against}
-            table.add_row(made_against, *(f"{cells[name].accuracy:.1%}" for name in names))
+            cells = {row["judged_under"]: row for row in group if row["made_against"] == made_against}
+            table.add_row(made_against, *(f"{cells[name]['accuracy']:.1%}" for name in names))
         console.print(table)
 
 

@@ -186,18 +186,3 @@ class LeftOut(OverData, Named):
     """A prompt set that has no mean, for want of the cells in `missing`."""
 
     missing: tuple[Missing, ...]
-
-
-class Transfer(Accuracy):
-    """Accuracy under one prompt set on pictures that were made against another."""
-
-    backbone: str
-    data: str
-    split: str
-    eps: str
-    seed: int
-    n: int
-    made_against: str
-    judged_under: str
-    accuracy_8bit: float
-    attack: dict[str, JsonValue]
