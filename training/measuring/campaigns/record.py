@@ -1,8 +1,8 @@
-"""What the JSON of a table remembers of earlier sittings: a prompt set that is measured whole needs neither
-its training nor its cells again.
+"""What the JSON of a table has of earlier runs: a prompt set with all its cells there needs neither its
+training nor its cells again.
 
-So a table that was begun on one machine goes on, on another, with this file alone. Prompt sets are not in it:
-what lacks a cell is learned again.
+A table that was begun on one machine is continued on another with this file alone. It holds no prompt sets:
+one that lacks a cell is learned again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from training.measuring.schema.rows import Result
 
 @dataclass(frozen=True)
 class TableRecord:
-    """Trainings and rows of a table, as its JSON has them; both empty where there is none."""
+    """Trainings and rows of a table, as its JSON has them; both are empty where there is no file."""
 
     path: Path = Path()
     trainings: Sequence[Training] = ()
     results: Sequence[Result] = ()
 
     def made(self, method: str, data: str, seed: int, *, run: str) -> Made | None:
-        """What an equal run left, be its prompt set here or not; `run` is the ledger's digest."""
+        """What an equal run left, even without its prompt set; `run`: the ledger's digest."""
         for training in self.trainings:
             if (training.method, training.data, training.seed, training.run) == (method, data, seed, run):
                 return Made.model_validate(training.part(*Made.model_fields))
@@ -40,8 +40,8 @@ class TableRecord:
     def rows(
         self, question: Question, clip: Clip, data: LabelledImages, *, method: str, prompt_set: str
     ) -> tuple[list[Row], int]:
-        """A question's answers about one prompt set, in the order of its conditions, and how many are not
-        there; `data`: what its source opens.
+        """A question's answers about one prompt set, in the order of its conditions, and how many are
+        missing. `data`: what its source opens.
         """
         (source,), (seed,) = question.data, question.seeds
         indices = balanced_subset(data, question.limit, SUBSET_SEED)

@@ -32,11 +32,10 @@ _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")
 _SERVED_VOTES = Smoothing.model_fields["votes"].default
 _EPILOG = f"""Certified is the decision of `robustclip classify --defense smoothing:SIGMA,...`. "Right" and
-"no answer" are told by --n votes, while
-`classify` takes {_SERVED_VOTES} unless its chain names another number: fewer votes leave more pictures
-without an answer. Several values
-of --prompt-set and --sigma multiply; prompt sets share alpha and the noise, which is kept below --runs. A
-killed run goes on where it was.
+"no answer" are decided by --n votes, while `classify` takes {_SERVED_VOTES} unless its chain names another
+number: fewer votes leave more pictures without an answer. Several values of --prompt-set and --sigma
+multiply; prompt sets share alpha and the noise, which is kept below --runs. A killed run continues where it
+stopped.
 
 exit status: 0 nothing speaks against the certificates, 1 an attack refuted one or the votes without kept
 embeddings differ, 2 bad input
@@ -189,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "the chance that one picture's statement is wrong; prompt sets share it",
     )
     one("--defense", NO_DEFENSE, "chain behind the noise, such as bit_depth:4")
-    several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is told")
+    several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is given")
     parser.add_argument(
         "--attack",
         nargs="?",
@@ -218,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summary(bills: Sequence[Billed]) -> str:
-    """One sentence: what is to come and how long it takes at most."""
+    """One sentence: what is left to do, and how long it takes at most."""
     certificates, attacks, direct = (
         sum(part.charged for part in parts)
         for parts in zip(*((bill.certificates, bill.attacks, bill.direct) for bill in bills), strict=True)

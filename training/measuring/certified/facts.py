@@ -1,6 +1,4 @@
-"""What was found about smoothed decisions, as JSON: counts with Wilson's intervals, and the command that
-makes them again.
-"""
+"""The row about a smoothed rule: counts with Wilson's intervals, and the command that makes them again."""
 
 import math
 import shlex
@@ -119,8 +117,8 @@ def _picture(each: Settled) -> dict[str, object]:
 
 
 def _command(subject: SmoothedSubject) -> str:
-    """What makes this one row again: every choice spelled out, the prompt set by its version, alpha as its
-    share.
+    """What makes this one row again: every choice is spelled out, the prompt set by its version, alpha as
+    its share.
     """
     question, options = subject.question, subject.options
     words = ["robustclip", "certified", "--backbone", question.backbone]

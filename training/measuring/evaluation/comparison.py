@@ -1,7 +1,7 @@
-"""What may be said about rows that belong together: two prompt sets on the same pictures, one over several
-seeds, one over several data sets.
+"""What follows from rows that belong together: the difference of two prompt sets on the same pictures, the
+mean of one over several seeds, and over several data sets.
 
-Every interval is a bootstrap over pictures and, where there are several, over seeds; data sets are not drawn:
+Every interval is a bootstrap over pictures and, where there are several, over seeds. Data sets are not drawn:
 each counts the same.
 """
 
@@ -64,8 +64,8 @@ class Cell(NamedTuple):
 
 
 class OverData(NamedTuple):
-    """`means` over data sets, `paired` differences of such means, and who is `left_out` of them, for want of
-    which cells.
+    """`means` over data sets, `paired` differences of such means, and prompt sets that are `left_out` of them
+    because they lack cells.
     """
 
     means: list[MeanOverData]
@@ -77,10 +77,9 @@ def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Paire
     """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on
     the same pictures, `a` named later.
 
-    `against`: only those pairs, as they were asked for, of which one is among these.
+    `against`: only pairs of which one is among these, named as they were asked for.
 
-    McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the
-    same.
+    McNemar's test is made for one seed alone: it needs independent pictures, and several seeds have the same.
     """
     paired: list[Paired] = []
     for second, first in itertools.combinations(_cells(rows), 2):
@@ -121,11 +120,11 @@ def over_seeds(rows: Sequence[Row]) -> list[Mean]:
 
 def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData:
     """Means over data sets, each counted the same, and the paired differences of such means; nothing where
-    only one was measured.
+    only one data set was measured.
 
-    All means under a condition are over the same cells: every data set that anybody was measured on there,
-    with as many pictures as anybody was, and the seeds that all these data sets have, of anybody. Who lacks
-    one of these cells has no mean.
+    All means under a condition are over the same cells: every data set that was measured there for any prompt
+    set, with the most pictures that were, and the seeds that all these data sets have. A prompt set that
+    lacks one of these cells has no mean.
     """
     found = OverData([], [], [])
     groups = grouped(_cells(rows), lambda cell: cell.rows[0].result.key(*_ACROSS))

@@ -1,13 +1,11 @@
-"""What defenses only seem to hold: accuracy on pictures that were made without the defense, less that under
-the worst attack on the defense itself.
+"""How strong defenses look, and how strong they are: accuracy on pictures that were attacked without the
+defense, less accuracy under the worst attack on the defense itself.
 
-Beside it stands what the defense leaves against the worst attack, less what no defense at all leaves, on the
-same pictures.
+The same worst attack is compared with the worst attack on no defense at all, on the same pictures.
 
-The worst of several attacks is taken picture by picture, except where the chain is random: such a chain is
-judged by draws, and what stands before several such juries is less than what stands before one, by luck
-alone. There the worst is the one attack that leaves least, on both sides, and T3, which is the worst of
-several juries itself, is none of them.
+The worst of several attacks is taken picture by picture, except where the chain is random. Such a chain is
+judged by draws, and fewer pictures stand before several juries than before one by luck alone. There the worst
+is the one attack that leaves least, on both sides. T3 is the worst of several juries itself and is left out.
 
 Chains that differ in nothing but what attackers get for a gradient (`backward`) are one defense, attacked in
 several ways.
@@ -28,20 +26,20 @@ from training.measuring.schema.evaluation import Illusion, Unequal
 
 Levels: TypeAlias = Mapping[str, Sequence[Row]]
 
-AWARE = ("T2", "T3", "black-box")  # attacks on the deployed chain
+AWARE = ("T2", "T3", "black-box")  # attacks that know the defense
 SEVERAL_JURIES = ("T3",)
 _CONDITION = ("backbone", "data", "split", "classes", "among", "eps", "seed")
 
 
 def illusions(rows: Sequence[Row]) -> list[Illusion]:
-    """A line for each prompt set behind each defense of which there are `static` and an aware attack on the
-    same pictures at the same radius.
+    """A line for each prompt set behind each defense that was measured under `static` and under an attack
+    that knows the defense, on the same pictures at the same radius.
 
     `difference`: static - worst, paired; `only_looks_strong` where it is above 0 and decided. `gain`: worst -
     what the same attacks leave of the undefended classifier, paired; None where nobody measured that.
-    `unequal`: what either side was attacked harder with. `holds`: "more" than no defense where the gain says
-    so and the defense was attacked at least as hard, "less" where it says so and it was attacked no harder,
-    else None.
+    `unequal`: effort that differs between both sides. `holds`: "more" than no defense where the gain says so
+    and the defense was attacked at least as hard; "less" where the gain says so and the defense was attacked
+    no harder; else None.
     """
     levels: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
@@ -98,9 +96,8 @@ def _compared(
 def _unequal(behind: Sequence[Row], bare: Sequence[Row]) -> list[Unequal]:
     """Numbers in which the hardest attack on a defense differs from that on none.
 
-    Draws of a random chain are no steps and no queries: they do not make up for fewer of those. What has no
-    draws counts as attacked with the level's own, so that a random chain was attacked as hard only if it was
-    with at least these.
+    Draws of a random chain do not make up for fewer steps or queries. A chain that is not random counts as
+    attacked with the level's own draws: a random chain was attacked as hard only with at least so many.
     """
     taken, against = (
         max((effort_of(row.result) for row in rows), key=lambda effort: [*effort.values()])
@@ -119,8 +116,8 @@ def _key(row: Row, defense: str) -> tuple[Any, ...]:
 
 
 def _worst(levels: Levels, attacks: Sequence[str], *, singly: bool) -> tuple[list[str], Tensor]:
-    """[n] what every one of these attacks left right, or what the one did that left least; and which they
-    were.
+    """Which pictures [n] all of these attacks left right, or `singly` the one that left least; and which
+    attacks these were.
     """
     rows = [row for threat in attacks for row in levels[threat]]
     if singly:

@@ -2,7 +2,7 @@
 for each thing that was counted.
 """
 
-from training.measuring.pages.markdown import line, section, table
+from training.measuring.pages.markdown import grid, section
 from training.measuring.schema.certified import Certified, Share
 from training.measuring.schema.files import CertifiedFile
 
@@ -10,10 +10,10 @@ from training.measuring.schema.files import CertifiedFile
 def certified_section(name: str, content: CertifiedFile) -> str:
     """The section of `results/NAME.json`."""
     columns = [counted(row) for row in content.results]
-    labels = dict.fromkeys(label for column in columns for label in column)
+    cells = {(label, place): text for place, own in enumerate(columns) for label, text in own.items()}
+    heads = ["per cent of all pictures", *map(rule_words, content.results)]
     lines = [
-        *table(["per cent of all pictures", *map(rule_words, content.results)]),
-        *(line([label, *(column.get(label, "") for column in columns)]) for label in labels),
+        *grid(heads, range(len(columns)), cells),
         "",
         *(f"    {row.command}" for row in content.results),
     ]

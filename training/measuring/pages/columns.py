@@ -1,11 +1,11 @@
-"""Tables of rows for the results page: a line a prompt set or a pair of them, a column a condition, with what
-a column's cells have in common.
+"""Tables of rows for the results page: a line for each prompt set or pair of them, a column for each
+condition.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from training.measuring.pages.markdown import line, table
+from training.measuring.pages.markdown import grid
 from training.measuring.pages.wording import accuracy, condition, difference, seeds_words
 from training.measuring.schema.evaluation import Headline
 from training.measuring.schema.rows import Mean, MeanOverData, Paired, PairedOverData, Result
@@ -16,17 +16,15 @@ Refused: TypeAlias = Mapping[tuple[str, ...], Sequence[str]]  # by `headline`: t
 
 
 class Column(NamedTuple):
-    """Rows of one condition on as many pictures: where a table measures some levels on fewer, they are no one
-    column.
-    """
+    """Rows of one condition on the same number of pictures."""
 
     condition: str
     pictures: int
 
 
 def accuracies(rows: Sequence[Row], refused: Refused) -> list[str]:
-    """Heads tell pictures and seeds where columns differ in them, a cell its seeds where it lacks one of its
-    column's.
+    """Heads name pictures and seeds where columns differ in them; a cell names its seeds where it lacks some
+    of its column's.
     """
     seeds: dict[Column, dict[int, None]] = {}
     for row in sorted(rows, key=lambda row: row.rank):
@@ -37,13 +35,7 @@ def accuracies(rows: Sequence[Row], refused: Refused) -> list[str]:
         for head, own in zip(_heads(seeds), seeds.values(), strict=True)
     ]
     cells = {(row.title, _column(row)): _cell(row, refused, seeds[_column(row)]) for row in rows}
-    return [
-        *table(["prompt set", *heads]),
-        *(
-            line([title, *(cells.get((title, column), "") for column in seeds)])
-            for title in dict.fromkeys(row.title for row in rows)
-        ),
-    ]
+    return grid(["prompt set", *heads], seeds, cells)
 
 
 def differences(paired: Sequence[AnyPair]) -> list[str]:
@@ -51,15 +43,8 @@ def differences(paired: Sequence[AnyPair]) -> list[str]:
     if not paired:
         return []
     columns = list(dict.fromkeys(map(_column, sorted(paired, key=lambda pair: pair.rank))))
-    cells = {(_title(pair), _column(pair)): difference(pair, pair) for pair in paired}
-    return [
-        "",
-        *table(["paired", *_heads(columns)]),
-        *(
-            line([title, *(cells.get((title, column), "") for column in columns)])
-            for title in dict.fromkeys(map(_title, paired))
-        ),
-    ]
+    cells = {(pair.behind(pair.sets), _column(pair)): difference(pair, pair) for pair in paired}
+    return ["", *grid(["paired", *_heads(columns)], columns, cells)]
 
 
 def headline(row: Headline | Result | Mean) -> tuple[str, ...]:
@@ -74,10 +59,6 @@ def _column(row: Row | AnyPair) -> Column:
 def _heads(columns: Collection[Column]) -> list[str]:
     differ = len({column.pictures for column in columns}) > 1
     return [column.condition + (f", {column.pictures:,} pictures" if differ else "") for column in columns]
-
-
-def _title(pair: AnyPair) -> str:
-    return pair.behind(pair.sets)
 
 
 def _cell(row: Row, refused: Refused, seeds: Collection[int]) -> str:

@@ -1,12 +1,12 @@
-"""Tables of defenses for the results page: a line a defense, a column a threat level, and in words which of
-them only look strong.
+"""Tables of defenses for the results page: a line for each defense, a column for each threat level, and in
+words which of them only look strong.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from robustclip.reports.charts import Curve, chart_file
-from training.measuring.pages.markdown import line, table
+from training.measuring.pages.markdown import grid, line, table
 from training.measuring.pages.wording import accuracy, difference, effort
 from training.measuring.schema.base import grouped
 from training.measuring.schema.evaluation import Illusion, Unequal
@@ -17,7 +17,7 @@ Row = TypeVar("Row", Result, Paired)
 
 
 def defense_tables(content: TableFile, *, chart: str) -> list[str]:
-    """The lines of all tables: of each prompt set, of what the prompt sets differ in, and of how many draws a
+    """The lines of all tables: one for each prompt set, one for each pair of them, and how many draws a
     gradient needs, with its `chart`.
     """
     name = _names(content)
@@ -122,16 +122,12 @@ def _paired(pairs: Sequence[Paired], content: TableFile) -> list[str]:
 def _draws(rows: Sequence[Result], name: Callable[[str], str]) -> list[str]:
     """The same pictures, attacked by the mean of few draws and of many."""
     columns = sorted({row.averaged for row in rows})
-    lines = [
-        "### How many draws a gradient needs",
-        "",
-        *table(["left standing", *(f"{count} draw{'s' if count > 1 else ''}" for count in columns)]),
-    ]
-    for (chain, *about), group in grouped(rows, _without_draws).items():
-        cells = {row.averaged: accuracy(row) for row in group}
-        head = f"{name(chain)}, {', '.join(about)}"
-        lines.append(line([head, *(cells.get(count, "") for count in columns)]))
-    return [*lines, ""]
+    heads = ["left standing", *(f"{count} draw{'s' if count > 1 else ''}" for count in columns)]
+    cells = {
+        (", ".join([name(row.defense), *_without_draws(row)[1:]]), row.averaged): accuracy(row)
+        for row in rows
+    }
+    return ["### How many draws a gradient needs", "", *grid(heads, columns, cells), ""]
 
 
 def _converging(rows: Sequence[Result]) -> list[Result]:

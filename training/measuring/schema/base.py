@@ -1,4 +1,4 @@
-"""A line of results: an object in the JSON of a measurement."""
+"""A line of results, which is an object in the JSON, and what lines of several kinds have in common."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
@@ -18,8 +18,8 @@ Item = TypeVar("Item")
 
 
 class Line(BaseModel):
-    """A key that is left out stays left out, and keys are written in the order in which they were given: what
-    is read and written again has the same bytes.
+    """Written as it was given: a key that is left out stays left out, and keys keep their order. So what is
+    read and written again has the same bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,16 +42,16 @@ class Line(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def part(self, *names: str) -> dict[str, Any]:
-        """The values of those of these fields that it has, in this order."""
+        """Of these fields those that were given, with their values, in this order."""
         return {name: getattr(self, name) for name in names if name in self.model_fields_set}
 
     def key(self, *names: str) -> tuple[str, ...]:
-        """The values of these fields as words, to group lines by."""
+        """The values of these fields as text, by which lines can be grouped."""
         return tuple(str(getattr(self, name)) for name in names)
 
 
 class Interval(Line):
-    """Of 95 %, around a number that the line has too; all are fractions of 1."""
+    """Bounds of 95 % for another number of the line; fractions of 1."""
 
     low: float
     high: float
