@@ -292,10 +292,6 @@ def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
 
 def _correct(rows: Sequence[Row], asked: str, data: str, threat: str) -> Tensor:
     """[S, n] 1 where a seed was right about a picture."""
-    return Tensor(
-        [
-            row.correct.tolist()
-            for row in rows
-            if (row.asked, row.result.data, row.result.threat) == (asked, data, threat)
-        ]
-    )
+    about = (asked, data, threat)
+    own = [row for row in rows if (row.asked, row.result.data, row.result.threat) == about]
+    return Tensor([row.correct.tolist() for row in own])
