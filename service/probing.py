@@ -13,13 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
-
-import torch
 
 from robustclip.attacks.events import Meter
 from robustclip.defenses import AnyDefense
+from robustclip.deployed import DeployedClassifier, deploy
 from robustclip.errors import DeadlineExceeded, ProbeTooExpensive, RobustClipError
 from robustclip.probing.attacker import sources_among
 from robustclip.probing.events import ProbeEvent, ProbeFinished
@@ -27,7 +26,6 @@ from robustclip.probing.options import ProbeOptions
 from robustclip.probing.plan import charged_passes, wants_sources
 from robustclip.probing.run import events
 from robustclip.probing.verdict import worst
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.threat import Linf, radius_text
 from service.config import ProbeSettings
@@ -69,7 +67,7 @@ class Admitted:
 
     request: ProbeRequest
     options: ProbeOptions
-    victims: list[tuple[LoadedSet, Victim]]
+    victims: list[DeployedClassifier]
     seconds: float
     deadline: float | None
 
@@ -130,7 +128,7 @@ class ProbeRunner:
 
     async def _victims(
         self, request: ProbeRequest, options: ProbeOptions, cap: int
-    ) -> list[tuple[LoadedSet, Victim]]:
+    ) -> list[DeployedClassifier]:
         """What will be attacked, once all of it was found affordable."""
         engine = self._engine
         names = request.prompt_sets or (engine.settings.store.default_set,)
@@ -145,25 +143,18 @@ class ProbeRunner:
             engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)
         ]
         sets = [await self._find(name, f"#/prompt_sets/{index}") for index, name in enumerate(names)]
-        weights = torch.empty(
-            0, engine.clip.embed_dim
-        )  # computed on the probe's own thread, when it is known to be affordable
-        found = [
-            (
-                loaded,
-                Victim(
-                    engine.clip,
-                    loaded.prompts_for(request.labels),
-                    str(loaded.ref),
-                    request.labels,
-                    weights,
-                    chain,
-                    serving=engine.encoder,
-                ),
+        victims = [
+            deploy(
+                engine.clip,
+                loaded.prompt_set,
+                request.labels,
+                defense=chain,
+                encoder=engine.encoder,
+                # computed on the probe's own thread, once the probe is known to be affordable
+                text=functools.partial(engine.text.of, loaded, request.labels),
             )
             for loaded, chain in itertools.product(sets, chains)
         ]
-        victims = [victim for _, victim in found]
         for victim in victims:
             cost = charged_passes(victim, options, sources=len(_sources(victims, victim, options)))
             if cost > cap:
@@ -181,7 +172,7 @@ class ProbeRunner:
                 raise ProbeTooExpensive(
                     f"a report would cost {cost} charged passes, at most {cap} are allowed.", field=field
                 )
-        return found
+        return victims
 
     async def _find(self, name: str, pointer: str) -> LoadedSet:
         try:
@@ -213,19 +204,14 @@ class ProbeRunner:
         pixels = pixels.to(engine.clip.device)
         searching = leave.deadline - min(_JUDGING[0] * admitted.seconds, _JUDGING[1])
         probed = Probed([], [])
-        victims = [
-            replace(victim, weights=engine.text.of(loaded, victim.labels))
-            for loaded, victim in admitted.victims
-        ]
-        for index, victim in enumerate(victims):
+        for index, victim in enumerate(admitted.victims):
             started = time.perf_counter()
             told = events(
                 victim,
                 pixels,
                 admitted.options,
-                guard=leave.guard,
-                share=leave.share,
-                sources=_sources(victims, victim, admitted.options),
+                access=leave.access,
+                sources=_sources(admitted.victims, victim, admitted.options),
                 meter=Meter(deadline=searching, cancelled=leave.cancelled),
             )
             try:
@@ -260,7 +246,9 @@ def patience_seconds(request: ProbeRequest, settings: ProbeSettings, *, job: boo
     return min(settings.report_seconds * reports, MAX_PROBE_SECONDS)
 
 
-def _sources(victims: Sequence[Victim], victim: Victim, options: ProbeOptions) -> tuple[Victim, ...]:
+def _sources(
+    victims: Sequence[DeployedClassifier], victim: DeployedClassifier, options: ProbeOptions
+) -> tuple[DeployedClassifier, ...]:
     return sources_among(victims, victim) if wants_sources(options) else ()
 
 

@@ -4,6 +4,7 @@ store how to keep them.
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from robustclip.errors import InvalidInput
 
 HANDCRAFTED_TEMPLATE = "a photo of a {}."
-LEARNED_TEMPLATE = "{}."  # what follows learned vectors: [SOS] v_1..v_N [class name] [.] [EOS] (METHODS 1.7)
+LEARNED_TEMPLATE = "{}."  # what follows learned vectors: [SOS] v_1..v_N [class name] [.] [EOS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,24 @@ class Prompts:
                 state.update(repr((role, tuple(tensor.shape))).encode())
                 state.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return state.hexdigest()
+
+
+class PromptSource(Protocol):
+    """A prompt set: prompts with a name, which know the label of each of their contexts."""
+
+    @property
+    def ref(self) -> object:
+        """The name, as text."""
+        ...
+
+    def prompts_for(self, labels: tuple[str, ...]) -> Prompts:
+        """The prompts in the order of `labels`; InvalidInput for a label that has no context."""
+        ...
+
+
+def prompts_for(prompts: Prompts | PromptSource, labels: tuple[str, ...]) -> Prompts:
+    """The prompts of a set in the order of `labels`. Plain prompts are taken to have that order."""
+    return prompts if isinstance(prompts, Prompts) else prompts.prompts_for(labels)
 
 
 def check_template(template: str, *, field: str = "template") -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustclip.attacks.events import Meter
-from robustclip.models.classifier import Defended
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.options import ProbeOptions, boundless, claimed_ball
 from robustclip.reports.report import AttackRecord, Knowledge
@@ -21,12 +20,9 @@ from robustclip.types import Pixels, Seeds, Toll, price
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """One picture [1, 3, S, S] that was attacked, the decision about it in torch, and who pays for the
-    checks.
-    """
+    """One picture [1, 3, S, S] that was attacked, and who pays for the checks."""
 
     attacker: Attacker
-    defended: Defended
     pixels: Pixels
     seeds: Seeds
     options: ProbeOptions
@@ -52,32 +48,33 @@ class Examination:
         standing = successes.get("adaptive") is False and not successes.get("black_box", False)
         if not standing or not self.options.tests_itself or suspect.gradient == "none":
             return None
+        defended = self.attacker.victim.reference
         outcome, cost = self_test(
-            self.defended.features,
+            defended.features,
             self.pixels,
             self.seeds,
             suspect.ball,
             eot=suspect.eot,
-            toll=Toll.of([self.defended]),
-            guard=self.attacker.guard,
-            share=self.attacker.share,
+            toll=Toll.of([defended]),
+            access=self.attacker.access,
         )
         self.meter.pay(cost)
         return outcome
 
     def _suspect(self) -> Suspect:
-        victim, defense = self.attacker.victim, self.defended.defense
+        victim = self.attacker.victim
+        defended, defense = victim.reference, victim.reference.defense
         return Suspect(
             score=self.attacker.score("adaptive", self.pixels, self.seeds),
             undefended=self.attacker.score("static", self.pixels, self.seeds) if victim.defense else None,
-            classifier=self.attacker.share(self.defended),
+            classifier=self.attacker.access.shared(defended),
             pixels=self.pixels,
             seeds=self.seeds,
             ball=claimed_ball(self.options),
             gradient=defense.gradient,
             randomized=defense.randomized,
             eot=self.attacker.draws("adaptive"),
-            price=price(self.defended, 1),
+            price=price(defended, 1),
         )
 
 

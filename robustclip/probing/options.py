@@ -10,7 +10,7 @@ from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
 from robustclip.certificates.certify import CertifyOptions, NoiseOptions
 from robustclip.certificates.vote import smoothing_of
-from robustclip.probing.victim import Victim
+from robustclip.deployed import DeployedClassifier
 from robustclip.scores.kinds import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
 
@@ -80,7 +80,7 @@ class ProbeOptions(BaseModel):
         )
 
 
-def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | None:
+def certify_options(victim: DeployedClassifier, options: ProbeOptions) -> CertifyOptions | None:
     """What is to be certified, if anything."""
     if options.certify is None:
         return None
@@ -92,7 +92,7 @@ def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | N
     )
 
 
-def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
+def modes_of(victim: DeployedClassifier, options: ProbeOptions) -> tuple[Mode, ...]:
     """Without a defense there is nothing that a static attack would not know: an adaptive one says it all."""
     modes = tuple(dict.fromkeys(options.modes))
     if victim.defense or "static" not in modes:

@@ -11,9 +11,9 @@ from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.certificates.vote import smoothing_of
+from robustclip.deployed import DeployedClassifier
 from robustclip.errors import InvalidInput
 from robustclip.probing.options import Mode, ProbeOptions, boundless, claimed_ball, farthest, modes_of
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import Knowledge
 from robustclip.sanity import checks, gradients, selftest
 from robustclip.types import FREE, Cost, Toll
@@ -35,7 +35,7 @@ class Trial(NamedTuple):
     knowledge: Knowledge
 
 
-def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tuple[Trial, ...]:
+def trials_of(victim: DeployedClassifier, options: ProbeOptions, *, sources: int = 0) -> tuple[Trial, ...]:
     """What will be tried, in this order; `sources` other victims can stand in for this one.
 
     Raises InvalidInput for a radius of 0, for `transfer` without a source, and for a bracket without an
@@ -67,7 +67,7 @@ def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tup
     return tuple(dict.fromkeys(trials))  # several ensembles in one ball have the same static companion
 
 
-def minimal_of(victim: Victim, options: ProbeOptions) -> Minimal:
+def minimal_of(victim: DeployedClassifier, options: ProbeOptions) -> Minimal:
     """The search for the smallest radius. Its last word has the preset that was asked for, else the quick
     one.
     """
@@ -76,7 +76,7 @@ def minimal_of(victim: Victim, options: ProbeOptions) -> Minimal:
     return Minimal(ball=ball, preset=presets[0] if presets else "quick", randomized=is_randomized(victim))
 
 
-def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> int:
+def charged_passes(victim: DeployedClassifier, options: ProbeOptions, *, sources: int = 0) -> int:
     """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and
     diagnostics counted.
 
@@ -123,7 +123,7 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
     )
 
 
-def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
+def stand_ins(victim: DeployedClassifier, sources: Sequence[str]) -> tuple[str, ...]:
     """Whose gradients a cascade tries beside the victim's own: those past its defense, then those of other
     prompt sets, by name.
     """
@@ -141,7 +141,7 @@ def wants_sources(options: ProbeOptions) -> bool:
     return "transfer" in options.modes or any(isinstance(attack, Ensemble) for attack in options.attacks)
 
 
-def draws_of(victim: Victim, options: ProbeOptions) -> int:
+def draws_of(victim: DeployedClassifier, options: ProbeOptions) -> int:
     """How often a candidate is judged: once, as often as was asked for under a randomized defense, with all
     votes of a smoothed one.
     """
@@ -149,7 +149,7 @@ def draws_of(victim: Victim, options: ProbeOptions) -> int:
     return rule.votes if rule is not None else options.fresh_draws if is_randomized(victim) else 1
 
 
-def is_randomized(victim: Victim) -> bool:
+def is_randomized(victim: DeployedClassifier) -> bool:
     return any(part.randomized for part in victim.defense)
 
 
@@ -173,7 +173,9 @@ def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
     return Trial(attack, "black_box" if mode == "adaptive" and isinstance(attack, Square | Noise) else mode)
 
 
-def _bill(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -> tuple[Cost, Cost]:
+def _bill(
+    trial: Trial, victim: DeployedClassifier, *, eot: int, draws: int, sources: int
+) -> tuple[Cost, Cost]:
     """Upper bounds of the search, and of the judging: within it, and of what it found."""
     attack, knowledge = trial
     if isinstance(attack, Ensemble):

@@ -13,15 +13,15 @@ from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
 from robustclip.certificates.certify import CertifyOptions, certify, noisy_classifier
 from robustclip.certificates.vote import smoothing_of
+from robustclip.deployed import DeployedClassifier
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.options import ProbeOptions
 from robustclip.probing.served import Candidate
 from robustclip.probing.trials import Bracketed, Found
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import AttackRecord, CertificatePart, Heat, Knowledge, MinimalRadius, Trace
 from robustclip.reports.witnesses import size_of
 from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
-from robustclip.types import Cost, Pixels, Share, price
+from robustclip.types import Cost, DeviceAccess, Pixels, price
 
 
 def attack_record(
@@ -84,17 +84,16 @@ def with_search(record: AttackRecord, found: Found, options: ProbeOptions) -> At
 
 
 def certificate_of(
-    victim: Victim, pixels: Tensor, options: CertifyOptions, *, share: Share, meter: Meter
+    victim: DeployedClassifier, pixels: Tensor, options: CertifyOptions, *, access: DeviceAccess, meter: Meter
 ) -> CertificatePart:
     """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid
     for.
     """
     rule = smoothing_of(victim.defense)
     denoiser = victim.defense if rule is None else victim.defense[1:]
-    vote = noisy_classifier(
-        victim.classifier(victim.serving), options.sigma, denoiser, denoise=options.denoise
-    )
-    found = certify(share(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
+    with access.hold():
+        vote = noisy_classifier(victim.served.classifier, options.sigma, denoiser, denoise=options.denoise)
+    found = certify(access.shared(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
     return CertificatePart(
         **found.model_dump(),
         served=rule is not None and (rule.sigma, rule.denoise) == (options.sigma, options.denoise),

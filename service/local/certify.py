@@ -194,7 +194,7 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
     classifiers = tuple(
-        zero_shot(deployed.clip, deployed.prompt_set.prompts, labels, encoder=encoder) for labels in lists
+        zero_shot(deployed.clip, deployed.prompt_set, labels, encoder=encoder) for labels in lists
     )
     return _Smoothed(deployed.clip, classifiers, chain if rule is None else chain[1:], options), str(
         deployed.prompt_set.ref

@@ -13,6 +13,7 @@ from robustclip.errors import InvalidInput
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.manifest import PromptSet
     from robustclip.defenses import AnyDefense
+    from robustclip.deployed import DeployedClassifier
     from robustclip.models.clip import Clip
     from robustclip.types import Pixels
 
@@ -23,6 +24,12 @@ class Deployed(NamedTuple):
     clip: "Clip"
     prompt_set: "PromptSet"
     defense: "tuple[AnyDefense, ...]"
+
+    def over(self, labels: tuple[str, ...]) -> "DeployedClassifier":
+        """The decision between these labels. Raises InvalidInput as `robustclip.deployed.deploy`."""
+        from robustclip.deployed import deploy
+
+        return deploy(self.clip, self.prompt_set, labels, defense=self.defense)
 
 
 def parser_of(name: str, summary: str | None, examples: str) -> argparse.ArgumentParser:
