@@ -79,7 +79,7 @@ def test_a_probe_and_a_certificate_are_about_the_same_decision_in_any_order(
 def test_a_label_that_the_set_never_learned_is_refused_by_name(
     arguments: list[str], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    with pytest.raises(InvalidInput, match="'own@[0-9a-f]{12}' has no context for 'cow'") as refusal:
+    with pytest.raises(InvalidInput, match=r"'own@[0-9a-f]{12}' has no context for 'cow'") as refusal:
         told(name, arguments, ("cat", "cow"), capsys)
     assert refusal.value.field == "labels/1"
 
