@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.events import Meter
-from robustclip.attacks.pgd import PGD
 from robustclip.certificates.certify import CertifyOptions
 from robustclip.certificates.vote import smoothing_of
 from robustclip.deployed import DeployedClassifier, Picture
@@ -27,7 +26,7 @@ from robustclip.errors import InvalidInput, invalid_input
 from robustclip.images import load_pixels, pixels_to_png
 from robustclip.measuring import ONE_ANSWER, Interval, Jury, LabelledBatch, accuracy
 from robustclip.measuring import measure as measure_batches
-from robustclip.probing.options import ProbeOptions, strong_attack
+from robustclip.probing.options import ProbeOptions
 from robustclip.probing.records import certificate_of
 from robustclip.probing.run import probe as run_probe
 from robustclip.reports.bars import Bar, bars
@@ -38,7 +37,7 @@ from robustclip.reports.wording import certificate_words
 from robustclip.scores.kinds import AnyScoreName, label_score
 from robustclip.scores.wrappers import averaged
 from robustclip.seeds import derive, draw_seeds
-from robustclip.threat import BallSpec, Linf
+from robustclip.threat import BallSpec
 from robustclip.types import DIRECT, Attack, Attacked, Classifier, Logits, Pixels, Score, Seeds
 
 Attackable: TypeAlias = DeployedClassifier | Classifier | nn.Module
@@ -73,9 +72,8 @@ class ShownReport(ProbeReport):
     def _repr_html_(self) -> str:
         clean = load_pixels(self._clean, self.input.resolution[0])
         page = probe_page(self, clean=clean, picture="this picture", command=self._call)
-        return (
-            f'<iframe title="probe report" style="width:100%;height:44em" srcdoc="{escape(page)}"></iframe>'
-        )
+        style = "width:100%;height:44em"
+        return f'<iframe title="probe report" style="{style}" srcdoc="{escape(page)}"></iframe>'
 
 
 class ShownCertificate(CertificatePart):
@@ -132,11 +130,16 @@ def probe(
     """
     if attacks is not None and (eps is not None or preset is not None):
         raise InvalidInput("found beside eps or preset.", field="attacks", help="Give one of them.")
-    given: dict[str, Any] = {"include": ("adversarial", "curve", "heat"), **options}
+    ball = {"kind": "linf", "radius": "4/255" if eps is None else eps}
+    strong, pgd = {"kind": "ensemble", "preset": preset}, {"kind": "pgd", "steps": 20, "stop": "never"}
+    short_form = {"ball": ball, **(pgd if preset is None else strong)}
+    given: dict[str, Any] = {
+        "attacks": (short_form,) if attacks is None else tuple(attacks),
+        "include": ("adversarial", "curve", "heat"),
+        **options,
+    }
     try:
-        if attacks is None:
-            attacks = (_attack("4/255" if eps is None else eps, preset),)
-        asked = ProbeOptions.model_validate({"attacks": tuple(attacks), **given})
+        asked = ProbeOptions.model_validate(given)
     except ValidationError as error:
         raise invalid_input(error, given) from error
     pixels = classifier.pixels(picture)
@@ -277,8 +280,3 @@ def _score(given: Attackable, classifier: Classifier, targets: Tensor, loss: Any
             "no gradient passes this defense.", field="classifier", help="robustclip.probe goes past it."
         )
     return averaged(score, eot) if defense.randomized and eot > 1 else score
-
-
-def _attack(eps: float | str, preset: Preset | None) -> AnyAttack:
-    ball = Linf.model_validate({"radius": eps})
-    return PGD(ball=ball, steps=20, stop="never") if preset is None else strong_attack(ball, preset)
