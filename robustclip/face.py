@@ -123,7 +123,7 @@ def probe(
     preset   `quick`, `standard` or `thorough`: the strong attack instead of PGD
     attacks  instead of both: attacks with their balls, such as `PGD(ball=L2(radius=0.5))`
     against  other prompt sets over the same labels, whose gradients are tried too
-    seconds  then say what was found so far
+    seconds  after which the report is made from the results so far
     options  any other field of `robustclip.probing.options.ProbeOptions`, such as `true_label`, `minimal`
 
     Raises InvalidInput for options that don't fit together or to the classifier.
@@ -133,18 +133,18 @@ def probe(
     ball = {"kind": "linf", "radius": "4/255" if eps is None else eps}
     strong, pgd = {"kind": "ensemble", "preset": preset}, {"kind": "pgd", "steps": 20, "stop": "never"}
     short_form = {"ball": ball, **(pgd if preset is None else strong)}
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "attacks": (short_form,) if attacks is None else tuple(attacks),
         "include": ("adversarial", "curve", "heat"),
         **options,
     }
     try:
-        asked = ProbeOptions.model_validate(given)
+        chosen = ProbeOptions.model_validate(values)
     except ValidationError as error:
-        raise invalid_input(error, given) from error
+        raise invalid_input(error, values) from error
     pixels = classifier.pixels(picture)
     meter = Meter() if seconds is None else Meter(deadline=time.monotonic() + seconds)
-    report = run_probe(classifier, pixels, asked, sources=against, meter=meter)
+    report = run_probe(classifier, pixels, chosen, sources=against, meter=meter)
     words = {"eps": eps, "preset": preset, **options}
     call = "".join(f", {name}={value!r}" for name, value in words.items() if value is not None)
     return ShownReport.of(report, pixels, f"robustclip.probe(classifier, picture{call})")
@@ -161,13 +161,13 @@ def certify(
     `denoise`. Raises InvalidInput for what does not fit.
     """
     rule = smoothing_of(classifier.defense)
-    own = {} if rule is None else {"sigma": rule.sigma, "denoise": rule.denoise}
-    given = own | options | ({} if sigma is None else {"sigma": sigma})
+    rule_options = {} if rule is None else {"sigma": rule.sigma, "denoise": rule.denoise}
+    values = rule_options | options | ({} if sigma is None else {"sigma": sigma})
     try:
-        asked = CertifyOptions.model_validate(given)
+        chosen = CertifyOptions.model_validate(values)
     except ValidationError as error:
-        raise invalid_input(error, given) from error
-    part = certificate_of(classifier, classifier.pixels(picture), asked, access=DIRECT, meter=Meter())
+        raise invalid_input(error, values) from error
+    part = certificate_of(classifier, classifier.pixels(picture), chosen, access=DIRECT, meter=Meter())
     return ShownCertificate.model_validate(dict(part))
 
 
@@ -270,11 +270,13 @@ def _classifier(classifier: Attackable, pixels: Pixels) -> Classifier:
     return ModuleClassifier.of(classifier, pixels) if isinstance(classifier, nn.Module) else classifier
 
 
-def _score(given: Attackable, classifier: Classifier, targets: Tensor, loss: AnyScoreName, eot: int) -> Score:
+def _score(
+    attacked: Attackable, classifier: Classifier, targets: Tensor, loss: AnyScoreName, eot: int
+) -> Score:
     score = label_score(loss, classifier, targets)
-    if not isinstance(given, DeployedClassifier):
+    if not isinstance(attacked, DeployedClassifier):
         return score
-    defense = given.reference.defense
+    defense = attacked.reference.defense
     if defense.gradient == "none":
         raise InvalidInput(
             "no gradient passes this defense.", field="classifier", help="robustclip.probe goes past it."

@@ -1,8 +1,7 @@
-"""Live probes: one at a time on a thread of their own, a few waiting, each a good neighbour of the classifier
-it attacks.
+"""Live probes: one at a time on a thread of its own, a few waiting, with classification always first.
 
-A probe takes the device for a chunk of one gradient step, gives it back, and looks whether it is still
-wanted. When its time is almost over it stops searching, judges what it has, and answers with that.
+A probe takes the device for a chunk of one gradient step, gives it back, and checks that its caller is still
+there. When its time is almost over it stops searching, judges its candidates, and answers.
 """
 
 import asyncio
@@ -43,27 +42,25 @@ Tell: TypeAlias = Callable[
 _JUDGING = (
     0.1,
     3.0,
-)  # share of a caller's patience that is kept for judging what was found, and the most of it in seconds
+)  # share of a caller's patience that is reserved for judging, and the most of it in seconds
 
 
 class Probed(NamedTuple):
-    """The reports, and the prompt set and defense of those that were asked for but not begun in time."""
+    """The reports, and the prompt set and defense of each report that was not begun in time."""
 
     reports: list[ProbeReport]
     missing: list[tuple[str, tuple[AnyDefense, ...]]]
 
     @property
     def verdict(self) -> VerdictValue:
-        """The worst; what was not looked at is inconclusive."""
-        found = worst(self.reports)
-        return "inconclusive" if self.missing and found != "broken" else found
+        """The worst verdict; a missing report is inconclusive."""
+        value = worst(self.reports)
+        return "inconclusive" if self.missing and value != "broken" else value
 
 
 @dataclass(frozen=True, eq=False)
 class Admitted:
-    """A request that was found valid and affordable; `deadline` None: `seconds` count from when the probe
-    starts.
-    """
+    """A valid and affordable request; `deadline` None: `seconds` count from when the probe starts."""
 
     request: ProbeRequest
     options: ProbeOptions
@@ -129,7 +126,7 @@ class ProbeRunner:
     async def _victims(
         self, request: ProbeRequest, options: ProbeOptions, cap: int
     ) -> list[DeployedClassifier]:
-        """What will be attacked, once all of it was found affordable."""
+        """The decisions to attack. Raises ProbeTooExpensive if a report would cost more than `cap`."""
         engine = self._engine
         names = request.prompt_sets or (engine.settings.store.default_set,)
         if len(names) * len(request.defenses) > self._settings.reports:
@@ -206,7 +203,7 @@ class ProbeRunner:
         probed = Probed([], [])
         for index, victim in enumerate(admitted.victims):
             started = time.perf_counter()
-            told = events(
+            probe_events = events(
                 victim,
                 pixels,
                 admitted.options,
@@ -215,7 +212,7 @@ class ProbeRunner:
                 meter=Meter(deadline=searching, cancelled=leave.cancelled),
             )
             try:
-                report = _followed(told, functools.partial(tell, index))
+                report = _followed(probe_events, functools.partial(tell, index))
             except DeadlineExceeded:
                 leave.check_wanted()
                 if not probed.reports:
@@ -235,8 +232,8 @@ class ProbeRunner:
 
 
 def patience_seconds(request: ProbeRequest, settings: ProbeSettings, *, job: bool = False) -> float:
-    """How long a caller waits: as said, else as many reports as were asked for may take. Nobody waits for a
-    job, so it has its own time.
+    """How long a caller waits: as the request says, else the time of so many reports. Nobody waits for a job,
+    so it has its own time.
     """
     if request.deadline_ms is not None:
         return request.deadline_ms / 1000
@@ -252,9 +249,9 @@ def _sources(
     return sources_among(victims, victim) if wants_sources(options) else ()
 
 
-def _followed(told: Iterator[ProbeEvent], tell: Callable[[ProbeEvent], None]) -> ProbeReport:
-    """Tell of a probe as it goes."""
-    for event in told:
+def _followed(probe_events: Iterator[ProbeEvent], tell: Callable[[ProbeEvent], None]) -> ProbeReport:
+    """The report at the end; `tell` gets each event."""
+    for event in probe_events:
         tell(event)
         if isinstance(event, ProbeFinished):
             return event.report

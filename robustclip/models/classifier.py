@@ -1,8 +1,7 @@
 """From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a
 classifier behind a defense.
 
-`/classify`, `/probe`, training's measuring and `robustclip evaluate` all pass through
-`Defended(ZeroShotClassifier, defense)`: no second path.
+`/classify`, `/probe`, training and `robustclip evaluate` all use `Defended(ZeroShotClassifier, defense)`.
 """
 
 import threading
@@ -84,8 +83,8 @@ def text_weights(
                 if on_chunk is not None:
                     on_chunk()
                 rows = slice(start, start + chunk)
-                own = context[rows] if context is not None and context.ndim == 4 else context
-                chunks.append(encode_text(clip, tokens[rows], own))
+                row_context = context[rows] if context is not None and context.ndim == 4 else context
+                chunks.append(encode_text(clip, tokens[rows], row_context))
             features.append(F.normalize(torch.cat(chunks), dim=-1))
     if len(features) == 1:
         return features[0]
@@ -119,7 +118,7 @@ class LabelCache:
     """Text weights by (CLIP fingerprint, prompt digest, labels), least recently used out, bounded in bytes,
     one computation a key.
 
-    A second asker waits for the first; a failure is not kept and reaches all who waited. Thread-safe.
+    A second caller waits for the first; a failure is not kept, and all who waited get it. Thread-safe.
     """
 
     def __init__(self, max_bytes: int = 256 * 2**20) -> None:

@@ -1,6 +1,4 @@
-"""Who attacks a deployed decision: the scores that each level of knowledge may build on. Judging is not done
-here.
-"""
+"""What an attacker may raise: the scores for each level of knowledge. Judging is done elsewhere."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,11 @@ from robustclip.types import Classifier, Defense, DeviceAccess, Pixels, Score, S
 
 @dataclass(frozen=True, eq=False)
 class Attacker:
-    """The scores of one decision, within what is allowed of the device.
+    """The scores of one decision.
 
+    name     of the loss to raise
     eot      draws of a randomized defense in each gradient
-    sources  other victims over the same labels, whose gradients may stand in
+    sources  other victims over the same labels, whose gradients are tried too
     """
 
     victim: DeployedClassifier
@@ -87,9 +86,8 @@ class Attacker:
             "bypassed": lambda: self._bypassed(self.victim.reference),
         }
         others = [source.prompt_set for source in self.sources]
-        own = stand_ins(self.victim, ())
         return (
-            *(StandIn(name, scores[name]()) for name in own),
+            *(StandIn(name, scores[name]()) for name in stand_ins(self.victim, ())),
             *(
                 StandIn(name, self._through(source))
                 for name, source in zip(others, self.sources, strict=True)

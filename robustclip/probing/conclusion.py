@@ -1,4 +1,4 @@
-"""The report of a probe: what was attacked, what was asked, and what came of it."""
+"""The report of a probe: the victim, the question, and the results."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""What an attacked decision is put to afterwards: the masking checks and, where nothing broke it, the
-self-test. The suspect is the attack.
-"""
+"""Checks of the attack itself: for masked gradients and, where no attack succeeded, the self-test."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +27,9 @@ class Examination:
     meter: Meter
 
     def findings(self, records: Sequence[AttackRecord], climb: Climb | None) -> Iterator[Finding]:
-        """One after the other, each paid for before the next: what `records` make worth asking. `climb`: how
-        the attack in the claimed ball went.
+        """The findings of the checks that `records` call for, one at a time; each is paid before the next.
+
+        climb  how the gradient attack in the claimed ball went, if one ran
         """
         suspect, successes = self._suspect(), successes_of(records)
         unbounded, queried = boundless(suspect.ball, self.pixels.shape[-1]), queried_in(records, suspect.ball)
@@ -41,8 +40,8 @@ class Examination:
             yield finding
 
     def self_test(self, records: Sequence[AttackRecord]) -> SelfTest | None:
-        """What the attack makes of problems that have an answer; None where it was not asked for, or nothing
-        is left to explain.
+        """Whether the attack solves problems with a known answer; None where the options leave it out, or an
+        attack succeeded.
         """
         suspect, successes = self._suspect(), successes_of(records)
         standing = successes.get("adaptive") is False and not successes.get("black_box", False)
@@ -89,14 +88,14 @@ def successes_of(records: Sequence[AttackRecord]) -> dict[Knowledge, bool]:
 
 
 def queried_in(records: Sequence[AttackRecord], ball: BallSpec) -> bool | None:
-    """What Square came to at the end of an ensemble in that ball, after all gradients had failed; None: it
-    was not reached.
+    """Whether Square succeeded at the end of an ensemble in that ball, after all gradient attacks had failed;
+    None: it was not reached.
     """
-    asked = ball.model_dump(mode="json")
+    wanted = ball.model_dump(mode="json")
     stages = [
         stage.broken
         for record in records
-        if record.params["ball"] == asked
+        if record.params["ball"] == wanted
         for stage in record.stages
         if stage.name == "square"
     ]

@@ -1,4 +1,4 @@
-"""The trials that a probe's options come to, and their price, before any work."""
+"""The trials that follow from a probe's options, and their cost, before any work."""
 
 import math
 from collections.abc import Sequence
@@ -68,9 +68,7 @@ def trials_of(victim: DeployedClassifier, options: ProbeOptions, *, sources: int
 
 
 def minimal_of(victim: DeployedClassifier, options: ProbeOptions) -> Minimal:
-    """The search for the smallest radius. Its last word has the preset that was asked for, else the quick
-    one.
-    """
+    """The search for the smallest radius. Its last ensemble has the preset of the options, else `quick`."""
     presets: list[Preset] = [attack.preset for attack in options.attacks if isinstance(attack, Ensemble)]
     ball = farthest(options.attacks[0].ball, victim.clip.image_size)
     return Minimal(ball=ball, preset=presets[0] if presets else "quick", randomized=is_randomized(victim))
@@ -137,13 +135,13 @@ def stand_ins(victim: DeployedClassifier, sources: Sequence[str]) -> tuple[str, 
 
 
 def wants_sources(options: ProbeOptions) -> bool:
-    """Whether other prompt sets would be of any use."""
+    """Whether any attack would use other prompt sets."""
     return "transfer" in options.modes or any(isinstance(attack, Ensemble) for attack in options.attacks)
 
 
 def draws_of(victim: DeployedClassifier, options: ProbeOptions) -> int:
-    """How often a candidate is judged: once, as often as was asked for under a randomized defense, with all
-    votes of a smoothed one.
+    """On how many draws a candidate is judged: one; `fresh_draws` of a randomized defense; all votes of a
+    smoothed one.
     """
     rule = smoothing_of(victim.defense)
     return rule.votes if rule is not None else options.fresh_draws if is_randomized(victim) else 1
@@ -155,20 +153,23 @@ def is_randomized(victim: DeployedClassifier) -> bool:
 
 def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
     if mode == "oblivious":
-        # An embedding has no margin and its shift no gradient at the picture itself: the paper's attack, from
-        # a random point, whatever was asked for.
+        # An embedding has no margin, and its shift has no gradient at the picture itself: always the paper's
+        # attack, from a random point.
         return Trial(PGD(ball=attack.ball, steps=OBLIVIOUS_STEPS, starts=("random",), stop="never"), mode)
     if isinstance(attack, Ensemble):
         if mode != "adaptive":
             return Trial(
                 PGD(ball=attack.ball, steps=20, stop="never"), mode
-            )  # a cascade stops at a witness that fools the stand-in, barely
-        own = {"together": max(attack.together, 9), "widen": max(attack.widen, 8), "randomized": randomized}
-        return Trial(attack.model_copy(update=own), mode)
+            )  # a cascade would stop at a witness that barely fools the stand-in
+        update = {
+            "together": max(attack.together, 9),
+            "widen": max(attack.widen, 8),
+            "randomized": randomized,
+        }
+        return Trial(attack.model_copy(update=update), mode)
     if isinstance(attack, PGD):
-        # Who stops at the first success stops at the narrowest: it transfers worst, survives rounding and
-        # other encoders worst, and under a randomized defense it is a lucky average. All of that would
-        # flatter the victim.
+        # The first success is the narrowest: it transfers worst, survives rounding and other encoders worst,
+        # and under a randomized defense it is a lucky average. All of that would make the victim look better.
         attack = attack.model_copy(update={"stop": "never"})
     return Trial(attack, "black_box" if mode == "adaptive" and isinstance(attack, Square | Noise) else mode)
 
@@ -176,7 +177,7 @@ def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
 def _bill(
     trial: Trial, victim: DeployedClassifier, *, eot: int, draws: int, sources: int
 ) -> tuple[Cost, Cost]:
-    """Upper bounds of the search, and of the judging: within it, and of what it found."""
+    """Upper bounds of the search, and of judging its candidates."""
     attack, knowledge = trial
     if isinstance(attack, Ensemble):
         names = stand_ins(victim, ("",) * sources)

@@ -1,4 +1,4 @@
-"""One probe on its way: trials, bracket, certificate and checks, one after the other, and what they found."""
+"""One probe on its way: trials, bracket, certificate and checks, one after the other."""
 
 from collections.abc import Iterator
 
@@ -94,9 +94,9 @@ class Session:
                     yield from self._attack(trial)
             if self.options.minimal and not self._over():
                 yield from self._bracket(minimal_of(self.victim, self.options))
-            if (asked := certify_options(self.victim, self.options)) is not None and not self._over():
+            if (certifying := certify_options(self.victim, self.options)) is not None and not self._over():
                 self.certificate = certificate_of(
-                    self.victim, self.pixels[0], asked, access=self.access, meter=self.meter
+                    self.victim, self.pixels[0], certifying, access=self.access, meter=self.meter
                 )
                 yield Certified(certificate=self.certificate)
             if not self._over():
@@ -122,9 +122,9 @@ class Session:
         )
 
     def _over(self) -> bool:
-        """Whether to stop: the meter says so, or what was found is enough."""
+        """Whether to stop: the meter says so, or a witness lies within `options.enough`."""
         limit, norm = self.options.enough, self.options.attacks[0].ball.kind
-        found = (
+        enough = (
             any(
                 is_within(size_of(record, norm), limit)
                 for record in self.records
@@ -134,14 +134,14 @@ class Session:
             else False
         )
         wrong = limit is not None and self.options.true_label is not None and not self.clean.correct
-        return found or wrong or self.meter.over()
+        return enough or wrong or self.meter.over()
 
     def _attack(self, trial: Trial) -> Iterator[ProbeEvent]:
-        found = yield from self.scene.run(trial, witnesses=self.witnesses)
-        if found is not None:
+        result = yield from self.scene.run(trial, witnesses=self.witnesses)
+        if result is not None:
             if trial.attack.ball == claimed_ball(self.options):
-                self.climb = found.climb or self.climb
-            candidate = self.served.candidate(found.pixels, self.pixels, trial.attack.ball, self.aim)
+                self.climb = result.climb or self.climb
+            candidate = self.served.candidate(result.pixels, self.pixels, trial.attack.ball, self.aim)
             record = attack_record(
                 trial.attack,
                 trial.knowledge,
@@ -149,18 +149,18 @@ class Session:
                 origin=self.pixels,
                 attacker=self.attacker,
                 options=self.options,
-                cost=found.cost,
+                cost=result.cost,
             )
-            yield from self._remember(with_search(record, found, self.options), candidate.pixels)
+            yield from self._remember(with_search(record, result, self.options), candidate.pixels)
 
     def _bracket(self, minimal: Minimal) -> Iterator[ProbeEvent]:
-        """The smallest radius. A witness within what was asked for is an attack's like any other."""
-        found = yield from self.scene.bracket(minimal, witnesses=self.witnesses)
-        if found is None:
+        """The smallest radius. A witness within the radius of the attacks is recorded like any other."""
+        result = yield from self.scene.bracket(minimal, witnesses=self.witnesses)
+        if result is None:
             return
-        candidate, broken = None, found.bracket.broken
-        if found.nearest is not None and broken is not None:
-            asked = max(
+        candidate, broken = None, result.bracket.broken
+        if result.nearest is not None and broken is not None:
+            largest = max(
                 (
                     attack.ball.radius
                     for attack in self.options.attacks
@@ -168,9 +168,9 @@ class Session:
                 ),
                 default=0.0,
             )
-            inside = broken <= asked
-            ball = just_around(minimal.ball, broken, at_most=asked if inside else minimal.ball.radius)
-            candidate = self.served.candidate(found.nearest, self.pixels, ball, self.aim)
+            inside = broken <= largest
+            ball = just_around(minimal.ball, broken, at_most=largest if inside else minimal.ball.radius)
+            candidate = self.served.candidate(result.nearest, self.pixels, ball, self.aim)
             if inside:
                 around = minimal.model_copy(update={"ball": ball})
                 record = attack_record(
@@ -180,10 +180,10 @@ class Session:
                     origin=self.pixels,
                     attacker=self.attacker,
                     options=self.options,
-                    cost=found.cost,
+                    cost=result.cost,
                 )
                 yield from self._remember(record, candidate.pixels)
-        self.minimal_radius = minimal_radius(minimal, found, candidate, self.records)
+        self.minimal_radius = minimal_radius(minimal, result, candidate, self.records)
 
     def _examine(self) -> Iterator[ProbeEvent]:
         for finding in self.examination.findings(tuple(self.records), self.climb):
@@ -199,9 +199,7 @@ class Session:
         return DiagnosticTaken(diagnostic=diagnostic)
 
     def _reconsider(self, suspicion: Suspicion, cost: Cost) -> Iterator[ProbeEvent]:
-        """What a check found on its way is a candidate like any other, and may be nearer than the
-        bracket's.
-        """
+        """Judge a check's candidate like any other; it may be nearer than the bracket's."""
         attack = suspicion.attack
         candidate = self.served.candidate(suspicion.pixels, self.pixels, attack.ball, self.aim)
         record = attack_record(
@@ -242,7 +240,7 @@ class Session:
 
 
 def _bind(*victims: DeployedClassifier, access: DeviceAccess) -> None:
-    """Text features first, since who makes them takes turns of their own; then every defense, once."""
+    """Make text features, which take device turns of their own; then bind every defense, once."""
     for victim in victims:
         _ = victim.weights
     with access.hold():

@@ -1,6 +1,4 @@
-"""`robustclip classify`: decisions on this machine, without a server, through the same library calls as the
-service.
-"""
+"""`robustclip classify`: decisions without a server, by the same library calls as the service."""
 
 import json
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""`robustclip probe`: attack one decision on this machine, without a server, through the same library calls
-as the service.
-"""
+"""`robustclip probe`: attack one decision without a server, by the same library calls as the service."""
 
 import argparse
 import sys
@@ -77,10 +75,10 @@ def _probe(arguments: argparse.Namespace) -> "tuple[ProbeReport, Pixels]":
     ]
     deadline = None if arguments.deadline is None else time.monotonic() + arguments.deadline
     with in_words_of_flags(), interruptible() as interrupted:
-        told = events(
+        probe_events = events(
             victim, pixels, options, sources=sources, meter=Meter(deadline=deadline, cancelled=interrupted)
         )
-        return followed(told, lines=arguments.progress), pixels
+        return followed(probe_events, lines=arguments.progress), pixels
 
 
 def _others(arguments: argparse.Namespace, clip: "Clip") -> "list[PromptSet]":

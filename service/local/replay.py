@@ -1,6 +1,4 @@
-"""`robustclip replay`: stored witnesses before another prompt set or defense, without a server and without an
-attack.
-"""
+"""`robustclip replay`: stored witnesses, judged under another prompt set or defense, without a server."""
 
 import argparse
 import json
