@@ -1,4 +1,4 @@
-"""Zero-shot classification with CLIP that tells the truth about its robustness.
+"""Zero-shot classification with CLIP, and honest measurements of its robustness.
 
     prompts = robustclip.load_prompts("handcrafted", clip)
     classifier = robustclip.deploy(clip, prompts, ["cat", "dog"], defense="jpeg:75")
@@ -45,9 +45,7 @@ __all__ = [
     "zero_shot",
 ]
 
-DEFAULT_BACKBONE = (
-    "mini-robust"  # of the service and of every command, so that what one publishes another serves
-)
+DEFAULT_BACKBONE = "mini-robust"  # of the service and all commands: one serves what another publishes
 
 # Where each name is. `load_prompts` reads the sets that ship with the store, which stands above this library:
 # it is named here as text, so that no module of the library depends on the store.

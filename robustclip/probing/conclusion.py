@@ -24,8 +24,8 @@ from robustclip.reports.report import (
     ProbeReport,
     VictimPart,
 )
-from robustclip.sanity.base import Diagnostic
 from robustclip.sanity.selftest import SelfTest
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.types import Pixels
 
 

@@ -43,7 +43,7 @@ def bank(
 
 
 def transcribed_bank(clip: Clip, pixels: Tensor, noise: Tensor, eps: float, iterations: int) -> Tensor:
-    """METHODS 2.1 word by word, on open_clip's own image tower."""
+    """AdvPT's bank, word by word, on open_clip's own image tower."""
 
     def embed(images: Tensor) -> Tensor:
         return clip.model.encode_image((images - clip.mean[:, None, None]) / clip.std[:, None, None])

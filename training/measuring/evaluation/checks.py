@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-from robustclip.sanity.base import SYMPTOMS, Diagnostic, Symptom
+from robustclip.sanity.symptoms import SYMPTOMS, Diagnostic, Symptom
 from robustclip.threat import parse_radius
 from training.measuring.evaluation.question import effort_of
 

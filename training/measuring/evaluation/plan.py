@@ -140,10 +140,10 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
         again = Cost(
             searched.forward if question.search != "float32" else 0
         )  # near the boundary what was reduced is asked in full
-        return judged + searched.plus(again).through(defended).charged
+        return judged + searched.plus(again).through(defended.toll).charged
     if threat == "black-box":
         attack = black_box_attack(eps, queries=question.queries, randomized=subject.randomized)
-        return judged + attack.bill(n * draws).through(defended).charged
+        return judged + attack.bill(n * draws).through(defended.toll).charged
     if threat == "T3":
         within = 0
         for part in WITHIN_T3:
@@ -158,7 +158,7 @@ def _charged(question: Question, subject: Subject, threat: Threat, eps: float, s
         if subject.randomized:  # the picture itself and what each variant of an attack finds
             candidates = 1 + sum(len(stage.variants) for stage in ensemble.stages(labels))
             judged += price(defended, n * candidates * leaving_jury(jury).draws).charged
-        return judged + within + searched.through(defended).charged
+        return judged + within + searched.through(defended.toll).charged
     made = {
         "T0": feature_attack(eps, steps=T0_STEPS).bill(1).charged + 1,
         "T0b": 2 * len(question.surrogates) * (3 * SURROGATE_STEPS + 1),
