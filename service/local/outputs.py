@@ -1,5 +1,5 @@
-"""What `robustclip probe` leaves behind: a picture, a page for people, a log for build servers, an exit
-status. Files are whole or absent.
+"""What `robustclip probe` writes: a picture, a page, a log for build servers, an exit status. Files are whole
+or absent.
 """
 
 import argparse
@@ -101,8 +101,8 @@ def exit_status(report: "ProbeReport", outputs: Outputs) -> int:
 def write_outputs(
     outputs: Outputs, report: "ProbeReport", clean: "Pixels", *, picture: Path, command: str
 ) -> None:
-    """Write what was asked for. `clean` [3, S, S] are the attacked pixels; `picture` is the file they are
-    from, - being standard input.
+    """Write the files that the flags name. `clean` [3, S, S] are the attacked pixels; `picture` is their
+    file, - being standard input.
     """
     from robustclip.reports.witnesses import best_record
 
