@@ -13,11 +13,11 @@ from robustclip.models.clip import describe
 from robustclip.types import Progress
 from training.foundry.pretraining.captions import gather_names
 from training.foundry.pretraining.corpus import Corpus
-from training.foundry.pretraining.recipe import MINI, Recipe
-from training.foundry.pretraining.run import Trainer
+from training.foundry.pretraining.recipe import MINI, PretrainingRecipe
+from training.foundry.pretraining.run import PretrainingRun
 from training.processes import ALONE, Processes
 
-RECIPE = Recipe(
+RECIPE = PretrainingRecipe(
     views=1,
     frozen_samples=16,
     joint_samples=8,
@@ -51,8 +51,8 @@ def corpus(count: int = 24) -> Corpus:
 
 
 def trainer(
-    run: Path, recipe: Recipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE
-) -> Trainer:
+    run: Path, recipe: PretrainingRecipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE
+) -> PretrainingRun:
     (run / "cache").mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def trainer(
         geometry = torch.randn(
             len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1)
         )
-        return Trainer(
+        return PretrainingRun(
             clip,
             data,
             words,

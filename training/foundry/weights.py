@@ -3,15 +3,11 @@ for the optimizer, rates, resuming.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from pydantic import BaseModel
 from torch import nn
-
-from robustclip.errors import InvalidInput
 
 
 @torch.no_grad()
@@ -54,24 +50,3 @@ def share_of_rate(step: int, steps: int, *, warm_up: int) -> float:
     hundredth.
     """
     return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
-
-
-def load_checkpoint(path: Path, changed: Callable[[dict[str, Any]], list[str]]) -> dict[str, Any] | None:
-    """What a run left, None if nothing. InvalidInput if that was made with other options, which `changed`
-    names.
-    """
-    if not path.exists():
-        return None
-    state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-    if others := changed(state):
-        raise InvalidInput(
-            f"{path} was made with another {', '.join(others)}.",
-            field="--run",
-            help="Use another --run, or the same options.",
-        )
-    return state
-
-
-def changed_options(recipe: BaseModel, of_checkpoint: Mapping[str, Any]) -> list[str]:
-    """The fields of a recipe that a checkpoint was made with other values of."""
-    return [name for name, value in recipe.model_dump().items() if of_checkpoint.get(name) != value]

@@ -11,7 +11,7 @@ from robustclip.types import Pixels
 from training.data.sampling import seeded
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.losses import Targets, TextHead, among, label_loss
-from training.foundry.hardening.supply import Supply
+from training.foundry.supply import Supply, own_names
 
 CLEAN_PICTURES = 2048
 _CHUNK = 256
@@ -76,10 +76,3 @@ class Checker:
     @torch.no_grad()
     def _right(self, tower: nn.Module, pixels: Pixels, targets: Targets) -> Tensor:
         return among(self.judge(tower(pixels)), targets.own).argmax(dim=1) == targets.name
-
-
-def own_names(supply: Supply, rows: Tensor) -> Tensor:
-    """[B, names] bool: the names of each picture's own data set."""
-    every = torch.arange(len(supply.names.texts))
-    table = torch.stack([torch.isin(every, supply.names.members[name]) for name in supply.sets])
-    return table[supply.source[rows]]

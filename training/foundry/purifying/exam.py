@@ -20,9 +20,8 @@ from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.types import Pixels
 from training.data.labelled import LabelledImages
 from training.data.sampling import seeded
-from training.foundry.hardening.check import own_names
-from training.foundry.hardening.supply import Supply
 from training.foundry.purifying.pictures import halved
+from training.foundry.supply import Supply, own_names
 
 SIGMAS = (0.1, 0.25)
 PURIFYING = Diffusion()
@@ -110,7 +109,7 @@ def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
     return found
 
 
-def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
+def held_out(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
     """Pictures that nothing was trained on, each to be told among the names of its own data set; read once,
     for many looks.
     """

@@ -2,7 +2,6 @@
 given.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from robustclip.purifiers.super_resolver import SCALE, shrunk
 from robustclip.types import Pixels
-from training.foundry.hardening.supply import Supply, in_blocks
+from training.foundry.supply import Supply
 
 
 class Draw(NamedTuple):
@@ -21,18 +20,10 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def draw_blocks(
-    supply: Supply, trained: Tensor, blocks: Iterable[int], *, size: int, seed: int, step: int
-) -> Draw:
-    """Some blocks of a step."""
-
-    def draw(rows: Tensor, generator: torch.Generator) -> Draw:
-        pixels = squares(supply.pixels(rows), size, generator)
-        return Draw(
-            pixels, torch.rand(len(rows), generator=generator), torch.randn(pixels.shape, generator=generator)
-        )
-
-    return Draw(*in_blocks(draw, trained, blocks, seed=seed, stream=f"purify-{step}"))
+def draw(supply: Supply, rows: Tensor, generator: torch.Generator, *, size: int) -> Draw:
+    pixels = squares(supply.pixels(rows), size, generator)
+    time = torch.rand(len(rows), generator=generator)
+    return Draw(pixels, time, torch.randn(pixels.shape, generator=generator))
 
 
 def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:

@@ -15,7 +15,7 @@ from training.foundry.hardening.losses import (
     TextHead,
     losses,
 )
-from training.foundry.hardening.recipe import Recipe
+from training.foundry.hardening.recipe import HardeningRecipe
 
 SCALE = 30.0
 OWN = (0, 1, 2), (3, 4, 2)  # names of two data sets
@@ -112,7 +112,7 @@ def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
     drawn = Random()
     assert {
         name: term.item()
-        for name, term in drawn.loss(Recipe(objective="distilled", clean=0.3).preset).items()
+        for name, term in drawn.loss(HardeningRecipe(objective="distilled", clean=0.3).preset).items()
     } == {
         "attacked": pytest.approx(0.5 * drawn.cross_entropy(drawn.attacked, 0.05), rel=1e-4),
         "teacher": pytest.approx(0.5 * drawn.teaching(drawn.attacked), rel=1e-5),

@@ -1,5 +1,6 @@
 """What a step draws, and the pictures of pretraining without its teacher."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from pictures import write_pictures
 from tuning import silent
 
 from robustclip.errors import InvalidInput
-from training.foundry.hardening.supply import open_supply
+from training.foundry.blocks import draw_blocks
 from training.foundry.pretraining import corpus
 from training.foundry.pretraining.corpus import TRAINING_SETS, Corpus
-from training.foundry.purifying.pictures import draw_blocks, squares
+from training.foundry.purifying.pictures import draw, squares
+from training.foundry.supply import open_supply
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,11 @@ def test_squares_have_the_asked_size_and_stay_in_range() -> None:
 
 def test_a_block_is_the_same_beside_any_others(drawings: Corpus) -> None:
     trained = torch.nonzero(~drawings.validation).flatten()
-    both = draw_blocks(drawings, trained, [4, 7], size=16, seed=1, step=2)
-    alone = draw_blocks(drawings, trained, [7], size=16, seed=1, step=2)
+    drawing = partial(draw, drawings, size=16)
+    both = draw_blocks(drawing, trained, [4, 7], seed=1, stream="purify-2")
+    alone = draw_blocks(drawing, trained, [7], seed=1, stream="purify-2")
     assert all(torch.equal(whole[16:], part) for whole, part in zip(both, alone, strict=True))
-    assert not torch.equal(alone.pixels, draw_blocks(drawings, trained, [7], size=16, seed=1, step=3).pixels)
+    assert not torch.equal(alone.pixels, draw_blocks(drawing, trained, [7], seed=1, stream="purify-3").pixels)
 
 
 def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path, tmp_path: Path) -> None:

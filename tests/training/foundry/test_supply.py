@@ -1,4 +1,4 @@
-"""What a step draws, and folders as pictures to harden on."""
+"""Folders of pictures to learn from."""
 
 from pathlib import Path
 
@@ -8,25 +8,11 @@ from pictures import write_pictures
 
 from robustclip.errors import DataRefused
 from training.data.folders import load_data
-from training.foundry.hardening.supply import BLOCK, ahead, draw_blocks, folder_supply, open_supply
-from training.foundry.pretraining.corpus import Corpus
+from training.foundry.supply import folder_supply, open_supply
 
 
 def silent(done: int, total: int, what: str) -> None:
     pass
-
-
-@pytest.mark.parametrize("augmented", [False, True])
-def test_a_block_does_not_depend_on_who_draws_it_and_beside_what(toys: Corpus, augmented: bool) -> None:
-    rows = torch.arange(40)
-    together = draw_blocks(toys, rows, [0, 1, 2], seed=3, step=7, augmented=augmented)
-    alone = draw_blocks(toys, rows, [2], seed=3, step=7, augmented=augmented)
-    for all_three, last in zip(together, alone, strict=True):
-        assert torch.equal(all_three[2 * BLOCK :], last)
-    other = draw_blocks(toys, rows, [2], seed=3, step=8, augmented=augmented)
-    assert not torch.equal(other.noise, alone.noise)
-    assert alone.noise.abs().max() <= 1
-    assert alone.noise.min() < -0.9
 
 
 def test_a_folder_keeps_a_tenth_of_each_class_back_and_answers_among_its_own_names(
@@ -62,8 +48,3 @@ def test_a_limit_leaves_that_many_pictures(picture_folder: Path, tmp_path: Path)
     supply = open_supply(picture_folder, tmp_path, size=32, limit=9, progress=silent)
     assert len(supply.name) == 9
     assert len(supply.name.unique()) == 3
-
-
-def test_what_is_made_ahead_comes_in_order_and_complete() -> None:
-    assert list(ahead(lambda a, b: 10 * a + b, [(1, 2), (3, 4), (5, 6)])) == [12, 34, 56]
-    assert list(ahead(lambda a: a, [])) == []
