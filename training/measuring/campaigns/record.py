@@ -2,7 +2,8 @@
 its training nor its cells again.
 
 So a table that was begun on one machine goes on, on another, with this file alone. Prompt sets are not in it:
-what lacks a cell is learned again.
+what lacks a cell is learned again. Nothing here is named by a digest, as in `training.finished`: the user
+chooses the file, and its rows are matched by what they say.
 """
 
 import json

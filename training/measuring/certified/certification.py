@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from robustclip.certificates.certify import (
@@ -25,19 +25,18 @@ from robustclip.certificates.certify import (
 )
 from robustclip.certificates.noise_cache import cached_features, noise_path, portion_for, question_of
 from robustclip.certificates.vote import VOTES_A_PASS, elect
-from robustclip.errors import DataRefused
-from robustclip.files import write_atomically
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.served import Aim
 from robustclip.probing.victim import Victim
 from robustclip.scores.wrappers import guarded
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, Progress, Score, price
+from training import finished
 from training.measuring.certified.attack import Assault, Attempt, assault_bill, attack_certificate
 from training.measuring.certified.subjects import SmoothedSubject
 from training.measuring.evaluation.cells import cell_path
 
-Kept = TypeVar("Kept", bound=BaseModel)
+M = TypeVar("M", bound=BaseModel)
 
 
 class Settled(NamedTuple):
@@ -227,17 +226,13 @@ def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> 
     return cell_path(subject.question.runs / "certified", key)
 
 
-def _once(path: Path, model: type[Kept], make: Callable[[], Kept]) -> Kept:
-    """What is kept there, or else made and kept, whole or not at all. DataRefused for a file that holds
-    something else.
-    """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        made = make()
-    except (OSError, ValidationError) as error:
-        raise DataRefused(
-            "no answer about a certificate.", field=str(path), help="Remove this file: it will be made again."
-        ) from error
-    write_atomically(path, made.model_dump_json().encode() + b"\n")
-    return made
+def _once(path: Path, model: type[M], make: Callable[[], M]) -> M:
+    """The answer at `path`, or else a new one. DataRefused for a file that holds something else."""
+    answer = finished.once(
+        path,
+        recall=lambda: finished.recall(path, model, "answer about a certificate"),
+        make=make,
+        keep=lambda made: finished.keep(path, made.model_dump_json()),
+    )
+    assert answer is not None  # we wait for whoever is making it
+    return answer
