@@ -11,8 +11,7 @@ from tuning import silent
 from robustclip.backbones import build_backbone
 from robustclip.models.clip import describe
 from robustclip.types import Progress
-from training.foundry.pretraining.captions import gather_names
-from training.foundry.pretraining.corpus import Corpus
+from training.foundry.corpus import Corpus, gather_names, pixels_of
 from training.foundry.pretraining.recipe import MINI, PretrainingRecipe
 from training.foundry.pretraining.run import PretrainingRun
 from training.processes import ALONE, Processes
@@ -42,7 +41,7 @@ def corpus(count: int = 24) -> Corpus:
     return Corpus(
         names=names,
         sets=("toys",),
-        images=generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8),
+        pixels=pixels_of(generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)),
         teacher=teacher,
         name=names.members["toys"][torch.arange(count) % 2],
         source=torch.zeros(count, dtype=torch.int64),

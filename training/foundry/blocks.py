@@ -18,9 +18,9 @@ from torch import Tensor
 from robustclip.errors import InvalidInput
 from robustclip.types import Progress
 from training.data.sampling import seeded
+from training.foundry.corpus import Corpus
 from training.foundry.recipe import BLOCK
 from training.foundry.run import N, Phase, R, Run, Terms
-from training.foundry.supply import Supply
 from training.processes import Processes
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ D = TypeVar("D", bound=tuple[Tensor, ...])  # a NamedTuple of tensors with one r
 
 
 class BlockRun(Run[R, N], Generic[R, N, D]):
-    """A run on the pictures of a supply that are not held out; `workers` > 0 draws a part ahead in a thread.
+    """A run on the pictures of a corpus that are not held out; `workers` > 0 draws a part ahead in a thread.
 
     Raises InvalidInput for a batch that processes and parts can't share evenly, and unless some pictures are
     held out and some are not.
@@ -38,7 +38,7 @@ class BlockRun(Run[R, N], Generic[R, N, D]):
 
     def __init__(
         self,
-        supply: Supply,
+        corpus: Corpus,
         recipe: R,
         folder: Path,
         processes: Processes,
@@ -49,9 +49,9 @@ class BlockRun(Run[R, N], Generic[R, N, D]):
         workers: int = 0,
     ) -> None:
         super().__init__(recipe, folder, processes, progress)
-        refuse_unshareable(supply, batch=batch, parts=processes.count * processes.parts)
-        self.supply, self.seed, self.workers, self.parts = supply, seed, workers, processes.parts
-        self.trained = torch.nonzero(~supply.validation).squeeze(1)
+        refuse_unshareable(corpus, batch=batch, parts=processes.count * processes.parts)
+        self.corpus, self.seed, self.workers, self.parts = corpus, seed, workers, processes.parts
+        self.trained = torch.nonzero(~corpus.validation).squeeze(1)
 
     @abstractmethod
     def draw(self, rows: Tensor, generator: torch.Generator) -> D:
@@ -103,7 +103,7 @@ def ahead(make: Callable[..., T], order: Iterable[tuple[Any, ...]]) -> Iterator[
             yield coming.popleft().result()
 
 
-def refuse_unshareable(supply: Supply, *, batch: int, parts: int) -> None:
+def refuse_unshareable(corpus: Corpus, *, batch: int, parts: int) -> None:
     """InvalidInput, as `BlockRun` says; `parts` are those of all processes."""
     if batch % (BLOCK * parts):
         raise InvalidInput(
@@ -111,7 +111,7 @@ def refuse_unshareable(supply: Supply, *, batch: int, parts: int) -> None:
             field="--batch",
             help=f"Use a multiple of {BLOCK * parts}.",
         )
-    if not bool(supply.validation.any()) or bool(supply.validation.all()):
+    if not bool(corpus.validation.any()) or bool(corpus.validation.all()):
         raise InvalidInput(
             "pictures to learn from and pictures to check on are both needed.",
             field="--data",

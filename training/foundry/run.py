@@ -57,13 +57,15 @@ class Reached(NamedTuple):
 class Run(ABC, Generic[R, N]):
     """A run that continues from the checkpoint in its `folder`, beside which it writes log.jsonl.
 
-    A subclass sets the `network` that learns, its `average` and the `optimizer` before it calls `train`.
+    A subclass sets what follows before it calls `train`: the `network` that learns, its `average`, all
+    `modules` that learn or are averaged by their names in a checkpoint, and the `optimizer`.
     """
 
     checkpoint_steps: ClassVar[int] = 100
     parts = 1  # of a step, whose losses are averaged
     network: N
     average: N
+    modules: Mapping[str, nn.Module]
     optimizer: torch.optim.Optimizer
 
     def __init__(self, recipe: R, folder: Path, processes: Processes, progress: Progress) -> None:
@@ -76,10 +78,6 @@ class Run(ABC, Generic[R, N]):
     @abstractmethod
     def check(self, phase: Phase, reached: Reached) -> bool:
         """Measure and log; whether to stop. The main process alone is asked."""
-
-    @abstractmethod
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Everything that learns or is averaged, by its name in a checkpoint."""
 
     def facts(self) -> dict[str, Any]:
         """What else a checkpoint keeps."""
@@ -143,7 +141,7 @@ class Run(ABC, Generic[R, N]):
             for name, term in terms.items():
                 means[name] = means.get(name, 0.0) + self.processes.mean(term.detach()).item() / self.parts
         self.processes.average_gradients(
-            parameter for module in self.modules().values() for parameter in module.parameters()
+            parameter for module in self.modules.values() for parameter in module.parameters()
         )
         if phase.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), phase.clip)
@@ -157,7 +155,7 @@ class Run(ABC, Generic[R, N]):
 
     def _save(self, phase: Phase, step: int) -> None:
         if self.processes.main:
-            state = {name: module.state_dict() for name, module in self.modules().items()}
+            state = {name: module.state_dict() for name, module in self.modules.items()}
             state |= {"optimizer": self.optimizer.state_dict(), "step": step}
             self.write(phase.checkpoint, state | {"recipe": self.recipe.model_dump()} | self.facts())
 
@@ -174,7 +172,7 @@ class Run(ABC, Generic[R, N]):
                 field="--run",
                 help="Use another --run, or the same options.",
             )
-        for name, module in self.modules().items():
+        for name, module in self.modules.items():
             module.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.restore(state)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from robustclip.types import Pixels
 from training.data.sampling import seeded
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.losses import Targets, TextHead, among, label_loss
-from training.foundry.supply import Supply, own_names
 
 CLEAN_PICTURES = 2048
 _CHUNK = 256
@@ -23,7 +23,7 @@ class Checker:
     picture's own data set.
     """
 
-    supply: Supply
+    corpus: Corpus
     judge: TextHead
     pictures: int
     seed: int
@@ -34,10 +34,10 @@ class Checker:
         hits = torch.cat(
             [self._right(tower, self._pixels(chunk), self.targets(chunk)) for chunk in rows.split(_CHUNK)]
         ).cpu()
-        source = self.supply.source[rows]
+        source = self.corpus.source[rows]
         return {
             name: round(100 * hits[source == index].float().mean().item(), 1)
-            for index, name in enumerate(self.supply.sets)
+            for index, name in enumerate(self.corpus.sets)
             if bool((source == index).any())
         }
 
@@ -64,14 +64,14 @@ class Checker:
     def targets(self, rows: Tensor) -> Targets:
         """Without a teacher's opinion."""
         device = self.judge.weights.device
-        return Targets(self.supply.name[rows].to(device), own_names(self.supply, rows).to(device))
+        return Targets(self.corpus.name[rows].to(device), self.corpus.own_names(rows).to(device))
 
     def _rows(self, count: int) -> Tensor:
-        kept = torch.nonzero(self.supply.validation).squeeze(1)
+        kept = torch.nonzero(self.corpus.validation).squeeze(1)
         return kept[torch.randperm(len(kept), generator=seeded(self.seed, "check-rows"))[:count]]
 
     def _pixels(self, rows: Tensor) -> Pixels:
-        return self.supply.pixels(rows).to(self.judge.weights.device)
+        return self.corpus.pixels(rows).to(self.judge.weights.device)
 
     @torch.no_grad()
     def _right(self, tower: nn.Module, pixels: Pixels, targets: Targets) -> Tensor:

@@ -24,10 +24,10 @@ from safetensors.torch import save
 from robustclip.backbones import embedded_names, read_config, write_weights
 from robustclip.files import replacing, write_atomically
 from robustclip.models.clip import Clip, load_clip
+from training.foundry.corpus import open_corpus
 from training.foundry.hardening.recipe import HardeningRecipe, read_recipe
 from training.foundry.hardening.run import HardeningRun
 from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
-from training.foundry.supply import open_supply
 from training.processes import at_least_one
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip = load_clip(arguments.backbone, arguments.pretrained, as_trained=True)
     with processes_of(cpu=arguments.cpu, accumulate=arguments.accumulate) as (processes, progress):
         with processes.main_first():  # the others find its cache
-            supply = open_supply(
+            corpus = open_corpus(
                 arguments.data,
                 arguments.cache or arguments.run / "cache",
                 size=clip.image_size,
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         hardened = HardeningRun(
             clip,
-            supply,
+            corpus,
             recipe,
             folder=arguments.run,
             processes=processes,

@@ -16,6 +16,7 @@ from robustclip.models.prompts import Prompts
 from robustclip.types import Pixels, Progress
 from training.foundry.augmentation import augment
 from training.foundry.blocks import BlockRun
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.check import Checker
 from training.foundry.hardening.losses import Embeddings, Targets, TextHead, label_loss, losses, squared_shift
@@ -23,7 +24,6 @@ from training.foundry.hardening.recipe import HardeningRecipe
 from training.foundry.hardening.tower import ImageTower
 from training.foundry.recipe import BLOCK
 from training.foundry.run import Phase, Reached, Terms
-from training.foundry.supply import Supply
 from training.foundry.weights import parameter_groups
 from training.processes import Processes
 
@@ -39,8 +39,8 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def draw(supply: Supply, rows: Tensor, generator: torch.Generator, *, augmented: bool) -> Draw:
-    pixels = supply.pixels(rows)
+def draw(corpus: Corpus, rows: Tensor, generator: torch.Generator, *, augmented: bool) -> Draw:
+    pixels = corpus.pixels(rows)
     pixels = augment(pixels, generator) if augmented else pixels
     return Draw(rows, pixels, 2 * torch.rand(pixels.shape, generator=generator) - 1)
 
@@ -60,7 +60,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
     def __init__(
         self,
         clip: Clip,
-        supply: Supply,
+        corpus: Corpus,
         recipe: HardeningRecipe,
         *,
         folder: Path,
@@ -70,20 +70,21 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         progress: Progress,
     ) -> None:
         self.preset = recipe.preset
-        if self.preset.needs_teacher and supply.teacher is None:
+        if self.preset.needs_teacher and corpus.teacher is None:
             raise InvalidInput(
                 f"{recipe.objective} needs a picture teacher; only pretraining's data sets have one.",
                 field="--objective",
                 help="Use tecoa, fare or pmg-aft, or give the folder that `robustclip pretrain` reads.",
             )
         super().__init__(
-            supply, recipe, folder, processes, progress, batch=recipe.batch, seed=recipe.seed, workers=workers
+            corpus, recipe, folder, processes, progress, batch=recipe.batch, seed=recipe.seed, workers=workers
         )
         self.gap, self.parent, self.clip = gap, clip.fingerprint, clip.to(processes.device)
         self.original = ImageTower(self.clip, bf16=recipe.bf16)
         self.average_tower, self.tower = self.original.frozen_copy(), self.original.frozen_copy()
         self.average, self.network = self.average_tower.visual, self.tower.visual
         self.target = self.tower.frozen_view()
+        self.modules = {"visual": self.network, "average": self.average}
         self.network.requires_grad_(True)
         settings = parameter_groups(
             self.network.named_parameters(),
@@ -94,9 +95,9 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
         with torch.no_grad():
             self.judge = TextHead(
-                text_weights(self.clip, Prompts(), supply.names.texts), self.clip.logit_scale.detach()
+                text_weights(self.clip, Prompts(), corpus.names.texts), self.clip.logit_scale.detach()
             )
-        self.checker = Checker(supply, self.judge, recipe.check_pictures, recipe.seed)
+        self.checker = Checker(corpus, self.judge, recipe.check_pictures, recipe.seed)
         self.best_score, self.suspect = -1.0, False
 
     def finish(self) -> Clip:
@@ -123,9 +124,6 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         model = self.average_tower.clip.model
         return describe(model, self.clip.arch, "hardened", mean=self.clip.mean, std=self.clip.std)
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        return {"visual": self.network, "average": self.average}
-
     def facts(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "suspect": self.suspect, "parent": self.parent}
 
@@ -136,7 +134,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         return super().changed(phase, state) + (["backbone"] if state["parent"] != self.parent else [])
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> Draw:
-        return draw(self.supply, rows, generator, augmented=self.recipe.augment)
+        return draw(self.corpus, rows, generator, augmented=self.recipe.augment)
 
     def terms(self, draw: Draw) -> Terms:
         preset, device = self.preset, self.processes.device
@@ -221,7 +219,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         return Targets(
             targets.name,
             targets.own,
-            torch.from_numpy(self.supply.teacher[rows.numpy()]).to(self.processes.device),
+            torch.from_numpy(self.corpus.teacher[rows.numpy()]).to(self.processes.device),
         )
 
     @torch.no_grad()

@@ -7,7 +7,6 @@ as prompt vectors, exactly where learned ones will go.
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -66,37 +65,6 @@ HELD_OUT_SYNONYMS = {
     "popsicle": "lollipop",
     "beach": "seashore",
 }
-
-
-@dataclass(frozen=True)
-class Names:
-    """Every name that a picture or a teacher may bear. `members[set]` indexes into `texts`; the first 1000
-    are ImageNet's, in the teacher's order.
-    """
-
-    texts: tuple[str, ...]
-    members: dict[str, Tensor]
-
-    def index(self, text: str) -> int:
-        return self.texts.index(text)
-
-
-def gather_names(label_sets: dict[str, tuple[str, ...]]) -> Names:
-    """ImageNet's 1000 names, then what the data sets add. A name that is already there is the same name
-    (Tiny's 200 are ImageNet's).
-    """
-    texts = list(imagenet_names())
-    members = {"imagenet": torch.arange(len(texts))}
-    known = {
-        text: index for index, text in reversed(list(enumerate(texts)))
-    }  # ImageNet repeats a few names: the first one counts
-    for data_set, labels in label_sets.items():
-        for label in labels:
-            if label not in known:
-                known[label] = len(texts)
-                texts.append(label)
-        members[data_set] = torch.tensor([known[label] for label in labels])
-    return Names(tuple(texts), members)
 
 
 def vocabulary(limit: int) -> tuple[str, ...]:

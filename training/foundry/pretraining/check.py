@@ -10,7 +10,7 @@ from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip, describe
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
-from training.foundry.pretraining.corpus import Corpus
+from training.foundry.corpus import Corpus
 from training.learning.inner import TowerPrecision
 
 

@@ -21,9 +21,9 @@ from robustclip.models.towers import encode_image, encode_patches, encode_text
 from robustclip.types import Progress
 from training.data.sampling import seeded
 from training.foundry.augmentation import augment
+from training.foundry.corpus import Corpus, cached_array
 from training.foundry.pretraining.captions import MAX_FILLER, filler, worded
 from training.foundry.pretraining.check import accuracies, autocast
-from training.foundry.pretraining.corpus import Corpus, cached_array
 from training.foundry.pretraining.recipe import MINI, PhaseName, PretrainingRecipe
 from training.foundry.run import Phase, Reached, Run, Terms
 from training.foundry.weights import inside_stem, parameter_groups
@@ -56,6 +56,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         self.network = cast(nn.Module, clip.model)
         self.average = copy.deepcopy(self.network)
         self.reading = nn.Linear(clip.embed_dim, geometry.shape[1]).to(self.device)
+        self.modules = {"model": self.network, "average": self.average, "reading": self.reading}
         self.trained = torch.nonzero(~corpus.validation).squeeze(1)
         self.views: list[Any] = []
 
@@ -68,9 +69,6 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         self._train("joint", recipe.joint_samples, recipe.joint_batch)
         self._train("broad", recipe.broad_samples, recipe.joint_batch)
         return describe(self.average, "mini", "embedded", mean=self.clip.mean, std=self.clip.std)
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        return {"model": self.network, "average": self.average, "reading": self.reading}
 
     def changed(self, phase: Phase, state: Mapping[str, Any]) -> list[str]:
         return self.recipe.changed(state["recipe"], cast(PhaseName, phase.name))

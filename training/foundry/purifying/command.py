@@ -31,12 +31,12 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.models.clip import Clip, load_clip
 from robustclip.purifiers import OWN, NetworkKind, write_purifier
 from robustclip.types import Progress
+from training.foundry.corpus import open_corpus
 from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
 from training.foundry.purifying.exam import held_out, shortcomings
 from training.foundry.purifying.measure import measure, show
 from training.foundry.purifying.recipe import DEFAULTS, PurifyingRecipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
-from training.foundry.supply import open_supply
 from training.options import shown
 from training.processes import Processes
 
@@ -71,8 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data": {"folder": arguments.data.name, "split": arguments.split},
         "backbone": {"arch": clip.arch, "fingerprint": clip.fingerprint},
     }
-    show(facts, measured, as_json=arguments.json)
-    return NO_BETTER if any(each.no_better for each in measured.values()) else 0
+    if arguments.json:
+        print(json.dumps(facts | {"networks": measured}, indent=2))
+    else:
+        show(measured)
+    return NO_BETTER if any(each["no_better"] for each in measured.values()) else 0
 
 
 def train(
@@ -88,7 +91,7 @@ def train(
     `places` has the options data, cache, run and out. `clip` names the pictures of the checks.
     """
     with processes.main_first():  # the others find its cache
-        supply = open_supply(
+        corpus = open_corpus(
             places.data,
             places.cache or places.run / "cache",
             size=recipe.decoded,
@@ -96,15 +99,15 @@ def train(
             taught=False,
             progress=progress,
         )
-    exam = held_out(supply, clip, recipe.check_pictures, recipe.seed)
+    exam = held_out(corpus, clip, recipe.check_pictures, recipe.seed)
     folder, out = places.run / recipe.kind, places.out / recipe.kind
-    run = PurifyingRun(supply, exam, recipe, folder=folder, processes=processes, progress=progress)
+    run = PurifyingRun(corpus, exam, recipe, folder=folder, processes=processes, progress=progress)
     network = run.finish()
     if processes.main:
         readings = {name: reading._asdict() for name, reading in run.readings.items()}
         facts: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json", exclude={"network"}),
-            "data": list(supply.sets),
+            "data": list(corpus.sets),
             "kept_back": {"pictures": exam.count, "backbone": clip.fingerprint, "readings": readings},
         }
         write_purifier(network, out, facts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustclip.purifiers.super_resolver import SCALE, shrunk
 from robustclip.types import Pixels
-from training.foundry.supply import Supply
+from training.foundry.corpus import Corpus
 
 
 class Draw(NamedTuple):
@@ -20,8 +20,8 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def draw(supply: Supply, rows: Tensor, generator: torch.Generator, *, size: int) -> Draw:
-    pixels = squares(supply.pixels(rows), size, generator)
+def draw(corpus: Corpus, rows: Tensor, generator: torch.Generator, *, size: int) -> Draw:
+    pixels = squares(corpus.pixels(rows), size, generator)
     time = torch.rand(len(rows), generator=generator)
     return Draw(pixels, time, torch.randn(pixels.shape, generator=generator))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.purifiers import build_network
@@ -15,23 +15,23 @@ from robustclip.purifiers.diffusion import diffused, log_ratio
 from robustclip.purifiers.super_resolver import SuperResolver
 from robustclip.types import Progress
 from training.foundry.blocks import BlockRun
+from training.foundry.corpus import Corpus
 from training.foundry.purifying.exam import Exam, Reading, examine
 from training.foundry.purifying.pictures import Draw, draw, halved
 from training.foundry.purifying.recipe import PurifyingRecipe
 from training.foundry.run import Phase, Reached, Terms
-from training.foundry.supply import Supply
 from training.foundry.weights import parameter_groups
 from training.processes import ALONE, Processes
 
 
 class PurifyingRun(BlockRun[PurifyingRecipe, SuperResolver | Denoiser, Draw]):
-    """Learns a network from the pictures of `supply`; `readings` are those of the last check, on `exam`."""
+    """Learns a network from the pictures of `corpus`; `readings` are those of the last check, on `exam`."""
 
     stream = "purify"
 
     def __init__(
         self,
-        supply: Supply,
+        corpus: Corpus,
         exam: Exam,
         recipe: PurifyingRecipe,
         *,
@@ -39,7 +39,7 @@ class PurifyingRun(BlockRun[PurifyingRecipe, SuperResolver | Denoiser, Draw]):
         processes: Processes = ALONE,
         progress: Progress,
     ) -> None:
-        super().__init__(supply, recipe, folder, processes, progress, batch=recipe.batch, seed=recipe.seed)
+        super().__init__(corpus, recipe, folder, processes, progress, batch=recipe.batch, seed=recipe.seed)
         self.exam = exam
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -48,6 +48,7 @@ class PurifyingRun(BlockRun[PurifyingRecipe, SuperResolver | Denoiser, Draw]):
             )
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
+        self.modules = {"network": self.network, "average": self.average}
         settings = parameter_groups(
             self.network.named_parameters(),
             rate=recipe.rate,
@@ -72,9 +73,6 @@ class PurifyingRun(BlockRun[PurifyingRecipe, SuperResolver | Denoiser, Draw]):
         self.train(phase)
         return self.average
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        return {"network": self.network, "average": self.average}
-
     def facts(self) -> dict[str, Any]:
         return {"readings": {name: list(reading) for name, reading in self.readings.items()}}
 
@@ -82,7 +80,7 @@ class PurifyingRun(BlockRun[PurifyingRecipe, SuperResolver | Denoiser, Draw]):
         self.readings = {name: Reading(*reading) for name, reading in state["readings"].items()}
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> Draw:
-        return draw(self.supply, rows, generator, size=self.recipe.size)
+        return draw(self.corpus, rows, generator, size=self.recipe.size)
 
     def terms(self, draw: Draw) -> Terms:
         """Mean absolute error of doubled pictures, or mean squared error of the noise at random times."""

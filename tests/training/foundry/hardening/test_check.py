@@ -5,11 +5,11 @@ import torch
 from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.check import Checker
 from training.foundry.hardening.losses import TextHead
 from training.foundry.hardening.tower import ImageTower
-from training.foundry.pretraining.corpus import Corpus
 
 
 def test_clean_accuracy_is_among_the_names_of_the_own_data_set(tiny: Clip, toys: Corpus) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from training.foundry.blocks import draw_blocks
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.run import draw
-from training.foundry.pretraining.corpus import Corpus
 from training.foundry.recipe import BLOCK
 
 

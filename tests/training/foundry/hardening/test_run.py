@@ -10,9 +10,9 @@ import torch
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, fingerprint_of
 from robustclip.types import Progress
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.recipe import HardeningRecipe
 from training.foundry.hardening.run import HardeningRun
-from training.foundry.pretraining.corpus import Corpus
 from training.foundry.run import TrainingDiverged
 from training.processes import Processes
 

@@ -11,8 +11,7 @@ from tuning import silent
 from robustclip.models.clip import Clip
 from robustclip.purifiers import NetworkKind
 from robustclip.types import Progress
-from training.foundry.pretraining.captions import Names
-from training.foundry.pretraining.corpus import Corpus
+from training.foundry.corpus import Corpus, Names, pixels_of
 from training.foundry.purifying.exam import held_out
 from training.foundry.purifying.recipe import PurifyingRecipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
@@ -71,7 +70,7 @@ def drawings() -> Corpus:
     return Corpus(
         names,
         ("toys",),
-        waves(160),
+        pixels_of(waves(160)),
         None,
         name,
         torch.zeros(160, dtype=torch.int64),

@@ -10,10 +10,8 @@ from tuning import silent
 
 from robustclip.errors import InvalidInput
 from training.foundry.blocks import draw_blocks
-from training.foundry.pretraining import corpus
-from training.foundry.pretraining.corpus import TRAINING_SETS, Corpus
+from training.foundry.corpus import TRAINING_SETS, Corpus, build_corpus, open_corpus
 from training.foundry.purifying.pictures import draw, squares
-from training.foundry.supply import open_supply
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +45,14 @@ def test_a_block_is_the_same_beside_any_others(drawings: Corpus) -> None:
 
 
 def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path, tmp_path: Path) -> None:
-    own = open_supply(folders, tmp_path / "own", size=16, taught=False, progress=silent)
+    own = open_corpus(folders, tmp_path / "own", size=16, taught=False, progress=silent)
 
     def opinion() -> torch.nn.Module:
         return torch.nn.Sequential(
             torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)
         )
 
-    theirs = corpus.build_corpus(
-        folders, tmp_path / "theirs", size=16, teacher=opinion, seed=0, progress=silent
-    )
+    theirs = build_corpus(folders, tmp_path / "theirs", size=16, teacher=opinion, seed=0, progress=silent)
     rows = torch.arange(len(theirs.name))
     assert torch.equal(own.pixels(rows), theirs.pixels(rows))
     for mine, other in (
@@ -68,7 +64,7 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
     assert own.names.texts == theirs.names.texts
     shared = tmp_path / "theirs" / "images-16-0.npy"
     before = shared.stat().st_mtime_ns
-    again = open_supply(folders, tmp_path / "theirs", size=16, taught=False, progress=silent)
+    again = open_corpus(folders, tmp_path / "theirs", size=16, taught=False, progress=silent)
     assert torch.equal(again.pixels(rows), theirs.pixels(rows))
     assert shared.stat().st_mtime_ns == before
 
@@ -76,4 +72,4 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
 def test_a_cache_of_other_pictures_is_refused(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus-16-0.json").write_text('{"cifar-10": "other"}')
     with pytest.raises(InvalidInput, match="other pictures"):
-        open_supply(folders, tmp_path, size=16, taught=False, progress=silent)
+        open_corpus(folders, tmp_path, size=16, taught=False, progress=silent)

@@ -1,10 +1,12 @@
-"""The pictures of pretraining: pixels and the teacher's opinions, in a cache folder.
+"""Labelled pictures to learn from: pretraining's four data sets, decoded into a cache, or any other folder.
 
-Each is a memory-mapped array that is whole or absent, so that a killed run does not find half of one.
+An array in the cache is memory-mapped and whole or absent, so that a killed run does not find half of one.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,32 +18,119 @@ from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
 from robustclip.files import replacing, write_atomically
+from robustclip.models.vocabulary import imagenet_names
 from robustclip.types import Pixels, Progress
+from training.data.classes import imagenet_words
 from training.data.folders import load_data
 from training.data.labelled import LabelledImages
-from training.foundry.pretraining.captions import Names, gather_names
-from training.teachers import TEACHER_SIZE
+from training.data.sampling import TRAIN, balanced_subset, carve_validation
+from training.teachers import TEACHER_SIZE, picture_teacher
 
 TRAINING_SETS = ("tiny-imagenet-200", "cifar-10", "caltech-101", "clothing-small")
 HELD_OUT_SET, HELD_OUT_EVERY = "tiny-imagenet-200", 10  # every tenth class of it is never trained on
+CORPUS_SEED = 0  # the default of pretraining, so that the same pictures are held out
 _CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Names:
+    """Every name that a picture or a teacher uses. `members[set]` indexes into `texts`; the first 1000 are
+    ImageNet's, in the teacher's order.
+    """
+
+    texts: tuple[str, ...]
+    members: dict[str, Tensor]
+
+
+def gather_names(label_sets: Mapping[str, tuple[str, ...]]) -> Names:
+    """ImageNet's 1000 names, then what the data sets add. Equal texts are one name (Tiny's 200 are
+    ImageNet's).
+    """
+    texts = list(imagenet_names())
+    members = {"imagenet": torch.arange(len(texts))}
+    position = _positions(texts)
+    for data_set, labels in label_sets.items():
+        for label in labels:
+            if label not in position:
+                position[label] = len(texts)
+                texts.append(label)
+        members[data_set] = torch.tensor([position[label] for label in labels])
+    return Names(tuple(texts), members)
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """n training pictures. `name` [n] indexes `names.texts`, `source` [n] indexes `sets`."""
+    """n pictures. `name` [n] indexes `names.texts`, `source` [n] indexes `sets`, `validation` [n] is bool.
+
+    `pixels` gives [B, 3, S, S] float32 in [0, 1] of B rows. `teacher`: [n, 1000] float16 probabilities, or
+    None.
+    """
 
     names: Names
     sets: tuple[str, ...]
-    images: Any  # uint8 [n, 3, S, S]
-    teacher: Any  # float16 [n, 1000] probabilities; None without a teacher
+    pixels: Callable[[Tensor], Pixels]
+    teacher: Any
     name: Tensor
     source: Tensor
-    validation: Tensor  # [n] bool
+    validation: Tensor
 
-    def pixels(self, rows: Tensor) -> Pixels:
-        """[B, 3, S, S] float32 in [0, 1]."""
-        return torch.from_numpy(self.images[rows.numpy()]).float() / 255
+    def own_names(self, rows: Tensor) -> Tensor:
+        """[B, names] bool: the names of each picture's data set."""
+        every = torch.arange(len(self.names.texts))
+        table = torch.stack([torch.isin(every, self.names.members[name]) for name in self.sets])
+        return table[self.source[rows]]
+
+
+def open_corpus(
+    root: Path,
+    cache: Path,
+    *,
+    size: int,
+    limit: int = 0,
+    workers: int = 0,
+    taught: bool = True,
+    progress: Progress,
+) -> Corpus:
+    """Pretraining's data sets if `root` holds one of them, else the split `train` of that data set.
+
+    Pretraining's are decoded once, into the cache of `robustclip pretrain`. The same pictures are held out
+    and the same classes are left out. `taught`: with the teacher's opinion.
+    """
+    if any((root / name).is_dir() for name in TRAINING_SETS):
+        teacher = picture_teacher if taught else None
+        return build_corpus(
+            root,
+            cache,
+            size=size,
+            teacher=teacher,
+            seed=CORPUS_SEED,
+            limit=limit,
+            option="--cache",
+            progress=progress,
+        )
+    data = load_data(root, TRAIN)
+    chosen = data.subset(balanced_subset(data, limit, CORPUS_SEED), TRAIN) if limit else data
+    return folder_corpus(chosen, size, workers=workers)
+
+
+def folder_corpus(data: LabelledImages, size: int, *, workers: int = 0) -> Corpus:
+    """One data set, decoded on request by `workers` threads; without a teacher.
+
+    Holds out the tenth of each class that `train` does. Folders such as n01440764 get ImageNet's names.
+    """
+
+    def pixels(rows: Tensor) -> Pixels:
+        if not workers:
+            return data.pixels(rows, size)
+        with ThreadPoolExecutor(workers) as pool:  # decoding and resizing release Python's lock
+            return torch.cat(list(pool.map(data.pixels, rows.split(1), itertools.repeat(size))))
+
+    key = data.folder.name
+    names = gather_names({key: imagenet_words(data.labels)})
+    validation = torch.zeros(len(data), dtype=torch.bool)
+    validation[carve_validation(data)[1]] = True
+    name, source = names.members[key][data.targets], torch.zeros_like(data.targets)
+    return Corpus(names, (key,), pixels, None, name, source, validation)
 
 
 def build_corpus(
@@ -82,16 +171,18 @@ def build_corpus(
         opinion = cached_array(
             path, shape, np.float16, lambda: _opinions(images, teacher), progress, "asking the teacher"
         )
-    position: dict[str, int] = {text: index for index, text in reversed(list(enumerate(names.texts)))}
-    name = torch.cat(
-        [
-            torch.tensor([position[data.labels[int(t)]] for t in data.targets[rows[key]]])
-            for key, data in sets.items()
-        ]
+    position = _positions(names.texts)
+    name = torch.tensor(
+        [position[data.labels[t]] for key, data in sets.items() for t in data.targets[rows[key]].tolist()]
     )
     source = torch.cat([torch.full((len(rows[key]),), index) for index, key in enumerate(sets)])
     validation = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.02
-    return Corpus(names, tuple(sets), images, opinion, name, source, validation)
+    return Corpus(names, tuple(sets), pixels_of(images), opinion, name, source, validation)
+
+
+def pixels_of(images: Any) -> Callable[[Tensor], Pixels]:
+    """The pixels of rows of an array [n, 3, S, S] of uint8."""
+    return lambda rows: torch.from_numpy(images[rows.numpy()]).float() / 255
 
 
 def cached_array(
@@ -158,3 +249,8 @@ def _trained_labels(name: str, data: LabelledImages) -> tuple[str, ...]:
         for index, label in enumerate(data.labels)
         if name != HELD_OUT_SET or index % HELD_OUT_EVERY != HELD_OUT_EVERY - 1
     )
+
+
+def _positions(texts: Iterable[str]) -> dict[str, int]:
+    """The first place of each text: ImageNet repeats a few names."""
+    return {text: index for index, text in reversed(list(enumerate(texts)))}
