@@ -1,6 +1,4 @@
-"""What pretraining, hardening and purifiers' training do alike with the weights that learn: averages, groups
-for the optimizer, rates, resuming.
-"""
+"""Weights that learn: their average, their groups in the optimizer, their learning rate."""
 
 import math
 from collections.abc import Iterable
@@ -12,28 +10,21 @@ from torch import nn
 
 @torch.no_grad()
 def average_into(average: nn.Module, current: nn.Module, *, decay: float, step: int) -> None:
-    """An exponential moving average that forgets its start: the decay grows to its full value over the first
-    steps.
-    """
+    """An exponential moving average. Its decay grows to the full value, so that it forgets the start."""
     weight = min(decay, (1 + step) / (10 + step))
-    for own, new in zip(average.parameters(), current.parameters(), strict=True):
-        own.lerp_(new, 1 - weight)
+    for mean, new in zip(average.parameters(), current.parameters(), strict=True):
+        mean.lerp_(new, 1 - weight)
 
 
 def inside_stem(name: str) -> bool:
-    """Whether a parameter of a CLIP or of its image tower belongs to the first convolutions (a stem's 1x1
-    projection is no part of them).
-    """
-    own = name.removeprefix("visual.")
-    return own.startswith("conv1.") and not own.startswith("conv1.project.")
+    """Whether a parameter of a CLIP or its tower is of the first convolutions, 1x1 projection excluded."""
+    return name.removeprefix("visual.").startswith("conv1.") and "conv1.project." not in name
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], *, rate: float, stem_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """For AdamW, of those that learn: the first convolutions at their own rate; vectors and tables don't
-    decay.
-    """
+    """Groups for AdamW: first convolutions have `stem_rate`, vectors and tables don't decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         decay = weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
@@ -46,7 +37,5 @@ def parameter_groups(
 
 
 def share_of_rate(step: int, steps: int, *, warm_up: int) -> float:
-    """Of the learning rate, at a step: up to all of it over `warm_up` steps, then down a cosine to a
-    hundredth.
-    """
+    """The factor of the learning rate at a step: up to 1 over `warm_up` steps, then down a cosine to 0.01."""
     return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)

@@ -1,16 +1,15 @@
-"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP; text tower and temperature stay
-as they are.
+"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP.
 
-The pictures of a step are attacked (random start, a few signed gradient steps against the tower as it is),
-then the tower learns from them. Text features of a photo template are computed once. BatchNorm keeps its
-statistics. Every block of pictures draws from its own seed: a killed run resumes from its last checkpoint and
-ends with the same weights, however many processes share the work.
+Text tower and temperature do not change. The pictures of a step are attacked (random start, a few signed
+gradient steps against the present tower), then the tower learns from them. Text features of a photo template
+are computed once. BatchNorm keeps its statistics. Every block of pictures has its seed: a killed run resumes
+from its last checkpoint and ends with the same weights, however many processes share the work.
 
 examples:
   robustclip harden --backbone mini --data DIR --cache runs/pretrain/cache --out runs/harden/mini-robust
-  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu --pretrained openai
-  --data IMAGENET --objective fare \\
-      --recipe papers --workers 16 --run runs/fare --out runs/fare/vit-b-32-fare4
+  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu \\
+      --pretrained openai --data IMAGENET --objective fare --recipe papers --workers 16 \\
+      --run runs/fare --out runs/fare/vit-b-32-fare4
 """
 
 import argparse
@@ -65,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_hardened(
     hardened: Clip, parent: Clip, recipe: HardeningRecipe, *, backbone: str, out: Path
 ) -> Path:
-    """The weights at OUT.safetensors, their description at OUT.json.
+    """Write OUT.safetensors and its description OUT.json; the path of the weights.
 
-    An embedded backbone's child is a backbone again: fp16, and the image tower alone, since it shares its
-    parent's text tower (`text_of`). A child of an open_clip architecture is a float32 state dict, for
-    `load_clip(architecture, path)`.
+    The child of an embedded backbone is a backbone again: fp16, and the image tower alone, since it shares
+    the text tower of its parent (`text_of`). The child of an open_clip architecture is a float32 state dict,
+    for `load_clip(architecture, path)`.
     """
     weights = out.with_name(f"{out.name}.safetensors")
     origin = {"arch": parent.arch, "pretrained": parent.pretrained, "fingerprint": parent.fingerprint}

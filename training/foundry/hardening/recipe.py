@@ -1,6 +1,4 @@
-"""What decides a hardened tower: an objective and its settings; defaults that two CPU cores can pay, and the
-papers' own for GPUs.
-"""
+"""The recipe of a hardened tower: defaults for two CPU cores, and the settings of the papers for GPUs."""
 
 from typing import Any, Literal, Self
 
@@ -73,16 +71,14 @@ class HardeningRecipe(Recipe):
     def preset(self) -> LossWeights:
         if self.objective != "distilled":
             return PRESETS[self.objective]
-        weight, own = self.clean or 0.0, PRESETS["distilled"]
-        return own.model_copy(
-            update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher}
+        weight, base = self.clean or 0.0, PRESETS["distilled"]
+        return base.model_copy(
+            update={"clean_label": weight * base.label, "clean_teacher": weight * base.teacher}
         )
 
     @property
     def untouched_a_block(self) -> int:
-        """How many pictures of each 16 are not attacked; presets that compare a picture's two forms attack
-        all.
-        """
+        """How many pictures of each 16 are not attacked, for a clean loss."""
         return max(1, round(BLOCK * self.clean_share)) if self.preset.clean_label > 0 else 0
 
     @property
@@ -109,9 +105,8 @@ _FARE_CODE: dict[str, Any] = {
     "augment": False,
     "check_samples": 128_000,
 }
-PAPERS: dict[
-    str, dict[str, Any]
-] = {  # for GPUs; what FARE's code does for itself and for TeCoA; PMG-AFT's own (AdamW here, SGD there)
+# for GPUs. FARE and TeCoA: the settings of FARE's code. PMG-AFT: its own, but AdamW where it has SGD
+PAPERS: dict[str, dict[str, Any]] = {
     "fare": _FARE_CODE,
     "tecoa": _FARE_CODE,
     "pmg-aft": _FARE_CODE

@@ -94,10 +94,10 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         )
         self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
         with torch.no_grad():
-            self.judge = TextHead(
+            self.head = TextHead(
                 text_weights(self.clip, Prompts(), corpus.names.texts), self.clip.logit_scale.detach()
             )
-        self.checker = Checker(corpus, self.judge, recipe.check_pictures, recipe.seed)
+        self.checker = Checker(corpus, self.head, recipe.check_pictures, recipe.seed)
         self.best_score, self.suspect = -1.0, False
 
     def finish(self) -> Clip:
@@ -140,8 +140,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         preset, device = self.preset, self.processes.device
         pixels, noise, targets = draw.pixels.to(device), draw.noise.to(device), self._targets(draw.rows)
         moving = plain = torch.arange(len(pixels))
-        # that term takes both forms of a picture; a mere clean loss takes pictures of its own, so that no
-        # attack is wasted
+        # `to_clean` compares two forms of a picture; a clean loss alone takes other pictures, to save attacks
         if not preset.to_clean:
             moving, plain = (
                 moving[moving % BLOCK >= self.recipe.untouched_a_block],
@@ -160,7 +159,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
             fixed,
         )
         return losses(
-            preset, seen, self.judge, about, clean_targets=targets.select(plain), batch=self.recipe.batch
+            preset, seen, self.head, about, clean_targets=targets.select(plain), batch=self.recipe.batch
         )
 
     def check(self, phase: Phase, reached: Reached) -> bool:
@@ -208,7 +207,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
             embeddings = self.target(inputs)
             if self.preset.inner == "shift" and fixed is not None:
                 return squared_shift(embeddings, fixed)
-            return label_loss(self.judge(embeddings), targets)
+            return label_loss(self.head(embeddings), targets)
 
         return self.recipe.strength.attack(value, pixels, noise)
 

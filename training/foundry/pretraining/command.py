@@ -1,14 +1,13 @@
-"""`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers, in about two hours on two
-cores.
+"""`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers.
 
-Phase `frozen` trains everything behind the convolutional stem on stem features of a few augmented views,
-computed once. Phase `joint` fine-tunes the whole on fresh augmentations. Phase `broad` does so again from
-warm rates with every name in every step: a name without pictures then gets its share of each picture that the
-teacher half takes for it, not only in the few steps that happen to draw it. The loss of a picture is half
-cross-entropy of its label among the names of its own data set, half cross-entropy of the teacher's
-distribution over ImageNet names, so that names without pictures are learnt too; texts are also pulled toward
-a sentence encoder's geometry. Every step draws from its own seed: a killed run resumes from its last
-checkpoint and ends with the same weights.
+It takes about two hours on two cores. Phase `frozen` trains everything behind the convolutional stem, on stem
+features of a few augmented views. Phase `joint` trains the whole CLIP on fresh augmentations. Phase `broad`
+does so again, with every name in every step, so that a name without pictures learns from all pictures that
+the teacher finds similar.
+
+The loss of a picture is half the cross-entropy of its label among the names of its data set, and half that of
+the teacher's distribution over ImageNet's names. Texts also learn the geometry of a sentence encoder. Every
+step has its seed: a killed run resumes from its last checkpoint and ends with the same weights.
 """
 
 import argparse
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def pretrain(
     data: Path, run: Path, recipe: PretrainingRecipe, processes: Processes = ALONE, *, progress: Progress
 ) -> Clip:
-    """All phases, resumed from `run` if it holds a checkpoint; the averaged weights as a frozen CLIP."""
+    """All phases, from the checkpoint in `run` if there is one; the averaged weights as a frozen CLIP."""
     words = vocabulary(recipe.words)
     with processes.main_first():  # the others find its cache
         corpus = build_corpus(

@@ -1,15 +1,14 @@
-"""`robustclip train-purifiers`: train the small networks behind the defenses `super_resolution` and
-`diffusion`, or say what they are worth.
+"""`robustclip train-purifiers`: train the networks of the defenses `super_resolution` and `diffusion`.
 
 The super-resolver learns to double pictures that were shrunk to half their size, the denoiser to predict
-noise of every strength up to a time, both on squares cut from training pictures at several scales. Checks on
-kept-back training pictures compare PSNR and a CLIP's accuracy with bicubic enlargement and with leaving the
-noise; they go to RUN/NETWORK/log.jsonl. Averaged weights are what is checked and written. Every block of
-pictures draws from its own seed: a killed run resumes from its last checkpoint and ends with the same
-weights, however many processes share the work.
+noise of every strength up to a time. Both learn on squares that are cut from training pictures at several
+scales. Checks on held-out training pictures compare PSNR and a CLIP's accuracy with bicubic enlargement and
+with leaving the noise; they are logged in RUN/NETWORK/log.jsonl. The averaged weights are checked and
+written. Every block of pictures has its seed: a killed run resumes from its last checkpoint and ends with the
+same weights, however many processes share the work.
 
-With --measure nothing is trained: the same comparison on any labelled pictures. Exit status 1 means that a
-network is no better somewhere.
+With --measure nothing is trained: the networks are compared in the same way on any labelled pictures. Exit
+status 1 means that a network is no better in some comparison.
 
 examples:
   robustclip train-purifiers --data DIR --cache runs/pretrain/cache

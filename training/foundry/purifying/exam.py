@@ -1,6 +1,4 @@
-"""What a purifying network is worth: PSNR and CLIP's accuracy on clean pictures, each beside what costs
-nothing: bicubic, or leaving the noise.
-"""
+"""The quality of a purifying network: PSNR and CLIP's accuracy, beside bicubic or leaving the noise."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,9 +30,7 @@ Versions: TypeAlias = Mapping[str, Pixels]  # of the same pictures, by what was 
 
 
 class Reading(NamedTuple):
-    """Of one version of all pictures: mean PSNR to the untouched ones in dB (None for those themselves), and
-    the share that CLIP names rightly, %.
-    """
+    """Of a version of all pictures: mean PSNR to the untouched ones, dB (None for those); accuracy, %."""
 
     psnr: float | None
     accuracy: float
@@ -96,29 +92,27 @@ def examine(
 
 
 def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
-    """Where a network does no better than what costs nothing, in words."""
+    """In words: where a network is no better than bicubic or than leaving the noise."""
     pairs = [
         ("bicubic", "network"),
         *((name, name.replace("noisy", "denoised")) for name in readings if name.startswith("noisy")),
     ]
-    found: list[str] = []
-    for free, own in pairs:
+    complaints: list[str] = []
+    for free, costly in pairs:
         if free in readings:
-            cheap, dear = readings[free], readings[own]
-            if (dear.psnr or 0.0) <= (cheap.psnr or 0.0):
-                found.append(f"{own} has {dear.psnr} dB, {free} {cheap.psnr}")
-            if dear.accuracy <= cheap.accuracy:
-                found.append(
-                    f"of {own} pictures {dear.accuracy} % are named rightly, of {free} ones "
-                    f"{cheap.accuracy} %"
+            base, reading = readings[free], readings[costly]
+            if (reading.psnr or 0.0) <= (base.psnr or 0.0):
+                complaints.append(f"{costly} has {reading.psnr} dB, {free} {base.psnr}")
+            if reading.accuracy <= base.accuracy:
+                complaints.append(
+                    f"of {costly} pictures {reading.accuracy} % are named rightly, of {free} ones "
+                    f"{base.accuracy} %"
                 )
-    return found
+    return complaints
 
 
 def held_out(corpus: Corpus, clip: Clip, count: int, seed: int) -> Exam:
-    """Pictures that nothing was trained on, each to be told among the names of its own data set; read once,
-    for many looks.
-    """
+    """Pictures that nothing was trained on, to be named among the names of their data sets; read once."""
     rows = corpus.validation.nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
     used = torch.cat([corpus.names.members[name] for name in corpus.sets]).unique()
@@ -129,7 +123,7 @@ def held_out(corpus: Corpus, clip: Clip, count: int, seed: int) -> Exam:
 
 
 def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
-    """Labelled pictures, each to be told among all labels, and read whenever it is looked at."""
+    """Labelled pictures, to be named among all labels; read again for each network."""
     own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
     return _exam(
         clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own
@@ -178,7 +172,7 @@ def _on(network: SuperResolver, pixels: Pixels) -> Tensor:
 
 
 def _at(pixels: Tensor, size: int) -> Tensor:
-    """The same at another size; odd sizes are half a pixel off twice their half."""
+    """The same at another size: twice the half of an odd size is a pixel short."""
     return pixels if pixels.shape[-1] == size else shrunk(pixels, size, size).clamp(0, 1)
 
 

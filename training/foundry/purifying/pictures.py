@@ -1,6 +1,4 @@
-"""The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is
-given.
-"""
+"""The squares that purifying networks learn from, and their halves for a super-resolver."""
 
 from typing import NamedTuple
 
@@ -27,11 +25,11 @@ def draw(corpus: Corpus, rows: Tensor, generator: torch.Generator, *, size: int)
 
 
 def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
-    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk alike, to anything between S and `size`, then a place
-    and a mirror of its own for each.
+    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk to one random side from `size` to S, then each cut at a
+    random place and perhaps mirrored.
 
-    Pictures of 64 pixels and less that were enlarged are smooth; shrunk, they are as sharp as photographs at
-    the size that a CLIP sees.
+    Enlarged pictures of 64 pixels and less are smooth. Shrunk, they are as sharp as photographs at a CLIP's
+    size.
     """
     full = pixels.shape[-1]
     side = int(torch.randint(size, full + 1, (), generator=generator))

@@ -1,4 +1,4 @@
-"""What decides the weights of a purifying network; defaults that two CPU cores can pay."""
+"""The recipe of a purifying network; the defaults are for two CPU cores."""
 
 from typing import Any
 
@@ -38,9 +38,8 @@ class PurifyingRecipe(Recipe):
         return self.network.kind
 
 
-DEFAULTS: dict[
-    NetworkKind, dict[str, Any]
-] = {  # about ten minutes, and an hour and a half, on two quiet cores
+# about ten minutes, and an hour and a half, on two quiet cores
+DEFAULTS: dict[NetworkKind, dict[str, Any]] = {
     "super_resolver": {"network": SuperResolverShape().model_dump(), "samples": 400_000, "rate": 1e-3},
     "denoiser": {"network": DenoiserShape().model_dump(), "samples": 500_000, "rate": 5e-4},
 }

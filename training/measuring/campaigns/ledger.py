@@ -19,9 +19,7 @@ _VALIDATION = ("validate_at", "validate_eps", "validate_limit")
 
 
 class Made(BaseModel):
-    """What a training left: the pinned prompt set, or why there is none; `charged` image passes and text
-    passes, preparing included.
-    """
+    """The result of a training: the pinned prompt set, or why there is none, and its cost in passes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     ref: str | None
@@ -77,7 +75,7 @@ def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
 
 
 def digest_of(run: Run) -> str:
-    """Everything that the published set depends on, wherever it is published."""
+    """Digest of everything that the published set depends on, in any store."""
     return json_digest(_facts(run))
 
 

@@ -1,9 +1,7 @@
-"""Smoothed decisions about labelled pictures: how many are right, how many are certified and how far, and
-whether an attack refutes any certificate.
+"""Certificates of labelled pictures, and attacks on them; `command.py` reads options and prints.
 
-It computes; `command.py` reads options and prints, `attack.py` attacks. Noisy embeddings are kept in
-RUNS/noise, attacks and votes without them in RUNS/certified, a file each: a killed run goes on, and other
-prompt sets are certified from the same noise.
+Noisy embeddings are stored in RUNS/noise, attacks and direct votes in RUNS/certified, a file each: a killed
+run continues, and other prompt sets are certified from the same noise.
 """
 
 import itertools
@@ -40,8 +38,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Settled(NamedTuple):
-    """All that is known of one picture. `answer`: of a vote by the same `n`, None where it abstains; `same`:
-    whether both paths counted the same.
+    """The results for one picture.
+
+    `answer`: of a vote of the same `n` draws, None where it abstains; `same`: whether a direct vote, without
+    stored embeddings, gives the same certificate.
     """
 
     name: str
@@ -53,9 +53,7 @@ class Settled(NamedTuple):
 
 
 class Billed(NamedTuple):
-    """What a subject will take, in passes: at most, since only what is certified is attacked. `kept`: of so
-    many pictures the noise is there.
-    """
+    """The most passes that a subject will take; of `kept` pictures the noise is stored already."""
 
     subject: SmoothedSubject
     kept: int
@@ -69,7 +67,7 @@ class Billed(NamedTuple):
 
 
 def settle(subject: SmoothedSubject, *, progress: Progress) -> list[Settled]:
-    """Certify every picture, attack what is certified, and count some votes without the kept embeddings."""
+    """Certify every picture, attack the certified ones, and take some votes without stored embeddings."""
     question, total = subject.question, len(subject.indices)
     settled: list[Settled] = []
     for done, index in enumerate(subject.indices):
@@ -96,7 +94,7 @@ def settle(subject: SmoothedSubject, *, progress: Progress) -> list[Settled]:
 
 
 def billed(subjects: Sequence[SmoothedSubject]) -> list[Billed]:
-    """The bill of what is not there yet; noise that several subjects share is billed to the first."""
+    """The cost of what is missing; noise that several subjects share is billed to the first."""
     made: set[Path] = set()
     bills: list[Billed] = []
     for subject in subjects:
@@ -121,7 +119,7 @@ def billed(subjects: Sequence[SmoothedSubject]) -> list[Billed]:
 
 
 def _certified(subject: SmoothedSubject, index: int) -> Settled:
-    """From kept embeddings, which are made if they are not there."""
+    """From stored embeddings, which are made if they are missing."""
     pixels, options, root = subject.pixels(index), subject.options, subject.question.runs / "noise"
     key = subject.key(pixels)
     portion = portion_for(root, key, question_of(subject.asked, options.alpha))
@@ -162,9 +160,7 @@ def _attacked(subject: SmoothedSubject, index: int, certificate: Certificate) ->
 
 
 def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -> Score:
-    """Margins of single draws against the certified label; gradients pass the rule's chain in the way that
-    each link declares.
-    """
+    """Margins of single draws against the certified label; gradients pass each defense as it declares."""
     classifier = subject.classifier
     victim = Victim(
         subject.clip,
@@ -209,9 +205,7 @@ def _direct_cell(subject: SmoothedSubject, pixels: Tensor) -> Path:
 
 
 def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> Path:
-    """Where an answer about a certificate is kept: named by all that the certificate and the answer depend
-    on.
-    """
+    """Where an answer about a certificate is: named by all that the certificate and the answer depend on."""
     decision = {
         "prompts": subject.found.prompts.digest(),
         "labels": list(subject.classifier.labels),
