@@ -17,13 +17,15 @@ from pydantic import ValidationError
 from robustclip.defenses import parse_defenses
 from robustclip.errors import DataRefused
 from robustclip.models.clip import Clip
-from robustclip.threat import radius_text
 from training.data.labelled import LabelledImages
 from training.data.sampling import balanced_subset
 from training.measuring.campaigns.ledger import Made
 from training.measuring.evaluation.cells import unpacked
-from training.measuring.evaluation.question import Question, Threat
-from training.measuring.evaluation.rows import SUBSET_SEED, Row, measured_on
+from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.rows import Row, measured_on
+from training.measuring.evaluation.subjects import SUBSET_SEED
+from training.measuring.pages.wording import UNUSUAL
+from training.threats.base import threat_level
 
 Facts = Mapping[str, Any]
 
@@ -66,11 +68,10 @@ class TableRecord:
         found, lacking = list[Row](), 0
         for chain in question.defenses:
             random = any(link.randomized for link in parse_defenses(chain))
-            for threat, eps in question.conditions():
-                asked = {**about, "defense": chain, "threat": threat, "eps": radius_text(eps)}
-                facts = self._result(
-                    asked, question.unusual(threat, randomized=random), _particular(question, threat)
-                )
+            for threat, within in question.conditions():
+                level = threat_level(threat)
+                asked = {**about, "defense": chain, "threat": threat, "eps": within.text}
+                facts = self._result(asked, level.unusual(question, randomized=random), level.named(question))
                 if facts is None:
                     lacking += 1
                     continue
@@ -82,11 +83,10 @@ class TableRecord:
         return found, lacking
 
     def _result(self, asked: Facts, unusual: Facts, attack: Facts) -> Facts | None:
-        effort = ("steps", "restarts", "search", "draws", "queries")
         for facts in self.results:
             same = (
                 all(facts.get(name) == value for name, value in asked.items())
-                and {name: facts[name] for name in effort if name in facts} == unusual
+                and {name: facts[name] for name in UNUSUAL if name in facts} == unusual
             )
             if same and all(facts["attack"][name] == value for name, value in attack.items()):
                 return facts
@@ -102,17 +102,6 @@ def read_record(path: Path) -> TableRecord:
         return TableRecord(path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise _refused(path, str(error)) from error
-
-
-def _particular(question: Question, threat: Threat) -> Facts:
-    """What the question decides of an attack beside its effort."""
-    return (
-        {"preset": question.strength}
-        if threat == "T3"
-        else {"surrogates": list(question.surrogates)}
-        if threat == "T0b"
-        else {}
-    )
 
 
 def _refused(path: Path, why: str) -> DataRefused:

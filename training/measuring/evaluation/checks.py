@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-from robustclip.sanity.base import SYMPTOMS, Diagnostic, Symptom
+from robustclip.sanity.symptoms import SYMPTOMS, Diagnostic, Symptom
 from robustclip.threat import parse_radius
 from training.measuring.evaluation.question import effort_of
+from training.threats import THREAT_LEVELS
+from training.threats.base import threat_level
 
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -20,13 +22,6 @@ SUBJECT = ("backbone", "data", "split", "classes", "among", "method", "prompt_se
 LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
 NOISE_SHARE = 0.01
 HEADLINE = "T3"
-_BLIND = {
-    "T0": "M5",
-    "T0b": "M5",
-    "T1": "M5",
-    "static": "M5",
-    "black-box": "M6",
-}  # who knows less, and the check that fires if that finds more
 _M15 = Symptom(
     id="M15",
     name="stronger finds less",
@@ -113,7 +108,9 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
                     f"{facts['threat']} leaves more right than the untouched pictures are",
                 )
         for identifier, blind in (
-            (identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at
+            (identifier, at[threat, eps])
+            for threat in THREAT_LEVELS
+            if (threat, eps) in at and (identifier := threat_level(threat).blind)
         ):
             for aware in (facts for facts in (full, strongest) if facts is not None):
                 sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"

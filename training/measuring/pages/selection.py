@@ -17,10 +17,11 @@ def selection_section(name: str, content: Facts) -> str:
     candidates: list[Facts] = content["candidates"]
     numbers: list[Facts] = [number for candidate in candidates for number in candidate["numbers"]]
     data = list(dict.fromkeys(judged["data"] for judged in content["judged_on"]))
+    level = next((number["threat"] for number in numbers if number["threat"] != "clean"), "T2")
     lines = [
         f"## {content['title']}",
         "",
-        f"{_about(content, numbers)} (`results/{name}.json`).",
+        f"{_about(content, numbers, level)} (`results/{name}.json`).",
         "",
         content["says"],
         "",
@@ -29,18 +30,18 @@ def selection_section(name: str, content: Facts) -> str:
         [
             "",
             "candidate",
-            *(f"{place}: clean, T2" for place in data),
+            *(f"{place}: clean, {level}" for place in data),
             "mean of clean",
-            "mean of T2",
+            f"mean of {level}",
             "ahead of the first",
         ]
     )
     for candidate in candidates:
-        found = [_means(candidate["numbers"], place) for place in data]
-        cells = ["" if place is None else f"{place['clean']:.1f}, {place['T2']:.1f}" for place in found]
+        found = [_means(candidate["numbers"], place, level) for place in data]
+        cells = ["" if place is None else f"{place['clean']:.1f}, {place[level]:.1f}" for place in found]
         over = [
             f"{mean(place[threat] for place in found if place):.1f}" if all(found) else ""
-            for threat in ("clean", "T2")
+            for threat in ("clean", level)
         ]
         chosen = "chosen" if candidate["settings"] == content["chosen"] else ""
         ahead: Facts | None = candidate["ahead"] and {
@@ -53,11 +54,12 @@ def selection_section(name: str, content: Facts) -> str:
     return "\n".join([*lines, "", f"    {content['command']}", ""])
 
 
-def _about(content: Facts, numbers: Sequence[Facts]) -> str:
+def _about(content: Facts, numbers: Sequence[Facts], level: str) -> str:
     judged = ", ".join(f"{judged['n']} of {judged['data']}" for judged in content["judged_on"])
-    radii = ", ".join(dict.fromkeys(number["eps"] for number in numbers if number["threat"] == "T2"))
+    radii = ", ".join(dict.fromkeys(number["eps"] for number in numbers if number["threat"] == level))
     cap = f", at most {content['max_passes']:,} charged image passes each" if content["max_passes"] else ""
-    attack = f"T2 at {radii} with {content['steps']} steps" if radii else "never measured"
+    steps = f" with {content['steps']} steps" if level == "T2" else ""
+    attack = f"{level} at {radii}{steps}" if radii else "never measured"
     return (
         f"Chosen on held-out training pictures ({judged}): clean, {attack}; {content['shots']} shots, "
         f"{seeds_words(content['seeds'])}{cap}"
@@ -87,13 +89,13 @@ def _value(value: object) -> str:
     )
 
 
-def _means(numbers: Sequence[Facts], data: str) -> dict[str, float] | None:
+def _means(numbers: Sequence[Facts], data: str, level: str) -> dict[str, float] | None:
     """Per cent, means over seeds; None where nothing was measured."""
     own = [row for row in numbers if row["data"] == data]
     return (
         {
             threat: 100 * mean(row["accuracy"] for row in own if row["threat"] == threat)
-            for threat in ("clean", "T2")
+            for threat in ("clean", level)
         }
         if own
         else None

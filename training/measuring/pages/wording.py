@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from training.measuring.pages.difference import decided
+from training.threats import THREAT_LEVELS
 
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -18,12 +19,10 @@ UNUSUAL = {
     "search": "searched in {}",
 }
 
-_LEVELS = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
-
 
 def rank(row: Facts) -> tuple[int, Fraction]:
     """Where a condition stands among others: by what the attacker knows, then by the radius."""
-    return _LEVELS.index(row["threat"]), Fraction(row["eps"])
+    return [*THREAT_LEVELS].index(row["threat"]), Fraction(row["eps"])
 
 
 def data_of(row: Facts) -> str:
