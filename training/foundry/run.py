@@ -23,10 +23,8 @@ N = TypeVar("N", bound=nn.Module)
 Terms = dict[str, Tensor]  # the weighted terms of a loss, [] each, by name
 
 
-class TrainingDiverged(RobustClipError):
+class TrainingDiverged(RobustClipError, code="training-diverged"):
     """The loss is not finite any more."""
-
-    code = "training-diverged"
 
 
 class Phase(NamedTuple):
@@ -46,12 +44,21 @@ class Phase(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """How far a phase is, and the mean terms of its last step."""
+    """How far a phase is, in seconds since it was resumed, and the mean terms of its last step."""
 
     step: int
     samples: int
+    seconds: float
     samples_per_second: float
     terms: dict[str, float]
+
+    def line(self) -> dict[str, Any]:
+        """The beginning of a line of a log."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "samples_per_second": round(self.samples_per_second, 1),
+        }
 
 
 class Run(ABC, Generic[R, N]):
@@ -101,7 +108,8 @@ class Run(ABC, Generic[R, N]):
         rates = [cast(float, group["lr"]) for group in self.optimizer.param_groups]
         self.folder.mkdir(parents=True, exist_ok=True)
         start = counted = self._resume(phase)
-        began, losses = time.monotonic(), self.losses(phase, start)
+        began = checked = time.monotonic()
+        losses = self.losses(phase, start)
         for step in range(start, phase.steps):
             share = share_of_rate(step, phase.steps, warm_up=phase.warm_up)
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -110,15 +118,16 @@ class Run(ABC, Generic[R, N]):
             self.constrain()
             average_into(self.average, self.network, decay=phase.average, step=step)
             samples, last = (step + 1) * phase.batch, step + 1 == phase.steps
-            speed = (step + 1 - counted) * phase.batch / (time.monotonic() - began)
+            now = time.monotonic()
+            speed = (step + 1 - counted) * phase.batch / (now - checked)
             words = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
             self.progress(step + 1, phase.steps, f"{phase.name}: {words}, {speed:.0f} samples/s")
             due = last or samples // phase.check_samples > step * phase.batch // phase.check_samples
             stop = False
             if due:
-                reached = Reached(step + 1, samples, round(speed, 1), terms)
+                reached = Reached(step + 1, samples, now - began, speed, terms)
                 stop = self.processes.agree(self.processes.main and self.check(phase, reached))
-                began, counted = time.monotonic(), step + 1
+                checked, counted = time.monotonic(), step + 1
             if due or (step + 1) % self.checkpoint_steps == 0:
                 self._save(phase, step + 1)
             if stop:

@@ -172,10 +172,8 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         suspect = weak - deep > self.gap
         terms = {name: round(value, 4) for name, value in reached.terms.items()}
         self.log(
-            {
-                "step": reached.step,
-                "samples": reached.samples,
-                "samples_per_second": reached.samples_per_second,
+            reached.line()
+            | {
                 "loss": terms,
                 "clean": clean,
                 "robust": robust,

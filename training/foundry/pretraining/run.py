@@ -6,7 +6,6 @@ computes the loss from everyone's features.
 
 import copy
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -82,12 +81,8 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         cast(Any, self.network).logit_scale.clamp_(0, math.log(100))
 
     def check(self, phase: Phase, reached: Reached) -> bool:
-        line = {
-            "phase": phase.name,
-            "step": reached.step,
-            "samples": reached.samples,
-            "seconds": round(time.monotonic() - self.began),
-        }
+        line = {"phase": phase.name, "step": reached.step, "samples": reached.samples}
+        line["seconds"] = round(reached.seconds)
         terms = {name: round(value, 4) for name, value in reached.terms.items()}
         measured = accuracies(self.average, self.clip, self.corpus, precision=self.recipe.precision)
         self.log(line | measured | terms)
@@ -95,7 +90,6 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
 
     def _train(self, name: PhaseName, samples: int, batch: int) -> None:
         steps = samples // batch
-        self.began = time.monotonic()
         self.begin(name)
         phase = Phase(
             name,

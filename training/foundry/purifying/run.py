@@ -96,7 +96,6 @@ class PurifyingRun(BlockRun[PurifyingRecipe, SuperResolver | Denoiser, Draw]):
 
     def check(self, phase: Phase, reached: Reached) -> bool:
         self.readings = examine(self.average, self.exam, seed=self.recipe.seed)
-        line = reached._asdict() | {"loss": round(reached.terms["loss"], 5)}
-        del line["terms"]
-        self.log(line | {name: reading._asdict() for name, reading in self.readings.items()})
+        readings = {name: reading._asdict() for name, reading in self.readings.items()}
+        self.log(reached.line() | {"loss": round(reached.terms["loss"], 5)} | readings)
         return False
