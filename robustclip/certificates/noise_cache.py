@@ -127,9 +127,9 @@ def cached_features(
     path = noise_path(root, key, portion=portion)
     try:
         if not path.exists():
-            made = {name: features.cpu().contiguous() for name, features in make(portion)._asdict().items()}
-            _check(made, key, path)
-            write_atomically(path, save(made, {"key": key.text, "portion": str(portion)}))
+            new = {name: features.cpu().contiguous() for name, features in make(portion)._asdict().items()}
+            _check(new, key, path)
+            write_atomically(path, save(new, {"key": key.text, "portion": str(portion)}))
         with safe_open(path, framework="pt") as file:
             if file.metadata() != {"key": key.text, "portion": str(portion)}:
                 raise _refused(path, "it holds noise of another picture, tower or question.")
@@ -161,9 +161,9 @@ def _record(folder: Path, portion: int) -> Path:
 
 def _check(tensors: Mapping[str, Tensor], key: NoiseKey, path: Path) -> None:
     expected = {"choosing": (key.n0, key.width), "counting": (key.n, key.width)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        raise _refused(path, f"expected float32 {expected}, found {found}.")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise _refused(path, f"expected float32 {expected}, found {shapes}.")
     if not all(bool(((tensor.norm(dim=1) - 1).abs() < 1e-3).all()) for tensor in tensors.values()):
         raise _refused(path, "not all of its rows are finite and of unit norm.")
 

@@ -8,11 +8,10 @@ from robustclip.types import Pixels
 
 
 def augment(pixels: Pixels, generator: torch.Generator) -> Pixels:
-    """Random crop or shrinking, flip, loss of resolution, sharpness, grey, contrast, brightness, tint, each
-    row its own: [B, 3, S, S] -> the same.
+    """Random crop or shrinking, flip, blur, sharpness, grey, contrast, brightness and tint; [B, 3, S, S].
 
-    The pictures are enlarged from 64 pixels or less and so lack fine detail; shrinking (mirrored margins
-    around) and sharpening make them look like photographs of several hundred pixels.
+    The pictures are enlarged from 64 pixels or less, so they lack fine detail. Shrinking (with mirrored
+    margins) and sharpening make them look like photographs of several hundred pixels.
     """
     batch, _, size, _ = pixels.shape
 

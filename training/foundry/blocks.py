@@ -1,4 +1,4 @@
-"""Runs that draw the pictures of a step in blocks, each from a seed of its own.
+"""Runs that draw the pictures of a step in blocks, each with its seed.
 
 A block does not depend on who draws it and beside which others. So processes and parts can share a step in
 any way, and a killed run continues with the same pictures.
@@ -55,7 +55,7 @@ class BlockRun(Run[R, N], Generic[R, N, D]):
 
     @abstractmethod
     def draw(self, rows: Tensor, generator: torch.Generator) -> D:
-        """The pictures of these rows, and what is random about them."""
+        """The pictures of these rows, and random values for them."""
 
     @abstractmethod
     def terms(self, draw: D) -> Terms:

@@ -34,8 +34,9 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Names:
-    """Every name that a picture or a teacher uses. `members[set]` indexes into `texts`; the first 1000 are
-    ImageNet's, in the teacher's order.
+    """All names of the pictures and of the teacher. `members[set]` [labels] indexes into `texts`.
+
+    The first 1000 are ImageNet's, in the teacher's order.
     """
 
     texts: tuple[str, ...]
@@ -43,9 +44,7 @@ class Names:
 
 
 def gather_names(label_sets: Mapping[str, tuple[str, ...]]) -> Names:
-    """ImageNet's 1000 names, then what the data sets add. Equal texts are one name (Tiny's 200 are
-    ImageNet's).
-    """
+    """ImageNet's 1000 names, then new ones of the data sets. Equal texts are one name."""
     texts = list(imagenet_names())
     members = {"imagenet": torch.arange(len(texts))}
     position = _positions(texts)
@@ -74,7 +73,7 @@ class Corpus:
     source: Tensor
     validation: Tensor
 
-    def own_names(self, rows: Tensor) -> Tensor:
+    def members_of(self, rows: Tensor) -> Tensor:
         """[B, names] bool: the names of each picture's data set."""
         every = torch.arange(len(self.names.texts))
         table = torch.stack([torch.isin(every, self.names.members[name]) for name in self.sets])

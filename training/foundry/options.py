@@ -33,7 +33,7 @@ def parser_of(
 
 
 def recipe_options(parser: argparse.ArgumentParser, model: type[Recipe], **own: dict[str, Any]) -> None:
-    """An option for each field of a recipe; `own`: what `add_field` is told about a field."""
+    """An option for each field of a recipe; `own`: further arguments of `add_field`, by field."""
     group = parser.add_argument_group(
         "recipe", "Everything that decides the weights. A run resumes only with the same values."
     )

@@ -84,14 +84,14 @@ class Run(ABC, Generic[R, N]):
 
     @abstractmethod
     def check(self, phase: Phase, reached: Reached) -> bool:
-        """Measure and log; whether to stop. The main process alone is asked."""
+        """Measure and log, in the main process alone; whether to stop."""
 
     def facts(self) -> dict[str, Any]:
-        """What else a checkpoint keeps."""
+        """The other values in a checkpoint."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the facts of a checkpoint over."""
+        """Set the other values from a checkpoint."""
 
     def changed(self, phase: Phase, state: Mapping[str, Any]) -> list[str]:
         """The options that a checkpoint was made with other values of."""

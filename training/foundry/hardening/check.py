@@ -58,7 +58,7 @@ class Checker:
     def targets(self, rows: Tensor) -> Targets:
         """Without a teacher's opinion."""
         device = self.head.weights.device
-        return Targets(self.corpus.name[rows].to(device), self.corpus.own_names(rows).to(device))
+        return Targets(self.corpus.name[rows].to(device), self.corpus.members_of(rows).to(device))
 
     def _rows(self, count: int) -> Tensor:
         rows = torch.nonzero(self.corpus.validation).squeeze(1)
@@ -69,4 +69,4 @@ class Checker:
 
     @torch.no_grad()
     def _right(self, tower: nn.Module, pixels: Pixels, targets: Targets) -> Tensor:
-        return among(self.head(tower(pixels)), targets.own).argmax(dim=1) == targets.name
+        return among(self.head(tower(pixels)), targets.members).argmax(dim=1) == targets.name

@@ -61,23 +61,25 @@ PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTIL
 class Targets:
     """Targets of B pictures.
 
-    name [B]: the index of the right name; own [B, names] bool: the names of its data set; opinion [B, 1000]:
-    the teacher's distribution over the first thousand names, which are ImageNet's.
+    name [B]: the index of the right name; members [B, names] bool: the names of its data set; opinion [B,
+    1000]: the teacher's distribution over the first thousand names, which are ImageNet's.
     """
 
     name: Tensor
-    own: Tensor
+    members: Tensor
     opinion: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Targets":
-        return Targets(self.name[rows], self.own[rows], None if self.opinion is None else self.opinion[rows])
+        return Targets(
+            self.name[rows], self.members[rows], None if self.opinion is None else self.opinion[rows]
+        )
 
     def smoothed(self, share: float) -> Tensor:
         """[B] names, or [B, names] distributions that give `share` to all names of the data set alike."""
         if not share:
             return self.name
-        right = F.one_hot(self.name, self.own.shape[1]).float()
-        return (1 - share) * right + share * self.own / self.own.sum(dim=1, keepdim=True)
+        right = F.one_hot(self.name, self.members.shape[1]).float()
+        return (1 - share) * right + share * self.members / self.members.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +124,17 @@ def losses(
     attacked, clean = head(seen.attacked), None if seen.clean is None else head(seen.clean)
     references: list[Reference] = []
     if preset.to_original and seen.original_attacked is not None:
-        references.append(Reference(among(head(seen.original_attacked), targets.own), preset.to_original))
+        references.append(Reference(among(head(seen.original_attacked), targets.members), preset.to_original))
     if preset.to_clean and clean is not None:
         references.append(
-            Reference(among(clean.detach() if preset.detach_clean else clean, targets.own), preset.to_clean)
+            Reference(
+                among(clean.detach() if preset.detach_clean else clean, targets.members), preset.to_clean
+            )
         )
     pull = float(batch if preset.summed_kl else 1) if references else 0.0
     terms = family(
         targets.smoothed(preset.smoothing),
-        attacked=among(attacked, targets.own),
+        attacked=among(attacked, targets.members),
         references=references,
         b=preset.label,
         c=pull,
@@ -138,7 +142,7 @@ def losses(
     if clean is not None:
         terms |= family(
             clean_targets.smoothed(preset.smoothing),
-            clean=among(clean, clean_targets.own),
+            clean=among(clean, clean_targets.members),
             a=preset.clean_label,
         )
     if preset.teacher and targets.opinion is not None:
@@ -150,17 +154,17 @@ def losses(
     return terms
 
 
-def among(logits: Logits, own: Tensor) -> Logits:
-    """Logits with those of foreign names so low that their probability is exactly 0.
+def among(logits: Logits, members: Tensor) -> Logits:
+    """Logits with those of all but the `members` so low that their probability is exactly 0.
 
     An infinity instead would make gradients NaN.
     """
-    return logits.masked_fill(~own, -1e4)
+    return logits.masked_fill(~members, -1e4)
 
 
 def label_loss(logits: Logits, targets: Targets) -> Tensor:
     """[B] cross-entropy of the right name among the names of the picture's data set."""
-    return F.cross_entropy(among(logits, targets.own), targets.name, reduction="none")
+    return F.cross_entropy(among(logits, targets.members), targets.name, reduction="none")
 
 
 def teacher_loss(logits: Logits, opinion: Tensor) -> Tensor:

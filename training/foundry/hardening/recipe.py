@@ -105,7 +105,7 @@ _FARE_CODE: dict[str, Any] = {
     "augment": False,
     "check_samples": 128_000,
 }
-# for GPUs. FARE and TeCoA: the settings of FARE's code. PMG-AFT: its own, but AdamW where it has SGD
+# for GPUs, as in the code of FARE, which has TeCoA too, and of PMG-AFT, but AdamW where that has SGD
 PAPERS: dict[str, dict[str, Any]] = {
     "fare": _FARE_CODE,
     "tecoa": _FARE_CODE,
@@ -122,9 +122,9 @@ PAPERS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> HardeningRecipe:
+def read_recipe(kind: Literal["cpu", "papers"], values: dict[str, Any]) -> HardeningRecipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
-    objective = given.get("objective", HardeningRecipe.model_fields["objective"].default)
+    objective = values.get("objective", HardeningRecipe.model_fields["objective"].default)
     if kind == "papers" and objective not in PAPERS:
         raise InvalidInput(
             f"no paper has the objective {objective!r}.",
@@ -132,5 +132,5 @@ def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> Harden
             help=f"Use {', '.join(PAPERS)}, or --recipe cpu.",
         )
     return read_fields(
-        HardeningRecipe, (PAPERS[objective] if kind == "papers" else {}) | given, command="harden"
+        HardeningRecipe, (PAPERS[objective] if kind == "papers" else {}) | values, command="harden"
     )

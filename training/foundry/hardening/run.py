@@ -215,7 +215,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
             return targets
         return Targets(
             targets.name,
-            targets.own,
+            targets.members,
             torch.from_numpy(self.corpus.teacher[rows.numpy()]).to(self.processes.device),
         )
 

@@ -1,4 +1,4 @@
-"""The image tower as a module of its own, and copies of it: one of them shares its memory."""
+"""The image tower as a module, with copies of it: one of them shares its memory."""
 
 import copy
 

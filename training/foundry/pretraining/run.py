@@ -138,13 +138,15 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
             texts = self._texts(shown, length, generator)
             features = self._images(phase, rows, generator)
         logits = self.clip.logit_scale.clamp(max=100) * features @ texts[: len(chosen)].T  # [B, names]
-        own, imagenet = self._members(chosen, corpus.source[rows])
+        members, imagenet = self._members(chosen, corpus.source[rows])
         labels = (chosen[None] == corpus.name[rows][:, None]).float()
-        labels = 0.95 * labels + 0.05 * own / own.sum(dim=1, keepdim=True)
+        labels = 0.95 * labels + 0.05 * members / members.sum(dim=1, keepdim=True)
         soft = torch.where(imagenet, opinion[:, chosen.clamp(max=999)], 0.0)
-        labels, soft, own, imagenet = (targets.to(self.device) for targets in (labels, soft, own, imagenet))
+        labels, soft, members, imagenet = (
+            targets.to(self.device) for targets in (labels, soft, members, imagenet)
+        )
         mass = soft.sum(dim=1, keepdim=True)  # of the teacher's opinion, on the chosen names
-        label = -(labels * _log_shares(logits, own)).sum(dim=1).mean()
+        label = -(labels * _log_shares(logits, members)).sum(dim=1).mean()
         taught = soft / mass.clamp_min(1e-4) * _log_shares(logits, imagenet)
         aligned = F.cosine_similarity(self.reading(texts), self.geometry[shown], dim=1)
         return {
@@ -156,8 +158,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
     def _choose_names(self, true: Tensor, opinion: Tensor, generator: torch.Generator) -> Tensor:
         """A step's names, sorted and distinct: true ones, the teacher's first choices, random ones.
 
-        All names would take too long while the stem is frozen: 600 took four times as long as 512
-        pictures.
+        All names take too long while the stem is frozen: 600 took four times as long as 512 pictures.
         """
         wanted = torch.cat([true, opinion.argmax(dim=1)]).unique()
         filling = torch.randperm(len(self.corpus.names.texts), generator=generator)[
@@ -168,8 +169,8 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
     def _members(self, chosen: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """[B, names] bool each: is a chosen name one of the picture's data set; is it one of ImageNet's."""
         members = self.corpus.names.members
-        own = torch.stack([torch.isin(chosen, members[name]) for name in self.corpus.sets])
-        return own[source], torch.isin(chosen, members["imagenet"]).expand(len(source), -1)
+        of_sets = torch.stack([torch.isin(chosen, members[name]) for name in self.corpus.sets])
+        return of_sets[source], torch.isin(chosen, members["imagenet"]).expand(len(source), -1)
 
     def _texts(self, indices: Tensor, length: int, generator: torch.Generator) -> Tensor:
         names = [self.texts[index] for index in indices.tolist()]

@@ -116,7 +116,7 @@ def held_out(corpus: Corpus, clip: Clip, count: int, seed: int) -> Exam:
     rows = corpus.validation.nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
     used = torch.cat([corpus.names.members[name] for name in corpus.sets]).unique()
-    own = corpus.own_names(rows)[:, used]
+    own = corpus.members_of(rows)[:, used]
     pixels = torch.cat([_at(corpus.pixels(chunk), clip.image_size) for chunk in rows.split(_CHUNK)])
     labels = tuple(corpus.names.texts[index] for index in used.tolist())
     return _exam(clip, lambda rows: pixels[rows], labels, torch.searchsorted(used, corpus.name[rows]), own)

@@ -45,9 +45,9 @@ DEFAULTS: dict[NetworkKind, dict[str, Any]] = {
 }
 
 
-def read_recipe(kind: NetworkKind, given: dict[str, Any]) -> PurifyingRecipe:
+def read_recipe(kind: NetworkKind, values: dict[str, Any]) -> PurifyingRecipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
-    recipe = read_fields(PurifyingRecipe, DEFAULTS[kind] | given, command="train-purifiers")
+    recipe = read_fields(PurifyingRecipe, DEFAULTS[kind] | values, command="train-purifiers")
     if recipe.kind != kind:
         raise InvalidInput(
             f"found the shape of a {recipe.kind} for a {kind}.",

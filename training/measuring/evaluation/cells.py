@@ -38,13 +38,13 @@ def cell_path(folder: Path, key: Mapping[str, object]) -> Path:
     return finished.path_of(folder, {**key, "format": _FORMAT, "code": version("robustclip")})
 
 
-def keep(path: Path, key: Mapping[str, object], found: AtLevel) -> None:
+def keep(path: Path, key: Mapping[str, object], cell: AtLevel) -> None:
     """Write a cell, whole or not at all."""
-    measured = found.measured
+    measured = cell.measured
     line = {
         "key": key,
-        "attack": found.attack,
-        "fell_to": found.fell_to,
+        "attack": cell.attack,
+        "fell_to": cell.fell_to,
         "correct": _bits(measured.correct),
         "correct_8bit": _bits(measured.correct_8bit),
         **({} if measured.abstained is None else {"abstained": _bits(measured.abstained)}),

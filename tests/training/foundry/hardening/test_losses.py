@@ -32,12 +32,12 @@ class Random:
         ).unbind()
         self.source = [0, 1, 0, 1, 0, 1]
         self.name = torch.tensor([0, 3, 2, 2, 1, 4])
-        self.own = torch.tensor([[name in OWN[source] for name in range(5)] for source in self.source])
+        self.members = torch.tensor([[name in OWN[source] for name in range(5)] for source in self.source])
         self.opinion = torch.rand(6, 4, generator=generator).softmax(dim=1)
 
     def loss(self, preset: LossWeights, *, batch: int = 6) -> dict[str, Tensor]:
         seen = Embeddings(self.attacked, self.clean, self.original_attacked, self.original_clean)
-        targets = Targets(self.name, self.own, self.opinion)
+        targets = Targets(self.name, self.members, self.opinion)
         return losses(
             preset,
             seen,
