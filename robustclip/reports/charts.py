@@ -1,14 +1,12 @@
 """Line charts as SVG: inside an HTML page, whose style comes from `base.html`, or as files of their own.
 
-Curves differ in color and in their dashes, and a sentence says where each begins and ends: a chart can be read
-without colors, and listened to.
+Curves differ in color and in their dashes, and a sentence says where each begins and ends: a chart can be
+read without colors, and by a screen reader.
 """
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from markupsafe import Markup
 
 from robustclip.reports.html import render
 
@@ -26,12 +24,12 @@ class Curve(NamedTuple):
     points: Sequence[tuple[float, float | None]]
 
 
-def chart(title: str, curves: Sequence[Curve], *, across: str, percent: bool = False) -> Markup:
+def chart(title: str, curves: Sequence[Curve], *, across: str, percent: bool = False) -> str:
     """A figure of curves with axes, the line at 0 and a legend. Empty for curves without a finite value.
 
     `across` names the horizontal axis.
     """
-    return Markup(_drawn("chart.html", title, curves, across, percent))
+    return _drawn("chart.html", title, curves, across, percent)
 
 
 def chart_file(title: str, curves: Sequence[Curve], *, across: str) -> str:

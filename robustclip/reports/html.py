@@ -1,7 +1,8 @@
-"""How every HTML page and every drawing of this project is made: from templates that escape all they are given.
+"""How every HTML page and every chart is made: from templates that escape all that they are given.
 
-A package keeps its own templates in its folder `templates`. Those of this package are open to all of them:
-`base.html` is the page around the content, with one style in light and dark; `parts.html` holds tables and lists.
+A package keeps its templates in its folder `templates`. Those of this package can be used by all of them:
+`base.html` is the page around the content, with one style in light and dark; `parts.html` holds sections,
+tables and lists.
 """
 
 from functools import cache
@@ -13,7 +14,7 @@ _SHARED = "robustclip.reports"
 
 
 def render(template: str, *, package: str = _SHARED, **content: Any) -> str:
-    """A template of `package`, filled in. Text is escaped; a `Markup`, as `charts.chart` returns it, is not."""
+    """A template of `package`, filled in."""
     return _environment(package).get_template(template).render(content)
 
 

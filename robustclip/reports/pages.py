@@ -1,4 +1,4 @@
-"""A probe report as one HTML page that needs nothing else: it can be mailed, archived, printed, read on a phone.
+"""A probe report as one HTML page that needs nothing else: it can be mailed, archived and printed.
 
 This module turns a report into words and numbers; `templates/probe.html` lays them out.
 """
@@ -7,7 +7,6 @@ import base64
 import json
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
 from torch import Tensor
 
 from robustclip.digests import levels_digest
@@ -70,7 +69,6 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
         silent=[flag for flag in report.diagnostics if not flag.fired],
         flag_sentence=flag_sentence,
         known=_facts(report, picture),
-        labels=report.victim.labels,
         defenses=[
             (part.kind, _listed(part.params), part.gradient, "yes" if part.randomized else "no", part.status)
             for part in report.victim.defense
@@ -141,7 +139,7 @@ def _heat(heat: Heat) -> dict[str, Any]:
     }
 
 
-def _curves(report: ProbeReport) -> list[Markup]:
+def _curves(report: ProbeReport) -> list[str]:
     traced = [
         (f"{record.kind}, {record.knowledge}{_at(record)}", record, record.trace)
         for record in report.attacks
@@ -161,9 +159,9 @@ def _curves(report: ProbeReport) -> list[Markup]:
     return [figure for figure in drawn if figure]
 
 
-def _by_radius(report: ProbeReport) -> list[Markup]:
-    """For each norm in which several radii were tried, a chart of the worst margin by the attacker's knowledge."""
-    drawn: list[Markup] = []
+def _by_radius(report: ProbeReport) -> list[str]:
+    """A chart for each norm in which several radii were tried: the worst margin for each knowledge."""
+    drawn: list[str] = []
     for norm, unit, scale in (("linf", "radius, levels of 255 (Linf)", LEVELS), ("l2", "radius (L2)", 1)):
         worst: dict[str, dict[float, float]] = {}
         for record in report.attacks:
@@ -182,7 +180,7 @@ def _at(record: AttackRecord) -> str:
     return "" if radius is None else f" at {radius_text(radius, norm_of(record))}"
 
 
-def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str]]:
+def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str | tuple[str, ...]]]:
     victim = report.victim
     return [
         ("Picture", f"{picture}, seen at {report.input.resolution[0]} x {report.input.resolution[1]} pixels"),
@@ -195,6 +193,7 @@ def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str]]:
         ("Defense", named([part.kind for part in victim.defense])),
         ("Digest", victim.digest),
         ("Code", f"robustclip {report.code_version}, {report.dtype} on {report.device}"),
+        ("Labels", victim.labels),
     ]
 
 
