@@ -1,4 +1,5 @@
-# The three verbs of every day: `make serve`, `make test`, `make check`. Each sets up what it needs first; a bare clone needs git, make and Python 3.11 or newer.
+# Every day: `make serve`, `make quick`, `make test`, `make check`. Each installs what it needs first; a bare clone needs
+# git, make and Python 3.11 or newer.
 # pip finds packages where the machine's own configuration (PIP_*, pip.conf) says; nothing here names an index.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format results results-check pins wheel image clean
+.PHONY: help setup serve quick test check format results results-check pins wheel image clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ serve: $(STAMP)  ## serve on 127.0.0.1:8000 (PORT=9000 for another port)
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q
 
+quick: $(STAMP)  ## run the tests that take no long and need no data
+	$(BIN)/python -m pytest -q -m "not slow and not data and not image and not gpu"
+
 check: $(STAMP)  ## lint, format, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,7 +51,10 @@ format: $(STAMP)  ## put the sources in order
 results: $(STAMP)  ## write training/RESULTS.md from the JSON files beside it
 	$(BIN)/python -m training.measuring.pages.results
 
-results-check: $(STAMP)  ## compare training/RESULTS.md with the JSON files
+results-quick: $(STAMP)  ## run the tests that take no long and need no data
+	$(BIN)/python -m pytest -q -m "not slow and not data and not image and not gpu"
+
+check: $(STAMP)  ## compare training/RESULTS.md with the JSON files
 	$(BIN)/python -m training.measuring.pages.results --check
 
 pins: $(STAMP)  ## rewrite constraints.txt from what .venv holds

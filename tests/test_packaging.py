@@ -4,7 +4,9 @@ import inspect
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,14 +24,20 @@ COMMANDS = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The paths inside a wheel built from this checkout."""
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     (path,) = folder.glob("robustclip-*.whl")
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> set[str]:
+    """The paths inside the wheel."""
+    with zipfile.ZipFile(wheel_file) as archive:
         return set(archive.namelist())
 
 
@@ -55,6 +63,41 @@ def test_the_wheel_carries_backbone_weights_and_prompt_sets(wheel: set[str]) -> 
         re.fullmatch(r"prompts_store/sets/any/handcrafted/[0-9a-f]{12}\.safetensors", path) for path in wheel
     )
     assert "prompts_store/sets/any/handcrafted/ACTIVE" in wheel
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_serves_without_git_make_or_a_checkout(wheel_file: Path, tmp_path: Path) -> None:
+    """In an environment that has our dependencies and the wheel, nothing else of ours."""
+    environment, nowhere = tmp_path / "environment", tmp_path / "nowhere"
+    nowhere.mkdir()
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([sys.executable, *install, str(wheel_file)], check=True, timeout=120)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    checked = subprocess.run(
+        [environment / "bin" / "robustclip", "serve", "--check"],
+        cwd=nowhere,
+        env={"PATH": str(nowhere), "HOME": str(nowhere)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "all is well" in checked.stdout
+    where = "import robustclip, service; print(robustclip.__file__, service.__file__)"
+    found = subprocess.run([python, "-c", where], cwd=nowhere, capture_output=True, text=True, check=True)
+    assert found.stdout.count(str(packages)) == 2
+
+
+def test_the_changelog_says_what_this_version_breaks() -> None:
+    sections = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    titles = [section.partition("\n")[0] for section in sections]
+    (present,) = [section for section in sections if section.startswith(PROJECT["version"])]
+    assert present == sections[0], f"the newest section is {titles[0]!r}, the version {PROJECT['version']}"
+    assert "\n### Breaks\n- " in present
 
 
 def test_the_installed_commands_are_the_declared_ones() -> None:

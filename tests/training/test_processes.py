@@ -230,5 +230,8 @@ def test_two_processes_learn_what_one_learns(
     told = main[name]
     assert isinstance(told, list)
     assert [epoch[:2] for epoch in told] == [epoch[:2] for epoch in alone]
-    assert told[-1][2] == pytest.approx(alone[-1][2], rel=1e-3)
+    losses = alone[-1][2]
+    assert isinstance(losses, dict)
+    # a consistency term compares nearly equal predictions: rounding is small next to the whole loss only
+    assert told[-1][2] == pytest.approx(losses, rel=1e-3, abs=1e-3 * sum(losses.values()))
     assert moved_apart(tmp_path / name, folder / name, tiny, name) < 0.02

@@ -26,7 +26,7 @@ def written(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["super_resolver", "denoiser"])
-def test_what_is_written_is_read_back_to_sixteen_bits(kind: purifiers.Kind, tmp_path: Path) -> None:
+def test_what_is_written_is_read_back_to_sixteen_bits(kind: purifiers.NetworkKind, tmp_path: Path) -> None:
     network = purifiers.load_purifier(kind, "tiny")
     assert isinstance(network, SuperResolver | Denoiser)
     purifiers.write_purifier(network, tmp_path / "copy", {"made": "for a test"})
@@ -49,7 +49,7 @@ def test_the_shipped_networks_together_fit_twenty_megabytes() -> None:
     tensors = [
         parameter.numel()
         for shape in (SuperResolverShape(), DenoiserShape())
-        for parameter in purifiers.build(shape).parameters()
+        for parameter in purifiers.build_network(shape).parameters()
     ]
     assert 2 * sum(tensors) < 20e6
 

@@ -18,7 +18,7 @@ from robustclip.seeds import draw_seeds, row_normal
 from robustclip.types import Pixels
 
 PURIFIERS = Path(purifiers.__file__).parent
-KINDS: tuple[purifiers.Kind, ...] = ("super_resolver", "denoiser")
+KINDS: tuple[purifiers.NetworkKind, ...] = ("super_resolver", "denoiser")
 
 
 @pytest.fixture(scope="module", params=["chelsea.png", "coffee.png"])
@@ -46,7 +46,7 @@ def test_the_super_resolver_enlarges_better_than_bicubic(photograph: Pixels) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_card_names_the_digest(kind: purifiers.Kind) -> None:
+def test_the_card_names_the_digest(kind: purifiers.NetworkKind) -> None:
     assert f"`{purifiers.digest_of(kind, 'own')}`" in (PURIFIERS / "MODEL_CARD.md").read_text()
 
 
