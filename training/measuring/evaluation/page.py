@@ -1,65 +1,36 @@
-"""An evaluation as one HTML page without other files: curves over the radius for each prompt set, all rows,
-the checks that fired, all differences.
+"""An evaluation as one HTML page that needs nothing else: a curve over the radius for each prompt set, all
+rows, all checks and all differences.
 """
 
 from collections.abc import Sequence
-from html import escape
 
-from robustclip.reports.charts import STYLE, Curve, chart
+from robustclip.reports.charts import Curve, chart
+from robustclip.reports.html import render
 from robustclip.threat import LEVELS, parse_radius
 from training.measuring.pages.wording import attacked
 from training.measuring.schema.base import grouped
 from training.measuring.schema.evaluation import Check, Evaluation, Headline
 from training.measuring.schema.rows import Paired, PairedOverData, Result
 
-_PAGE_STYLE = """
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; margin: .5rem 0 1.5rem }
-td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid \
-#8884 } code { overflow-wrap: anywhere }
-"""
 _CHART_BY = ("backbone", "data", "split", "classes", "defense")
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
     """The page for what `robustclip evaluate --json` prints. All text from outside is escaped."""
-    fired = evaluation.fired
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width">',
-        f"<title>Evaluation</title><style>{_PAGE_STYLE}{STYLE}</style></head><body><h1>Evaluation</h1>",
-        *map(_headline, evaluation.headlines),
-        "<p>Nobody measured T3: there is no headline.</p>" if not evaluation.headlines else "",
-        "<h2>Over the radius</h2>",
-        *_charts(evaluation.results),
-        "<h2>Every row</h2>",
-        _table(
-            ["data", "prompt set", "defense", "threat", "eps", "seed", "accuracy", "n", "command"],
-            [*map(_row, evaluation.results)],
-        ),
-        "<h2>Masking checks</h2>",
-        f"<p>{len(evaluation.checks)} checks, {len(fired)} fired.</p>",
-        _table(
-            ["check", "data", "prompt set", "what", "number", "threshold"],
-            [*map(_check, fired)],
-        )
-        if fired
-        else "",
-        "<h2>Differences on the same pictures</h2>",
-        _table(
-            ["data", "threat", "eps", "a", "b", "a - b, points", "says"],
-            [*map(_difference, (*evaluation.paired, *evaluation.paired_over_data))],
-        ),
-        "</body></html>\n",
-    ]
-    return "\n".join(part for part in parts if part)
+    return render(
+        "evaluation.html",
+        package="training.measuring.evaluation",
+        headlines=[_headline(headline) for headline in evaluation.headlines] or None,
+        curves=_charts(evaluation.results),
+        results=[_row(result) for result in evaluation.results],
+        checked=len(evaluation.checks),
+        fired=[_check(check) for check in evaluation.fired],
+        differences=[_difference(pair) for pair in (*evaluation.paired, *evaluation.paired_over_data)],
+    )
 
 
 def _charts(results: Sequence[Result]) -> list[str]:
-    """Accuracy over the radius, a chart for each data set and defense; clean accuracy is where the radius is
-    0. Seeds share their mean.
-    """
+    """Accuracy over the radius (at 0 clean accuracy, mean over seeds), a chart a data set and defense."""
     groups = grouped(results, lambda result: tuple(result.part(*_CHART_BY).values()))
     figures: list[str] = []
     for about, group in groups.items():
@@ -80,18 +51,12 @@ def _points(group: Sequence[Result], name: str, threat: str) -> list[tuple[float
     return [(radius, sum(found) / len(found)) for radius, found in sorted(shares.items())]
 
 
-def _headline(headline: Headline) -> str:
+def _headline(headline: Headline) -> dict[str, str]:
     about = f"{headline.words} at {headline.eps}"
     if headline.refused:
-        return (
-            f"<p><strong>Inconclusive</strong>: {escape(about)}. No headline, because of "
-            f"{escape(', '.join(headline.refused))}.</p>"
-        )
-    share = (
-        f"<strong>{headline.accuracy:.1%}</strong> of {headline.n} not broken by T3 ({headline.low:.1%} "
-        f"to {headline.high:.1%})"
-    )
-    return f"<p>{share}: {escape(about)}.</p>"
+        return {"about": about, "refused": ", ".join(headline.refused)}
+    rest = f"{headline.n} not broken by T3 ({headline.low:.1%} to {headline.high:.1%})"
+    return {"about": about, "refused": "", "share": f"{headline.accuracy:.1%}", "rest": rest}
 
 
 def _row(result: Result) -> list[str]:
@@ -119,11 +84,3 @@ def _difference(pair: Paired | PairedOverData) -> list[str]:
 
 def _data(line: Result | Paired | PairedOverData) -> str:
     return f"{line.data_name} {line.split}" + (f" ({line.classes})" if line.classes is not None else "")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return "<p>None.</p>"
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
