@@ -56,9 +56,10 @@ from robustclip.reports.report import (
     ProbeReport,
 )
 from robustclip.reports.witnesses import is_within, size_of
-from robustclip.sanity.base import Diagnostic, Suspicion
+from robustclip.sanity.base import Suspicion
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, Guard, Pixels, Share, price
 

@@ -21,7 +21,8 @@ from training.measuring.campaigns.opened import Opened
 from training.measuring.campaigns.record import TableRecord
 from training.measuring.evaluation.prompt_sets import load_prompts, of_seed
 from training.measuring.evaluation.question import Question
-from training.measuring.evaluation.rows import Row, answer, open_subjects
+from training.measuring.evaluation.rows import Row, answer
+from training.measuring.evaluation.subjects import open_subjects
 from training.measuring.schema.files import Made
 from training.measuring.schema.rows import Result
 

@@ -28,13 +28,15 @@ from training.learning.tuning.selection import (
     Number,
     Selection,
     best,
-    harmonic,
+    combined,
+    level_of,
 )
 from training.measuring.campaigns.campaign import Entry, Learned, Round, TableGap
 from training.measuring.campaigns.opened import Opened
 from training.measuring.evaluation.comparison import percentile_interval, redrawn_means
 from training.measuring.evaluation.question import Question, Seed
-from training.measuring.evaluation.rows import SUBSET_SEED, Row
+from training.measuring.evaluation.rows import Row
+from training.measuring.evaluation.subjects import SUBSET_SEED
 from training.options import DEFAULT_RUNS
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
@@ -71,15 +73,16 @@ class Choosing(BaseModel):
     precision: TowerPrecision = Field(
         "float32", description="of the towers in the passes that prompts learn from: bf16 or float32"
     )
-    eps: LinfRadius = Field(1 / 255, gt=0, description="radius of T2 on held-out pictures")
-    steps: int = Field(20, ge=1, le=1000, description="its steps")
+    eps: LinfRadius = Field(1 / 255, gt=0, description="radius of the attack on held-out pictures")
+    steps: int = Field(20, ge=1, le=1000, description="of T2, where it is the attack")
     limit: int = Field(
         256, ge=0, description="at most so many held-out pictures of each data set; 0 takes all"
     )
     batch: int = Field(64, ge=1, le=4096, description="of them at once")
     by: By = Field(
         "T2",
-        description="the score: accuracy under T2, or harmonic, the harmonic mean of it and clean accuracy",
+        description="the score: accuracy under T2 or another threat level, or harmonic, the harmonic mean of "
+        "T2's and clean accuracy",
     )
     keep_first: bool = Field(
         False, description="the first candidate stays unless the best is ahead of it by an interval above 0"
@@ -174,7 +177,7 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
             "data": [source],
         }
         asked |= {
-            "threats": ["clean", "T2"],
+            "threats": ["clean", level_of(choosing.by)],
             "eps": [choosing.eps],
             "seeds": [seed],
             "store": store,
@@ -268,20 +271,17 @@ def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
     drawn: list[Tensor] = []
     for asked in (label, first):
         clean, attacked = (
-            [_correct(rows, asked, name, threat) for name in names] for threat in ("clean", "T2")
+            [_correct(rows, asked, name, threat) for name in names] for threat in ("clean", level_of(by))
         )
         points = [
             (float(untouched.mean()), float(under.mean()))
             for untouched, under in zip(clean, attacked, strict=True)
         ]
-        values.append(
-            sum(under if by == "T2" else harmonic(untouched, under) for untouched, under in points)
-            / len(names)
-        )
+        values.append(sum(combined(untouched, under, by) for untouched, under in points) / len(names))
         redrawn = zip(redrawn_means(clean), redrawn_means(attacked), strict=True)
         drawn.append(
             sum(
-                (under if by == "T2" else harmonic(untouched, under) for untouched, under in redrawn),
+                (combined(untouched, under, by) for untouched, under in redrawn),
                 Tensor([0.0]),
             )
             / len(names)

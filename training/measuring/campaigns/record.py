@@ -12,14 +12,15 @@ from pathlib import Path
 from robustclip.defenses import parse_defenses
 from robustclip.errors import DataRefused, InvalidInput
 from robustclip.models.clip import Clip
-from robustclip.threat import radius_text
 from training.data.labelled import LabelledImages
 from training.data.sampling import balanced_subset
 from training.measuring.evaluation.cells import unpacked
-from training.measuring.evaluation.question import Question, Threat
-from training.measuring.evaluation.rows import SUBSET_SEED, Row, measured_on
+from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.rows import Row, measured_on
+from training.measuring.evaluation.subjects import SUBSET_SEED
 from training.measuring.schema.files import Made, TableFile, Training, read_results
 from training.measuring.schema.rows import Result
+from training.threats.base import threat_level
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class TableRecord:
         found, lacking = list[Row](), 0
         for chain in question.defenses:
             random = any(link.randomized for link in parse_defenses(chain))
-            for threat, eps in question.conditions():
-                asked = (method, prompt_set, seed, pictures, chain, threat, radius_text(eps))
-                unusual = question.unusual(threat, randomized=random)
-                result = self._result(asked, unusual, _particular(question, threat))
+            for threat, within in question.conditions():
+                level = threat_level(threat)
+                asked = (method, prompt_set, seed, pictures, chain, threat, within.text)
+                unusual = level.unusual(question, randomized=random)
+                result = self._result(asked, unusual, level.named(question))
                 if result is None:
                     lacking += 1
                     continue
@@ -85,17 +87,6 @@ def read_record(path: Path) -> TableRecord:
     if not isinstance(content, TableFile) or "trainings" not in content.model_fields_set:
         raise _refused(path, "another command wrote it.")
     return TableRecord(path, content.trainings, content.results)
-
-
-def _particular(question: Question, threat: Threat) -> dict[str, object]:
-    """What the question decides of an attack beside its effort."""
-    return (
-        {"preset": question.strength}
-        if threat == "T3"
-        else {"surrogates": list(question.surrogates)}
-        if threat == "T0b"
-        else {}
-    )
 
 
 def _refused(path: Path, why: str) -> DataRefused:

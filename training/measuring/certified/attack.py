@@ -170,5 +170,5 @@ def _count(vote: Classifier, point: Tensor, seeds: Seeds) -> Tensor:
 
 def assault_bill(assault: Assault, vote: Defended, votes: int) -> Cost:
     """What all attacks on one certificate take, at most."""
-    searched = assault.search(L2(radius=1)).bill(assault.draws).through(vote)
+    searched = assault.search(L2(radius=1)).bill(assault.draws).through(vote.toll)
     return searched.plus(price(vote, votes)).times(2 * len(assault.factors))

@@ -23,7 +23,7 @@ from training.data.sources import Source
 from training.measuring.certified.attack import Assault
 from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.measuring.evaluation.question import NO_DEFENSE
-from training.measuring.evaluation.rows import SUBSET_SEED
+from training.measuring.evaluation.subjects import SUBSET_SEED
 
 
 class CertifiedQuestion(BaseModel):

@@ -9,23 +9,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from robustclip.sanity.base import SYMPTOMS, Symptom
+from robustclip.sanity.symptoms import SYMPTOMS, Symptom
 from robustclip.threat import parse_radius
 from training.measuring.evaluation.question import effort_of
 from training.measuring.schema.base import grouped
 from training.measuring.schema.evaluation import SUBJECT, Check, Headline
 from training.measuring.schema.rows import Result
+from training.threats import THREAT_LEVELS
+from training.threats.base import threat_level
 
 LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
 NOISE_SHARE = 0.01
 HEADLINE = "T3"
-_BLIND = {
-    "T0": "M5",
-    "T0b": "M5",
-    "T1": "M5",
-    "static": "M5",
-    "black-box": "M6",
-}  # who knows less, and the check that fires if that finds more
 _M15 = Symptom(
     id="M15",
     name="stronger finds less",
@@ -79,7 +74,9 @@ def _of_subject(group: Sequence[Result]) -> Iterator[Check]:
                     f"{result.threat} leaves more right than the untouched pictures are",
                 )
         for identifier, blind in (
-            (identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at
+            (identifier, at[threat, eps])
+            for threat in THREAT_LEVELS
+            if (threat, eps) in at and (identifier := threat_level(threat).blind)
         ):
             for aware in (result for result in (full, strongest) if result is not None):
                 sentence = f"{aware.threat}, which knows more, leaves more standing than {blind.threat}"

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from robustclip.files import write_atomically
 from training.measuring.evaluation.matrix import transfer_matrix
-from training.measuring.evaluation.options import EPILOG, add_options, read_question
+from training.measuring.evaluation.options import add_options, epilog, read_question
 from training.measuring.evaluation.plan import Planned, as_facts, described, plan
 from training.measuring.evaluation.question import Question
-from training.measuring.evaluation.rows import Subject, answer, open_subjects
+from training.measuring.evaluation.rows import answer
+from training.measuring.evaluation.subjects import Subject, open_subjects
 from training.measuring.evaluation.summary import summary
 from training.measuring.evaluation.tables import print_evaluation, print_plan, print_transfer
 from training.memory import keep_freed_memory
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="robustclip evaluate",
         description=main.__doc__,
-        epilog=EPILOG,
+        epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, JsonValue
 
 from training.measuring.schema.base import Accuracy, Difference, Line, OnData, Pictures
+from training.threats import THREAT_LEVELS
 
-LEVELS = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")  # by what the attacker knows
 # what a line names where an attack took other than the level's own, and how it is said
 UNUSUAL = {
     "steps": "{} steps",
@@ -21,8 +21,8 @@ UNUSUAL = {
 
 
 def _known(threat: str) -> str:
-    if threat not in LEVELS:
-        raise ValueError(f"expected one of {', '.join(LEVELS)}")
+    if threat not in THREAT_LEVELS:
+        raise ValueError(f"expected one of {', '.join(THREAT_LEVELS)}")
     return threat
 
 
@@ -47,7 +47,7 @@ class Condition(Pictures):
     @property
     def rank(self) -> tuple[int, Fraction]:
         """Where a condition stands among others: by what the attacker knows, then by the radius."""
-        return LEVELS.index(self.threat), Fraction(self.eps)
+        return [*THREAT_LEVELS].index(self.threat), Fraction(self.eps)
 
 
 class Named(Pictures):
