@@ -2,7 +2,8 @@
 training nor its cells again.
 
 A table that was begun on one machine is continued on another with this file alone. It holds no prompt sets:
-one that lacks a cell is learned again.
+one that lacks a cell is learned again. Nothing here is named by a digest, as in `training.finished`: the user
+chooses the file, and its rows are matched by what they say.
 """
 
 from collections.abc import Mapping, Sequence
