@@ -34,8 +34,9 @@ class PromptStore(Catalogue):
         super().__init__(root)
         self.read_only = read_only
 
-    def publish(self, prompt_set: PromptSet, *, activate: bool = False) -> Ref:
-        """Store a set; the same content again changes nothing.
+    def publish(self, prompt_set: PromptSet, *, report: bytes | None = None, activate: bool = False) -> Ref:
+        """Store a set, and beside it the `report` page, which nothing here reads. The same content again
+        changes nothing.
 
         Raises PromptSetRefused for a set that would be refused when read.
         """
@@ -44,6 +45,8 @@ class PromptStore(Catalogue):
         with self._writing():
             if not shelf.intact(prompt_set.version):
                 write_whole(shelf.file(prompt_set.version), data)
+            if report is not None:
+                write_whole(shelf.report(prompt_set.version), report)
             if activate:
                 shelf.advance(prompt_set.version)
         return prompt_set.ref
@@ -58,33 +61,24 @@ class PromptStore(Catalogue):
         results: Sequence[Result] = (),
         activate: bool = False,
     ) -> Ref:
-        """Publish a set of another store, or of this one, with its report, which then names the copy.
+        """Publish a set of another store, or of this one, here.
 
-        Another name makes another version, whose note names the original; so do further `results`. Raises
-        what `load`, `publish` and `activate` raise, and InvalidInput for a wrong name and for results of a
-        set that fits any CLIP.
+        Under another name, or with further `results`, it is another version. Under another name its note says
+        of which set it is a copy. Its report is the same bytes: it tells how the first version was learned.
+
+        Raises what `load`, `publish` and `activate` raise, and InvalidInput for a wrong name and for results
+        of a set that fits any CLIP.
         """
         original = source.load(ref, clip)
-        place, copied = place_of(original.manifest), original
-        report = source._shelf(place, original.ref.name).report(original.version)
-        page = read_bounded(report, MAX_BYTES) if report.exists() else None
+        manifest = original.manifest
+        page = source._shelf(place_of(manifest), original.ref.name).report(original.version)
+        report = read_bounded(page, MAX_BYTES) if page.exists() else None
         if results:
-            copied = PromptSet(_with_results(original, results), original.prompts)
+            manifest = _with_results(original, results)
         if name is not None and name != original.ref.name:
-            note = " ".join(filter(None, [original.manifest.note, f"A copy of {original.ref}."]))
-            copied = PromptSet(
-                copied.manifest.model_copy(update={"name": checked_name(name), "note": note}),
-                original.prompts,
-            )
-        published = self.publish(copied)
-        if page is not None:
-            for old, new in (
-                (f"{original.ref}", f"{published}"),
-                (f"<h1>{original.ref.name}:", f"<h1>{published.name}:"),
-            ):
-                page = page.replace(old.encode(), new.encode())
-            with writing(self.root):
-                write_whole(self._shelf(place, published.name).report(published.version), page)
+            note = " ".join(filter(None, [manifest.note, f"A copy of {original.ref}."]))
+            manifest = manifest.model_copy(update={"name": checked_name(name), "note": note})
+        published = self.publish(PromptSet(manifest, original.prompts), report=report)
         return self.activate(published, clip.fingerprint) if activate else published
 
     def activate(self, ref: str | Ref, fingerprint: str) -> Ref:

@@ -1,8 +1,9 @@
-"""What answers look like. The models describe them for OpenAPI and the tests; answers themselves are written
-by orjson without another validation.
+"""What answers look like: the models describe them for OpenAPI and the tests.
+
+Answers themselves are written by orjson without another validation: by the routes, and here where several
+routes share a part.
 """
 
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Literal
@@ -11,20 +12,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from prompts_store.shelf import StoredState, StoredVersion
+from prompts_store.shelf import StoredState
 from robustclip.certificates.vote import Ballot
 from robustclip.defenses import AnyDefense
-from robustclip.images import ImageInfo
 from robustclip.models.clip import Clip
 from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.types import ImageEncoder
-from service.engine import Classified, Engine
 from service.jobs import Job, JobState
-from service.loaded import LoadedSet
-from service.probing import Probed
-from service.problems import ErrorItem, Problem, ProblemBody
-from service.ranking import Ranked
-from service.snapshot import Refusal, Snapshot
+from service.problems import ErrorItem, ProblemBody
 
 SERVICE = version("robustclip")
 
@@ -196,46 +191,8 @@ def model_facts(clip: Clip, encoder: ImageEncoder) -> dict[str, Any]:
     }
 
 
-def classify_answer(
-    engine: Engine, classified: Classified, *, request_id: str, timing_ms: Mapping[str, float]
-) -> dict[str, Any]:
-    manifest = classified.loaded.prompt_set.manifest
-    return {
-        "id": request_id,
-        "object": "classification",
-        "created": int(time.time()),
-        "results": [_image_result(index, result) for index, result in enumerate(classified.results)],
-        "errors": sum(isinstance(result, Problem) for result in classified.results),
-        "model": model_facts(engine.clip, engine.encoder),
-        "prompt_set": {
-            "name": manifest.name,
-            "version": classified.loaded.ref.version,
-            "objective": manifest.objective["kind"],
-            "modalities": list(classified.loaded.prompts.modalities),
-        },
-        "defense": defense_facts(classified.chain),
-        "seed": classified.seed,
-        "service": SERVICE,
-        "timing_ms": timing_ms,
-    }
-
-
-def probe_answer(
-    engine: Engine, probed: Probed, *, request_id: str, seed: int, timing_ms: Mapping[str, float]
-) -> dict[str, Any]:
-    return {
-        "id": request_id,
-        "object": "probe",
-        "reports": [report.model_dump(mode="json", by_alias=True) for report in probed.reports],
-        "missing": [
-            {"prompt_set": prompt_set, "defense": defense_facts(chain)}
-            for prompt_set, chain in probed.missing
-        ],
-        "verdict": probed.verdict,
-        "model": model_facts(engine.clip, engine.encoder),
-        "seed": seed,
-        "timing_ms": timing_ms,
-    }
+def defense_facts(chain: tuple[AnyDefense, ...]) -> list[dict[str, Any]]:
+    return [part.model_dump(mode="json") for part in chain]
 
 
 def job_answer(job: Job) -> dict[str, Any]:
@@ -248,69 +205,4 @@ def job_answer(job: Job) -> dict[str, Any]:
         "finished": job.finished,
         "result": job.result,
         "problem": job.problem,
-    }
-
-
-def defense_facts(chain: tuple[AnyDefense, ...]) -> list[dict[str, Any]]:
-    return [part.model_dump(mode="json") for part in chain]
-
-
-def set_state(name: str, snapshot: Snapshot, *, default: str) -> dict[str, Any]:
-    """One set by name: the served version, and the one that was refused in its place."""
-    loaded, refusal = snapshot.active.get(name), snapshot.refused.get(name)
-    return {"name": name, "default": name == default, **_served(loaded), **_refused(refusal)}
-
-
-def version_state(stored: StoredVersion) -> dict[str, Any]:
-    created = stored.created_at.isoformat() if stored.created_at else None
-    return {
-        "version": stored.ref.version,
-        "state": stored.state,
-        "reason": stored.reason,
-        "message": stored.message,
-        "created_at": created,
-        "bytes": stored.bytes,
-    }
-
-
-def _served(loaded: LoadedSet | None) -> dict[str, Any]:
-    manifest = None if loaded is None else loaded.prompt_set.manifest
-    return {
-        "version": loaded.ref.version if loaded else None,
-        "state": "active" if loaded else "refused",
-        "modalities": list(loaded.prompts.modalities) if loaded else [],
-        "templates": list(manifest.templates) if manifest else [],
-        "objective": manifest.objective["kind"] if manifest else None,
-        "dataset": manifest.dataset if manifest else None,
-        "shots": manifest.shots if manifest else None,
-        "results": [result.model_dump(mode="json") for result in manifest.results] if manifest else [],
-        "note": manifest.note if manifest else "",
-        "since": loaded.since.isoformat() if loaded else None,
-    }
-
-
-def _refused(refusal: Refusal | None) -> dict[str, Any]:
-    return {
-        "refused_version": refusal.ref.version if refusal else None,
-        "reason": refusal.reason if refusal else None,
-        "message": refusal.message if refusal else None,
-    }
-
-
-def _image_result(index: int, result: tuple[Ranked, ImageInfo] | Problem) -> dict[str, Any]:
-    if isinstance(result, Problem):
-        errors = [item.model_dump() for item in result.errors]
-        return {
-            "index": index,
-            "error": {"code": result.code, "detail": result.detail, "errors": errors, "help": result.help},
-        }
-    ranked, info = result
-    return {
-        "index": index,
-        "predictions": [
-            {"label": label, "score": score, "logit": logit} for label, score, logit in ranked.predictions
-        ],
-        "margin": ranked.margin,
-        **({} if ranked.ballot is None else {"smoothing": ranked.ballot.model_dump()}),
-        "image": {"width": info.width, "height": info.height, "format": info.format, "sha256": info.sha256},
     }

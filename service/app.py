@@ -105,11 +105,10 @@ async def _watch_lag(metrics: Metrics) -> None:
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = _of_framework(error)
-    if problem.code == "internal":
-        _log.error("request %s failed", context_of(request).request_id, exc_info=error)
     context = context_of(request)
-    context.code = problem.code
-    return problem.response(instance=request.url.path, request_id=context.request_id)
+    if problem.code == "internal":
+        _log.error("request %s failed", context.request_id, exc_info=error)
+    return context.answer(problem, request.url.path)
 
 
 def _of_framework(error: Exception) -> Problem:

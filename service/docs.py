@@ -20,6 +20,18 @@ from service.schemas import ActivateRequest, ClassifyRequest, ProbeRequest
 _MODELS: tuple[type[BaseModel], ...] = (ClassifyRequest, ProbeRequest, ActivateRequest, ProblemBody)
 _REF = "#/components/schemas/{model}"
 
+# What may go wrong with any JSON body, and with a request about pictures.
+OF_BODIES = (
+    *("malformed-json", "host-refused", "origin-refused", "body-too-slow", "body-too-large"),
+    *("unsupported-media-type", "validation", "prompt-set-invalid", "starting"),
+    *("unknown-prompt-set", "unknown-version"),
+)
+OF_PICTURES = (
+    *OF_BODIES,
+    *("malformed-multipart", "too-many-labels", "image-undecodable", "image-format-refused"),
+    *("image-too-many-pixels", "url-disabled", "queue-full", "deadline-exceeded"),
+)
+
 
 def body_of(model: type[BaseModel], *, forms: bool = True) -> dict[str, Any]:
     """The `requestBody` of a route that parses its own body."""
@@ -54,15 +66,14 @@ def query_of(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these problems."""
-    found: dict[int | str, dict[str, Any]] = {}
-    for status in sorted({PROBLEMS[code].status for code in codes}):
-        named = ", ".join(code for code in codes if PROBLEMS[code].status == status)
-        found[status] = {
-            "description": named,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemBody")}}},
-        }
-    return found
+    """The `responses` of a route that may answer with these problems, in the order of their table."""
+    by_status: dict[int | str, list[str]] = {}
+    for code in sorted(codes, key=list(PROBLEMS).index):
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemBody")}}}
+    return {
+        status: {"description": ", ".join(named), "content": content} for status, named in by_status.items()
+    }
 
 
 def install_docs(app: FastAPI) -> None:

@@ -21,6 +21,9 @@ from service.timing import Timing
 
 JobState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 
+Answer: TypeAlias = Callable[[Probed, str, Mapping[str, float]], Mapping[str, Any]]
+# (what came of it, the job's id, milliseconds by stage) -> the body of the result
+
 KEPT_EVENTS = 512  # of one job: older ones are forgotten
 _BETWEEN_PROGRESS_SECONDS = 0.25
 
@@ -87,7 +90,7 @@ class Jobs:
         self._result_seconds = result_seconds
         self._jobs: dict[str, Job] = {}
 
-    def start(self, admitted: Admitted, answer: Callable[[Probed, str, Timing], Mapping[str, Any]]) -> Job:
+    def start(self, admitted: Admitted, answer: Answer) -> Job:
         """Run an admitted request; the oldest jobs that are over make room. `answer` makes the body of a
         result.
 
@@ -124,9 +127,7 @@ class Jobs:
             job.task.cancel()
         return job
 
-    async def _run(
-        self, job: Job, admitted: Admitted, answer: Callable[[Probed, str, Timing], Mapping[str, Any]]
-    ) -> None:
+    async def _run(self, job: Job, admitted: Admitted, answer: Answer) -> None:
         timing, loop = Timing(), asyncio.get_running_loop()
         thinned = _Thinned()
 
@@ -136,7 +137,7 @@ class Jobs:
 
         try:
             probed = await self._probes.attack(admitted, timing, tell)
-            job.result = answer(probed, job.id, timing)
+            job.result = answer(probed, job.id, timing.milliseconds())
             self._end(job, "done", f'{{"verdict":"{probed.verdict}"}}')
         except (asyncio.CancelledError, Cancelled):
             self._end(job, "cancelled", "{}")

@@ -7,13 +7,13 @@ Pure ASGI: no task and no copied body a request.
 import logging
 import re
 import secrets
-import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import is_loopback
@@ -36,6 +36,11 @@ class Context:
     timing: Timing = field(default_factory=Timing)
     code: str | None = None
 
+    def answer(self, problem: Problem, path: str) -> Response:
+        """The request ends in this problem."""
+        self.code = problem.code
+        return problem.response(instance=path, request_id=self.request_id)
+
 
 def context_of(request: Request) -> Context:
     return request.scope[_KEY]
@@ -54,7 +59,6 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
         wanted = Headers(scope=scope).get("x-request-id", "")
         context = scope[_KEY] = Context(
             wanted if _REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}"
@@ -67,7 +71,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = context.request_id
-                headers["server-timing"] = _server_timing(context.timing, time.perf_counter() - started)
+                headers["server-timing"] = _server_timing(context.timing)
             await send(message)
 
         self._metrics.inflight.inc()
@@ -76,22 +80,18 @@ class RequestContext:
         except Exception as error:
             _log.exception("request %s failed", context.request_id)
             if not status:
-                problem = as_problem(error)
-                context.code = problem.code
-                await problem.response(instance=scope["path"], request_id=context.request_id)(
-                    scope, receive, send_with_headers
-                )
+                response = context.answer(as_problem(error), scope["path"])
+                await response(scope, receive, send_with_headers)
         finally:
             self._metrics.inflight.dec()
-            self._record(scope, context, status, time.perf_counter() - started)
+            self._record(scope, context, status)
 
-    def _record(self, scope: Scope, context: Context, status: int, seconds: float) -> None:
-        route = getattr(
-            scope.get("route"), "path", "none"
-        )  # the template, never the path: its values are unbounded
+    def _record(self, scope: Scope, context: Context, status: int) -> None:
+        # The template of the path, never the path itself: there may be any number of those.
+        route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(
             scope["method"] if scope["method"].isalpha() else "other", route, str(status)
-        ).observe(seconds)
+        ).observe(context.timing.seconds)
         for stage, spent in context.timing.stages.items():
             self._metrics.stages.labels(stage).observe(spent)
         if context.code is not None:
@@ -104,7 +104,7 @@ class RequestContext:
                 status=status,
                 code=context.code,
                 request_id=context.request_id,
-                ms=round(seconds * 1000, 2),
+                ms=round(context.timing.seconds * 1000, 2),
                 stages=context.timing.milliseconds(),
             )
 
@@ -124,10 +124,7 @@ class SameMachine:
             problem = self._refusal(scope["method"], headers)
             if problem is not None:
                 context: Context = scope[_KEY]
-                context.code = problem.code
-                await problem.response(instance=scope["path"], request_id=context.request_id)(
-                    scope, receive, send
-                )
+                await context.answer(problem, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -161,6 +158,5 @@ def _name_of(url: str) -> str:
         return "?"
 
 
-def _server_timing(timing: Timing, total: float) -> str:
-    stages = {**timing.milliseconds(), "total": round(total * 1000, 3)}
-    return ", ".join(f"{stage};dur={milliseconds:g}" for stage, milliseconds in stages.items())
+def _server_timing(timing: Timing) -> str:
+    return ", ".join(f"{stage};dur={milliseconds:g}" for stage, milliseconds in timing.with_total().items())

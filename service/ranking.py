@@ -23,34 +23,35 @@ class Ranked(NamedTuple):
 
 
 def rank(
-    classifier: ZeroShotClassifier, features: Tensor, temperature: float | None, top_k: int
+    classifier: ZeroShotClassifier,
+    features: Tensor,
+    rule: Smoothing | None,
+    temperature: float | None,
+    top_k: int,
 ) -> list[Ranked]:
-    """The labels of unit features [B, E]; `top_k` 0 keeps all. Raises Problem `nonfinite-scores` rather than
-    answer with NaN.
+    """The labels of pictures from unit features [B, V, E]; `top_k` 0 keeps all.
+
+    Without a rule V is 1. Under smoothing these are V noisy copies: scores are shares of the votes, logits
+    their means. Raises Problem `nonfinite-scores` rather than answer with NaN.
     """
     with torch.inference_mode():
-        logits = _logits(classifier, features, temperature)
+        if rule is not None:
+            return [_by_votes(classifier, copies, rule, temperature, top_k) for copies in features]
+        logits = _logits(classifier, features[:, 0], temperature)
         return [
             Ranked(*_best(classifier.labels, scores, own, top_k))
             for scores, own in zip(logits.softmax(dim=1), logits, strict=True)
         ]
 
 
-def rank_by_votes(
-    classifier: ZeroShotClassifier, features: Tensor, rule: Smoothing, temperature: float | None, top_k: int
-) -> list[Ranked]:
-    """The labels of pictures from features [B, V, E] of V noisy copies: scores are shares of the votes,
-    logits their means. Raises as `rank`.
-    """
-    ranked: list[Ranked] = []
-    with torch.inference_mode():
-        for copies in features:
-            logits = _logits(classifier, copies, temperature)
-            counts = count_votes(logits)
-            ballot = elect(counts, classifier.labels, rule)
-            best = _best(classifier.labels, counts / len(copies), logits.mean(dim=0), top_k)
-            ranked.append(Ranked([], None, ballot) if ballot.abstained else Ranked(*best, ballot))
-    return ranked
+def _by_votes(
+    classifier: ZeroShotClassifier, copies: Tensor, rule: Smoothing, temperature: float | None, top_k: int
+) -> Ranked:
+    logits = _logits(classifier, copies, temperature)
+    counts = count_votes(logits)
+    ballot = elect(counts, classifier.labels, rule)
+    best = _best(classifier.labels, counts / len(copies), logits.mean(dim=0), top_k)
+    return Ranked([], None, ballot) if ballot.abstained else Ranked(*best, ballot)
 
 
 def _logits(classifier: ZeroShotClassifier, features: Tensor, temperature: float | None) -> Logits:

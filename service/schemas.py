@@ -1,41 +1,26 @@
 """What requests may say. Every form of a request (JSON, form data, raw image) ends in one of these models, so
 that limits are checked in one place.
-
-Operators set limits, so they come with the validation: `parse(ClassifyRequest, data, limits)`.
 """
 
-import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar
 
-import pybase64
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
 from robustclip.certificates.certify import NoiseOptions
-from robustclip.defenses import AnyDefense
 from robustclip.probing.options import Include, Mode, ProbeOptions, strong_attack
 from robustclip.scores.kinds import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
 from service.config import LimitSettings
+from service.fields import DefenseChain, EncodedImage, Label, Labels, Seed, SetName, limits_of
 from service.problems import invalid, of_validation
 
-MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 MAX_PROBE_SECONDS = 120
 DEFAULT_TOP_K = 5
+_DEADLINE = "milliseconds after which nobody wants the answer any more"
 Request = TypeVar("Request", bound=BaseModel)
 
 
@@ -51,116 +36,6 @@ def parse(
         return model.model_validate(data, context=limits)
     except ValidationError as error:
         raise of_validation(error, data) from error
-
-
-def _cleaned(label: str) -> str:
-    """One spelling of texts that look alike: composed characters, no space around."""
-    return unicodedata.normalize("NFC", label).strip()
-
-
-def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    limits = cast(LimitSettings, info.context)
-    if len(labels) > limits.labels:
-        raise invalid(
-            "#/labels",
-            f"expected at most {limits.labels} labels, found {len(labels)}.",
-            code="too-many-labels",
-        )
-    cleaned = tuple(map(_cleaned, labels))
-    seen: dict[str, int] = {}
-    for index, label in enumerate(cleaned):
-        if not label:
-            raise invalid(f"#/labels/{index}", "a label is empty.")
-        if len(label) > limits.label_characters:
-            raise invalid(
-                f"#/labels/{index}",
-                f"expected at most {limits.label_characters} characters, found {len(label)}.",
-            )
-        if label in seen:
-            raise invalid(
-                f"#/labels/{index}", f"{label!r} repeats label {seen[label]}.", help="Give each label once."
-            )
-        seen[label] = index
-    if len(cleaned) < 2:
-        raise invalid(
-            "#/labels",
-            f"expected at least 2 labels, found {len(cleaned)}.",
-            help="Name the alternatives to choose from.",
-        )
-    return cleaned
-
-
-def _image(value: object, info: ValidationInfo) -> bytes:
-    """Encoded image bytes from a form's part, a base64 object or a data URI; their number is bounded before
-    they are decoded.
-    """
-    if isinstance(value, bytes):
-        return value
-    limits = cast(LimitSettings, info.context)
-    if isinstance(value, str) and value.startswith("data:"):
-        header, comma, text = value.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise ValueError("a data URI must read data:image/jpeg;base64,...")
-    elif (
-        isinstance(value, dict)
-        and set(cast(dict[str, Any], value)) == {"type", "data"}
-        and value["type"] == "base64"
-        and isinstance(value["data"], str)
-    ):
-        text = value["data"]
-    elif isinstance(value, dict) and cast(dict[str, Any], value).get("type") == "url":
-        raise PydanticCustomError("url-disabled", "images are not fetched from addresses")
-    else:
-        raise ValueError('an image is {"type": "base64", "data": "..."} or a data URI')
-    if len(text) * 3 // 4 > limits.image_bytes + 2:
-        raise PydanticCustomError(
-            "body-too-large", "expected an image of at most {limit} bytes", {"limit": limits.image_bytes}
-        )
-    try:
-        return pybase64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise ValueError("the image is not valid base64") from error
-
-
-_IMAGE_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "base64"},
-                "data": {"type": "string", "contentEncoding": "base64"},
-            },
-            "required": ["type", "data"],
-            "additionalProperties": False,
-        },
-        {"type": "string", "pattern": "^data:[a-z]+/[a-z]+;base64,", "contentEncoding": "base64"},
-    ]
-}
-EncodedImage = Annotated[bytes, PlainValidator(_image), WithJsonSchema(_IMAGE_SCHEMA)]
-Label = Annotated[str, AfterValidator(_cleaned)]
-Labels = Annotated[
-    tuple[Annotated[str, Field(json_schema_extra={"minLength": 1})], ...],
-    AfterValidator(_labels),
-    Field(
-        description="what to choose from: 2 or more different texts",
-        json_schema_extra={"minItems": 2, "uniqueItems": True, "examples": [["cat", "dog"]]},
-    ),
-]
-DefenseChain = Annotated[
-    str | tuple[str | AnyDefense, ...],
-    Field(
-        description='"none", "default" (the operator\'s), words like "jpeg:75,bit_depth:4", or a list of '
-        "words and specifications; left to right"
-    ),
-]
-SetName = Annotated[
-    str,
-    Field(
-        max_length=80, description="NAME, NAME@active, or NAME@VERSION to pin one", examples=["handcrafted"]
-    ),
-]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-_DEADLINE = "milliseconds after which nobody wants the answer any more"
 
 
 class _Request(BaseModel):
@@ -192,7 +67,7 @@ class ClassifyRequest(_Request):
 
     @model_validator(mode="after")
     def _one_form_of_images(self, info: ValidationInfo) -> Self:
-        limits = cast(LimitSettings, info.context)
+        limits = limits_of(info)
         if (self.image is None) == (self.images is None):
             raise invalid(
                 "#/image",

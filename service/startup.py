@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
@@ -19,7 +20,7 @@ from service.metrics import Metrics
 from service.probing import ProbeRunner
 from service.problems import Problem
 
-Report = Callable[[str], None]
+Report: TypeAlias = Callable[[str], None]
 
 
 class Service:

@@ -1,6 +1,8 @@
 """Where the time of a request goes."""
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,15 +13,34 @@ from robustclip.types import Defense, Seeds, Stage, Toll
 
 @dataclass
 class Timing:
-    """Seconds by stage of one request; of pictures that run side by side the slowest counts."""
+    """Seconds by stage of one request, which begins now; of pictures that run side by side the slowest
+    counts.
+    """
 
     stages: dict[str, float] = field(default_factory=dict[str, float])
+    started: float = field(default_factory=time.perf_counter)
 
     def slowest(self, stage: str, seconds: float) -> None:
         self.stages[stage] = max(self.stages.get(stage, 0.0), seconds)
 
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Count the time of the block, unless it raises."""
+        started = time.perf_counter()
+        yield
+        self.slowest(name, time.perf_counter() - started)
+
+    @property
+    def seconds(self) -> float:
+        """Since the request began."""
+        return time.perf_counter() - self.started
+
     def milliseconds(self) -> dict[str, float]:
         return {stage: round(seconds * 1000, 3) for stage, seconds in self.stages.items()}
+
+    def with_total(self) -> dict[str, float]:
+        """Milliseconds by stage, and in all."""
+        return self.milliseconds() | {"total": round(self.seconds * 1000, 3)}
 
 
 class TimedDefense:

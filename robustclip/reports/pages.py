@@ -1,22 +1,19 @@
-"""A probe report as one HTML page that needs nothing else: to be mailed, archived, opened on a phone,
-printed.
+"""A probe report as one HTML page that needs nothing else: it can be mailed, archived and printed.
 
-This file turns a report into words and pictures; `templates/probe.html` lays them out and escapes every one
-of them.
+This module turns a report into words and numbers; `templates/probe.html` lays them out.
 """
 
 import base64
 import json
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from robustclip.digests import levels_digest
 from robustclip.errors import InvalidInput
 from robustclip.images import load_pixels, pixels_to_png
-from robustclip.reports import charts
 from robustclip.reports.charts import Curve, chart
+from robustclip.reports.html import render
 from robustclip.reports.report import AttackRecord, Heat, ProbeReport
 from robustclip.reports.witnesses import best_record, norm_of, radius_of
 from robustclip.reports.wording import (
@@ -32,14 +29,6 @@ from robustclip.reports.wording import (
 )
 from robustclip.threat import LEVELS, radius_text
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("robustclip.reports"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 _MIDDLE = 128  # the grey of a difference of zero
 
 
@@ -60,7 +49,8 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
     if levels_digest(clean) != report.input.sha256:
         raise InvalidInput("these are not the pixels that the report is about.", field="clean")
     record = best_record(report)
-    return _TEMPLATES.get_template("probe.html").render(
+    return render(
+        "probe.html",
         verdict=VERDICTS[report.verdict.value],
         sentence=report.verdict.sentence,
         picture=picture,
@@ -73,16 +63,16 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
         gap=gap_sentence(report),
         bracket=None if report.minimal_radius is None else bracket_words(report.minimal_radius),
         certificate=None if report.certificate is None else certificate_words(report.certificate),
-        charts="".join(_curves(report)),
-        chart_style=charts.STYLE,
+        curves=_curves(report),
         trust=trust_sentence(report),
         fired=sorted((flag for flag in report.diagnostics if flag.fired), key=lambda flag: flag.severity),
         silent=[flag for flag in report.diagnostics if not flag.fired],
         flag_sentence=flag_sentence,
-        facts=_facts(report, picture),
-        labels=report.victim.labels,
-        defenses=report.victim.defense,
-        listed=_listed,
+        known=_facts(report, picture),
+        defenses=[
+            (part.kind, _listed(part.params), part.gradient, "yes" if part.randomized else "no", part.status)
+            for part in report.victim.defense
+        ],
         seed=report.seed,
         command=command,
         cost=f"This report took {report.charged} charged passes: {report.forward} forward, "
@@ -91,24 +81,16 @@ def probe_page(report: ProbeReport, *, clean: Tensor, picture: str, command: str
 
 
 def _pictures(report: ProbeReport, record: AttackRecord | None, clean: Tensor) -> list[_Picture]:
-    decided = report.input.clean
     size = f"{clean.shape[-1]} x {clean.shape[-1]} pixels"
-    said = f"taken for {decided.label!r} ({decided.probability:.1%})"
-    found = [
-        _Picture(
-            "Clean", said, f"The untouched picture as the classifier sees it, {size}, {said}", _inline(clean)
-        )
-    ]
+    decision = f"taken for {report.input.clean.label!r} ({report.input.clean.probability:.1%})"
+    alt = f"The untouched picture as the classifier sees it, {size}, {decision}"
+    pictures = [_Picture("Clean", decision, alt, _inline(clean))]
     if record is None or record.adversarial_png is None:
-        return found
+        return pictures
     witness = load_pixels(base64.b64decode(record.adversarial_png), clean.shape[-1])
-    said = f"taken for {record.label!r} ({record.probability:.1%})"
+    decision = f"taken for {record.label!r} ({record.probability:.1%})"
     title = "Adversarial" if record.success_8bit else "The strongest attempt"
-    found.append(
-        _Picture(
-            title, said, f"The picture after the attack {record.kind}, {size}, {said}", record.adversarial_png
-        )
-    )
+    alt = f"The picture after the attack {record.kind}, {size}, {decision}"
     change = (witness - clean) * LEVELS
     largest = change.abs().max().item()
     factor = max(1, int(127 / largest)) if largest else 1
@@ -116,15 +98,12 @@ def _pictures(report: ProbeReport, record: AttackRecord | None, clean: Tensor) -
         f"magnified {factor} times, grey is no change; no value moved by more than {largest:.4g} of 255 "
         f"levels"
     )
-    found.append(
-        _Picture(
-            "Difference",
-            note,
-            f"The change that the attack made, {note}",
-            _inline((change * factor + _MIDDLE) / LEVELS),
-        )
-    )
-    return found
+    difference = _inline((change * factor + _MIDDLE) / LEVELS)
+    return [
+        *pictures,
+        _Picture(title, decision, alt, record.adversarial_png),
+        _Picture("Difference", note, f"The change that the attack made, {note}", difference),
+    ]
 
 
 def _missing(record: AttackRecord | None) -> str | None:
@@ -172,17 +151,16 @@ def _curves(report: ProbeReport) -> list[str]:
         for name, record, trace in traced
         if record.score != "margin"
     ]
-    return [
+    drawn = [
         chart("Margin along the attack", margins, across="step"),
         chart("Score along the attack", values, across="step"),
         *_by_radius(report),
     ]
+    return [figure for figure in drawn if figure]
 
 
 def _by_radius(report: ProbeReport) -> list[str]:
-    """A chart a norm in which several radii were tried: the worst margin of each knowledge, from the clean
-    picture on.
-    """
+    """A chart for each norm in which several radii were tried: the worst margin for each knowledge."""
     drawn: list[str] = []
     for norm, unit, scale in (("linf", "radius, levels of 255 (Linf)", LEVELS), ("l2", "radius (L2)", 1)):
         worst: dict[str, dict[float, float]] = {}
@@ -202,7 +180,7 @@ def _at(record: AttackRecord) -> str:
     return "" if radius is None else f" at {radius_text(radius, norm_of(record))}"
 
 
-def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str]]:
+def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str | tuple[str, ...]]]:
     victim = report.victim
     return [
         ("Picture", f"{picture}, seen at {report.input.resolution[0]} x {report.input.resolution[1]} pixels"),
@@ -215,6 +193,7 @@ def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str]]:
         ("Defense", named([part.kind for part in victim.defense])),
         ("Digest", victim.digest),
         ("Code", f"robustclip {report.code_version}, {report.dtype} on {report.device}"),
+        ("Labels", victim.labels),
     ]
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 
 from robustclip.attacks import ATTACKS
@@ -11,6 +10,7 @@ from robustclip.defenses import DEFENSES
 from service.answers import SERVICE, defense_facts, json_response, model_facts
 from service.docs import problems
 from service.problems import PROBLEMS, Problem
+from service.routes.serving import Serving
 from service.startup import Service
 
 router = APIRouter(tags=["health"])
@@ -18,8 +18,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez", summary="Whether the process should go on living")
 @router.get("/healthz", include_in_schema=False)
-async def livez(request: Request) -> Response:
-    service: Service = request.app.state.service
+async def livez(service: Serving) -> Response:
     alive = service.failure is None and (service.phase != "ready" or service.engine.healthy)
     return json_response({"alive": alive}, status=200 if alive else 503)
 
@@ -29,8 +28,7 @@ async def livez(request: Request) -> Response:
     summary="Whether the start is over, and what it is doing",
     responses={503: {"description": "still starting"}},
 )
-async def startupz(request: Request) -> Response:
-    service: Service = request.app.state.service
+async def startupz(service: Serving) -> Response:
     return json_response({"phase": service.phase}, status=200 if service.phase == "ready" else 503)
 
 
@@ -39,8 +37,7 @@ async def startupz(request: Request) -> Response:
     summary="Whether requests can be answered",
     responses={503: {"description": "not ready; `checks` says why"}},
 )
-async def readyz(request: Request) -> Response:
-    service: Service = request.app.state.service
+async def readyz(service: Serving) -> Response:
     checks = _checks(service)
     return json_response(
         {"ready": all(checks.values()), "phase": service.phase, "checks": checks},
@@ -49,14 +46,13 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
-    content, kind = request.app.state.service.metrics.page()
+async def metrics(service: Serving) -> Response:
+    content, kind = service.metrics.page()
     return Response(content, media_type=kind)
 
 
 @router.get("/info", summary="Backbone, limits, defenses with their cost and status, attacks")
-async def info(request: Request) -> Response:
-    service: Service = request.app.state.service
+async def info(service: Serving) -> Response:
     engine, settings = service.engine, service.settings
     return json_response(
         {

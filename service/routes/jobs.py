@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header
 from fastapi import Path as PathParameter
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from service.answers import JobAnswer, job_answer, json_response
 from service.docs import problems
 from service.jobs import Job
 from service.problems import Problem
+from service.routes.serving import Serving
 from service.startup import Service
 
 router = APIRouter(prefix="/probe/jobs", tags=["probe"])
@@ -29,8 +29,7 @@ _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 @router.get(
     "/{id}", summary="How a job is doing, and its result", responses={200: {"model": JobAnswer}} | _PROBLEMS
 )
-async def state(request: Request, id: JobId) -> Response:
-    service: Service = request.app.state.service
+async def state(service: Serving, id: JobId) -> Response:
     return json_response(job_answer(service.jobs.find(id)))
 
 
@@ -42,11 +41,10 @@ async def state(request: Request, id: JobId) -> Response:
     | _PROBLEMS
     | problems("bad-header"),
 )
-async def events(request: Request, id: JobId, last_event_id: LastEventId = None) -> Response:
+async def events(service: Serving, id: JobId, last_event_id: LastEventId = None) -> Response:
     """Every event is a small JSON object; `run` ends a report, and the last is one of `done`, `failed`,
     `cancelled`.
     """
-    service: Service = request.app.state.service
     job = service.jobs.find(id)
     if last_event_id is not None and not (
         last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10
@@ -69,8 +67,7 @@ async def events(request: Request, id: JobId, last_event_id: LastEventId = None)
     | _PROBLEMS
     | problems("origin-refused"),
 )
-async def cancel(request: Request, id: JobId) -> Response:
-    service: Service = request.app.state.service
+async def cancel(service: Serving, id: JobId) -> Response:
     over = service.jobs.find(id).over
     job = service.jobs.cancel(id)
     return Response(status_code=204) if over else json_response(job_answer(job), status=202)

@@ -296,18 +296,14 @@ def test_words_for_any_clip_take_no_results_of_one(store: PromptStore, tiny: Cli
     assert refused.value.field == "--results"
 
 
-def test_the_report_of_a_copy_names_the_copy(store: PromptStore, tiny: Clip) -> None:
-    ref = store.publish(learned_set(tiny))
+def test_the_report_of_a_copy_is_that_of_the_set_it_copies(store: PromptStore, tiny: Clip) -> None:
+    page = b"<h1>demo: advpt</h1> how it was learned \xff"
+    ref = store.publish(learned_set(tiny), report=page)
     shelf = store.root / tiny.fingerprint[:8]
-    (shelf / "demo" / f"{ref.version}.html").write_text(
-        f"<h1>demo: advpt</h1> {ref} beside {ref}, not demo@000000000000"
-    )
     copies = [store.copy(ref, tiny, store, name="promoted"), store.copy(ref, tiny, store, results=[CLEAN])]
     for copy in copies:
-        assert (
-            shelf / copy.name / f"{copy.version}.html"
-        ).read_text() == f"<h1>{copy.name}: advpt</h1> {copy} beside {copy}, not demo@000000000000"
-    assert str(ref) in (shelf / "demo" / f"{ref.version}.html").read_text()
+        assert (shelf / copy.name / f"{copy.version}.html").read_bytes() == page
+    assert (shelf / "demo" / f"{ref.version}.html").read_bytes() == page
 
 
 def test_a_copy_activates_as_activating_does_and_takes_no_link_for_a_report(

@@ -2,7 +2,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from robustclip.reports.charts import BOTTOM, LEFT, RIGHT, STYLE, TOP, Curve, chart, chart_file
+from robustclip.reports.charts import BOTTOM, LEFT, RIGHT, TOP, Curve, chart, chart_file
+from robustclip.reports.html import render
 
 NAN = float("nan")
 
@@ -35,7 +36,8 @@ def test_a_chart_is_told_in_words_and_curves_differ_without_colour() -> None:
     assert told == "a: 1 at 0, 2 at 1 (step). b <c>: 1 at 0, 2 at 1 (step)."
     looks = [line.attrib["class"].split() for line in drawn.iter("polyline")]
     assert looks[0][2] != looks[1][2]
-    assert all(f".{part}" in STYLE for look in looks for part in look if part != "dash-0")
+    style = render("chart.css")
+    assert all(f".{part}" in style for look in looks for part in look if part != "dash-0")
 
 
 def test_names_that_hold_markup_stay_text() -> None:
