@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
@@ -158,6 +158,23 @@ class PromptSet:
                 f"labels.",
                 field="text_context",
             )
+
+    def prompts_for(self, labels: tuple[str, ...]) -> Prompts:
+        """The prompts in the order of `labels`. A set with one context a label knows only the labels that it
+        was trained on: InvalidInput names another.
+        """
+        prompts = self.prompts
+        if not prompts.class_specific or prompts.text is None:
+            return prompts
+        rows = {label: row for row, label in enumerate(self.manifest.labels)}
+        for index, label in enumerate(labels):
+            if label not in rows:
+                raise InvalidInput(
+                    f"{str(self.ref)!r} has no context for {label!r}.",
+                    field=f"labels/{index}",
+                    help="Use its training labels, or another set.",
+                )
+        return replace(prompts, text=prompts.text[[rows[label] for label in labels]])
 
     @cached_property
     def version(self) -> str:

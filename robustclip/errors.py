@@ -98,11 +98,11 @@ class DeadlineExceeded(RobustClipError, code="deadline-exceeded"):
     """The time for a request is over."""
 
 
-class Cancelled(DeadlineExceeded, code="encoder-refused"):
+class Cancelled(DeadlineExceeded):
     """The caller has disconnected. It has the code of a deadline: nobody reads it."""
 
 
-class EncoderRefused(RobustClipError):
+class EncoderRefused(RobustClipError, code="encoder-refused"):
     """An image encoder that can't run or disagrees with the torch reference."""
 
 

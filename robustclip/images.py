@@ -9,6 +9,7 @@ import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy
 import torch
@@ -150,8 +151,16 @@ def to_pixels(image: Image.Image, size: int) -> Pixels:
     return torch.from_numpy(numpy.array(resized)).permute(2, 0, 1).contiguous().to(torch.float32) / 255
 
 
-def load_pixels(data: bytes, size: int, *, limits: ImageLimits = LIMITS) -> Pixels:
-    """[3, size, size] pixels of encoded bytes."""
+def load_pixels(
+    picture: bytes | str | Path | Image.Image, size: int, *, limits: ImageLimits = LIMITS
+) -> Pixels:
+    """[3, size, size] pixels of encoded bytes, of the file of that name, or of a PIL picture.
+
+    Raises as `decode_image`, and OSError for a file that can't be read.
+    """
+    if isinstance(picture, Image.Image):
+        return to_pixels(_upright(_to_rgb(picture), picture), size)
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
     return to_pixels(decode_image(data, limits=limits), size)
 
 

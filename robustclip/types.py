@@ -4,6 +4,7 @@ Imports only torch, and knows no implementation.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
@@ -173,7 +174,33 @@ class Defense(Spending, Protocol):
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor: ...
 
 
+PixelFunction: TypeAlias = Callable[[Pixels, Seeds], Tensor]  # one row a picture: logits, or features
 Embed: TypeAlias = Callable[[Pixels, Seeds], Features]  # through all defenses and the image tower
-Guard: TypeAlias = Callable[[Score], Score]  # wraps an attacked score, as with a device's lock or a deadline
-Share: TypeAlias = Callable[[Classifier], Classifier]  # the same for a classifier that only judges
+
+
+class DeviceAccess(NamedTuple):
+    """How work reaches a device that others use too; by default nobody else does.
+
+    `guard` wraps every score that is attacked, `share` everything that is only evaluated, and `hold()` is
+    entered around passes that are neither, such as binding a defense. No pass goes past the three.
+    """
+
+    guard: Callable[[Score], Score] = lambda score: score
+    share: Callable[[PixelFunction], PixelFunction] = lambda function: function
+    hold: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def shared(self, classifier: Classifier) -> Classifier:
+        """The classifier with its evaluation shared. Its cost is that of the classifier itself."""
+        return _Shared(classifier.labels, self.share(classifier))
+
+
+class _Shared(NamedTuple):
+    labels: tuple[str, ...]
+    function: PixelFunction
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return self.function(pixels, seeds)
+
+
+DIRECT = DeviceAccess()
 Progress: TypeAlias = Callable[[int, int, str], None]  # (done, total, what): the library reports, others draw

@@ -25,7 +25,7 @@ from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import DeadlineExceeded, InvalidInput, PromptSetRefused
 from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info, to_pixels
-from robustclip.models.classifier import Defended, LabelCache, ZeroShotClassifier
+from robustclip.models.classifier import FeatureExtractor, LabelCache, ZeroShotClassifier
 from robustclip.models.clip import Clip
 from robustclip.purifiers import is_file
 from robustclip.reports.replay import Replay, replay
@@ -299,14 +299,11 @@ class Engine:
         self, lane: Lane, pixels: Pixels, seeds: Seeds, priority: Priority = Priority.CLASSIFY
     ) -> Pass:
         """One batch through the deployed chain; the label side joins later, in `rank`."""
-        empty = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
         with self.device.at(priority), torch.inference_mode():
             defense = TimedDefense(self._bound(lane.key[1]))
-            classifier = Defended(
-                ZeroShotClassifier(self.encoder, (), empty, self.clip.logit_scale, lane.visual), defense
-            )
+            extract = FeatureExtractor(self.encoder, lane.visual, defense)
             started = time.perf_counter()
-            features = classifier.features(pixels.to(self.clip.device), seeds).float().cpu()
+            features = extract(pixels.to(self.clip.device), seeds).float().cpu()
             total = time.perf_counter() - started
         return Pass(features, defense.seconds, total - defense.seconds)
 

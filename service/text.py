@@ -38,7 +38,7 @@ class TextWeights:
 
         `recent`: remember the list, so that a set is warmed with it before it is served.
         """
-        weights = self._get(loaded.prompts_for(labels), labels)
+        weights = self._get(loaded.prompt_set.prompts_for(labels), labels)
         if recent:
             with self._lock:
                 self._recent[labels] = None
@@ -56,7 +56,7 @@ class TextWeights:
             if time.monotonic() > until:
                 return
             try:
-                self._get(loaded.prompts_for(labels), labels)
+                self._get(loaded.prompt_set.prompts_for(labels), labels)
             except InvalidInput:  # labels that this set can't take are refused when somebody asks, not here
                 continue
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -76,6 +77,24 @@ class Prompts:
                 state.update(repr((role, tuple(tensor.shape))).encode())
                 state.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return state.hexdigest()
+
+
+class PromptSource(Protocol):
+    """A prompt set: prompts with a name, which know the label of each of their contexts."""
+
+    @property
+    def ref(self) -> object:
+        """The name, as text."""
+        ...
+
+    def prompts_for(self, labels: tuple[str, ...]) -> Prompts:
+        """The prompts in the order of `labels`; InvalidInput for a label that has no context."""
+        ...
+
+
+def prompts_for(prompts: Prompts | PromptSource, labels: tuple[str, ...]) -> Prompts:
+    """The prompts of a set in the order of `labels`. Plain prompts are taken to have that order."""
+    return prompts if isinstance(prompts, Prompts) else prompts.prompts_for(labels)
 
 
 def check_template(template: str, *, field: str = "template") -> str:

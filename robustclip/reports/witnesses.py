@@ -1,7 +1,7 @@
-"""Witnesses: pictures that change a decision, as probe reports keep them.
+"""Witnesses: pictures that change a decision, read from probe reports.
 
-Reports may come from anywhere and years ago. Nothing in one is believed that can be checked: its schema, its
-labels, its picture's digest and size.
+Reports may come from anywhere. All that can be checked is checked: schema, labels, the picture's digest and
+size.
 """
 
 import base64
@@ -44,8 +44,8 @@ class Witness:
 class Collection(NamedTuple):
     """What a number of reports hold.
 
-    `pictureless` names successful attacks that left no PNG: only their float pixels succeed, or nobody asked
-    for it.
+    `pictureless` names successful attacks that left no PNG: only their float pixels succeed, or the PNG was
+    not requested.
     """
 
     witnesses: tuple[Witness, ...]
@@ -58,7 +58,7 @@ def collect(paths: Iterable[Path]) -> Collection:
 
     Raises ReportRefused, which names the file.
     """
-    found: dict[tuple[object, ...], Witness] = {}
+    witnesses: dict[tuple[object, ...], Witness] = {}
     pictureless: list[str] = []
     for path in _files(paths):
         for number, report in enumerate(read_reports(path)):
@@ -71,10 +71,10 @@ def collect(paths: Iterable[Path]) -> Collection:
                         report.input.true_label,
                         report.input.target_label,
                     )
-                    found.setdefault(question, _witness(source, report, record))
+                    witnesses.setdefault(question, _witness(source, report, record))
                 elif record.success or record.success_8bit:
                     pictureless.append(source)
-    return Collection(tuple(found.values()), tuple(pictureless))
+    return Collection(tuple(witnesses.values()), tuple(pictureless))
 
 
 def read_reports(path: Path) -> tuple[ProbeReport, ...]:
@@ -103,8 +103,8 @@ def read_reports(path: Path) -> tuple[ProbeReport, ...]:
 
 
 def best_record(report: ProbeReport) -> AttackRecord | None:
-    """The attack to show: the least conspicuous witness, a PNG before float pixels; without one, whoever came
-    nearest to changing the decision.
+    """The attack to show: the least conspicuous witness, a PNG before float pixels; without one, the attack
+    that came nearest to changing the decision.
     """
     return min(report.attacks, key=_rank, default=None)
 

@@ -19,13 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
-from robustclip.models.classifier import Embedding
 from robustclip.sanity.symptoms import SELF_TEST_FAILED, Diagnostic
 from robustclip.scores.kinds import label_score
 from robustclip.scores.wrappers import averaged
 from robustclip.seeds import derive, row_normal
 from robustclip.threat import BallSpec, Linf
-from robustclip.types import NO_TOLL, Cost, Embed, Guard, Logits, Pixels, Seeds, Share, Toll, price
+from robustclip.types import DIRECT, NO_TOLL, Cost, DeviceAccess, Embed, Logits, Pixels, Seeds, Toll, price
 
 PROBLEMS = 3
 INNER = 255
@@ -71,24 +70,23 @@ def self_test(
     eot: int = 1,
     problems: int = PROBLEMS,
     toll: Toll = NO_TOLL,
-    guard: Guard = lambda score: score,
-    share: Share = lambda classifier: classifier,
+    access: DeviceAccess = DIRECT,
 ) -> tuple[SelfTest, Cost]:
     """Pose problems in the ball around one picture [1, 3, S, S] and attack each by margin PGD-20.
 
     Each attack starts at the picture and at a random point.
 
-    embed         features [B, E] through the defense (`Defended.features`), differentiable as in the attack
-    eot           draws of a randomized defense that each gradient and each judgement averages
-    toll          what `embed` costs beside its pass
-    guard, share  wrap the attacked score and the classifier, as in `robustclip.probing.run`
+    embed   features [B, E] through the defense (`Defended.features`), differentiable as in the attack
+    eot     draws of a randomized defense that each gradient and each judgement averages
+    toll    what `embed` costs beside its pass
+    access  through which everything is evaluated
     """
     found = valid = easy = void = 0
     random_rate = 0.0
     cost = Cost()
     for index in range(problems):
         streams = derive(seeds, f"problem-{index}")
-        problem, paid = _pose(embed, pixels, streams, ball, eot, toll, share)
+        problem, paid = _pose(embed, pixels, streams, ball, eot, toll, access)
         cost = cost.plus(paid)
         if problem is None:
             void += 1
@@ -97,7 +95,7 @@ def self_test(
         if problem.random_rate > _EASY:
             easy += 1
             continue
-        solved, paid = _attack(problem.readout, pixels, streams, ball, eot, guard, share)
+        solved, paid = _attack(problem.readout, pixels, streams, ball, eot, access)
         cost = cost.plus(paid)
         valid, found = valid + 1, found + solved
     return SelfTest(found=found, valid=valid, easy=easy, void=void, random_rate=random_rate), cost
@@ -125,7 +123,7 @@ class _Problem(NamedTuple):
 
 
 def _pose(
-    embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, share: Share
+    embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, access: DeviceAccess
 ) -> tuple[_Problem | None, Cost]:
     """Draw the points, fit the readout, put its threshold midway between surface and nearest inner point.
 
@@ -138,7 +136,7 @@ def _pose(
     surface = _surface(ball, pixels, seeds).expand(eot, -1, -1, -1)
     draws = torch.cat([derive(seeds, f"surface-{index}") for index in range(eot)])
     with torch.no_grad():
-        features = share(Embedding(embed))(torch.cat([within, surface]), torch.cat([streams, draws])).double()
+        features = access.share(embed)(torch.cat([within, surface]), torch.cat([streams, draws])).double()
     cost = Cost(len(features)).through(toll)
     inner, fresh, boundary = features.split([INNER, FRESH, eot])
     center = inner.mean(dim=0)
@@ -161,10 +159,12 @@ def _pose(
 
 
 def _attack(
-    readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, guard: Guard, share: Share
+    readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, access: DeviceAccess
 ) -> tuple[bool, Cost]:
     """Whether the attack finds a point beyond the threshold, confirmed on fresh draws."""
-    score = guard(label_score("margin", readout, torch.zeros(1, dtype=torch.int64, device=pixels.device)))
+    score = access.guard(
+        label_score("margin", readout, torch.zeros(1, dtype=torch.int64, device=pixels.device))
+    )
     if eot > 1:  # the first mean above 0 may be a lucky one
         score = averaged(score, eot)
     attacked = PGD(ball=ball, steps=STEPS, stop="broken" if eot == 1 else "never")(
@@ -172,7 +172,7 @@ def _attack(
     )
     draws = torch.cat([derive(seeds, f"judged-{index}") for index in range(eot)])
     with torch.no_grad():
-        logits = share(readout)(attacked.pixels.expand(eot, -1, -1, -1), draws).mean(dim=0)
+        logits = access.share(readout)(attacked.pixels.expand(eot, -1, -1, -1), draws).mean(dim=0)
     return bool(logits[1] > logits[0]), attacked.cost.plus(price(readout, eot))
 
 

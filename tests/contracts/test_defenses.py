@@ -14,7 +14,12 @@ from toys import Purified, gratings, trained_conv
 from robustclip.attacks.pgd import PGD
 from robustclip.defenses import DEFENSES, AnyDefense, bind_chain, parse_defenses
 from robustclip.defenses.base import PixelDefense
-from robustclip.models.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, zero_shot
+from robustclip.models.classifier import (
+    Defended,
+    FeatureExtractor,
+    TorchImageEncoder,
+    zero_shot,
+)
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.sanity import gradients
@@ -113,8 +118,7 @@ def runs(chain: str | list[Options], encoder: TorchImageEncoder) -> Run:
     defense = bind_chain(parsed(chain), encoder)
     if defense.at("features") is None:
         return defense
-    nothing = torch.empty(0, encoder.clip.embed_dim)
-    return Defended(ZeroShotClassifier(encoder, (), nothing, encoder.clip.logit_scale), defense).features
+    return FeatureExtractor(encoder, None, defense)
 
 
 def test_the_table_lists_every_defense() -> None:

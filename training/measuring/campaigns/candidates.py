@@ -229,9 +229,7 @@ def record(
     judged: list[CandidateSettings] = []
     for label, settings, objective in tried:
         own = [row for row in rows if row.asked == label]
-        numbers = tuple(
-            Number.model_validate({name: row.facts[name] for name in Number.model_fields}) for row in own
-        )
+        numbers = tuple(Number.model_validate(row.result.part(*Number.model_fields)) for row in own)
         ahead = (
             None if label == first or {label, first} & {*gaps} else _ahead(rows, label, first, choosing.by)
         )
@@ -268,7 +266,7 @@ def record(
 
 def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
     """The difference of two scores; seeds and pictures are drawn again alike for both."""
-    names = list(dict.fromkeys(row.facts["data"] for row in rows))
+    names = list(dict.fromkeys(row.result.data for row in rows))
     values: list[float] = []
     drawn: list[Tensor] = []
     for asked in (label, first):
@@ -294,10 +292,6 @@ def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
 
 def _correct(rows: Sequence[Row], asked: str, data: str, threat: str) -> Tensor:
     """[S, n] 1 where a seed was right about a picture."""
-    return Tensor(
-        [
-            row.correct.tolist()
-            for row in rows
-            if (row.asked, row.facts["data"], row.facts["threat"]) == (asked, data, threat)
-        ]
-    )
+    about = (asked, data, threat)
+    own = [row for row in rows if (row.asked, row.result.data, row.result.threat) == about]
+    return Tensor([row.correct.tolist() for row in own])

@@ -3,8 +3,6 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from prompts_store.manifest import Ref
 from prompts_store.store import PromptStore
 from robustclip.digests import json_digest
@@ -13,21 +11,10 @@ from robustclip.types import Progress
 from training import finished
 from training.learning.tuning.collapse import TrainingFailed
 from training.learning.tuning.run import Run, train
+from training.measuring.schema.files import Made
 from training.processes import Processes
 
 _VALIDATION = ("validate_at", "validate_eps", "validate_limit")
-
-
-class Made(BaseModel):
-    """The result of a training: the pinned prompt set, or why there is none, and its cost in passes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    ref: str | None
-    why: str | None = None
-    epochs: int = 0
-    charged: int = 0
-    text_passes: int = 0
-    seconds: float = 0.0
 
 
 def recall(run: Run) -> Made | None:

@@ -1,8 +1,8 @@
-"""Attacks on certificates: the smoothed vote is attacked near its certified radius, and what is found is
-judged by votes that nobody has seen.
+"""Attacks on certificates: the smoothed vote is attacked near its certified radius, and fresh votes judge the
+result.
 
-A right certificate can't fall inside its radius. One that does shows a wrong implementation, or the chance
-alpha come true.
+A right certificate can't fall inside its radius. If one does, the implementation is wrong, or the event of
+chance alpha has happened.
 """
 
 import time
@@ -35,7 +35,7 @@ class Assault(BaseModel):
     """How a certificate is attacked: by PGD on the mean vote, from the picture itself and then from random
     starts, every climb to its worst point.
 
-    factors   of the certified radius: below 1 nothing may fall, far above it the attack shows that it could
+    factors   of the certified radius: below 1 nothing may fall, far above it an attack that works succeeds
     draws     of noise behind each gradient
     restarts  random starts
     """

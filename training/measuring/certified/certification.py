@@ -23,12 +23,12 @@ from robustclip.certificates.certify import (
 )
 from robustclip.certificates.noise_cache import cached_features, noise_path, portion_for, question_of
 from robustclip.certificates.vote import VOTES_A_PASS, elect
+from robustclip.deployed import deploy
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.served import Aim
-from robustclip.probing.victim import Victim
 from robustclip.scores.wrappers import guarded
 from robustclip.seeds import draw_seeds
-from robustclip.types import Cost, Progress, Score, price
+from robustclip.types import Cost, DeviceAccess, Progress, Score, price
 from training import finished
 from training.measuring.certified.attack import Assault, Attempt, assault_bill, attack_certificate
 from training.measuring.certified.subjects import SmoothedSubject
@@ -162,24 +162,18 @@ def _attacked(subject: SmoothedSubject, index: int, certificate: Certificate) ->
 def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -> Score:
     """Margins of single draws against the certified label; gradients pass each defense as it declares."""
     classifier = subject.classifier
-    victim = Victim(
+    victim = deploy(
         subject.clip,
-        subject.found.prompts.to(subject.clip.device),
-        subject.found.name,
+        subject.found.prompts,
         classifier.labels,
-        classifier.weights,
-        (subject.rule, *subject.chain),
-        classifier.encoder,
+        defense=(subject.rule, *subject.chain),
+        encoder=classifier.encoder,
+        name=subject.found.name,
+        text=lambda: classifier.weights,
     )
     aim = Aim(truth=classifier.labels.index(certificate.label))
-    attacker = Attacker(
-        victim,
-        aim,
-        "margin",
-        eot=1,
-        guard=partial(guarded, chunk_rows=VOTES_A_PASS),
-        share=lambda classifier: classifier,
-    )
+    access = DeviceAccess(guard=partial(guarded, chunk_rows=VOTES_A_PASS))
+    attacker = Attacker(victim, aim, "margin", eot=1, access=access)
     return attacker.score("adaptive", pixels[None], draw_seeds(subject.options.seed, 1))
 
 

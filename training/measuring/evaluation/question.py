@@ -2,13 +2,14 @@
 multiply.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 
 from training.data.sources import Source
+from training.measuring.schema.rows import Condition
 from training.threats.base import Effort, Threat, ThreatSet, threat_level
 
 NO_DEFENSE = "none"
@@ -44,12 +45,12 @@ class Question(Effort):
                 yield threat, within
 
 
-def effort_of(facts: Mapping[str, Any]) -> dict[str, int]:
-    """What the attack behind a row took, the most telling first: what the row names, else what is usual for
+def effort_of(line: Condition) -> dict[str, int]:
+    """What the attack behind a line took, the most telling first: what the line names, else what is usual for
     the level.
     """
-    level = threat_level(facts["threat"])
+    level = threat_level(line.threat)
     usual = {name: Effort.model_fields[name].default for name in level.takes if name != "restarts"}
     numbers = {name: number for name, number in usual.items() if isinstance(number, int)}
     numbers |= {"draws": level.draws, "restarts": 1}
-    return {name: facts.get(name, number) for name, number in numbers.items()}
+    return numbers | line.part(*numbers)

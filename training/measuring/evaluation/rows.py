@@ -31,16 +31,17 @@ from training.measuring.evaluation.cells import (
 )
 from training.measuring.evaluation.question import NO_DEFENSE, Question
 from training.measuring.evaluation.subjects import Subject
+from training.measuring.schema.rows import Result
 from training.threats.base import ThreatSet, Work, threat_level
 from training.threats.judging import AtLevel
 
 
 class Row(NamedTuple):
-    """One number with its facts, as JSON; how its prompt set was asked for; the pictures behind it, by folder
-    and name; whether each was right.
+    """One number; how its prompt set was asked for; the pictures behind it, by folder and name; whether each
+    was right.
     """
 
-    facts: dict[str, Any]
+    result: Result
     asked: str
     folder: Path
     pictures: tuple[str, ...]
@@ -83,7 +84,7 @@ def answer(
             continue
         names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
         yield Row(
-            _facts(question, subject, threat, within, found),
+            _result(question, subject, threat, within, found),
             subject.asked,
             subject.source.folder.resolve(),
             names,
@@ -168,12 +169,12 @@ def _measure(
     return level.measure(subject, within, question, Work(progress, folder, parts))
 
 
-def _facts(
+def _result(
     question: Question, subject: Subject, threat: str, within: ThreatSet[Any], found: AtLevel
-) -> dict[str, Any]:
+) -> Result:
     measured, source = found.measured, subject.source
     share = accuracy(measured.correct)
-    return {
+    values = {
         "backbone": subject.backbone,
         "prompt_set": subject.prompt_set,
         **_seen(subject),
@@ -199,6 +200,7 @@ def _facts(
         "cost": measured.cost._asdict(),
         "command": _command(question, subject, threat, within),
     }
+    return Result.model_validate(values)
 
 
 def _seen(subject: Subject) -> dict[str, int | str]:
