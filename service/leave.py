@@ -1,5 +1,5 @@
-"""What a probe may use of the device, and when it has to stop: a few rows at a time, between those of
-everybody more urgent.
+"""How a probe shares the device, and when it has to stop: it computes a few rows at a time, and
+classification goes first.
 """
 
 import threading
@@ -30,9 +30,9 @@ class Leave:
         return self.gone.is_set() or self.closing.is_set()
 
     def check_wanted(self) -> None:
-        """Raises Cancelled when nobody waits."""
+        """Raises Cancelled when nobody waits any more."""
         if self.cancelled():
-            raise Cancelled("the caller is gone, the probe stopped.")
+            raise Cancelled("the caller left, the probe was stopped.")
 
     def check(self) -> None:
         """Raises Cancelled, or DeadlineExceeded when the time is over."""
@@ -44,12 +44,12 @@ class Leave:
             )
 
     def guard(self, score: Score) -> Score:
-        """The score, a chunk of rows at a time under the device's lock."""
+        """The score, computed a chunk of rows at a time under the device's lock."""
         turn = self.device.at(Priority.PROBE)
         return guarded(score, turn, deadline=self.deadline, cancelled=self.cancelled, chunk_rows=self.rows)
 
     def share(self, classifier: Classifier) -> Classifier:
-        """The classifier, likewise; without gradients, so more rows at a time."""
+        """The classifier, likewise; it makes no gradients, so it takes four times the rows."""
         return _Shared(classifier, self)
 
 

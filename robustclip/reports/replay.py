@@ -1,8 +1,7 @@
-"""Stored witnesses before another decision: which of them fool it, too? One forward pass a picture, no
-attack.
+"""Stored witnesses judged by another decision: which of them fool it, too? One forward pass a picture.
 
-Who survives a replay has survived old attacks on somebody else; that is a regression test and never a claim
-of robustness.
+A decision that withstands them withstands old attacks on another one: a regression test, no claim of
+robustness.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +17,10 @@ from robustclip.reports.witnesses import Witness
 from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Embed, Features, Logits, Seeds
 
-ROWS = 64  # pictures a pass where nobody else waits
+ROWS = 64  # pictures a pass where nobody else needs the device
 
-FeatureClassifier: TypeAlias = Callable[
-    [Features, tuple[str, ...]], Logits
-]  # raises InvalidInput for labels that the decision can't take
+# Raises InvalidInput for labels that the decision can't take.
+FeatureClassifier: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]
 
 
 class Rejudged(BaseModel):
@@ -71,7 +69,7 @@ class Replay(BaseModel):
 
     @property
     def fooled(self) -> tuple[Rejudged, ...]:
-        """Those that fool it, least conspicuous first."""
+        """Those that fool it, smallest change first."""
         return tuple(sorted((each for each in self.judged if each.fooled), key=lambda each: each.change))
 
 
@@ -123,7 +121,7 @@ def check_size(witnesses: Sequence[Witness], size: int) -> None:
 
 
 def newly_fooled(candidate: Replay, current: Replay) -> tuple[Rejudged, ...]:
-    """Witnesses that fool the candidate and do not fool what is served now, least conspicuous first."""
+    """Witnesses that fool the candidate and do not fool what is served now, smallest change first."""
     stood = {each.source for each in current.judged if not each.fooled}
     return tuple(each for each in candidate.fooled if each.source in stood)
 

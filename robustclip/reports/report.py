@@ -2,7 +2,7 @@
 changes only; any other change is /2.
 
 Everything in it follows from the victim, the picture, the options and the seed: two probes with equal inputs
-give equal reports. Identifiers, clocks and timings belong to whoever asked.
+give equal reports. Identifiers and times stand in the service's answer around it.
 """
 
 import math
