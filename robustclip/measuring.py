@@ -1,8 +1,6 @@
-"""Accuracy over batches of pictures, clean or attacked, and what may be said about it: the one place where
-numbers come from.
+"""Accuracy over batches of pictures, clean or attacked, with intervals and paired tests.
 
-A number is always that of single pictures first (`correct` [n]), so that two methods can be compared on the
-same ones.
+Results are kept a picture each (`correct` [n]), so that two methods can be compared on the same pictures.
 """
 
 import math
@@ -74,7 +72,7 @@ class Measured(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Which pictures were decided rightly and which not at all, [B] bool each, and what asking took."""
+    """Which pictures were decided rightly and which not at all, [B] bool each, and the cost."""
 
     right: Tensor
     silent: Tensor
@@ -102,7 +100,7 @@ def measure(
     as `transferred` has them.
 
     Pictures that are wrong untouched count as broken and are not attacked. What an attack returns is judged
-    by a fresh forward pass with fresh seeds: its own claim of success counts for nothing. `ball` is where
+    by a fresh forward pass with fresh seeds: its own claim of success does not count. `ball` is where
     rounding to 8 bits has to stay; without it nothing is rounded.
     """
     if (attack is None) != (score is None):
@@ -115,9 +113,9 @@ def measure(
 
     def judge(pixels: Pixels, targets: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor]:
         nonlocal cost
-        said = verdict(classifier, pixels, targets, seeds, jury)
-        cost = cost.plus(said.cost)
-        return said.right, said.silent
+        outcome = verdict(classifier, pixels, targets, seeds, jury)
+        cost = cost.plus(outcome.cost)
+        return outcome.right, outcome.silent
 
     for batch in batches:
         right, silent = judge(batch.pixels, batch.targets, derive(batch.seeds, "judge-clean"))
@@ -140,32 +138,33 @@ def measure(
                 if rounded is None
                 else judge(rounded, targets, derive(seeds, "judge-8bit"))[0]
             )
-        for found, rows in ((correct, right), (correct_8bit, right_8bit), (abstained, silent)):
-            found.append(rows.cpu())
+        for column, rows in ((correct, right), (correct_8bit, right_8bit), (abstained, silent)):
+            column.append(rows.cpu())
     whole, whole_8bit, silence = (
-        torch.cat([torch.zeros(0, dtype=torch.bool), *found]) for found in (correct, correct_8bit, abstained)
+        torch.cat([torch.zeros(0, dtype=torch.bool), *column])
+        for column in (correct, correct_8bit, abstained)
     )
     return Measured(whole, whole_8bit, cost, time.monotonic() - began, None if jury.rule is None else silence)
 
 
 def verdict(classifier: Classifier, pixels: Pixels, targets: Tensor, seeds: Seeds, jury: Jury) -> Outcome:
-    """What a jury makes of pictures, on draws of `seeds` [B]."""
+    """A jury's decisions about pictures, on draws of `seeds` [B]."""
     with torch.no_grad():
-        said = torch.stack(
+        answers = torch.stack(
             [classifier(pixels, derive(seeds, f"draw-{draw}")).argmax(dim=1) for draw in range(jury.draws)]
         )
     return Outcome(
-        *_decided(said, targets, classifier.labels, jury), price(classifier, len(pixels) * jury.draws)
+        *_decided(answers, targets, classifier.labels, jury), price(classifier, len(pixels) * jury.draws)
     )
 
 
-def _decided(said: Tensor, targets: Tensor, labels: Sequence[str], jury: Jury) -> tuple[Tensor, Tensor]:
+def _decided(answers: Tensor, targets: Tensor, labels: Sequence[str], jury: Jury) -> tuple[Tensor, Tensor]:
     """Which pictures [B] were decided rightly and which not at all, from the labels [draws, B] that their
     draws had.
     """
     if jury.rule is None:
-        return (said == targets).float().mean(dim=0) > 0.5, torch.zeros_like(targets, dtype=torch.bool)
-    counts = F.one_hot(said, len(labels)).sum(dim=0)
+        return (answers == targets).float().mean(dim=0) > 0.5, torch.zeros_like(targets, dtype=torch.bool)
+    counts = F.one_hot(answers, len(labels)).sum(dim=0)
     silent = torch.tensor(
         [elect(votes, labels, jury.rule).abstained for votes in counts],
         dtype=torch.bool,

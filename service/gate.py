@@ -1,6 +1,4 @@
-"""What a version has to pass before it is served in another's place: pictures that fooled somebody once, and
-that the served version withstands.
-"""
+"""The gate before a new version is served: it must withstand the witnesses that the served one withstands."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from robustclip.reports.replay import Rejudged, Replay, check_size, newly_fooled
 from robustclip.reports.witnesses import Witness, collect
 from service.loaded import LoadedSet
 
-_NAMED = 5  # witnesses that a refusal tells of
+_NAMED = 5  # witnesses that a refusal names
 
 Gate: TypeAlias = Callable[
     [LoadedSet, LoadedSet | None], None
@@ -20,15 +18,15 @@ Replayed: TypeAlias = Callable[[LoadedSet, Sequence[Witness]], Replay]
 
 
 def open_gate(candidate: LoadedSet, current: LoadedSet | None) -> None:
-    """Lets everything through."""
+    """Passes every version."""
 
 
 class WitnessGate:
     """Refuses a version that is fooled by a stored witness which the served version of the same name
     withstands.
 
-    The folder is read anew each time, so that a witness counts from the moment it lies there. Where nothing
-    is served yet there is nothing to be worse than, and everything passes. Raises InvalidInput and
+    The folder is read anew each time, so that new witnesses count at once. Where no version is served
+    yet, every version passes. Raises InvalidInput and
     ReportRefused for a folder that can't be used, also when it is made.
     """
 
@@ -46,19 +44,19 @@ class WitnessGate:
         witnesses = self._collected()
         if current is None or not witnesses:
             return
-        found = newly_fooled(self._replayed(candidate, witnesses), self._replayed(current, witnesses))
-        if found:
-            named = "; ".join(self._told(each) for each in found[:_NAMED])
-            more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        fooled = newly_fooled(self._replayed(candidate, witnesses), self._replayed(current, witnesses))
+        if fooled:
+            named = "; ".join(self._words(each) for each in fooled[:_NAMED])
+            more = f"; and {len(fooled) - _NAMED} more" if len(fooled) > _NAMED else ""
             raise GateFailed(
-                f"{candidate.ref} is fooled by {len(found)} of {len(witnesses)} stored witnesses that "
+                f"{candidate.ref} is fooled by {len(fooled)} of {len(witnesses)} stored witnesses that "
                 f"{current.ref} withstands: {named}{more}.",
                 field="version",
                 help="Look at them with `robustclip replay`; force serves the version all the same.",
             )
 
     def _collected(self) -> tuple[Witness, ...]:
-        """Errors name a report by its place in the folder: who activates need not know where that is."""
+        """The stored witnesses. Errors name a report by its path inside the folder, which stays private."""
         try:
             witnesses = collect([self._folder]).witnesses
             check_size(witnesses, self._size)
@@ -71,8 +69,8 @@ class WitnessGate:
     def _place(self, source: str) -> str:
         return source.removeprefix(f"{self._folder}/")
 
-    def _told(self, found: Rejudged) -> str:
+    def _words(self, witness: Rejudged) -> str:
         return (
-            f"{self._place(found.source)} ({found.true_label!r} taken for {found.label!r}, "
-            f"{found.change:g}/255)"
+            f"{self._place(witness.source)} ({witness.true_label!r} taken for {witness.label!r}, "
+            f"{witness.change:g}/255)"
         )

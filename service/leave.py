@@ -4,13 +4,16 @@ classification goes first.
 
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.scores.wrappers import guarded
-from robustclip.types import Classifier, Logits, Pixels, Score, Seeds
+from robustclip.types import DeviceAccess, PixelFunction, Pixels, Score, Seeds
 from service.device import DeviceLock, Priority
 
 
@@ -43,30 +46,30 @@ class Leave:
                 help="Ask for fewer steps, attacks or reports, or give deadline_ms more.",
             )
 
-    def guard(self, score: Score) -> Score:
-        """The score, computed a chunk of rows at a time under the device's lock."""
+    @property
+    def access(self) -> DeviceAccess:
+        """The device for a probe: all it computes is cut into turns that end when nobody waits any more."""
+        return DeviceAccess(self._guard, self._share, self._hold)
+
+    def _guard(self, score: Score) -> Score:
         turn = self.device.at(Priority.PROBE)
         return guarded(score, turn, deadline=self.deadline, cancelled=self.cancelled, chunk_rows=self.rows)
 
-    def share(self, classifier: Classifier) -> Classifier:
-        """The classifier, likewise; it makes no gradients, so it takes four times the rows."""
-        return _Shared(classifier, self)
+    def _share(self, function: PixelFunction) -> PixelFunction:
+        """In turns of more rows than under a gradient."""
+        rows = self.rows * 4
 
+        def in_turns(pixels: Pixels, seeds: Seeds) -> Tensor:
+            parts: list[Tensor] = []
+            for chunk, chunk_seeds in zip(pixels.split(rows), seeds.split(rows), strict=True):
+                with self._hold():
+                    parts.append(function(chunk, chunk_seeds))
+            return torch.cat(parts)
 
-@dataclass(frozen=True, eq=False)
-class _Shared:
-    classifier: Classifier
-    leave: Leave
+        return in_turns
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.labels
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        parts: list[Logits] = []
-        rows = self.leave.rows * 4
-        for chunk, own in zip(pixels.split(rows), seeds.split(rows), strict=True):
-            with self.leave.device.at(Priority.PROBE):
-                self.leave.check()
-                parts.append(self.classifier(chunk, own))
-        return torch.cat(parts)
+    @contextmanager
+    def _hold(self) -> Generator[None]:
+        with self.device.at(Priority.PROBE):
+            self.check()
+            yield

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustclip.certificates.vote import smoothing_of
 from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.models.classifier import Defended, ZeroShotClassifier
+from robustclip.models.classifier import FeatureExtractor, ZeroShotClassifier
 from robustclip.models.clip import Clip
 from robustclip.types import Defense, ImageEncoder, Pixels, Seeds
 from service.batching import Pass
@@ -52,12 +52,11 @@ class Passes:
 
     def run(self, lane: Lane, pixels: Pixels, seeds: Seeds, priority: Priority = Priority.CLASSIFY) -> Pass:
         """One batch through the deployed chain, up to the features: labels join later."""
-        no_labels = torch.empty(0, self._clip.embed_dim, device=self._clip.device)
         with self._device.at(priority), torch.inference_mode():
             defense = TimedDefense(self._bound(lane.key[1]))
-            classifier = Defended(self.classifier((), no_labels, lane), defense)
+            extract = FeatureExtractor(self._encoder, lane.visual, defense)
             started = time.perf_counter()
-            features = classifier.features(pixels.to(self._clip.device), seeds).float().cpu()
+            features = extract(pixels.to(self._clip.device), seeds).float().cpu()
             total = time.perf_counter() - started
         return Pass(features, defense.seconds, total - defense.seconds)
 

@@ -1,8 +1,7 @@
-"""Live probes: one at a time on a thread of their own, a few waiting, each a good neighbour of the classifier
-it attacks.
+"""Live probes: one at a time on a thread of its own, a few waiting, with classification always first.
 
-A probe takes the device for a chunk of one gradient step, gives it back, and looks whether it is still
-wanted. When its time is almost over it stops searching, judges what it has, and answers with that.
+A probe takes the device for a chunk of one gradient step, gives it back, and checks that its caller is still
+there. When its time is almost over it stops searching, judges its candidates, and answers.
 """
 
 import asyncio
@@ -13,13 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
-
-import torch
 
 from robustclip.attacks.events import Meter
 from robustclip.defenses import AnyDefense
+from robustclip.deployed import DeployedClassifier, deploy
 from robustclip.errors import DeadlineExceeded, ProbeTooExpensive, RobustClipError
 from robustclip.probing.attacker import sources_among
 from robustclip.probing.events import ProbeEvent, ProbeFinished
@@ -27,7 +25,6 @@ from robustclip.probing.options import ProbeOptions
 from robustclip.probing.plan import charged_passes, wants_sources
 from robustclip.probing.run import events
 from robustclip.probing.verdict import worst
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.threat import Linf, radius_text
 from service.config import ProbeSettings
@@ -45,31 +42,29 @@ Tell: TypeAlias = Callable[
 _JUDGING = (
     0.1,
     3.0,
-)  # share of a caller's patience that is kept for judging what was found, and the most of it in seconds
+)  # share of a caller's patience that is reserved for judging, and the most of it in seconds
 
 
 class Probed(NamedTuple):
-    """The reports, and the prompt set and defense of those that were asked for but not begun in time."""
+    """The reports, and the prompt set and defense of each report that was not begun in time."""
 
     reports: list[ProbeReport]
     missing: list[tuple[str, tuple[AnyDefense, ...]]]
 
     @property
     def verdict(self) -> VerdictValue:
-        """The worst; what was not looked at is inconclusive."""
-        found = worst(self.reports)
-        return "inconclusive" if self.missing and found != "broken" else found
+        """The worst verdict; a missing report is inconclusive."""
+        value = worst(self.reports)
+        return "inconclusive" if self.missing and value != "broken" else value
 
 
 @dataclass(frozen=True, eq=False)
 class Admitted:
-    """A request that was found valid and affordable; `deadline` None: `seconds` count from when the probe
-    starts.
-    """
+    """A valid and affordable request; `deadline` None: `seconds` count from when the probe starts."""
 
     request: ProbeRequest
     options: ProbeOptions
-    victims: list[tuple[LoadedSet, Victim]]
+    victims: list[DeployedClassifier]
     seconds: float
     deadline: float | None
 
@@ -130,8 +125,8 @@ class ProbeRunner:
 
     async def _victims(
         self, request: ProbeRequest, options: ProbeOptions, cap: int
-    ) -> list[tuple[LoadedSet, Victim]]:
-        """What will be attacked, once all of it was found affordable."""
+    ) -> list[DeployedClassifier]:
+        """The decisions to attack. Raises ProbeTooExpensive if a report would cost more than `cap`."""
         engine = self._engine
         names = request.prompt_sets or (engine.settings.store.default_set,)
         if len(names) * len(request.defenses) > self._settings.reports:
@@ -145,25 +140,18 @@ class ProbeRunner:
             engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)
         ]
         sets = [await self._find(name, f"#/prompt_sets/{index}") for index, name in enumerate(names)]
-        weights = torch.empty(
-            0, engine.clip.embed_dim
-        )  # computed on the probe's own thread, when it is known to be affordable
-        found = [
-            (
-                loaded,
-                Victim(
-                    engine.clip,
-                    loaded.prompts_for(request.labels),
-                    str(loaded.ref),
-                    request.labels,
-                    weights,
-                    chain,
-                    serving=engine.encoder,
-                ),
+        victims = [
+            deploy(
+                engine.clip,
+                loaded.prompt_set,
+                request.labels,
+                defense=chain,
+                encoder=engine.encoder,
+                # computed on the probe's own thread, once the probe is known to be affordable
+                text=functools.partial(engine.text.of, loaded, request.labels),
             )
             for loaded, chain in itertools.product(sets, chains)
         ]
-        victims = [victim for _, victim in found]
         for victim in victims:
             cost = charged_passes(victim, options, sources=len(_sources(victims, victim, options)))
             if cost > cap:
@@ -181,7 +169,7 @@ class ProbeRunner:
                 raise ProbeTooExpensive(
                     f"a report would cost {cost} charged passes, at most {cap} are allowed.", field=field
                 )
-        return found
+        return victims
 
     async def _find(self, name: str, pointer: str) -> LoadedSet:
         try:
@@ -213,23 +201,18 @@ class ProbeRunner:
         pixels = pixels.to(engine.clip.device)
         searching = leave.deadline - min(_JUDGING[0] * admitted.seconds, _JUDGING[1])
         probed = Probed([], [])
-        victims = [
-            replace(victim, weights=engine.text.of(loaded, victim.labels))
-            for loaded, victim in admitted.victims
-        ]
-        for index, victim in enumerate(victims):
+        for index, victim in enumerate(admitted.victims):
             started = time.perf_counter()
-            told = events(
+            probe_events = events(
                 victim,
                 pixels,
                 admitted.options,
-                guard=leave.guard,
-                share=leave.share,
-                sources=_sources(victims, victim, admitted.options),
+                access=leave.access,
+                sources=_sources(admitted.victims, victim, admitted.options),
                 meter=Meter(deadline=searching, cancelled=leave.cancelled),
             )
             try:
-                report = _followed(told, functools.partial(tell, index))
+                report = _followed(probe_events, functools.partial(tell, index))
             except DeadlineExceeded:
                 leave.check_wanted()
                 if not probed.reports:
@@ -249,8 +232,8 @@ class ProbeRunner:
 
 
 def patience_seconds(request: ProbeRequest, settings: ProbeSettings, *, job: bool = False) -> float:
-    """How long a caller waits: as said, else as many reports as were asked for may take. Nobody waits for a
-    job, so it has its own time.
+    """How long a caller waits: as the request says, else the time of so many reports. Nobody waits for a job,
+    so it has its own time.
     """
     if request.deadline_ms is not None:
         return request.deadline_ms / 1000
@@ -260,13 +243,15 @@ def patience_seconds(request: ProbeRequest, settings: ProbeSettings, *, job: boo
     return min(settings.report_seconds * reports, MAX_PROBE_SECONDS)
 
 
-def _sources(victims: Sequence[Victim], victim: Victim, options: ProbeOptions) -> tuple[Victim, ...]:
+def _sources(
+    victims: Sequence[DeployedClassifier], victim: DeployedClassifier, options: ProbeOptions
+) -> tuple[DeployedClassifier, ...]:
     return sources_among(victims, victim) if wants_sources(options) else ()
 
 
-def _followed(told: Iterator[ProbeEvent], tell: Callable[[ProbeEvent], None]) -> ProbeReport:
-    """Tell of a probe as it goes."""
-    for event in told:
+def _followed(probe_events: Iterator[ProbeEvent], tell: Callable[[ProbeEvent], None]) -> ProbeReport:
+    """The report at the end; `tell` gets each event."""
+    for event in probe_events:
         tell(event)
         if isinstance(event, ProbeFinished):
             return event.report

@@ -39,7 +39,7 @@ class TextWeights:
 
         `recent`: remember the list, so that the next set is warmed with it.
         """
-        weights = self._get(loaded.prompts_for(labels), labels)
+        weights = self._get(loaded.prompt_set.prompts_for(labels), labels)
         if recent:
             with self._lock:
                 self._recent[labels] = None
@@ -57,7 +57,7 @@ class TextWeights:
             if time.monotonic() > until:
                 return
             try:
-                self._get(loaded.prompts_for(labels), labels)
+                self._get(loaded.prompt_set.prompts_for(labels), labels)
             except InvalidInput:  # labels that this set can't take: a request that has them will be refused
                 continue
 

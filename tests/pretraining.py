@@ -11,13 +11,12 @@ from tuning import silent
 from robustclip.backbones import build_backbone
 from robustclip.models.clip import describe
 from robustclip.types import Progress
-from training.foundry.pretraining.captions import gather_names
-from training.foundry.pretraining.corpus import Corpus
-from training.foundry.pretraining.recipe import MINI, Recipe
-from training.foundry.pretraining.run import Trainer
+from training.foundry.corpus import Corpus, gather_names, pixels_of
+from training.foundry.pretraining.recipe import MINI, PretrainingRecipe
+from training.foundry.pretraining.run import PretrainingRun
 from training.processes import ALONE, Processes
 
-RECIPE = Recipe(
+RECIPE = PretrainingRecipe(
     views=1,
     frozen_samples=16,
     joint_samples=8,
@@ -42,7 +41,7 @@ def corpus(count: int = 24) -> Corpus:
     return Corpus(
         names=names,
         sets=("toys",),
-        images=generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8),
+        pixels=pixels_of(generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)),
         teacher=teacher,
         name=names.members["toys"][torch.arange(count) % 2],
         source=torch.zeros(count, dtype=torch.int64),
@@ -51,8 +50,8 @@ def corpus(count: int = 24) -> Corpus:
 
 
 def trainer(
-    run: Path, recipe: Recipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE
-) -> Trainer:
+    run: Path, recipe: PretrainingRecipe = RECIPE, progress: Progress = silent, processes: Processes = ALONE
+) -> PretrainingRun:
     (run / "cache").mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,7 +64,7 @@ def trainer(
         geometry = torch.randn(
             len(data.names.texts) + len(words), 12, generator=torch.Generator().manual_seed(1)
         )
-        return Trainer(
+        return PretrainingRun(
             clip,
             data,
             words,

@@ -4,12 +4,10 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.defenses import bind_chain, parse_defenses
-from robustclip.models.classifier import Defended, TorchImageEncoder, text_weights
+from robustclip.deployed import DeployedClassifier, deploy
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.probing.options import ProbeOptions
-from robustclip.probing.victim import Victim
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 
@@ -19,12 +17,9 @@ SPARED = 1e-6  # a radius within which no decision changes
 
 def victim(
     clip: Clip, defense: str = "none", labels: tuple[str, ...] = LABELS, template: str = "a photo of a {}."
-) -> Victim:
+) -> DeployedClassifier:
     prompts = Prompts(templates=(template,))
-    with torch.no_grad():
-        weights = text_weights(clip, prompts, labels)
-    name = f"{prompts.digest()[:8]}@000000000000"
-    return Victim(clip, prompts, name, labels, weights, parse_defenses(defense), TorchImageEncoder(clip))
+    return deploy(clip, prompts, labels, defense=defense, name=f"{prompts.digest()[:8]}@000000000000")
 
 
 def picture(clip: Clip, seed: int = 7) -> Tensor:
@@ -36,12 +31,8 @@ def picture(clip: Clip, seed: int = 7) -> Tensor:
     )
 
 
-def served_label(subject: Victim, pixels: Tensor) -> str:
-    encoder = TorchImageEncoder(subject.clip)
-    logits = Defended(subject.classifier(encoder), bind_chain(subject.defense, encoder))(
-        pixels[None], draw_seeds(1, 1)
-    )
-    return subject.labels[int(logits.argmax())]
+def served_label(subject: DeployedClassifier, pixels: Tensor) -> str:
+    return subject.labels[int(subject.served(pixels[None], draw_seeds(1, 1)).argmax())]
 
 
 def options(radius: float = 8 / 255, **changes: object) -> ProbeOptions:

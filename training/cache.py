@@ -1,8 +1,8 @@
-"""Tensors that are dear to make, kept on disk in parts: a killed run goes on after the last whole part, a
-finished one is only read, and of several runs that want the same at once each makes what no other is at.
+"""Tensors that are dear to make, on disk in parts: a killed run continues after its last whole part.
 
-The folder is named by a digest of everything that the rows depend on, so that nothing is ever looked up by a
-name that could go stale.
+The folder is named by a digest of everything that the rows depend on. Of several runs that want the same rows
+at once, each makes parts that no other is at: so parts are claimed here and not by `training.finished.once`,
+which would wait for a part instead of going on to the next.
 """
 
 import hashlib
@@ -20,17 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robustclip.digests import json_digest
-from robustclip.errors import DataRefused
 from robustclip.files import claimed, write_atomically
 from robustclip.types import Cost, Progress
+from training.finished import name_of, unusable
 from training.processes import ALONE, Processes
 
 
 class Rows(NamedTuple):
-    """`rows` [n, ...] and what making them cost, whenever that was; `counts` of whatever was counted on the
-    way. Makers leave `seconds` out.
-    """
+    """`rows` [n, ...], what they cost to make, and `counts` of events. Makers leave `seconds` out."""
 
     rows: Tensor
     cost: Cost
@@ -49,26 +46,27 @@ def cached_rows(
     what: str,
     processes: Processes = ALONE,
 ) -> Rows:
-    """`make` of `indices`, `chunk` at a time, each part stored under `folder` as it is done.
+    """`make` of `indices`, `chunk` at a time; each part is stored under `folder` when it is done.
 
-    `key` holds all else that the rows depend on. Parts are always cut at the same places, so that a resumed
-    run equals an undisturbed one bit by bit. Processes share what is missing among them.
+    `key` holds everything else that the rows depend on. Parts are always cut at the same places, so that a
+    resumed run equals a whole one bit by bit. The processes share the missing parts.
     """
     description = {
         **key,
         "chunk": chunk,
         "indices": hashlib.sha256(repr(indices.tolist()).encode()).hexdigest(),
     }
-    own = folder / json_digest(description)[:16]
+    place = folder / name_of(description)
     if processes.main:
-        write_atomically(own / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
+        write_atomically(place / "key.json", json.dumps(description, indent=1, sort_keys=True).encode())
     places = [
-        (own / f"part-{number:05d}.safetensors", chosen) for number, chosen in enumerate(indices.split(chunk))
+        (place / f"part-{number:05d}.safetensors", chosen)
+        for number, chosen in enumerate(indices.split(chunk))
     ]
     missing = [(path, chosen) for path, chosen in places if not path.exists()]
     processes.wait()  # all have seen what is missing before one makes the first
-    own_missing = missing[processes.index :: processes.count]
-    for wait, (path, chosen) in itertools.product((False, True), own_missing):
+    share = missing[processes.index :: processes.count]
+    for wait, (path, chosen) in itertools.product((False, True), share):
         with claimed(path, wait=wait) as ours:
             if not ours or path.exists():
                 continue
@@ -89,18 +87,8 @@ def _read(path: Path, count: int) -> Rows:
         with safe_open(path, framework="pt") as file:
             rows, facts = file.get_tensor("rows"), json.loads(file.metadata()["facts"])
     except SafetensorError as error:
-        raise DataRefused(
-            f"damaged: {error}", field=str(path), help="Remove this file: it will be made again."
-        ) from error
+        raise unusable(path, f"damaged: {error}") from error
     if len(rows) != count:
-        raise DataRefused(
-            f"expected {count} rows, found {len(rows)}.",
-            field=str(path),
-            help="Remove this file: it will be made again.",
-        )
-    return Rows(
-        rows,
-        Cost(int(facts["forward"]), int(facts["backward"])),
-        float(facts["seconds"]),
-        facts.get("counts", {}),
-    )
+        raise unusable(path, f"expected {count} rows, found {len(rows)}.")
+    cost = Cost(int(facts["forward"]), int(facts["backward"]))
+    return Rows(rows, cost, float(facts["seconds"]), facts.get("counts", {}))

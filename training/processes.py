@@ -1,9 +1,8 @@
 """The processes that share a run: one, or as many as torchrun or `accelerate launch` started.
 
-A batch is always that of the whole run. Every process draws the same rows, shows its own share to the towers
-and gets what the others made of theirs, so that a loss sees the whole batch and two processes decide what one
-would. Accelerate says who is there and carries the tensors. Alone, nothing is divided and Accelerate is not
-even imported.
+A batch is always that of the whole run. Every process draws the same rows, shows its share to the towers and
+gets the results of the others, so that a loss sees the whole batch and several processes learn what one
+would. Accelerate counts the processes and carries the tensors. A single process does not even import it.
 """
 
 import argparse
@@ -21,22 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from robustclip.errors import InvalidInput
 
 T = TypeVar("T")
-_SIZES = (
-    "WORLD_SIZE",
-    "PMI_SIZE",
-    "OMPI_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-)  # how launchers say how many processes there are
-_PATIENCE = timedelta(
-    days=3
-)  # the others wait while the main one decodes pictures or checks; a launcher notices the dead
+# where launchers write the number of processes
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_PATIENCE = timedelta(days=3)  # others wait while the main one decodes or checks; launchers notice the dead
 
 
 @dataclass(frozen=True, eq=False)
 class Processes:
-    """`count` processes, of which this one has number `index` and computes on `device`, its share in `parts`,
-    one after the other.
-    """
+    """`count` processes; number `index` is this one, which computes its share on `device` in `parts`."""
 
     device: torch.device
     count: int = 1
@@ -49,23 +40,20 @@ class Processes:
         return self.index == 0
 
     def own(self, rows: Tensor) -> Tensor:
-        """This process's share [ceil(B / count), ...] of rows [B, ...] that all have. Shares are of one size:
-        the last row fills them up.
+        """This process's share [ceil(B / count), ...] of rows [B, ...]. The last row fills up shares to one
+        size.
         """
         if self.count == 1:
             return rows
-        size = self._share(len(rows))
-        return rows[
-            torch.arange(self.index * size, (self.index + 1) * size, device=rows.device).clamp(
-                max=len(rows) - 1
-            )
-        ]
+        size = -(-len(rows) // self.count)
+        share = torch.arange(self.index * size, (self.index + 1) * size, device=rows.device)
+        return rows[share.clamp(max=len(rows) - 1)]
 
     def whole(self, own: Tensor, count: int) -> Tensor:
-        """All rows [count, ...] from every process's share of them, which has to lie on `device`.
+        """All rows [count, ...] from every process's share of them, which has to be on `device`.
 
-        A gradient reaches one's own rows alone, multiplied by the number of processes: the mean over them
-        (`average_gradients`) is then the gradient of a loss that each of them computed from all rows.
+        A gradient reaches only the rows of this process, multiplied by the number of processes. So the mean
+        over them (`average_gradients`) is the gradient of a loss that each of them computed from all rows.
         """
         if self.count == 1:
             return own
@@ -84,10 +72,10 @@ class Processes:
         return [slice(start, start + size) for start in range(0, count, size)]
 
     def encode(self, encode: Callable[[Tensor], Tensor], own: Tensor, count: int) -> Tensor:
-        """All rows [count, ...] of what `encode` makes of every process's share.
+        """All rows [count, ...] of what `encode` gives for every process's share.
 
-        Of several parts nothing is kept for the gradient: they are computed again in the backward, which
-        takes less memory and one more forward.
+        Several parts are computed again in the backward pass: that takes less memory and one more forward
+        pass.
         """
         if self.parts == 1:
             return self.whole(encode(own), count)
@@ -98,7 +86,7 @@ class Processes:
         return self.whole(torch.cat(parts), count)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace gradients by their mean over the processes, which must have them of the same parameters."""
+        """Replace gradients by their mean over the processes, which must have the same parameters."""
         if self.count == 1:
             return
         from accelerate.utils import reduce
@@ -111,29 +99,29 @@ class Processes:
             gradient.copy_(new.view_as(gradient))
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of everyone's values."""
+        """The mean over the processes."""
         if self.count == 1:
             return values
         from accelerate.utils import reduce
 
         return cast(Tensor, reduce(values, "mean"))
 
-    def agree(self, found: T) -> T:
-        """What the main process found."""
+    def agree(self, value: T) -> T:
+        """The value of the main process."""
         if self.count == 1:
-            return found
+            return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([found])[0]
+        return broadcast_object_list([value])[0]
 
     def wait(self) -> None:
-        """For everyone to come here."""
+        """Until all processes are here."""
         if self.count > 1:
             _state().wait_for_everyone()
 
     @contextmanager
     def main_first(self) -> Generator[None]:
-        """The others enter when the main process has left: they find what it made."""
+        """The others enter when the main process has left, and find its files."""
         if not self.main:
             self.wait()
         yield
@@ -143,20 +131,17 @@ class Processes:
     def _strengthen(self, gradient: Tensor) -> Tensor:
         return gradient * self.count
 
-    def _share(self, count: int) -> int:
-        return -(-count // self.count)
-
 
 ALONE = Processes(torch.device("cpu"))
 
 
 @contextmanager
 def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]:
-    """The processes that this one was started beside; alone, on `device`, or on a GPU if that is None and
-    there is one.
+    """The processes that were started with this one. A single one is on `device`; None means a GPU if there
+    is one.
 
-    Beside others `device` is a kind: `cuda` gives each process a GPU of its own. Raises InvalidInput if the
-    launcher's words are not understood.
+    For several, `device` is a kind: `cuda` gives each process another GPU. InvalidInput if their number is
+    unclear.
     """
     started = next((int(os.environ[name]) for name in _SIZES if name in os.environ), 1)
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -179,9 +164,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--accumulate",
         type=at_least_one,
         default=1,
-        help="parts that a process computes its share of a batch in (default: %(default)s)",
+        help="parts in which a process computes its share of a batch (default: %(default)s)",
     )
-    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
 
 
 def at_least_one(text: str) -> int:

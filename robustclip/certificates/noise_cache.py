@@ -1,9 +1,9 @@
-"""Noisy embeddings on disk: a picture is encoded once, then certified for any labels and text prompts, with a
-record of what the noise was asked.
+"""Noisy embeddings on disk, and a record of the questions that they have answered.
 
-A folder for everything that the embeddings depend on, named by its digest. In it `noise-0.safetensors` and
-`noise-0.question`: the question for which that portion of noise was first used. Another question to the same
-noise is exploratory, since it may have been chosen for the answers before; a fresh portion confirms it, once.
+A picture is encoded once and then certified for any labels and text prompts. Its folder is named by a digest
+of everything that the embeddings depend on. In it are `noise-0.safetensors` and `noise-0.question`: the
+question for which that portion of noise was first used. Another question to the same noise is exploratory,
+since it may have been chosen because of earlier answers. A fresh portion confirms it, once.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from robustclip.purifiers import digest_of
 
 
 class NoiseKey(BaseModel):
-    """Everything that noisy embeddings depend on. Text prompts and labels do not; visual prompts do, and the
+    """Everything that noisy embeddings depend on: not text prompts and labels, but visual prompts and the
     weights of purifying networks.
 
-    `denoise` and `networks` are digests: of what takes the noise away in one shot, and of what works in the
-    chain behind it.
+    `denoise` and `networks` are digests: of the network that removes the noise in one step, and of those in
+    the chain behind it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,16 +86,14 @@ class NoiseKey(BaseModel):
 
 
 class Portion(NamedTuple):
-    """Which noise a question is put to, and whether another one was there first."""
+    """The noise that answers a question, and whether another question used it first."""
 
     number: int
     exploratory: bool
 
 
 def question_of(classifiers: Sequence[ZeroShotClassifier], alpha: float) -> str:
-    """sha256 of all statements that are asked for at once, whatever their order: labels and what they mean to
-    CLIP.
-    """
+    """sha256 of all statements of one question, in any order: labels and their text features."""
     statements = sorted(
         repr((classifier.labels, tensor_digest(classifier.weights))) for classifier in classifiers
     )
@@ -103,20 +101,20 @@ def question_of(classifiers: Sequence[ZeroShotClassifier], alpha: float) -> str:
 
 
 def portion_for(root: Path, key: NoiseKey, question: str, *, confirm: bool = False) -> Portion:
-    """The portion of noise that answers a question, on record before anybody has seen the answer.
+    """The portion of noise that answers a question, recorded before anybody has seen the answer.
 
-    A question keeps the portion that was its own first. A new one gets portion 0, exploratory if that is
-    taken; with `confirm`, one never used. Raises DataRefused where the record can't be read or written.
+    A question keeps the portion that it had first. A new one gets portion 0, exploratory if another had that
+    first; with `confirm`, one never used. Raises DataRefused where the record can't be read or written.
     """
     folder = root / key.folder
     try:
-        asked = _asked(folder)
-        if question in asked:
-            return Portion(asked.index(question), exploratory=False)
-        if asked and not confirm:
+        questions = _questions(folder)
+        if question in questions:
+            return Portion(questions.index(question), exploratory=False)
+        if questions and not confirm:
             return Portion(0, exploratory=True)
-        if write_once(_record(folder, len(asked)), question.encode()):
-            return Portion(len(asked), exploratory=False)
+        if write_once(_record(folder, len(questions)), question.encode()):
+            return Portion(len(questions), exploratory=False)
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(folder, error) from error
     return portion_for(root, key, question, confirm=confirm)  # another process took it meanwhile
@@ -125,15 +123,13 @@ def portion_for(root: Path, key: NoiseKey, question: str, *, confirm: bool = Fal
 def cached_features(
     root: Path, key: NoiseKey, make: Callable[[int], NoisyFeatures], *, portion: int = 0
 ) -> NoisyFeatures:
-    """The features under a key, from their file or else made and kept. Raises DataRefused for a file that is
-    damaged or belongs to another key.
-    """
+    """The features of a key, from their file or from `make`. DataRefused for a damaged or foreign file."""
     path = noise_path(root, key, portion=portion)
     try:
         if not path.exists():
-            made = {name: features.cpu().contiguous() for name, features in make(portion)._asdict().items()}
-            _check(made, key, path)
-            write_atomically(path, save(made, {"key": key.text, "portion": str(portion)}))
+            new = {name: features.cpu().contiguous() for name, features in make(portion)._asdict().items()}
+            _check(new, key, path)
+            write_atomically(path, save(new, {"key": key.text, "portion": str(portion)}))
         with safe_open(path, framework="pt") as file:
             if file.metadata() != {"key": key.text, "portion": str(portion)}:
                 raise _refused(path, "it holds noise of another picture, tower or question.")
@@ -147,16 +143,16 @@ def cached_features(
 
 
 def noise_path(root: Path, key: NoiseKey, *, portion: int = 0) -> Path:
-    """Where the features under a key are kept."""
+    """Where the features of a key are."""
     return root / key.folder / f"noise-{portion}.safetensors"
 
 
-def _asked(folder: Path) -> list[str]:
+def _questions(folder: Path) -> list[str]:
     """The question that each portion was first used for."""
-    asked: list[str] = []
-    while (record := _record(folder, len(asked))).exists():
-        asked.append(record.read_text(encoding="ascii"))
-    return asked
+    questions: list[str] = []
+    while (record := _record(folder, len(questions))).exists():
+        questions.append(record.read_text(encoding="ascii"))
+    return questions
 
 
 def _record(folder: Path, portion: int) -> Path:
@@ -165,9 +161,9 @@ def _record(folder: Path, portion: int) -> Path:
 
 def _check(tensors: Mapping[str, Tensor], key: NoiseKey, path: Path) -> None:
     expected = {"choosing": (key.n0, key.width), "counting": (key.n, key.width)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        raise _refused(path, f"expected float32 {expected}, found {found}.")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise _refused(path, f"expected float32 {expected}, found {shapes}.")
     if not all(bool(((tensor.norm(dim=1) - 1).abs() < 1e-3).all()) for tensor in tensors.values()):
         raise _refused(path, "not all of its rows are finite and of unit norm.")
 

@@ -1,13 +1,12 @@
 """From prompts and labels to a classifier: text weights, their cache, the zero-shot classifier, and a
 classifier behind a defense.
 
-`/classify`, `/probe`, training's measuring and `robustclip evaluate` all pass through
-`Defended(ZeroShotClassifier, defense)`: no second path.
+`/classify`, `/probe`, training and `robustclip evaluate` all use `Defended(ZeroShotClassifier, defense)`.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models.prompts import Prompts, PromptSource, prompts_for
 from robustclip.models.towers import check_prompts, encode_image, encode_text
-from robustclip.types import Cost, Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds
+from robustclip.types import Defense, Features, ImageEncoder, Logits, Pixels, Seeds, Toll
 
 TEXT_CHUNK = 64  # labels a text pass: bounds memory and how long a cold label list can hold the device
 
@@ -36,14 +35,20 @@ class TorchImageEncoder:
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
-    """Features in the shape of a classifier, [B, E] where it has logits, so that they are shared like one."""
+class FeatureExtractor:
+    """Pixels to unit features [B, E] under a visual prompt ([D, N, W] or None) and a bound defense.
 
-    embed: Embed
-    labels: tuple[str, ...] = ()
+    What of the defense works on pixels runs before the image tower, what works on features behind it.
+    """
 
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        return self.embed(pixels, seeds)
+    encoder: ImageEncoder
+    visual: Tensor | None
+    defense: Defense
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Features:
+        before, behind = self.defense.at("pixels"), self.defense.at("features")
+        features = self.encoder(pixels if before is None else before(pixels, seeds), self.visual)
+        return features if behind is None else behind(features, seeds)
 
 
 def text_weights(
@@ -78,8 +83,8 @@ def text_weights(
                 if on_chunk is not None:
                     on_chunk()
                 rows = slice(start, start + chunk)
-                own = context[rows] if context is not None and context.ndim == 4 else context
-                chunks.append(encode_text(clip, tokens[rows], own))
+                row_context = context[rows] if context is not None and context.ndim == 4 else context
+                chunks.append(encode_text(clip, tokens[rows], row_context))
             features.append(F.normalize(torch.cat(chunks), dim=-1))
     if len(features) == 1:
         return features[0]
@@ -113,7 +118,7 @@ class LabelCache:
     """Text weights by (CLIP fingerprint, prompt digest, labels), least recently used out, bounded in bytes,
     one computation a key.
 
-    A second asker waits for the first; a failure is not kept and reaches all who waited. Thread-safe.
+    A second caller waits for the first; a failure is not kept, and all who waited get it. Thread-safe.
     """
 
     def __init__(self, max_bytes: int = 256 * 2**20) -> None:
@@ -204,20 +209,21 @@ class ZeroShotClassifier:
 
 def zero_shot(
     clip: Clip,
-    prompts: Prompts,
-    labels: tuple[str, ...],
+    prompts: Prompts | PromptSource,
+    labels: Sequence[str],
     *,
     encoder: ImageEncoder | None = None,
     cache: LabelCache | None = None,
 ) -> ZeroShotClassifier:
-    """The classifier of a prompt set over labels; torch encoder and a fresh text pass unless given an encoder
-    and a cache.
+    """The classifier of prompts, or of a prompt set, over labels; torch encoder and a fresh text pass unless
+    given an encoder and a cache.
 
     Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never
     be positive), and as `text_weights`.
     """
+    labels = tuple(labels)
     check_labels(labels, clip)
-    prompts = prompts.to(clip.device)
+    prompts = prompts_for(prompts, labels).to(clip.device)
     if cache is not None:
         weights = cache.get(clip, prompts, labels)
     else:
@@ -265,11 +271,7 @@ def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Defended:
-    """A classifier behind a defense: the chain that is deployed, and the one that is attacked.
-
-    What of the defense works on pixels runs before the image tower, what works on features between tower and
-    text weights.
-    """
+    """A classifier behind a bound defense: the chain that is deployed, and the one that is attacked."""
 
     classifier: ZeroShotClassifier
     defense: Defense
@@ -279,18 +281,13 @@ class Defended:
         return self.classifier.labels
 
     @property
-    def passes(self) -> Cost:
-        return self.defense.passes
+    def toll(self) -> Toll:
+        return self.defense.toll
 
     @property
-    def gradient_passes(self) -> Cost:
-        return self.defense.gradient_passes
-
-    def features(self, pixels: Pixels, seeds: Seeds) -> Features:
-        """[B, E] unit features through the defense."""
-        before, behind = self.defense.at("pixels"), self.defense.at("features")
-        features = self.classifier.features(pixels if before is None else before(pixels, seeds))
-        return features if behind is None else behind(features, seeds)
+    def features(self) -> FeatureExtractor:
+        """Everything up to the text weights."""
+        return FeatureExtractor(self.classifier.encoder, self.classifier.visual, self.defense)
 
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         return self.classifier.judge(self.features(pixels, seeds))

@@ -1,6 +1,4 @@
-"""Who attacks a deployed decision: the scores that each level of knowledge may build on. Judging is not done
-here.
-"""
+"""What an attacker may raise: the scores for each level of knowledge. Judging is done elsewhere."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,34 +7,33 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.cascade import StandIn
-from robustclip.defenses import bind_chain
+from robustclip.deployed import DeployedClassifier
 from robustclip.errors import InvalidInput, ProbeUnavailable
-from robustclip.models.classifier import Defended, Embedding, TorchImageEncoder
+from robustclip.models.classifier import Defended
 from robustclip.models.towers import encode_image
 from robustclip.probing.plan import is_randomized, stand_ins
 from robustclip.probing.served import Aim
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import Knowledge
 from robustclip.scores.kinds import AnyScoreName, EmbeddingShift, label_score
 from robustclip.scores.wrappers import averaged, bypassed, pooled
-from robustclip.types import Classifier, Defense, Guard, Pixels, Score, Seeds, Share
+from robustclip.types import Classifier, Defense, DeviceAccess, Pixels, Score, Seeds
 
 
 @dataclass(frozen=True, eq=False)
 class Attacker:
-    """The scores of one decision, behind the guard of whoever lends the device.
+    """The scores of one decision.
 
+    name     of the loss to raise
     eot      draws of a randomized defense in each gradient
-    sources  other victims over the same labels, whose gradients may stand in
+    sources  other victims over the same labels, whose gradients are tried too
     """
 
-    victim: Victim
+    victim: DeployedClassifier
     aim: Aim
     name: AnyScoreName
     eot: int
-    guard: Guard
-    share: Share
-    sources: tuple[Victim, ...] = ()
+    access: DeviceAccess
+    sources: tuple[DeployedClassifier, ...] = ()
 
     def __post_init__(self) -> None:
         for index, source in enumerate(self.sources):
@@ -55,7 +52,7 @@ class Attacker:
             case "transfer":
                 return pooled([self._through(source) for source in self.sources])
             case "oblivious":
-                return self.guard(
+                return self.access.guard(
                     EmbeddingShift(
                         lambda inputs: encode_image(self.victim.clip, inputs), self._embedding(pixels, seeds)
                     )
@@ -77,7 +74,7 @@ class Attacker:
             return "exact"
         if knowledge == "black_box":
             return "values"
-        declared = self._chain(self.victim).gradient
+        declared = self.victim.reference.defense.gradient
         return "bypassed" if declared == "none" else declared
 
     def stand_ins(self) -> tuple[StandIn, ...]:
@@ -86,12 +83,11 @@ class Attacker:
         """
         scores: dict[str, Callable[[], Score]] = {
             "undefended": self._undefended,
-            "bypassed": lambda: self._bypassed(self.victim, self._chain(self.victim)),
+            "bypassed": lambda: self._bypassed(self.victim.reference),
         }
         others = [source.prompt_set for source in self.sources]
-        own = stand_ins(self.victim, ())
         return (
-            *(StandIn(name, scores[name]()) for name in own),
+            *(StandIn(name, scores[name]()) for name in stand_ins(self.victim, ())),
             *(
                 StandIn(name, self._through(source))
                 for name, source in zip(others, self.sources, strict=True)
@@ -99,31 +95,27 @@ class Attacker:
         )
 
     def _undefended(self) -> Score:
-        return self.guard(self._about(self.victim.classifier(TorchImageEncoder(self.victim.clip))))
+        return self.access.guard(self._about(self.victim.reference.classifier))
 
-    def _through(self, victim: Victim) -> Score:
-        chain = self._chain(victim)
-        if chain.gradient == "none":
-            return self._bypassed(victim, chain)
-        return self._averaged(
-            self._about(Defended(victim.classifier(TorchImageEncoder(victim.clip)), chain)), chain
-        )
+    def _through(self, victim: DeployedClassifier) -> Score:
+        defended = victim.reference
+        if defended.defense.gradient == "none":
+            return self._bypassed(defended)
+        return self._averaged(self._about(defended), defended.defense)
 
-    def _bypassed(self, victim: Victim, chain: Defense) -> Score:
+    def _bypassed(self, defended: Defended) -> Score:
         """Values through the whole chain, gradients past its part on pixels."""
+        chain, undefended = defended.defense, defended.classifier
         before, behind = chain.at("pixels"), chain.at("features")
         if before is None or (behind is not None and behind.gradient == "none"):
             raise ProbeUnavailable(
                 "this defense offers no gradient.", field="defenses", help="Ask for the static mode only."
             )
-        undefended = victim.classifier(TorchImageEncoder(victim.clip))
-        return self._averaged(
-            bypassed(self._about(undefended if behind is None else Defended(undefended, behind)), before),
-            chain,
-        )
+        score = self._about(undefended if behind is None else Defended(undefended, behind))
+        return self._averaged(bypassed(score, before), chain)
 
     def _averaged(self, score: Score, chain: Defense) -> Score:
-        guarded = self.guard(score)
+        guarded = self.access.guard(score)
         return averaged(guarded, self.eot) if chain.randomized and self.eot > 1 else guarded
 
     def _about(self, classifier: Classifier) -> Score:
@@ -136,15 +128,14 @@ class Attacker:
 
     def _embedding(self, pixels: Pixels, seeds: Seeds) -> Tensor:
         with torch.no_grad():
-            return self.share(Embedding(lambda inputs, seeds: encode_image(self.victim.clip, inputs)))(
+            return self.access.share(lambda inputs, seeds: encode_image(self.victim.clip, inputs))(
                 pixels, seeds
             )
 
-    def _chain(self, victim: Victim) -> Defense:
-        return bind_chain(victim.defense, TorchImageEncoder(victim.clip))
 
-
-def sources_among(victims: Sequence[Victim], victim: Victim) -> tuple[Victim, ...]:
+def sources_among(
+    victims: Sequence[DeployedClassifier], victim: DeployedClassifier
+) -> tuple[DeployedClassifier, ...]:
     """The others of several victims that share this one's defense: other prompt sets, each a stand-in."""
     return tuple(
         each

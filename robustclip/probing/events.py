@@ -1,8 +1,8 @@
-"""What a probe tells while it runs. After any event the listener holds a valid answer: witnesses are only
-ever added, the broken end only falls.
+"""The events of a probe while it runs. After any event there is a valid answer: witnesses are only added, and
+the radius that breaks only falls.
 
-Every event is a small JSON object; the report travels beside the last one. Equal questions tell equal
-stories: no event carries a clock.
+Every event is a small JSON object; the last one also has the report. Equal probes give equal events: none
+carries a time.
 """
 
 from typing import Literal, TypeAlias
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from robustclip.attacks.events import Cut
 from robustclip.reports.report import CertificatePart, Decision, Knowledge, ProbeReport, Verdict, VerdictValue
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import Norm
 
 
@@ -28,7 +28,7 @@ class ProbeStarted(_Event):
 
 
 class CleanDecided(_Event):
-    """What the deployed chain says of the untouched picture."""
+    """The deployed chain's decision about the untouched picture."""
 
     event: Literal["clean"] = "clean"
     clean: Decision

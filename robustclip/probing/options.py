@@ -1,4 +1,4 @@
-"""What a probe is asked to try."""
+"""The options of a probe."""
 
 import math
 from typing import Annotated, Literal, TypeAlias
@@ -10,7 +10,7 @@ from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.pgd import PGD
 from robustclip.certificates.certify import CertifyOptions, NoiseOptions
 from robustclip.certificates.vote import smoothing_of
-from robustclip.probing.victim import Victim
+from robustclip.deployed import DeployedClassifier
 from robustclip.scores.kinds import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
 
@@ -37,8 +37,8 @@ def strong_attack(ball: BallSpec, preset: Preset) -> Ensemble:
 class ProbeOptions(BaseModel):
     """What to try.
 
-    modes        what the attacker knows. `static` attacks the undefended classifier and shows the result to
-                 the defended one; `adaptive` attacks through the defense; `transfer` attacks other prompt
+    modes        what the attacker knows. `static` attacks the undefended classifier, and the defended one
+                 judges the result; `adaptive` attacks through the defense; `transfer` attacks other prompt
                  sets behind the same defense; `oblivious` moves the image embedding, without labels, prompts
                  or defense
     minimal      bracket the smallest radius that breaks the decision, in the norm of the first attack,
@@ -49,8 +49,8 @@ class ProbeOptions(BaseModel):
     target_label the label to reach; None: any other
     eot          draws of a randomized defense averaged in each gradient
     fresh_draws  draws of a randomized defense on which a candidate is judged
-    enough       a verified witness within this radius, in the first attack's norm, ends the probe: checks and
-                 further attacks are not asked
+    enough       a verified witness within this radius, in the first attack's norm, ends the probe without
+                 checks and further attacks
     self_test    where nothing broke the decision, give the attack problems that have an answer; `standard`
                  and `thorough` ensembles always do
     """
@@ -80,20 +80,20 @@ class ProbeOptions(BaseModel):
         )
 
 
-def certify_options(victim: Victim, options: ProbeOptions) -> CertifyOptions | None:
-    """What is to be certified, if anything."""
+def certify_options(victim: DeployedClassifier, options: ProbeOptions) -> CertifyOptions | None:
+    """How to certify, if the options ask for it."""
     if options.certify is None:
         return None
     rule = smoothing_of(victim.defense)
-    own = {} if rule is None or "sigma" in options.certify.model_fields_set else {"sigma": rule.sigma}
+    noise = {} if rule is None or "sigma" in options.certify.model_fields_set else {"sigma": rule.sigma}
     denoise = None if rule is None else rule.denoise
     return CertifyOptions.model_validate(
-        options.certify.model_dump() | own | {"seed": options.seed, "denoise": denoise}
+        options.certify.model_dump() | noise | {"seed": options.seed, "denoise": denoise}
     )
 
 
-def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
-    """Without a defense there is nothing that a static attack would not know: an adaptive one says it all."""
+def modes_of(victim: DeployedClassifier, options: ProbeOptions) -> tuple[Mode, ...]:
+    """The modes to run. Without a defense a static attack is the adaptive one, so it is not run twice."""
     modes = tuple(dict.fromkeys(options.modes))
     if victim.defense or "static" not in modes:
         return modes
@@ -101,7 +101,7 @@ def modes_of(victim: Victim, options: ProbeOptions) -> tuple[Mode, ...]:
 
 
 def claimed_ball(options: ProbeOptions) -> BallSpec:
-    """The largest of the balls in the first attack's norm: what is claimed of it has to hold."""
+    """The largest of the balls in the first attack's norm: the verdict is about it."""
     first = options.attacks[0].ball
     return max(
         (attack.ball for attack in options.attacks if attack.ball.kind == first.kind),
@@ -110,8 +110,10 @@ def claimed_ball(options: ProbeOptions) -> BallSpec:
 
 
 def boundless(ball: BallSpec, size: int) -> PGD:
-    """The attack that can't fail: PGD-10 at 64/255; for L2 the length of a change of 64/255 in every
+    """An attack that no decision withstands: PGD-10 at 64/255; for L2 the length of that change in every
     value.
+
+    More steps would only make its failure less likely, and M13 asks whether it fails.
     """
     return PGD(ball=farthest(ball, size), steps=10, starts=("random",))
 

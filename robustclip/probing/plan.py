@@ -1,4 +1,4 @@
-"""The trials that a probe's options come to, and their price, before any work."""
+"""The trials that follow from a probe's options, and their cost, before any work."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.certificates.vote import smoothing_of
+from robustclip.deployed import DeployedClassifier
 from robustclip.errors import InvalidInput
 from robustclip.probing.options import Mode, ProbeOptions, boundless, claimed_ball, farthest, modes_of
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import Knowledge
 from robustclip.sanity import checks, gradients, selftest
 from robustclip.types import FREE, Cost, Toll
@@ -35,7 +35,7 @@ class Trial(NamedTuple):
     knowledge: Knowledge
 
 
-def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tuple[Trial, ...]:
+def trials_of(victim: DeployedClassifier, options: ProbeOptions, *, sources: int = 0) -> tuple[Trial, ...]:
     """What will be tried, in this order; `sources` other victims can stand in for this one.
 
     Raises InvalidInput for a radius of 0, for `transfer` without a source, and for a bracket without an
@@ -67,16 +67,14 @@ def trials_of(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> tup
     return tuple(dict.fromkeys(trials))  # several ensembles in one ball have the same static companion
 
 
-def minimal_of(victim: Victim, options: ProbeOptions) -> Minimal:
-    """The search for the smallest radius. Its last word has the preset that was asked for, else the quick
-    one.
-    """
+def minimal_of(victim: DeployedClassifier, options: ProbeOptions) -> Minimal:
+    """The search for the smallest radius. Its last ensemble has the preset of the options, else `quick`."""
     presets: list[Preset] = [attack.preset for attack in options.attacks if isinstance(attack, Ensemble)]
     ball = farthest(options.attacks[0].ball, victim.clip.image_size)
     return Minimal(ball=ball, preset=presets[0] if presets else "quick", randomized=is_randomized(victim))
 
 
-def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -> int:
+def charged_passes(victim: DeployedClassifier, options: ProbeOptions, *, sources: int = 0) -> int:
     """Upper bound of what a probe costs, in charged passes (F + 2 B), before any work: EOT, judging and
     diagnostics counted.
 
@@ -118,12 +116,11 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
         defended = defended.plus(Cost(options.certify.n0 + options.certify.n))
     if options.minimal:
         defended = defended.plus(_LAST_CALL.times(eot)).plus(Cost(2 * _JUDGED * draws))
-    return (
-        defended.through(Toll.of(victim.defense)).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
-    )
+    toll = Toll.of(spec.toll for spec in victim.defense)
+    return defended.through(toll).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
 
 
-def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
+def stand_ins(victim: DeployedClassifier, sources: Sequence[str]) -> tuple[str, ...]:
     """Whose gradients a cascade tries beside the victim's own: those past its defense, then those of other
     prompt sets, by name.
     """
@@ -137,44 +134,49 @@ def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:
 
 
 def wants_sources(options: ProbeOptions) -> bool:
-    """Whether other prompt sets would be of any use."""
+    """Whether any attack would use other prompt sets."""
     return "transfer" in options.modes or any(isinstance(attack, Ensemble) for attack in options.attacks)
 
 
-def draws_of(victim: Victim, options: ProbeOptions) -> int:
-    """How often a candidate is judged: once, as often as was asked for under a randomized defense, with all
-    votes of a smoothed one.
+def draws_of(victim: DeployedClassifier, options: ProbeOptions) -> int:
+    """On how many draws a candidate is judged: one; `fresh_draws` of a randomized defense; all votes of a
+    smoothed one.
     """
     rule = smoothing_of(victim.defense)
     return rule.votes if rule is not None else options.fresh_draws if is_randomized(victim) else 1
 
 
-def is_randomized(victim: Victim) -> bool:
+def is_randomized(victim: DeployedClassifier) -> bool:
     return any(part.randomized for part in victim.defense)
 
 
 def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
     if mode == "oblivious":
-        # An embedding has no margin and its shift no gradient at the picture itself: the paper's attack, from
-        # a random point, whatever was asked for.
+        # An embedding has no margin, and its shift has no gradient at the picture itself: always the paper's
+        # attack, from a random point.
         return Trial(PGD(ball=attack.ball, steps=OBLIVIOUS_STEPS, starts=("random",), stop="never"), mode)
     if isinstance(attack, Ensemble):
         if mode != "adaptive":
             return Trial(
                 PGD(ball=attack.ball, steps=20, stop="never"), mode
-            )  # a cascade stops at a witness that fools the stand-in, barely
-        own = {"together": max(attack.together, 9), "widen": max(attack.widen, 8), "randomized": randomized}
-        return Trial(attack.model_copy(update=own), mode)
+            )  # a cascade would stop at a witness that barely fools the stand-in
+        update = {
+            "together": max(attack.together, 9),
+            "widen": max(attack.widen, 8),
+            "randomized": randomized,
+        }
+        return Trial(attack.model_copy(update=update), mode)
     if isinstance(attack, PGD):
-        # Who stops at the first success stops at the narrowest: it transfers worst, survives rounding and
-        # other encoders worst, and under a randomized defense it is a lucky average. All of that would
-        # flatter the victim.
+        # The first success is the narrowest: it transfers worst, survives rounding and other encoders worst,
+        # and under a randomized defense it is a lucky average. All of that would make the victim look better.
         attack = attack.model_copy(update={"stop": "never"})
     return Trial(attack, "black_box" if mode == "adaptive" and isinstance(attack, Square | Noise) else mode)
 
 
-def _bill(trial: Trial, victim: Victim, *, eot: int, draws: int, sources: int) -> tuple[Cost, Cost]:
-    """Upper bounds of the search, and of the judging: within it, and of what it found."""
+def _bill(
+    trial: Trial, victim: DeployedClassifier, *, eot: int, draws: int, sources: int
+) -> tuple[Cost, Cost]:
+    """Upper bounds of the search, and of judging its candidates."""
     attack, knowledge = trial
     if isinstance(attack, Ensemble):
         names = stand_ins(victim, ("",) * sources)

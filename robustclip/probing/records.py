@@ -1,4 +1,4 @@
-"""From what an attack found, and what the deployed chain says of it, to the parts of a report."""
+"""From an attack's best point, and its judgement by the deployed chain, to the parts of a report."""
 
 import base64
 import hashlib
@@ -13,15 +13,15 @@ from robustclip.attacks.events import Meter
 from robustclip.attacks.minimal import Minimal
 from robustclip.certificates.certify import CertifyOptions, certify, noisy_classifier
 from robustclip.certificates.vote import smoothing_of
+from robustclip.deployed import DeployedClassifier
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.options import ProbeOptions
 from robustclip.probing.served import Candidate
 from robustclip.probing.trials import Bracketed, Found
-from robustclip.probing.victim import Victim
 from robustclip.reports.report import AttackRecord, CertificatePart, Heat, Knowledge, MinimalRadius, Trace
 from robustclip.reports.witnesses import size_of
 from robustclip.threat import LEVELS, BallSpec, Linf, radius_text
-from robustclip.types import Cost, Pixels, Share, price
+from robustclip.types import Cost, DeviceAccess, Pixels, price
 
 
 def attack_record(
@@ -34,7 +34,7 @@ def attack_record(
     options: ProbeOptions,
     cost: Cost,
 ) -> AttackRecord:
-    """What is told of any attack: its parameters, both judgements, and how far it went."""
+    """The record of an attack: its parameters, both judgements, and the size of the change."""
     change = candidate.pixels - origin
     linf = change.abs().max().item()
     score = (
@@ -70,74 +70,73 @@ def attack_record(
     )
 
 
-def with_search(record: AttackRecord, found: Found, options: ProbeOptions) -> AttackRecord:
-    """The same with what was seen on the way."""
-    first = int(found.attacked.first_success[0])
+def with_search(record: AttackRecord, search: Found, options: ProbeOptions) -> AttackRecord:
+    """The record with the course of its search."""
+    first = int(search.attacked.first_success[0])
     trace = (
-        Trace.of(found.attacked.trace_value[:, 0], found.attacked.trace_margin[:, 0])
+        Trace.of(search.attacked.trace_value[:, 0], search.attacked.trace_margin[:, 0])
         if "curve" in options.include
         else None
     )
     return record.model_copy(
-        update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": found.stages}
+        update={"first_success_step": None if first < 0 else first, "trace": trace, "stages": search.stages}
     )
 
 
 def certificate_of(
-    victim: Victim, pixels: Tensor, options: CertifyOptions, *, share: Share, meter: Meter
+    victim: DeployedClassifier, pixels: Tensor, options: CertifyOptions, *, access: DeviceAccess, meter: Meter
 ) -> CertificatePart:
-    """What is certain of the vote about one picture [3, S, S], by the encoder that serves; each batch is paid
-    for.
+    """The certificate of the vote about one picture [3, S, S], by the encoder that serves; the meter pays for
+    each batch.
     """
     rule = smoothing_of(victim.defense)
     denoiser = victim.defense if rule is None else victim.defense[1:]
-    vote = noisy_classifier(
-        victim.classifier(victim.serving), options.sigma, denoiser, denoise=options.denoise
+    with access.hold():
+        vote = noisy_classifier(victim.served.classifier, options.sigma, denoiser, denoise=options.denoise)
+    certificate = certify(
+        access.shared(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows))
     )
-    found = certify(share(vote), pixels, options, on_rows=lambda rows: meter.pay(price(vote, rows)))
     return CertificatePart(
-        **found.model_dump(),
+        **certificate.model_dump(),
         served=rule is not None and (rule.sigma, rule.denoise) == (options.sigma, options.denoise),
     )
 
 
 def minimal_radius(
-    minimal: Minimal, found: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]
+    minimal: Minimal, result: Bracketed, candidate: Candidate | None, records: Sequence[AttackRecord]
 ) -> MinimalRadius:
-    """The bracket in the units of a report. A PNG of any attack can be the one of the fewest levels."""
-    norm, broken = minimal.ball.kind, found.bracket.broken
+    """The bracket in the units of a report. `level_8bit` may come from the PNG of any attack."""
+    norm, broken = minimal.ball.kind, result.bracket.broken
     levels = [record.linf_levels for record in records if record.success_8bit]
     witness = candidate if candidate is not None and candidate.success_8bit else None
     if witness is not None and norm == "linf" and broken is not None:
         levels.append(_levels(broken))
     return MinimalRadius(
         norm=norm,
-        unbroken=found.bracket.unbroken,
-        unbroken_text=radius_text(found.bracket.unbroken, norm),
+        unbroken=result.bracket.unbroken,
+        unbroken_text=radius_text(result.bracket.unbroken, norm),
         broken=broken,
         broken_text=None if broken is None else radius_text(broken, norm),
         label=None if candidate is None else candidate.decision.label,
         level_8bit=round(min(levels)) if levels and norm == "linf" else None,
         farthest=minimal.ball.radius,
         width=minimal.closeness,
-        complete=found.complete,
+        complete=result.complete,
         witness_sha256=None if witness is None else hashlib.sha256(witness.png).hexdigest(),
-        forward=found.cost.forward,
-        backward=found.cost.backward,
+        forward=result.cost.forward,
+        backward=result.cost.backward,
     )
 
 
-def brought_nearer(found: MinimalRadius, record: AttackRecord) -> MinimalRadius:
-    """The bracket after an attack outside its search; what withstood is withdrawn where that attack broke at
-    a smaller radius.
-    """
-    size, norm = size_of(record, found.norm), found.norm
-    if not (record.success or record.success_8bit) or (found.broken is not None and size >= found.broken):
-        return found
-    unbroken = found.unbroken if found.unbroken < size else 0.0
+def brought_nearer(bracket: MinimalRadius, record: AttackRecord) -> MinimalRadius:
+    """The bracket after an attack outside its search. Where that broke below `unbroken`, this is 0."""
+    size, norm = size_of(record, bracket.norm), bracket.norm
+    if not (record.success or record.success_8bit) or (bracket.broken is not None and size >= bracket.broken):
+        return bracket
+    unbroken = bracket.unbroken if bracket.unbroken < size else 0.0
     levels = [
         level
-        for level in (found.level_8bit, round(record.linf_levels) if record.success_8bit else None)
+        for level in (bracket.level_8bit, round(record.linf_levels) if record.success_8bit else None)
         if level is not None
     ]
     update = {
@@ -147,10 +146,10 @@ def brought_nearer(found: MinimalRadius, record: AttackRecord) -> MinimalRadius:
         "broken_text": radius_text(size, norm),
         "label": record.label,
         "level_8bit": min(levels) if levels and norm == "linf" else None,
-        "complete": size - unbroken <= found.width * (1 + 1e-3),
+        "complete": size - unbroken <= bracket.width * (1 + 1e-3),
         "witness_sha256": record.witness_sha256 if record.success_8bit else None,
     }
-    return found.model_copy(update=update)
+    return bracket.model_copy(update=update)
 
 
 def just_around(ball: BallSpec, radius: float, *, at_most: float) -> BallSpec:

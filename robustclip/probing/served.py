@@ -1,6 +1,4 @@
-"""The deployed chain, asked again. A search may believe what it likes: what counts is said here, in fresh
-forwards of the serving path.
-"""
+"""The deployed chain as judge: a search's own success does not count, a fresh forward does."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,9 +23,7 @@ _LEAST_LEVEL = 1 - 1e-5  # what a radius of 1/255 may come to in levels
 
 
 class Aim(NamedTuple):
-    """What is to happen to a decision, in label indices: `truth` loses, to any other label or, if there is
-    one, exactly to `goal`.
-    """
+    """What an attack is to reach, in label indices: `truth` loses, to any label or, if given, to `goal`."""
 
     truth: int
     goal: int | None = None
@@ -41,7 +37,7 @@ class Judged(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An attack's best point as the deployed chain sees it. `pixels` [1, 3, S, S] and `decision` are those of
+    """An attack's best point, judged by the deployed chain. `pixels` [1, 3, S, S] and `decision` are those of
     the picture that is shown.
 
     That is the decoded PNG, unless only the float pixels succeed.
@@ -64,8 +60,8 @@ class Served:
     """What `/classify` would answer about one picture under attack.
 
     draws  of a randomized defense on which a candidate is judged; 1 for any other
-    meter  pays for every question
-    price  of one question
+    meter  pays for every evaluation
+    price  of one evaluation
     rule   the vote that is served, if one is; the draws are its votes
     """
 
@@ -93,7 +89,7 @@ class Served:
         return logits.mean(dim=0) if self.rule is None else count_votes(logits) / len(logits)
 
     def decision(self, opinion: Tensor, truth: int) -> Decision:
-        """What an opinion [C] comes to, beside the true label."""
+        """The decision of an opinion [C], compared with the true label."""
         index = int(opinion.argmax())
         margin = untargeted_margin(opinion[None], torch.tensor([truth], device=opinion.device))[0].item()
         probability = (opinion if self.rule is not None else opinion.softmax(dim=0))[index].item()
@@ -135,10 +131,11 @@ class Served:
     def candidate(self, pixels: Pixels, origin: Pixels, ball: BallSpec, aim: Aim) -> Candidate:
         """Judge an attack's best point twice, as it is and from its PNG."""
         png, rounded = _rounded(pixels, origin, ball)
-        said, said_8bit = self.logits(pixels, "fresh"), self.logits(rounded, "fresh")
-        (success, rate), (success_8bit, rate_8bit) = self._judged(said, aim), self._judged(said_8bit, aim)
-        shown, heard = (pixels, said) if success and not success_8bit else (rounded, said_8bit)
-        decision = self.decision(self.opinion(heard), aim.truth)
+        logits, logits_8bit = self.logits(pixels, "fresh"), self.logits(rounded, "fresh")
+        (success, rate), (success_8bit, rate_8bit) = self._judged(logits, aim), self._judged(logits_8bit, aim)
+        float_only = success and not success_8bit
+        shown, shown_logits = (pixels, logits) if float_only else (rounded, logits_8bit)
+        decision = self.decision(self.opinion(shown_logits), aim.truth)
         return Candidate(
             shown,
             png,
@@ -152,17 +149,17 @@ class Served:
         return elect(counts, self.classifier.labels, rule)
 
     def judge(self, origin: Pixels, ball: BallSpec, aim: Aim, *, bits: bool = True) -> CandidateCheck:
-        """The last word for a search on `origin` [1, 3, S, S]: a candidate counts if its PNG reaches the aim.
+        """The judge for a search on `origin` [1, 3, S, S]: a candidate counts if its PNG reaches the aim.
 
-        As float pixels where the ball has no room for a change of eight bits, and where `bits` is not asked
-        for.
+        It is judged as float pixels where the ball has no room for a change of one 8-bit level, and without
+        `bits`.
         """
         exact = not bits or not _has_levels(ball)
 
         def counts(candidates: Pixels, rows: Tensor) -> Tensor:
-            asked = [each[None] if exact else _rounded(each[None], origin, ball)[1] for each in candidates]
+            shown = [each[None] if exact else _rounded(each[None], origin, ball)[1] for each in candidates]
             return torch.tensor(
-                [self.judged(each, aim).reached for each in asked], dtype=torch.bool, device=candidates.device
+                [self.judged(each, aim).reached for each in shown], dtype=torch.bool, device=candidates.device
             )
 
         return counts
@@ -180,7 +177,7 @@ def _has_levels(ball: BallSpec) -> bool:
 
 
 def _worse(first: Rate | None, second: Rate | None) -> Rate | None:
-    """The rate that says less good of the victim."""
+    """The rate that is worse for the victim."""
     return max(
         (rate for rate in (first, second) if rate is not None), key=lambda rate: rate.high, default=None
     )

@@ -1,6 +1,4 @@
-"""One trial of a probe, run to its end or until its meter stops it, telling how it goes; and the search for
-the smallest radius.
-"""
+"""One trial of a probe, or the search for the smallest radius, run to its end or until its meter stops it."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -43,7 +41,7 @@ class Found(NamedTuple):
 
 
 class Bracketed(NamedTuple):
-    """A bracket, its nearest witness (None: there is none), and whether it is as close as was asked for."""
+    """A bracket, its nearest witness (None: there is none), and whether it is as close as intended."""
 
     bracket: Bracket
     nearest: Pixels | None
@@ -79,36 +77,36 @@ class Scene:
         """Close in on the smallest radius; None if there was no time for anything."""
         meter = self.served.meter
         allowed = meter.spent.charged + MINIMAL_PASSES * self.attacker.draws("adaptive")
-        own = replace(meter, budget=allowed if meter.budget is None else min(allowed, meter.budget))
+        limited = replace(meter, budget=allowed if meter.budget is None else min(allowed, meter.budget))
         served, score = (
-            replace(self.served, meter=own),
+            replace(self.served, meter=limited),
             self.attacker.score("adaptive", self.pixels, self.seeds),
         )
         judge = served.judge(self.pixels, minimal.ball, self.aim, bits=False)
-        found: Bracket | None = None
+        bracket: Bracket | None = None
         nearest: Pixels | None = None
         known = self.nearest(minimal.ball, witnesses)
-        for event in minimal.events(score, self.pixels, self.seeds, meter=own, judge=judge, known=known):
+        for event in minimal.events(score, self.pixels, self.seeds, meter=limited, judge=judge, known=known):
             match event:
                 case Bracket():
-                    if event != found:
+                    if event != bracket:
                         yield BracketMoved(
                             norm=minimal.ball.kind, unbroken=event.unbroken, broken=event.broken
                         )
-                    found = event
+                    bracket = event
                 case CascadeWitness():
                     nearest = event.pixels[None]
                 case SearchProgress():
-                    yield _progress("minimal", "adaptive", event.margin, own, event.attack)
+                    yield _progress("minimal", "adaptive", event.margin, limited, event.attack)
                 case _:
                     pass
-        cost = _since(meter.spent, own)
-        meter.spent = own.spent
-        meter.cut = own.cut if own.cut != "budget" else None
-        if found is None:
+        cost = _since(meter.spent, limited)
+        meter.spent = limited.spent
+        meter.cut = limited.cut if limited.cut != "budget" else None
+        if bracket is None:
             return None
-        close = found.broken is None or found.broken - found.unbroken <= minimal.closeness * (1 + 1e-3)
-        return Bracketed(found, nearest, own.cut is None and close, cost)
+        close = bracket.broken is None or bracket.broken - bracket.unbroken <= minimal.closeness * (1 + 1e-3)
+        return Bracketed(bracket, nearest, limited.cut is None and close, cost)
 
     def nearest(self, ball: BallSpec, witnesses: Sequence[Pixels]) -> Pixels | None:
         """The witness that changes least, in the ball's norm."""

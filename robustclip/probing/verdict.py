@@ -1,6 +1,4 @@
-"""What may be said of a decision that was attacked: one value, one sentence. Nothing is ever called
-robust.
-"""
+"""The verdict on an attacked decision: one value, one sentence. No decision is ever called robust."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +11,7 @@ from robustclip.reports.report import (
     Verdict,
     VerdictValue,
 )
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import BallSpec, Norm, radius_text
 
 _SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget", "certified")
@@ -41,13 +39,12 @@ def reach_verdict(
     cut: Cut | None = None,
     certificate: CertificatePart | None = None,
 ) -> Verdict:
-    """Facts beat flags: a verified witness is broken whatever fired, and what is certified of the served rule
-    stands whatever else was tried or not.
+    """A verified witness is `broken` whatever the checks say; then a certificate of the served rule counts.
 
-    Without either, a cut, a hard flag or a missing adaptive attack is inconclusive.
+    With neither, a cut, a hard flag or a missing adaptive attack is `inconclusive`.
 
-    `balls` are those of the attacks that were asked for, `charged` is what all of it cost, `cut` what ended
-    the probe before its time.
+    `balls` are those of the attacks in the options, `charged` is the cost of all, `cut` what ended the probe
+    early.
     """
     if question.goal == "change_label" and not question.clean.correct:
         sentence = (
@@ -71,7 +68,7 @@ def reach_verdict(
         and certificate.label == question.true_label
         and all(map(certificate.covers, balls))
     ):
-        said = (
+        claim = (
             f"No change up to {tried} turns the vote from {question.true_label!r}, wrong with "
             f"probability {certificate.alpha:g}"
         )
@@ -79,7 +76,7 @@ def reach_verdict(
             value="certified",
             bits=None,
             reason="certificate",
-            sentence=f"{said} ({certificate.hits} of {certificate.n} votes).",
+            sentence=f"{claim} ({certificate.hits} of {certificate.n} votes).",
         )
     if cut is not None:
         return _inconclusive(
@@ -113,12 +110,12 @@ def _inconclusive(reason: str, sentence: str) -> Verdict:
     return Verdict(value="inconclusive", bits=None, reason=reason, sentence=sentence)
 
 
-def _testimony(question: InputPart, hits: Sequence[AttackRecord], seen: str) -> str:
+def _testimony(question: InputPart, hits: Sequence[AttackRecord], form: str) -> str:
     """The least conspicuous witness in a sentence."""
     best = min(hits, key=lambda record: (record.linf, record.knowledge == "static"))
     return (
         f"A change of {_size(best)} turns {question.true_label!r} into {best.label!r}"
-        f" ({best.knowledge} {best.kind}, verified on the {seen} in a fresh forward)."
+        f" ({best.knowledge} {best.kind}, verified on the {form} in a fresh forward)."
     )
 
 

@@ -1,6 +1,7 @@
-"""Stored witnesses judged by another decision: which of them fool it, too? One forward pass a picture.
+"""Stored witnesses, judged by another decision: which of them fool it, too? One forward pass a picture, no
+attack.
 
-A decision that withstands them withstands old attacks on another one: a regression test, no claim of
+A decision that withstands a replay withstood old attacks on another decision: a regression test, no claim of
 robustness.
 """
 
@@ -24,7 +25,7 @@ FeatureClassifier: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]
 
 
 class Rejudged(BaseModel):
-    """What a decision says of one witness. `fooled`: it does not say `true_label`, or says `target_label`
+    """A decision about one witness. `fooled`: it does not say `true_label`, or says `target_label`
     where that was the goal.
 
     `probability` is that of `label`, for a randomized defense as `label` itself the mean over the draws;
@@ -57,7 +58,7 @@ class Skipped(BaseModel):
 
 
 class Replay(BaseModel):
-    """All witnesses before one decision."""
+    """All witnesses, judged by one decision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -98,12 +99,12 @@ def replay(
         torch.cat([_pass(encode, chunk, derive(row, f"fresh-{draw}")) for chunk in _chunks(witnesses, rows)])
         for draw in range(draws)
     ]
-    seen = torch.stack(features, dim=1)  # [N, draws, E]
+    drawn = torch.stack(features, dim=1)  # [N, draws, E]
     judged: list[Rejudged] = []
     skipped: list[Skipped] = []
     for index, witness in enumerate(witnesses):
         try:
-            judged.append(_rejudged(witness, judge(seen[index], witness.report.victim.labels)))
+            judged.append(_rejudged(witness, judge(drawn[index], witness.report.victim.labels)))
         except InvalidInput as error:
             skipped.append(Skipped(source=witness.source, reason=str(error)))
     return Replay(judged=tuple(judged), skipped=tuple(skipped))
@@ -139,13 +140,13 @@ def _pass(encode: Embed, witnesses: Sequence[Witness], seed: Seeds) -> Features:
 def _rejudged(witness: Witness, logits: Logits) -> Rejudged:
     """From the [draws, C] logits of one picture."""
     question, record, labels = witness.report.input, witness.record, witness.report.victim.labels
-    said = [labels[index] for index in logits.argmax(dim=-1).tolist()]
+    answers = [labels[index] for index in logits.argmax(dim=-1).tolist()]
     wrong = [
         label == question.target_label if question.goal == "reach_target" else label != question.true_label
-        for label in said
+        for label in answers
     ]
     rate = None
-    if len(said) > 1:
+    if len(answers) > 1:
         _, low, high = wilson(sum(wrong), len(wrong))
         rate = Rate(wrong=sum(wrong), draws=len(wrong), low=low, high=high)
     mean = logits.mean(dim=0)

@@ -2,7 +2,7 @@
 changes only; any other change is /2.
 
 Everything in it follows from the victim, the picture, the options and the seed: two probes with equal inputs
-give equal reports. Identifiers and times stand in the service's answer around it.
+give equal reports. Identifiers and times are the caller's to add.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from robustclip.attacks.events import Cut
 from robustclip.certificates.certify import Certificate
-from robustclip.sanity.base import Diagnostic
 from robustclip.sanity.selftest import SelfTest
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import Norm
 from robustclip.types import Pixels
 

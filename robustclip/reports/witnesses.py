@@ -1,7 +1,7 @@
-"""Witnesses: pictures that change a decision, as probe reports keep them.
+"""Witnesses: pictures that change a decision, read from probe reports.
 
-A report may come from anywhere and be years old. Everything in it that can be checked is checked: its schema,
-its labels, its picture's digest and size.
+Reports may come from anywhere. All that can be checked is checked: schema, labels, the picture's digest and
+size.
 """
 
 import base64
@@ -43,8 +43,8 @@ class Witness:
 class Collection(NamedTuple):
     """What a number of reports hold.
 
-    `pictureless` names successful attacks that left no PNG: only their float pixels succeed, or nobody asked
-    for it.
+    `pictureless` names successful attacks that left no PNG: only their float pixels succeed, or the PNG was
+    not requested.
     """
 
     witnesses: tuple[Witness, ...]

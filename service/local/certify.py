@@ -1,6 +1,4 @@
-"""`robustclip certify`: statements about a smoothed decision on this machine, from noise that is made once
-and kept.
-"""
+"""`robustclip certify`: certificates of a smoothed decision, without a server, from noise that is stored."""
 
 import argparse
 import json
@@ -47,7 +45,7 @@ examples:
 
 
 class _Smoothed(NamedTuple):
-    """One vote's classifier for each list of labels, what stands behind the noise, and how it is asked."""
+    """The classifier for each list of labels, the defenses behind the noise, and the options."""
 
     clip: "Clip"
     classifiers: "tuple[ZeroShotClassifier, ...]"
@@ -159,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
-    """What is to be certified, and the prompt set's name. Raises RobustClipError that names the option at
+    """What to certify, and the prompt set's name. Raises RobustClipError that names the option at
     fault.
     """
     from pydantic import ValidationError
@@ -181,20 +179,20 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
             field="--denoise",
             help='Write {"kind": "smoothing", "denoise": "own"} there.',
         )
-    asked = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed")}
-    asked["denoise"] = arguments.denoise if rule is None else rule.denoise
+    values = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed")}
+    values["denoise"] = arguments.denoise if rule is None else rule.denoise
     sigma = arguments.sigma if rule is None else rule.sigma
     try:
-        options = CertifyOptions.model_validate(asked | ({} if sigma is None else {"sigma": sigma}))
+        options = CertifyOptions.model_validate(values | ({} if sigma is None else {"sigma": sigma}))
     except ValidationError as error:
-        complaint = invalid_input(error, asked | {"sigma": sigma})
+        complaint = invalid_input(error, values | {"sigma": sigma})
         complaint.field = f"--{complaint.field}"
         raise complaint from error
     lists = [labels_of(arguments), *(_also(text) for text in arguments.also)]
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
     classifiers = tuple(
-        zero_shot(deployed.clip, deployed.prompt_set.prompts, labels, encoder=encoder) for labels in lists
+        zero_shot(deployed.clip, deployed.prompt_set, labels, encoder=encoder) for labels in lists
     )
     return _Smoothed(deployed.clip, classifiers, chain if rule is None else chain[1:], options), str(
         deployed.prompt_set.ref

@@ -1,6 +1,4 @@
-"""`robustclip classify`: decisions on this machine, without a server, through the same library calls as the
-service.
-"""
+"""`robustclip classify`: decisions without a server, by the same library calls as the service."""
 
 import json
 from collections.abc import Sequence
@@ -32,36 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1:
         raise InvalidInput(f"expected 1 or more, found {arguments.top_k}.", field="--top-k")
-    import torch
-
-    from robustclip.certificates.vote import count_votes, draw, elect, smoothing_of, vote_seeds
-    from robustclip.defenses import bind_chain
-    from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
-    from robustclip.seeds import draw_seeds
-
     labels, deployed = labels_of(arguments), load_deployed(arguments)
-    encoder = TorchImageEncoder(deployed.clip)
-    classifier = Defended(
-        zero_shot(deployed.clip, deployed.prompt_set.prompts, labels, encoder=encoder),
-        bind_chain(deployed.defense, encoder),
-    )
-    rule = smoothing_of(deployed.defense)
-    seeds = vote_seeds(int(draw_seeds(arguments.seed, 1)), rule)
+    classifier = deployed.over(labels)
     for path in arguments.pictures:
-        with torch.inference_mode():
-            logits = draw(classifier, read_pixels(path, deployed.clip), seeds)
-        ballot = None if rule is None else elect(count_votes(logits), labels, rule)
-        scores = logits[0].softmax(dim=0) if rule is None else count_votes(logits) / rule.votes
-        best = scores.topk(min(arguments.top_k, len(labels)))
-        predictions = [
-            (labels[index], score)
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        answer = classifier(read_pixels(path, deployed.clip), seed=arguments.seed)
+        ballot, predictions = answer.ballot, answer.predictions[: arguments.top_k]
         if arguments.json:
             found = [
-                {"label": label, "score": score}
-                for label, score in predictions
-                if ballot is None or not ballot.abstained
+                {"label": label, "score": score} for label, score in predictions if answer.label is not None
             ]
             voted = {} if ballot is None else {"smoothing": ballot.model_dump()}
             print(

@@ -1,6 +1,4 @@
-"""What the commands that work without a server have in common: which decision is meant, and reading its
-picture.
-"""
+"""What the commands without a server share: the options that name a decision, and reading a picture."""
 
 import argparse
 import sys
@@ -13,6 +11,7 @@ from robustclip.errors import InvalidInput
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.manifest import PromptSet
     from robustclip.defenses import AnyDefense
+    from robustclip.deployed import DeployedClassifier
     from robustclip.models.clip import Clip
     from robustclip.types import Pixels
 
@@ -23,6 +22,12 @@ class Deployed(NamedTuple):
     clip: "Clip"
     prompt_set: "PromptSet"
     defense: "tuple[AnyDefense, ...]"
+
+    def over(self, labels: tuple[str, ...]) -> "DeployedClassifier":
+        """The decision between these labels. Raises InvalidInput as `robustclip.deployed.deploy`."""
+        from robustclip.deployed import deploy
+
+        return deploy(self.clip, self.prompt_set, labels, defense=self.defense)
 
 
 def parser_of(name: str, summary: str | None, examples: str) -> argparse.ArgumentParser:
@@ -35,7 +40,7 @@ def parser_of(name: str, summary: str | None, examples: str) -> argparse.Argumen
 
 
 def ask_for_pictures(parser: argparse.ArgumentParser, *, count: str | None) -> None:
-    """Pictures and what to choose from; `count` as argparse's nargs."""
+    """Pictures and labels; `count` as argparse's nargs."""
     parser.add_argument(
         "pictures",
         type=Path,
@@ -47,7 +52,7 @@ def ask_for_pictures(parser: argparse.ArgumentParser, *, count: str | None) -> N
 
 
 def ask_for_decision(parser: argparse.ArgumentParser) -> None:
-    """How it is decided."""
+    """The options that name a decision."""
     parser.add_argument(
         "--prompt-set", default="handcrafted", metavar="NAME[@VERSION]", help="default: handcrafted"
     )
@@ -90,7 +95,7 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 
 def load_deployed(arguments: argparse.Namespace) -> Deployed:
-    """What `ask_for_decision` was told. Raises RobustClipError that names the option at fault."""
+    """The decision that the options name. Raises RobustClipError that names the option at fault."""
     from prompts_store.store import SHIPPED, PromptStore
     from robustclip.defenses import parse_defenses
     from robustclip.models.clip import load_clip

@@ -1,5 +1,5 @@
-"""What `robustclip probe` leaves behind: a picture, a page for people, a log for build servers, an exit
-status. Files are whole or absent.
+"""What `robustclip probe` writes: a picture, a page, a log for build servers, an exit status. Files are whole
+or absent.
 """
 
 import argparse
@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from robustclip.types import Pixels
 
 STANDS, BROKEN, INCONCLUSIVE, VIOLATED = 0, 1, 2, 3
-EXIT_STATUS = """exit status: 0 not broken is_within the budget, 1 broken, 2 inconclusive or bad input;
-with --fail-below RADIUS: 3 a witness is_within that radius, 0 none was found, 2 bad input
+EXIT_STATUS = """exit status: 0 not broken within the budget, 1 broken, 2 inconclusive or bad input;
+with --fail-below RADIUS: 3 a witness within that radius, 0 none was found, 2 bad input
 """
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where to write what; `policy` is the radius is_within which a witness fails the command, in `norm` and
+    """Where to write what; `policy` is the radius within which a witness fails the command, in `norm` and
     pixel units.
     """
 
@@ -101,8 +101,8 @@ def exit_status(report: "ProbeReport", outputs: Outputs) -> int:
 def write_outputs(
     outputs: Outputs, report: "ProbeReport", clean: "Pixels", *, picture: Path, command: str
 ) -> None:
-    """Write what was asked for. `clean` [3, S, S] are the attacked pixels; `picture` is the file they are
-    from, - being standard input.
+    """Write the files that the flags name. `clean` [3, S, S] are the attacked pixels; `picture` is their
+    file, - being standard input.
     """
     from robustclip.reports.witnesses import best_record
 

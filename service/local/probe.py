@@ -1,6 +1,4 @@
-"""`robustclip probe`: attack one decision on this machine, without a server, through the same library calls
-as the service.
-"""
+"""`robustclip probe`: attack one decision without a server, by the same library calls as the service."""
 
 import argparse
 import sys
@@ -9,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from service.local.deployed import (
-    Deployed,
     ask_for_decision,
     ask_for_pictures,
     labels_of,
@@ -30,7 +27,6 @@ from service.local.probe_flags import add_attack_flags, in_words_of_flags, optio
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from prompts_store.manifest import PromptSet
     from robustclip.models.clip import Clip
-    from robustclip.probing.victim import Victim
     from robustclip.reports.report import AttackRecord, ProbeReport
     from robustclip.types import Pixels
 
@@ -74,15 +70,15 @@ def _probe(arguments: argparse.Namespace) -> "tuple[ProbeReport, Pixels]":
     options, labels, deployed = options_of(arguments), labels_of(arguments), load_deployed(arguments)
     pixels = read_pixels(arguments.pictures, deployed.clip)
     victim, *sources = [
-        _victim(deployed._replace(prompt_set=each), labels)
+        deployed._replace(prompt_set=each).over(labels)
         for each in (deployed.prompt_set, *_others(arguments, deployed.clip))
     ]
     deadline = None if arguments.deadline is None else time.monotonic() + arguments.deadline
     with in_words_of_flags(), interruptible() as interrupted:
-        told = events(
+        probe_events = events(
             victim, pixels, options, sources=sources, meter=Meter(deadline=deadline, cancelled=interrupted)
         )
-        return followed(told, lines=arguments.progress), pixels
+        return followed(probe_events, lines=arguments.progress), pixels
 
 
 def _others(arguments: argparse.Namespace, clip: "Clip") -> "list[PromptSet]":
@@ -92,26 +88,6 @@ def _others(arguments: argparse.Namespace, clip: "Clip") -> "list[PromptSet]":
     store = PromptStore(arguments.store or SHIPPED, read_only=True)
     names = [] if arguments.transfer_from is None else arguments.transfer_from.split(",")
     return [store.load(name.strip(), clip) for name in names]
-
-
-def _victim(deployed: Deployed, labels: tuple[str, ...]) -> "Victim":
-    import torch
-
-    from robustclip.models.classifier import TorchImageEncoder, text_weights
-    from robustclip.probing.victim import Victim
-
-    prompts = deployed.prompt_set.prompts
-    with torch.no_grad():
-        weights = text_weights(deployed.clip, prompts, labels)
-    return Victim(
-        deployed.clip,
-        prompts,
-        str(deployed.prompt_set.ref),
-        labels,
-        weights,
-        deployed.defense,
-        TorchImageEncoder(deployed.clip),
-    )
 
 
 def _print_report(report: "ProbeReport") -> None:

@@ -33,13 +33,13 @@ from robustclip.threat import radius_text
 _SECONDS_BETWEEN_LINES = 1.0
 
 
-def followed(told: Iterable[ProbeEvent], *, lines: bool) -> ProbeReport:
+def followed(probe_events: Iterable[ProbeEvent], *, lines: bool) -> ProbeReport:
     """Go through a probe and show it; `lines`: plain lines whatever standard error is."""
     console = Console(stderr=True)
     live = console.is_terminal and not lines
     due = 0.0
     with console.status("attacking") if live else _nothing() as status:
-        for event in told:
+        for event in probe_events:
             if isinstance(event, ProbeFinished):
                 return event.report
             words = in_words(event)

@@ -1,6 +1,4 @@
-"""`robustclip replay`: stored witnesses before another prompt set or defense, without a server and without an
-attack.
-"""
+"""`robustclip replay`: stored witnesses, judged under another prompt set or defense, without a server."""
 
 import argparse
 import json
@@ -80,31 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _replayed(deployed: Deployed, witnesses: "Sequence[Witness]", *, draws: int, seed: int) -> "Replay":
-    import torch
-
     from robustclip.defenses import bind_chain
-    from robustclip.models.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, zero_shot
+    from robustclip.models.classifier import FeatureExtractor, TorchImageEncoder, zero_shot
     from robustclip.reports.replay import replay
-    from service.loaded import LoadedSet
 
-    clip, encoder = deployed.clip, TorchImageEncoder(deployed.clip)
-    loaded = LoadedSet.of(deployed.prompt_set, clip.device, 0)
-    tower = ZeroShotClassifier(
-        encoder,
-        (),
-        torch.empty(0, clip.embed_dim, device=clip.device),
-        clip.logit_scale,
-        loaded.prompts.visual,
-    )
+    clip, prompt_set, encoder = deployed.clip, deployed.prompt_set, TorchImageEncoder(deployed.clip)
+    encode = FeatureExtractor(encoder, prompt_set.prompts.visual, bind_chain(deployed.defense, encoder))
     randomized = any(part.randomized for part in deployed.defense)
 
     def judge(features: "Features", labels: tuple[str, ...]) -> "Logits":
-        return zero_shot(clip, loaded.prompts_for(labels), labels, encoder=encoder).judge(features)
+        return zero_shot(clip, prompt_set, labels, encoder=encoder).judge(features)
 
-    chain = Defended(tower, bind_chain(deployed.defense, encoder))
-    return replay(
-        witnesses, chain.features, judge, size=clip.image_size, draws=draws if randomized else 1, seed=seed
-    )
+    return replay(witnesses, encode, judge, size=clip.image_size, draws=draws if randomized else 1, seed=seed)
 
 
 def _print_json(

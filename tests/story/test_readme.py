@@ -1,7 +1,7 @@
 """Documents are executed: their `sh` blocks run against a real server, and what they show is what comes out.
 
-A fence says how: `sh` runs; `sh long` would train for minutes, so only its options are checked; a `json` or
-`text` fence right after is the output.
+A fence says how: `sh` and `python` run; `sh long` would train for minutes, so only its options are checked; a
+`json` or `text` fence right after is the output.
 """
 
 import os
@@ -116,6 +116,24 @@ def test_a_block_runs_and_shows_what_the_document_says(block: Block, server: int
     output = run(block.text, server, tmp_path)
     if block.output is not None:
         assert decisions(output) == decisions(block.output) != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", of_kind("python"))
+def test_a_python_block_runs_and_prints_what_the_document_says(block: Block, tmp_path: Path) -> None:
+    """Line by line up to the first number, in which machines may differ."""
+    finished = subprocess.run(
+        [sys.executable, "-c", block.text.replace("var/", f"{tmp_path}/")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert block.output is not None
+    printed, shown = (re.findall(r"^\D+", text, re.MULTILINE) for text in (finished.stdout, block.output))
+    assert printed == shown != []
 
 
 @pytest.mark.parametrize("block", of_kind("sh long"))

@@ -1,9 +1,7 @@
-"""Some classes of a data set, under their own or other names: held-out classes, synonyms, two look-alikes.
-`train` and `evaluate` choose by this.
+"""Choose some classes of a data set and perhaps rename them, for `train` and `evaluate`.
 
-The file names one class a line, `name` or `name = what to call it instead`; a line that begins with # is a
-remark. `base` and `new` are the first and the second half of a data set's labels in their order, as CoOp
-splits them.
+The file names one class a line, `name` or `name = other name`; a line that begins with # is a comment. `base`
+and `new` are the first and the second half of a data set's labels in their order, as CoOp splits them.
 """
 
 import math
@@ -23,11 +21,10 @@ BASE, NEW = "base", "new"
 
 
 def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledImages:
-    """Only the pictures of the classes that `path` names (or `base`, `new`), recognised among all labels of
-    the data set or among `these` alone.
+    """Only the pictures of the classes that `path` names (or `base`, `new`), to be told from `all` labels or
+    `these`.
 
-    DataRefused names a class that the data set lacks, one that is named twice, and two that would bear one
-    name.
+    DataRefused for a class that the data set lacks, one that is named twice, and two with one new name.
     """
     names = _half(data.labels, str(path)) if str(path) in (BASE, NEW) else read_classes(path)
     for name in names:
@@ -66,9 +63,7 @@ def _half(labels: tuple[str, ...], which: str) -> dict[str, str]:
 
 
 def read_classes(path: Path) -> dict[str, str]:
-    """Class -> what to call it. DataRefused for a file that can't be read, holds nothing, or names a class
-    twice.
-    """
+    """Class -> its new name. DataRefused for an unreadable file, no class, and a class named twice."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +84,7 @@ def read_classes(path: Path) -> dict[str, str]:
 
 
 def imagenet_words(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """ImageNet's names for its WordNet numbers; labels that are anything else as they are."""
+    """ImageNet's names if all labels are its WordNet numbers; else the labels themselves."""
     info = ImageNetInfo()
     numbers = {info.index_to_label_name(index): name for index, name in enumerate(imagenet_names())}
     return tuple(numbers[label] for label in labels) if all(label in numbers for label in labels) else labels

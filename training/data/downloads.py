@@ -1,9 +1,7 @@
-"""Data sets that torchvision knows by name: `torchvision:CIFAR10`, or `torchvision:CIFAR10@FOLDER` to keep
-the files elsewhere than in var/data.
+"""Data sets of torchvision by name: `torchvision:CIFAR10` in var/data, or `torchvision:CIFAR10@FOLDER`.
 
-What is not there is downloaded, where torchvision can. Names of classes are torchvision's, but where those
-are codes or names of folders (class_names/*.txt, in torchvision's order; the words are those that
-clip_benchmark uses).
+Missing files are downloaded if torchvision can. Names of classes are torchvision's. Where those are codes or
+names of folders, they are clip_benchmark's (class_names/*.txt, in torchvision's order).
 """
 
 import io
@@ -53,8 +51,8 @@ class NamedDataSet(NamedTuple):
 
 
 def named_data(text: str | Path) -> NamedDataSet | None:
-    """What a data argument means if it begins with `torchvision:`. DataRefused for a name that is not in the
-    table.
+    """The data set of an argument that begins with `torchvision:`. DataRefused for a name that is not in
+    SPLITS.
     """
     written = str(text)
     if not written.startswith(PREFIX):
@@ -68,21 +66,22 @@ def named_data(text: str | Path) -> NamedDataSet | None:
 
 
 def download(named: NamedDataSet, split: str, *, allowed: bool = True) -> LabelledImages:
-    """Open one split, downloading it first if it is `allowed` and missing. DataRefused for a split it lacks,
-    and for files that can't be had.
+    """Open one split; a missing one is downloaded if that is `allowed`.
+
+    DataRefused for an unknown split, and for files that are missing and can't be downloaded.
     """
     splits = SPLITS[named.name]
     if split not in splits:
         raise DataRefused(
             f"no split {split!r}.", field=f"{PREFIX}{named.name}", help=f"It has {', '.join(splits)}."
         )
-    found = _open(named, splits[split], allowed)
-    targets = _targets(found)
-    classes = _class_names(named.name, found)
+    pictures = _open(named, splits[split], allowed)
+    targets = _targets(pictures)
+    classes = _class_names(named.name, pictures)
 
     def read(index: int) -> bytes:
         buffer = io.BytesIO()
-        cast(Image, found[index][0]).convert("RGB").save(buffer, "PNG", compress_level=1)
+        cast(Image, pictures[index][0]).convert("RGB").save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     names = tuple(f"{named.name} {split} {index}" for index in range(len(targets)))
@@ -95,12 +94,8 @@ def _open(named: NamedDataSet, options: dict[str, Any], allowed: bool) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what numpy and torchvision will do one day
             return getattr(datasets, named.name)(str(named.folder), **options, download=allowed)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        ImportError,
-    ) as error:  # each data set of torchvision fails in its own way
+    # each data set of torchvision fails in another way
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise DataRefused(
             f"torchvision can't open {named.name} in {named.folder}: {str(error).splitlines()[0]:.200}",
             field="--data",
@@ -108,20 +103,20 @@ def _open(named: NamedDataSet, options: dict[str, Any], allowed: bool) -> Any:
         ) from error
 
 
-def _targets(found: Any) -> list[int]:
-    """Label numbers, without decoding pictures where torchvision keeps them apart."""
+def _targets(pictures: Any) -> list[int]:
+    """Label numbers; pictures are decoded only where torchvision has no list of labels."""
     for name in ("targets", "labels", "_labels", "y"):
-        kept = getattr(found, name, None)
-        if kept is not None and len(kept) == len(found):
-            return [int(label) for label in kept]
-    return [int(found[index][1]) for index in range(len(found))]
+        labels = getattr(pictures, name, None)
+        if labels is not None and len(labels) == len(pictures):
+            return [int(label) for label in labels]
+    return [int(pictures[index][1]) for index in range(len(pictures))]
 
 
-def _class_names(name: str, found: Any) -> list[str]:
-    own = _NAMES / f"{name}.txt"
-    if own.is_file():
-        return own.read_text(encoding="utf-8").splitlines()
-    classes: Sequence[str] = getattr(found, "classes", None) or found.categories
+def _class_names(name: str, pictures: Any) -> list[str]:
+    path = _NAMES / f"{name}.txt"
+    if path.is_file():
+        return path.read_text(encoding="utf-8").splitlines()
+    classes: Sequence[str] = getattr(pictures, "classes", None) or pictures.categories
     if name == "Caltech256":  # 001.ak47, 002.american-flag, 251.airplanes-101
         return [re.sub(r"^\d+\.|-101$", "", written).replace("-", " ") for written in classes]
     return [written.replace("/", " ") for written in classes]  # SUN397: apartment_building/outdoor

@@ -1,4 +1,4 @@
-"""Labelled pictures from folders of files, or from what `torchvision:NAME` means."""
+"""Labelled pictures from folders of files, or from torchvision."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ _SPLITS = ("train", "val", "validation", "test")
 
 
 def load_data(folder: Path, split: str) -> LabelledImages:
-    """Open one split of a folder of labelled pictures, or of what `torchvision:NAME` means. Two layouts:
+    """Open one split of a folder of labelled pictures, or of `torchvision:NAME`. Folders have two layouts:
 
     - `{split}.parquet` (columns `image` {bytes, path} and `label`) beside `classes.txt`, one name a line;
     - `{split}/{class name}/*.jpg|png|webp`, or `{class name}/*` with split `all`. Without `classes.txt` the
       class folders of all splits are the labels.
 
-    Labels that read the same are merged. Raises DataRefused with what was found and what to do.
+    Labels with the same words are merged. DataRefused says what is wrong and what to do.
     """
     named = named_data(folder)
     if named is not None:
@@ -100,7 +100,7 @@ def _from_folders(folder: Path, split: str) -> LabelledImages:
     classes = _class_names(folder) or sorted(
         {child.name for sibling in siblings for child in _class_folders(sibling)}
     )
-    names: list[str] = []  # all that is kept of a picture until it is asked for: ImageNet has 1.3 million
+    names: list[str] = []  # ImageNet has 1.3 million: nothing else of a picture is stored before its use
     targets: list[int] = []
     for child in _class_folders(root):
         if child.name not in classes:
@@ -142,7 +142,7 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> Iterator[str]:
-    """Names of pictures, in the folder's own order."""
+    """Names of pictures, in the order of the file system."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():

@@ -1,7 +1,6 @@
-"""Labelled pictures of one split, wherever their bytes come from.
+"""Labelled pictures of one split, from any storage.
 
-Pictures become pixels through `robustclip.images`, the same path that a request to the service takes; there
-is no augmentation here.
+They become pixels by `robustclip.images`, as in a request to the service; there is no augmentation here.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ class LabelledImages:
         return len(self.names)
 
     def image_bytes(self, index: int) -> bytes:
-        """The encoded picture; DataRefused if its file is gone."""
+        """The encoded picture. DataRefused if its file is gone."""
         try:
             return self.read(index)
         except OSError as error:
@@ -54,7 +53,7 @@ class LabelledImages:
         return torch.stack(rows) if rows else torch.empty(0, 3, size, size)
 
     def subset(self, indices: Tensor, split: str) -> "LabelledImages":
-        """Only these pictures, in this order, under the name of another split."""
+        """Only these pictures, in this order, as a split of another name."""
         rows: list[int] = indices.tolist()
         names = tuple(self.names[row] for row in rows)
 
@@ -65,8 +64,8 @@ class LabelledImages:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over labels, targets and every picture's bytes: the key under which anything derived from
-        this split is cached.
+        """sha256 over labels, targets and every picture's bytes: part of the key of everything that is
+        cached.
         """
         state = hashlib.sha256(repr((self.labels, self.targets.tolist())).encode())
         for index in range(len(self)):
@@ -85,7 +84,7 @@ class LabelledImages:
 
 
 def with_labels(data: LabelledImages, labels: tuple[str, ...]) -> LabelledImages:
-    """The same pictures under other names, one for each label; names that come twice become one label."""
+    """The same pictures with a new name for each label; equal names become one label."""
     if labels == data.labels:
         return data
     distinct = tuple(dict.fromkeys(labels))
@@ -101,7 +100,7 @@ def labelled(
     names: tuple[str, ...],
     read: Callable[[int], bytes],
 ) -> LabelledImages:
-    """Merge classes that read the same and refuse what no classifier can be measured on."""
+    """Merge classes with the same words. DataRefused for fewer than 2 classes, and for no pictures."""
     texts = [" ".join(name.replace("_", " ").split()) for name in classes]
     labels = tuple(dict.fromkeys(texts))
     if len(labels) < 2:

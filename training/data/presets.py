@@ -1,8 +1,7 @@
-"""Sets of data sets that the literature measures on, by name: which, under which splits, with which words
-around the labels.
+"""Groups of data sets that the literature measures on, with their splits and templates (presets.json).
 
-Facts stand in presets.json. A preset names pictures and words, nothing else: attacks are those of the threat
-levels, so that numbers stand beside published ones in shape, not in digit.
+A preset decides pictures and words only. Attacks are those of our threat levels, so that numbers can be
+compared with published ones in order, not digit by digit.
 """
 
 import itertools
@@ -37,7 +36,7 @@ class DataSet(_Data):
 
 
 class DataPreset(_Data):
-    """`words`: one template for all, or whose templates to take for each."""
+    """`words`: one template for all, or `coop` or `clip_benchmark` for their templates."""
 
     about: str
     words: str
@@ -58,11 +57,11 @@ def facts() -> _Facts:
 def preset_sources(
     name: str, root: Path, *, only: Sequence[str] = (), downloading: bool = False
 ) -> list[Source]:
-    """The data sets of a preset below `root`: a folder of its name, else what torchvision keeps there or, if
-    `downloading`, fetches.
+    """The data sets of a preset below `root`, or only some: folders of their names, else torchvision's files
+    there.
 
-    Raises DataRefused that lists everything missing and how to get it: nothing is left out in silence. `only`
-    leaves out on purpose.
+    `downloading` fetches torchvision's if they are missing. DataRefused lists everything that is missing and
+    how to get it, since no data set may be left out silently.
     """
     known = facts().presets
     if name not in known:
@@ -96,38 +95,38 @@ def preset_sources(
 
 
 def templates(data_set: str, words: str) -> tuple[str, ...]:
-    """The templates of a data set: its own of that kind, or `words` themselves."""
-    own = facts().data_sets[data_set]
+    """The templates of a data set by `coop` or `clip_benchmark`, or `words` themselves."""
+    known = facts().data_sets[data_set]
     if words == "coop":
-        return (own.coop,)
+        return (known.coop,)
     if words != "clip_benchmark":
         return (words,)
-    if own.clip_benchmark == "imagenet":
+    if known.clip_benchmark == "imagenet":
         return imagenet_templates()
-    if own.clip_benchmark == "cifar":
+    if known.clip_benchmark == "cifar":
         return _cifar_templates()
-    return own.clip_benchmark or (own.coop,)
+    return known.clip_benchmark or (known.coop,)
 
 
 def _source(data_set: str, preset: DataPreset, root: Path, downloading: bool) -> Source | str:
     """Where a data set is, or how to get it."""
-    own, around = facts().data_sets[data_set], templates(data_set, preset.words)
+    known, around = facts().data_sets[data_set], templates(data_set, preset.words)
     folder = root / data_set
     if folder.is_dir():
-        return Source(folder=folder, split=own.split, templates=around)
-    place = f"{data_set} (a folder {folder} with {own.split}.parquet or {own.split}/CLASS NAME/ pictures"
-    if own.torchvision is None:
+        return Source(folder=folder, split=known.split, templates=around)
+    place = f"{data_set} (a folder {folder} with {known.split}.parquet or {known.split}/CLASS NAME/ pictures"
+    if known.torchvision is None:
         return f"{place})"
-    split = ALL if ALL in SPLITS[own.torchvision] else "test"
+    split = ALL if ALL in SPLITS[known.torchvision] else "test"
     try:
-        download(NamedDataSet(own.torchvision, root), split, allowed=downloading)
+        download(NamedDataSet(known.torchvision, root), split, allowed=downloading)
     except DataRefused as error:
         return f"{place}, or {'its files: ' + error.message if downloading else '--download'})"
-    return Source(folder=Path(f"{PREFIX}{own.torchvision}@{root}"), split=split, templates=around)
+    return Source(folder=Path(f"{PREFIX}{known.torchvision}@{root}"), split=split, templates=around)
 
 
 def _cifar_templates() -> tuple[str, ...]:
-    """CLIP's eighteen: a photo of a or the thing, in nine ways."""
+    """CLIP's eighteen templates for CIFAR: nine kinds of photo of `a` or `the` thing."""
     looks = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
     plain = [f"a {look}photo of {article} {{}}." for article, look in itertools.product(("a", "the"), looks)]
     sized = [

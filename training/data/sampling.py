@@ -1,5 +1,6 @@
-"""Seeded choices among labelled pictures: shots, what is held out, a balanced subset. Every choice depends on
-labels, counts and the seed alone.
+"""Choices among labelled pictures: shots, a held-out part, a balanced subset.
+
+Each depends on labels, counts and the seed alone.
 """
 
 from pathlib import Path
@@ -13,15 +14,13 @@ from training.data.folders import load_data
 from training.data.labelled import LabelledImages
 
 TRAIN = "train"
-HELD_OUT = "train:validation"  # the split name under which `evaluate` finds what `train` never trains on
+HELD_OUT = "train:validation"  # for `evaluate`, the pictures that `train` never trains on
 HELD_OUT_SHARE = 0.1
 HELD_OUT_SEED = 0  # not the seed of a run: all methods, shots and runs are validated on the same pictures
 
 
 def open_split(folder: Path, split: str) -> LabelledImages:
-    """`load_data`, which also knows `train:validation`: the tenth of each training class that every run holds
-    out.
-    """
+    """As `load_data`, and `train:validation`: the tenth of each training class that every run holds out."""
     if split != HELD_OUT:
         return load_data(folder, split)
     data = load_data(folder, TRAIN)
@@ -31,9 +30,7 @@ def open_split(folder: Path, split: str) -> LabelledImages:
 def carve_validation(
     data: LabelledImages, share: float = HELD_OUT_SHARE, seed: int = HELD_OUT_SEED
 ) -> tuple[Tensor, Tensor]:
-    """(training, validation) sorted indices: about `share` of each class is held out, at least one picture of
-    each class stays in training.
-    """
+    """(training, validation) sorted indices; `share` of each class is held out, but not its last picture."""
     training: list[Tensor] = []
     validation: list[Tensor] = []
     for members in _shuffled_by_class(data, torch.arange(len(data)), seed):
@@ -46,11 +43,10 @@ def carve_validation(
 def few_shot(
     data: LabelledImages, candidates: Tensor, shots: int, seed: int, *, allow_fewer: bool = False
 ) -> Tensor:
-    """[<= C * shots] sorted indices among `candidates`: `shots` a class, drawn by seed; fewer shots of one
-    seed are a subset of more.
+    """[<= C * shots] sorted indices among `candidates`, `shots` a class; fewer shots of a seed are a subset
+    of more.
 
-    DataRefused names the classes that have too few pictures, unless `allow_fewer` (then they give all they
-    have).
+    DataRefused names the classes with too few pictures; with `allow_fewer` all their pictures are taken.
     """
     chosen: list[Tensor] = []
     short: list[str] = []
@@ -68,9 +64,7 @@ def few_shot(
 
 
 def balanced_subset(data: LabelledImages, limit: int, seed: int) -> Tensor:
-    """[min(limit, n)] sorted indices, classes as even as their sizes allow, fixed by seed; limit 0 takes all
-    pictures.
-    """
+    """[min(limit, n)] sorted indices, as many of each class as sizes allow; limit 0 takes all pictures."""
     if limit == 0 or limit >= len(data):
         return torch.arange(len(data))
     classes = _shuffled_by_class(data, torch.arange(len(data)), seed)
@@ -86,10 +80,10 @@ def seeded(seed: int, stream: str) -> torch.Generator:
 
 
 def _shuffled_by_class(data: LabelledImages, candidates: Tensor, seed: int) -> list[Tensor]:
-    """Per class its candidates in a seeded order of their own, which the other classes don't move."""
+    """The candidates of each class in random order, which does not depend on the other classes."""
     targets = data.targets[candidates]
     members = [candidates[targets == label].sort().values for label in range(len(data.labels))]
-    generators = [torch.Generator().manual_seed(own) for own in draw_seeds(seed, len(members)).tolist()]
+    generators = [torch.Generator().manual_seed(each) for each in draw_seeds(seed, len(members)).tolist()]
     return [
         rows[torch.randperm(len(rows), generator=generator)]
         for rows, generator in zip(members, generators, strict=True)

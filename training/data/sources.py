@@ -1,6 +1,4 @@
-"""Pictures to measure on, as a question, a preset or a run names them: nothing is read before they are
-opened.
-"""
+"""Pictures to measure on, as a question, a preset or a run names them."""
 
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from training.data.sampling import open_split
 
 
 class Source(BaseModel):
-    """Pictures to measure on: a split of a folder, all classes of it or some, and the words a person would
-    write around its labels.
+    """A split of a folder, all of its classes or some, and templates for its labels. Nothing is read before
+    `open`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +24,7 @@ class Source(BaseModel):
     templates: tuple[str, ...] = Field(default=(HANDCRAFTED_TEMPLATE,), min_length=1)
 
     def open(self) -> LabelledImages:
-        """The split, only the asked classes of it; ImageNet's names for its WordNet numbers."""
+        """The pictures of the classes, with ImageNet's names for its WordNet numbers."""
         data = with_labels(opened := open_split(self.folder, self.split), imagenet_words(opened.labels))
         return data if self.classes is None else choose_classes(data, self.classes, self.among)
 

@@ -1,6 +1,4 @@
-"""Random views of training pictures: a crop resized to the full square, and a flip, each row from its own
-seed.
-"""
+"""Random views of training pictures: a crop, resized to the full square, and a flip; a seed for each row."""
 
 import math
 
@@ -16,19 +14,15 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def random_views(pixels: Pixels, seeds: Seeds) -> Pixels:
-    """Random resized crops (area 8 to 100 %, sides 3:4 to 4:3) and flips, as CoOp's toolbox makes them; [B,
-    3, S, S] -> the same.
+    """Random resized crops (area 8 to 100 %, sides 3:4 to 4:3) and flips as in CoOp's toolbox, [B, 3, S, S].
 
-    Deviations: the crop is taken from the picture at model resolution, not from the file, bilinear, and a
-    crop that would not fit is made to fit.
+    Deviations: the crop is taken from the picture at model resolution instead of the file, it is bilinear,
+    and one that does not fit is shrunk.
     """
     draws = row_uniform(seeds, (5,), like=pixels)
     area = AREA[0] + (AREA[1] - AREA[0]) * draws[:, 0]
     ratio = torch.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * draws[:, 1])
-    width, height = (
-        (area * ratio).sqrt().clamp(max=1),
-        (area / ratio).sqrt().clamp(max=1),
-    )  # shares of the side
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)  # of the side
     flip = torch.where(draws[:, 2] < 0.5, -1.0, 1.0)
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
     theta[:, 0, 0], theta[:, 1, 1] = width * flip, height

@@ -1,3 +1,1 @@
-"""What makes the weights that ship: pretraining and hardening the embedded CLIPs, training the purifying
-networks.
-"""
+"""Makes the weights that ship: those of the embedded CLIPs and of the purifying networks."""

@@ -1,43 +1,30 @@
-"""What pretraining, hardening and purifiers' training do alike with the weights that learn: averages, groups
-for the optimizer, rates, resuming.
-"""
+"""Weights that learn: their average, their groups in the optimizer, their learning rate."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from pydantic import BaseModel
 from torch import nn
-
-from robustclip.errors import InvalidInput
 
 
 @torch.no_grad()
 def average_into(average: nn.Module, current: nn.Module, *, decay: float, step: int) -> None:
-    """An exponential moving average that forgets its start: the decay grows to its full value over the first
-    steps.
-    """
+    """An exponential moving average. Its decay grows to the full value, so that it forgets the start."""
     weight = min(decay, (1 + step) / (10 + step))
-    for own, new in zip(average.parameters(), current.parameters(), strict=True):
-        own.lerp_(new, 1 - weight)
+    for mean, new in zip(average.parameters(), current.parameters(), strict=True):
+        mean.lerp_(new, 1 - weight)
 
 
 def inside_stem(name: str) -> bool:
-    """Whether a parameter of a CLIP or of its image tower belongs to the first convolutions (a stem's 1x1
-    projection is no part of them).
-    """
-    own = name.removeprefix("visual.")
-    return own.startswith("conv1.") and not own.startswith("conv1.project.")
+    """Whether a parameter of a CLIP or its tower is of the first convolutions, 1x1 projection excluded."""
+    return name.removeprefix("visual.").startswith("conv1.") and "conv1.project." not in name
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], *, rate: float, stem_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """For AdamW, of those that learn: the first convolutions at their own rate; vectors and tables don't
-    decay.
-    """
+    """Groups for AdamW: first convolutions have `stem_rate`, vectors and tables don't decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         decay = weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
@@ -50,28 +37,5 @@ def parameter_groups(
 
 
 def share_of_rate(step: int, steps: int, *, warm_up: int) -> float:
-    """Of the learning rate, at a step: up to all of it over `warm_up` steps, then down a cosine to a
-    hundredth.
-    """
+    """The factor of the learning rate at a step: up to 1 over `warm_up` steps, then down a cosine to 0.01."""
     return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
-
-
-def load_checkpoint(path: Path, changed: Callable[[dict[str, Any]], list[str]]) -> dict[str, Any] | None:
-    """What a run left, None if nothing. InvalidInput if that was made with other options, which `changed`
-    names.
-    """
-    if not path.exists():
-        return None
-    state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-    if others := changed(state):
-        raise InvalidInput(
-            f"{path} was made with another {', '.join(others)}.",
-            field="--run",
-            help="Use another --run, or the same options.",
-        )
-    return state
-
-
-def changed_options(recipe: BaseModel, of_checkpoint: Mapping[str, Any]) -> list[str]:
-    """The fields of a recipe that a checkpoint was made with other values of."""
-    return [name for name, value in recipe.model_dump().items() if of_checkpoint.get(name) != value]

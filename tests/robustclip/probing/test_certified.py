@@ -13,8 +13,10 @@ from robustclip.attacks.pgd import PGD
 from robustclip.certificates.certify import CertifyOptions, certify, noisy_classifier
 from robustclip.defenses import parse_defenses
 from robustclip.defenses.smoothing import Smoothing
+from robustclip.deployed import DeployedClassifier
 from robustclip.errors import invalid_input
 from robustclip.models.clip import Clip
+from robustclip.probing.conclusion import describe_victim
 from robustclip.probing.events import Certified
 from robustclip.probing.options import ProbeOptions, certify_options
 from robustclip.probing.plan import charged_passes
@@ -22,11 +24,10 @@ from robustclip.probing.records import certificate_of
 from robustclip.probing.run import events, probe
 from robustclip.probing.served import Aim, Served
 from robustclip.probing.verdict import reach_verdict, worst
-from robustclip.probing.victim import Victim, describe_victim
 from robustclip.reports.report import CertificatePart, ProbeReport
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
-from robustclip.types import Pixels
+from robustclip.types import DIRECT, Pixels
 
 RULE = Smoothing(sigma=0.05, votes=40)
 
@@ -41,7 +42,7 @@ def options(radius: float = 1e-3, **changes: object) -> ProbeOptions:
     return ProbeOptions.model_validate(asked | changes)
 
 
-def voting(clip: Clip, **changes: object) -> Victim:
+def voting(clip: Clip, **changes: object) -> DeployedClassifier:
     chain = parse_defenses([RULE.model_copy(update=changes), "bit_depth:6"])
     return replace(victim(clip, labels=("cat", "dog")), defense=chain)
 
@@ -73,7 +74,7 @@ def test_where_copies_are_denoised_before_they_vote_that_vote_is_certified(tiny:
     assert asked is not None
     assert (asked.sigma, asked.denoise) == (RULE.sigma, "tiny")
     parts = [
-        certificate_of(subject, pixels, each, share=lambda vote: vote, meter=Meter())
+        certificate_of(subject, pixels, each, access=DIRECT, meter=Meter())
         for each in (asked, asked.model_copy(update={"denoise": None}))
     ]
     assert [part.served for part in parts] == [True, False]

@@ -3,7 +3,7 @@ equal answers.
 """
 
 import base64
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from probing import LABELS, SPARED, options, picture, served_label, victim
@@ -21,7 +21,7 @@ from robustclip.reports.report import ProbeReport
 from robustclip.sanity.checks import suspicions
 from robustclip.scores.wrappers import guarded
 from robustclip.threat import L2, BallSpec, Linf
-from robustclip.types import Classifier, Logits, Pixels, Seeds
+from robustclip.types import DeviceAccess, PixelFunction, Pixels, Seeds
 
 
 def test_a_broken_decision_comes_with_a_png_that_breaks_it_again(tiny: Clip) -> None:
@@ -182,20 +182,17 @@ class Turn:
         self.held = False
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A classifier that is asked under a lock."""
+def access_by(turn: Turn) -> DeviceAccess:
+    """A device behind that lock."""
 
-    classifier: Classifier
-    turn: Turn
+    def share(function: PixelFunction) -> PixelFunction:
+        def locked(pixels: Pixels, seeds: Seeds) -> Tensor:
+            with turn:
+                return function(pixels, seeds)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.labels
+        return locked
 
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
-        with self.turn:
-            return self.classifier(pixels, seeds)
+    return DeviceAccess(lambda score: guarded(score, turn), share, lambda: turn)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +216,7 @@ def test_no_pass_through_the_tower_goes_past_guard_and_share_or_is_left_off_the_
             victim(tiny, defense),
             picture(tiny),
             asked,
-            guard=lambda score: guarded(score, turn),
-            share=lambda classifier: Asked(classifier, turn),
+            access=access_by(turn),
         )
     finally:
         watching.remove()
@@ -250,3 +246,17 @@ def test_the_worst_verdict_of_several_counts(tiny: Clip) -> None:
     standing = probe(victim(tiny), picture(tiny), options(radius=SPARED))
     assert worst([standing, broken]) == "broken"
     assert worst([standing]) == "not-broken-within-budget"
+
+
+def test_a_defense_is_bound_once_a_probe_and_within_what_is_allowed_of_the_device(tiny: Clip) -> None:
+    turn, text_passes = Turn(), list[bool]()
+    subject = victim(tiny, "clipure_cosine")
+    asked = options(radius=SPARED, self_test=True, minimal=True, certify={"n": 20, "n0": 10, "sigma": 0.1})
+    watching = tiny.model.token_embedding.register_forward_hook(lambda *_: text_passes.append(turn.held))
+    try:
+        report = probe(subject, picture(tiny), asked, access=access_by(turn))
+    finally:
+        watching.remove()
+    assert [record.knowledge for record in report.attacks[:2]] == ["static", "adaptive"]
+    assert report.self_test is not None
+    assert text_passes == [True, True], "the victim's chain, and behind the certificate's noise another one"

@@ -31,7 +31,7 @@ from robustclip.probing.run import events, probe
 from robustclip.reports.report import ProbeReport
 from robustclip.scores.wrappers import guarded
 from robustclip.threat import L2, BallSpec, Linf
-from robustclip.types import Pixels, Score
+from robustclip.types import DeviceAccess, Pixels, Score
 
 
 def strong(radius: float = 8 / 255, **changes: object) -> ProbeOptions:
@@ -304,7 +304,7 @@ def test_a_guard_that_refuses_ends_the_probe_with_an_answer(tiny: Clip) -> None:
     def guard(score: Score) -> Score:
         return guarded(score, deadline=time.monotonic() - 1)
 
-    report = probe(victim(tiny), picture(tiny), options(), guard=guard)
+    report = probe(victim(tiny), picture(tiny), options(), access=DeviceAccess(guard=guard))
     assert (report.verdict.reason, report.cut, report.attacks) == ("deadline", "deadline", ())
     assert report.input.clean.label
 
@@ -312,7 +312,7 @@ def test_a_guard_that_refuses_ends_the_probe_with_an_answer(tiny: Clip) -> None:
         raise DeadlineExceeded("too late.")
 
     with pytest.raises(DeadlineExceeded):
-        probe(victim(tiny), picture(tiny), options(), share=share)
+        probe(victim(tiny), picture(tiny), options(), access=DeviceAccess(share=share))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from robustclip.scores.kinds import AnyScoreName, label_score
 from robustclip.scores.wrappers import Recorded, averaged, bypassed, recorded
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, BallSpec, Linf
-from robustclip.types import Classifier, Cost, Logits, Pixels, Score, Seeds
+from robustclip.types import Cost, DeviceAccess, PixelFunction, Pixels, Score, Seeds
 
 LABELS = ("cat", "dog", "car", "ship")
 BALL = Linf(radius=8 / 255)
@@ -74,18 +74,14 @@ class Case:
 
 @dataclass(eq=False)
 class Counted:
-    """A classifier that counts the rows it was asked about."""
+    """A function of pixels that counts the rows it was given."""
 
-    classifier: Classifier
+    function: PixelFunction
     rows: int = 0
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.labels
-
-    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> torch.Tensor:
         self.rows += len(pixels)
-        return self.classifier(pixels, seeds)
+        return self.function(pixels, seeds)
 
 
 def case(clip: Clip, *defenses: PixelDefense, seed: int = 7, logit_scale: float = 1.0) -> Case:
@@ -320,14 +316,14 @@ def test_no_pass_of_a_self_test_goes_past_guard_and_share(tiny: Clip) -> None:
         guards.append(recorded(score))
         return guards[-1]
 
-    def share(classifier: Classifier) -> Classifier:
-        shares.append(Counted(classifier))
+    def share(function: PixelFunction) -> PixelFunction:
+        shares.append(Counted(function))
         return shares[-1]
 
     _, cost = self_test(
-        subject.defended.features, subject.pixels, SEEDS, BALL, problems=1, guard=guard, share=share
+        subject.defended.features, subject.pixels, SEEDS, BALL, problems=1, access=DeviceAccess(guard, share)
     )
-    asked = sum(classifier.rows for classifier in shares)
+    asked = sum(counted.rows for counted in shares)
     assert len(guards) == 1
     assert cost == guards[0].cost.plus(Cost(asked, 0))
 

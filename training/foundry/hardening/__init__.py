@@ -1,3 +1,1 @@
-"""Adversarial fine-tuning of image towers: the losses and the attack, the recipes, the pictures, the checks,
-the run; the command.
-"""
+"""Adversarial fine-tuning of image towers: losses, attack, recipes, checks, the run, and the command."""

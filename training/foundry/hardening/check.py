@@ -1,6 +1,4 @@
-"""How a hardened tower does on pictures kept back from the training files, and whether its robustness is
-real.
-"""
+"""The accuracy of a hardened tower on held-out training pictures, clean and under attacks."""
 
 from dataclasses import dataclass
 
@@ -9,9 +7,9 @@ from torch import Tensor, nn
 
 from robustclip.types import Pixels
 from training.data.sampling import seeded
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.losses import Targets, TextHead, among, label_loss
-from training.foundry.hardening.supply import Supply
 
 CLEAN_PICTURES = 2048
 _CHUNK = 256
@@ -19,12 +17,10 @@ _CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class Checker:
-    """The same pictures and the same noise at every check. Accuracies are per cent, among the names of the
-    picture's own data set.
-    """
+    """The same pictures and noise at every check; accuracies in per cent, among a data set's names."""
 
-    supply: Supply
-    judge: TextHead
+    corpus: Corpus
+    head: TextHead
     pictures: int
     seed: int
 
@@ -34,17 +30,15 @@ class Checker:
         hits = torch.cat(
             [self._right(tower, self._pixels(chunk), self.targets(chunk)) for chunk in rows.split(_CHUNK)]
         ).cpu()
-        source = self.supply.source[rows]
+        source = self.corpus.source[rows]
         return {
             name: round(100 * hits[source == index].float().mean().item(), 1)
-            for index, name in enumerate(self.supply.sets)
+            for index, name in enumerate(self.corpus.sets)
             if bool((source == index).any())
         }
 
     def robust(self, tower: nn.Module, *strengths: Strength, pictures: int | None = None) -> list[float]:
-        """Under attacks on the label's cross-entropy, an accuracy each. Pictures that are wrong untouched are
-        wrong.
-        """
+        """The accuracy under each attack on the label's cross-entropy; pictures wrong before count."""
         rows = self._rows(pictures or self.pictures)
         standing = [0] * len(strengths)
         for chunk in rows.split(_CHUNK):
@@ -56,30 +50,23 @@ class Checker:
             pixels, noise, targets = pixels[right], noise.to(pixels.device)[right], targets.select(right)
             for index, strength in enumerate(strengths):
                 attacked = strength.attack(
-                    lambda inputs, known=targets: label_loss(self.judge(tower(inputs)), known), pixels, noise
+                    lambda inputs, known=targets: label_loss(self.head(tower(inputs)), known), pixels, noise
                 )
                 standing[index] += int(self._right(tower, attacked, targets).sum())
         return [round(100 * count / len(rows), 1) for count in standing]
 
     def targets(self, rows: Tensor) -> Targets:
         """Without a teacher's opinion."""
-        device = self.judge.weights.device
-        return Targets(self.supply.name[rows].to(device), own_names(self.supply, rows).to(device))
+        device = self.head.weights.device
+        return Targets(self.corpus.name[rows].to(device), self.corpus.members_of(rows).to(device))
 
     def _rows(self, count: int) -> Tensor:
-        kept = torch.nonzero(self.supply.validation).squeeze(1)
-        return kept[torch.randperm(len(kept), generator=seeded(self.seed, "check-rows"))[:count]]
+        rows = torch.nonzero(self.corpus.validation).squeeze(1)
+        return rows[torch.randperm(len(rows), generator=seeded(self.seed, "check-rows"))[:count]]
 
     def _pixels(self, rows: Tensor) -> Pixels:
-        return self.supply.pixels(rows).to(self.judge.weights.device)
+        return self.corpus.pixels(rows).to(self.head.weights.device)
 
     @torch.no_grad()
     def _right(self, tower: nn.Module, pixels: Pixels, targets: Targets) -> Tensor:
-        return among(self.judge(tower(pixels)), targets.own).argmax(dim=1) == targets.name
-
-
-def own_names(supply: Supply, rows: Tensor) -> Tensor:
-    """[B, names] bool: the names of each picture's own data set."""
-    every = torch.arange(len(supply.names.texts))
-    table = torch.stack([torch.isin(every, supply.names.members[name]) for name in supply.sets])
-    return table[supply.source[rows]]
+        return among(self.head(tower(pixels)), targets.members).argmax(dim=1) == targets.name

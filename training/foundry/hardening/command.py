@@ -1,16 +1,15 @@
-"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP; text tower and temperature stay
-as they are.
+"""`robustclip harden`: adversarially fine-tune the image tower of any CLIP.
 
-The pictures of a step are attacked (random start, a few signed gradient steps against the tower as it is),
-then the tower learns from them. Text features of a photo template are computed once. BatchNorm keeps its
-statistics. Every block of pictures draws from its own seed: a killed run resumes from its last checkpoint and
-ends with the same weights, however many processes share the work.
+Text tower and temperature do not change. The pictures of a step are attacked (random start, a few signed
+gradient steps against the present tower), then the tower learns from them. Text features of a photo template
+are computed once. BatchNorm keeps its statistics. Every block of pictures has its seed: a killed run resumes
+from its last checkpoint and ends with the same weights, however many processes share the work.
 
 examples:
   robustclip harden --backbone mini --data DIR --cache runs/pretrain/cache --out runs/harden/mini-robust
-  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu --pretrained openai
-  --data IMAGENET --objective fare \\
-      --recipe papers --workers 16 --run runs/fare --out runs/fare/vit-b-32-fare4
+  torchrun --nproc-per-node 8 --no-python robustclip harden --backbone ViT-B-32-quickgelu \\
+      --pretrained openai --data IMAGENET --objective fare --recipe papers --workers 16 \\
+      --run runs/fare --out runs/fare/vit-b-32-fare4
 """
 
 import argparse
@@ -24,56 +23,52 @@ from safetensors.torch import save
 from robustclip.backbones import embedded_names, read_config, write_weights
 from robustclip.files import replacing, write_atomically
 from robustclip.models.clip import Clip, load_clip
-from training.foundry.hardening.recipe import Recipe, read_recipe
+from training.foundry.corpus import open_corpus
+from training.foundry.hardening.recipe import HardeningRecipe, read_recipe
 from training.foundry.hardening.run import HardeningRun
-from training.foundry.hardening.supply import open_supply
-from training.memory import keep_freed_memory
-from training.options import add_field
-from training.processes import add_options, at_least_one, joined
-from training.progress import bar
+from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
+from training.processes import at_least_one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Adversarially fine-tune an image tower, resumable, on CPU or GPUs."""
-    options = vars(_parser().parse_args(argv))
-    data, run, out, cache = (options.pop(name) for name in ("data", "run", "out", "cache"))
-    backbone, pretrained, cpu, gap, accumulate = (
-        options.pop(name) for name in ("backbone", "pretrained", "cpu", "gap", "accumulate")
-    )
-    workers = options.pop("workers") or 0
-    recipe = read_recipe(
-        options.pop("recipe"), {name: value for name, value in options.items() if value is not None}
-    )
-    keep_freed_memory()
-    clip = load_clip(backbone, pretrained, as_trained=True)
-    with (
-        joined("cpu" if cpu else None, parts=accumulate) as processes,
-        bar(quiet=not processes.main) as progress,
-    ):
+    arguments = _parser().parse_args(argv)
+    recipe = read_recipe(arguments.recipe, recipe_values(arguments, HardeningRecipe))
+    clip = load_clip(arguments.backbone, arguments.pretrained, as_trained=True)
+    with processes_of(cpu=arguments.cpu, accumulate=arguments.accumulate) as (processes, progress):
         with processes.main_first():  # the others find its cache
-            supply = open_supply(
-                data,
-                cache or run / "cache",
+            corpus = open_corpus(
+                arguments.data,
+                arguments.cache or arguments.run / "cache",
                 size=clip.image_size,
                 limit=recipe.limit,
-                workers=workers,
+                workers=arguments.workers or 0,
                 progress=progress,
             )
-        running = HardeningRun(
-            clip, supply, recipe, folder=run, processes=processes, gap=gap, workers=workers, progress=progress
-        )
-        hardened = running.finish()
+        hardened = HardeningRun(
+            clip,
+            corpus,
+            recipe,
+            folder=arguments.run,
+            processes=processes,
+            gap=arguments.gap,
+            workers=arguments.workers or 0,
+            progress=progress,
+        ).finish()
         if processes.main:
-            print(f"wrote {write_hardened(hardened, clip, recipe, backbone=backbone, out=out)}")
+            out = arguments.out
+            print(f"wrote {write_hardened(hardened, clip, recipe, backbone=arguments.backbone, out=out)}")
     return 0
 
 
-def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: str, out: Path) -> Path:
-    """The weights at OUT.safetensors, their description at OUT.json.
+def write_hardened(
+    hardened: Clip, parent: Clip, recipe: HardeningRecipe, *, backbone: str, out: Path
+) -> Path:
+    """Write OUT.safetensors and its description OUT.json; the path of the weights.
 
-    An embedded backbone's child is a backbone again: fp16, and the image tower alone, since it shares its
-    parent's text tower (`text_of`). A child of an open_clip architecture is a float32 state dict, for
-    `load_clip(architecture, path)`.
+    The child of an embedded backbone is a backbone again: fp16, and the image tower alone, since it shares
+    the text tower of its parent (`text_of`). The child of an open_clip architecture is a float32 state dict,
+    for `load_clip(architecture, path)`.
     """
     weights = out.with_name(f"{out.name}.safetensors")
     origin = {"arch": parent.arch, "pretrained": parent.pretrained, "fingerprint": parent.fingerprint}
@@ -85,21 +80,23 @@ def write_hardened(hardened: Clip, parent: Clip, recipe: Recipe, *, backbone: st
             description = config | ({"text_of": shared} if shared else {}) | description
             write_weights(hardened.model, partial, image_tower_only=shared is not None)
         else:
+            state = hardened.model.state_dict()
             partial.write_bytes(
-                save(
-                    {
-                        name: tensor.detach().cpu().contiguous()
-                        for name, tensor in hardened.model.state_dict().items()
-                    }
-                )
+                save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
             )
     write_atomically(out.with_name(f"{out.name}.json"), (json.dumps(description, indent=2) + "\n").encode())
     return weights
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip harden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_of(
+        "harden",
+        __doc__,
+        data=LABELLED,
+        run=Path("runs/harden"),
+        run_help="checkpoints and log; an existing run resumes",
+        out=Path("runs/harden/mini-robust"),
+        out_help="writes OUT.json and OUT.safetensors",
     )
     parser.add_argument(
         "--backbone",
@@ -108,33 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pretrained", help="open_clip tag or weights file of an architecture")
     parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder of pretraining's data sets, or one data set with a `train` split (training/README.md)",
-    )
-    parser.add_argument(
-        "--run",
-        type=Path,
-        default=Path("runs/harden"),
-        help="checkpoints and log; an existing run resumes (default: %(default)s)",
-    )
-    parser.add_argument(
         "--cache",
         type=Path,
         help="decoded pictures and the teacher's opinions, such as runs/pretrain/cache (default: RUN/cache)",
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/harden/mini-robust"),
-        help="writes OUT.json and OUT.safetensors (default: %(default)s)",
-    )
-    add_options(parser)
-    parser.add_argument(
         "--workers",
         type=at_least_one,
-        help="threads that read pictures ahead, worth it beside a GPU (default: none)",
+        help="threads that read pictures ahead, useful beside a GPU (default: none)",
     )
     parser.add_argument(
         "--gap",
@@ -149,9 +127,5 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="the defaults below, or the papers' settings, for GPUs (default: %(default)s)",
     )
-    group = parser.add_argument_group(
-        "recipe", "Everything that decides the weights. A run resumes only with the same values."
-    )
-    for name, field in Recipe.model_fields.items():
-        add_field(group, name, field)
+    recipe_options(parser, HardeningRecipe)
     return parser

@@ -1,8 +1,6 @@
-"""The losses that harden an image tower: TeCoA, FARE, PMG-AFT and ours as values of one model, over the
-family of `training.learning.losses`.
+"""The losses that harden an image tower: TeCoA, FARE, PMG-AFT and `distilled` as values of one model.
 
-Text features are constants here, the original tower is a constant, only the tuned tower learns. Everything is
-float32.
+Text features and the original tower are constants; only the tuned tower learns. Everything is float32.
 """
 
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ Weight: TypeAlias = Annotated[float, Field(ge=0)]
 
 
 class LossWeights(BaseModel):
-    """Coefficients of the terms; x is a picture, x_a its attacked form, p the tuned tower's answer, p_o the
-    original's, e raw embeddings.
+    """Coefficients of the terms. x: a picture; x_a: attacked; p, p_o: the tuned and the original tower's
+    softmax; e: raw embeddings.
 
-    label, clean_label      CE(p(x_a), y), CE(p(x), y) among the names of the picture's own data set
+    label, clean_label      CE(p(x_a), y), CE(p(x), y) among the names of the picture's data set
     teacher, clean_teacher  CE of a picture teacher's ImageNet distribution, at x_a and at x
     to_original             KL(p_o(x_a), p(x_a)), among the same names
     to_clean                KL(p(x), p(x_a)); the gradient reaches p(x) too unless `detach_clean`
@@ -52,43 +50,41 @@ class LossWeights(BaseModel):
 
 TECOA = LossWeights(label=1)  # Mao et al. 2023, arXiv 2212.07016
 FARE = LossWeights(shift=1, inner="shift")  # Schlarmann et al. 2024, arXiv 2402.12336
-PMG_AFT = LossWeights(
-    label=1, to_original=1, to_clean=1, summed_kl=True
-)  # Wang et al. 2024, arXiv 2401.04350; sums and no detach as its code
-DISTILLED = LossWeights(
-    label=0.5, teacher=0.5, smoothing=0.05
-)  # ours: pretraining's loss on attacked pictures
+# Wang et al. 2024, arXiv 2401.04350; sums and no detach, as in its code
+PMG_AFT = LossWeights(label=1, to_original=1, to_clean=1, summed_kl=True)
+# ours: pretraining's loss on attacked pictures
+DISTILLED = LossWeights(label=0.5, teacher=0.5, smoothing=0.05)
 PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTILLED}
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is known about B pictures.
+    """Targets of B pictures.
 
-    name [B] the right one of all names; own [B, names] bool, the names of its data set; opinion [B, 1000] the
-    teacher's distribution over the first thousand names, which are ImageNet's.
+    name [B]: the index of the right name; members [B, names] bool: the names of its data set; opinion [B,
+    1000]: the teacher's distribution over the first thousand names, which are ImageNet's.
     """
 
     name: Tensor
-    own: Tensor
+    members: Tensor
     opinion: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Targets":
-        return Targets(self.name[rows], self.own[rows], None if self.opinion is None else self.opinion[rows])
+        return Targets(
+            self.name[rows], self.members[rows], None if self.opinion is None else self.opinion[rows]
+        )
 
     def smoothed(self, share: float) -> Tensor:
         """[B] names, or [B, names] distributions that give `share` to all names of the data set alike."""
         if not share:
             return self.name
-        right = F.one_hot(self.name, self.own.shape[1]).float()
-        return (1 - share) * right + share * self.own / self.own.sum(dim=1, keepdim=True)
+        right = F.one_hot(self.name, self.members.shape[1]).float()
+        return (1 - share) * right + share * self.members / self.members.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
 class TextHead:
-    """From raw embeddings to float32 logits of all names: constant `weights` [names, E], unit rows, and the
-    model's temperature.
-    """
+    """Raw embeddings to float32 logits of all names; `weights` [names, E] are constant unit rows."""
 
     weights: Features
     logit_scale: Tensor
@@ -99,8 +95,7 @@ class TextHead:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Raw embeddings [B, E] by the tuned tower (attacked, clean) and by the original; None where the preset
-    does not need them.
+    """Raw embeddings [B, E] by the tuned tower and by the original; None where the preset does not need them.
 
     `clean` may be of other pictures than `attacked`, unless the preset compares them (`to_clean`).
     """
@@ -114,7 +109,7 @@ class Embeddings:
 def losses(
     preset: LossWeights,
     seen: Embeddings,
-    judge: TextHead,
+    head: TextHead,
     targets: Targets,
     *,
     clean_targets: Targets,
@@ -126,18 +121,20 @@ def losses(
     `batch` is the size of the whole step's batch, which a summed KL term is multiplied by: averaged over the
     parts of a step it is then the sum over the step.
     """
-    attacked, clean = judge(seen.attacked), None if seen.clean is None else judge(seen.clean)
+    attacked, clean = head(seen.attacked), None if seen.clean is None else head(seen.clean)
     references: list[Reference] = []
     if preset.to_original and seen.original_attacked is not None:
-        references.append(Reference(among(judge(seen.original_attacked), targets.own), preset.to_original))
+        references.append(Reference(among(head(seen.original_attacked), targets.members), preset.to_original))
     if preset.to_clean and clean is not None:
         references.append(
-            Reference(among(clean.detach() if preset.detach_clean else clean, targets.own), preset.to_clean)
+            Reference(
+                among(clean.detach() if preset.detach_clean else clean, targets.members), preset.to_clean
+            )
         )
     pull = float(batch if preset.summed_kl else 1) if references else 0.0
     terms = family(
         targets.smoothed(preset.smoothing),
-        attacked=among(attacked, targets.own),
+        attacked=among(attacked, targets.members),
         references=references,
         b=preset.label,
         c=pull,
@@ -145,7 +142,7 @@ def losses(
     if clean is not None:
         terms |= family(
             clean_targets.smoothed(preset.smoothing),
-            clean=among(clean, clean_targets.own),
+            clean=among(clean, clean_targets.members),
             a=preset.clean_label,
         )
     if preset.teacher and targets.opinion is not None:
@@ -157,18 +154,17 @@ def losses(
     return terms
 
 
-def among(logits: Logits, own: Tensor) -> Logits:
-    """The logits of a row's own names; all others so low that their probability is exactly 0 and, other than
-    with an infinity, no gradient NaN.
+def among(logits: Logits, members: Tensor) -> Logits:
+    """Logits with those of all but the `members` so low that their probability is exactly 0.
+
+    An infinity instead would make gradients NaN.
     """
-    return logits.masked_fill(~own, -1e4)
+    return logits.masked_fill(~members, -1e4)
 
 
 def label_loss(logits: Logits, targets: Targets) -> Tensor:
-    """[B] cross-entropy of the right name among the names of the picture's own data set: what an attack
-    raises.
-    """
-    return F.cross_entropy(among(logits, targets.own), targets.name, reduction="none")
+    """[B] cross-entropy of the right name among the names of the picture's data set."""
+    return F.cross_entropy(among(logits, targets.members), targets.name, reduction="none")
 
 
 def teacher_loss(logits: Logits, opinion: Tensor) -> Tensor:

@@ -1,25 +1,32 @@
-"""What decides a hardened tower: an objective and its settings; defaults that two CPU cores can pay, and the
-papers' own for GPUs.
-"""
+"""The recipe of a hardened tower: defaults for two CPU cores, and the settings of the papers for GPUs."""
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.losses import PRESETS, LossWeights
-from training.foundry.hardening.supply import BLOCK
+from training.foundry.recipe import (
+    BLOCK,
+    Average,
+    Batch,
+    CheckSamples,
+    ClipNorm,
+    Rate,
+    Recipe,
+    Samples,
+    WarmUp,
+)
 from training.options import read_fields
 
 HardeningObjective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
 
 
-class Recipe(BaseModel):
-    """Everything that decides the weights, besides backbone and data. The defaults are for two CPU cores."""
+class HardeningRecipe(Recipe):
+    """The defaults are for two CPU cores."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     objective: HardeningObjective = Field(
         "distilled",
         description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half",
@@ -35,28 +42,23 @@ class Recipe(BaseModel):
     step: LinfRadius | None = Field(
         None, gt=0, description="their length; none means 2.5 eps / steps, at most eps"
     )
-    samples: int = Field(320_000, ge=1, description="pictures to learn from, drawn with replacement")
-    batch: int = Field(128, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
-    rate: float = Field(5e-4, gt=0, description="learning rate of AdamW; warm-up, then a cosine")
+    samples: Samples = 320_000
+    batch: Batch = 128
+    rate: Rate = 5e-4
     stem_rate: float = Field(
         1e-3, gt=0, description="learning rate of the first convolutions, where robustness is won"
     )
     weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and tables don't decay")
-    warm_up: int = Field(50, ge=1, description="steps")
-    average: float = Field(
-        0.998,
-        ge=0,
-        lt=1,
-        description="decay of the averaged weights, which are what is checked and written; 0 takes the last",
-    )
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 leaves it")
+    warm_up: WarmUp = 50
+    average: Average = 0.998
+    clip: ClipNorm = 1.0
     augment: bool = Field(True, description="crops, flips, colour and sharpness as in pretraining")
     bf16: bool = Field(True, description="towers under bfloat16 autocast; losses and pixels are float32")
     seed: int = Field(
         0, ge=0, lt=2**63, description="decides which pictures, how they are changed, where attacks start"
     )
-    check_samples: int = Field(51_200, ge=1, description="pictures between two checks on the kept-back ones")
-    check_pictures: int = Field(256, ge=1, description="kept-back pictures that a check attacks with PGD-20")
+    check_samples: CheckSamples = 51_200
+    check_pictures: int = Field(256, ge=1, description="held-out pictures that a check attacks with PGD-20")
     limit: int = Field(0, ge=0, description="pictures a data set, for trials; 0 takes all")
 
     @model_validator(mode="after")
@@ -69,16 +71,14 @@ class Recipe(BaseModel):
     def preset(self) -> LossWeights:
         if self.objective != "distilled":
             return PRESETS[self.objective]
-        weight, own = self.clean or 0.0, PRESETS["distilled"]
-        return own.model_copy(
-            update={"clean_label": weight * own.label, "clean_teacher": weight * own.teacher}
+        weight, base = self.clean or 0.0, PRESETS["distilled"]
+        return base.model_copy(
+            update={"clean_label": weight * base.label, "clean_teacher": weight * base.teacher}
         )
 
     @property
     def untouched_a_block(self) -> int:
-        """How many pictures of each 16 are not attacked; presets that compare a picture's two forms attack
-        all.
-        """
+        """How many pictures of each 16 are not attacked, for a clean loss."""
         return max(1, round(BLOCK * self.clean_share)) if self.preset.clean_label > 0 else 0
 
     @property
@@ -105,9 +105,8 @@ _FARE_CODE: dict[str, Any] = {
     "augment": False,
     "check_samples": 128_000,
 }
-PAPERS: dict[
-    str, dict[str, Any]
-] = {  # for GPUs; what FARE's code does for itself and for TeCoA; PMG-AFT's own (AdamW here, SGD there)
+# for GPUs, as in the code of FARE, which has TeCoA too, and of PMG-AFT, but AdamW where that has SGD
+PAPERS: dict[str, dict[str, Any]] = {
     "fare": _FARE_CODE,
     "tecoa": _FARE_CODE,
     "pmg-aft": _FARE_CODE
@@ -123,13 +122,15 @@ PAPERS: dict[
 }
 
 
-def read_recipe(kind: Literal["cpu", "papers"], given: dict[str, Any]) -> Recipe:
+def read_recipe(kind: Literal["cpu", "papers"], values: dict[str, Any]) -> HardeningRecipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
-    objective = given.get("objective", Recipe.model_fields["objective"].default)
+    objective = values.get("objective", HardeningRecipe.model_fields["objective"].default)
     if kind == "papers" and objective not in PAPERS:
         raise InvalidInput(
             f"no paper has the objective {objective!r}.",
             field="--recipe",
             help=f"Use {', '.join(PAPERS)}, or --recipe cpu.",
         )
-    return read_fields(Recipe, (PAPERS[objective] if kind == "papers" else {}) | given, command="harden")
+    return read_fields(
+        HardeningRecipe, (PAPERS[objective] if kind == "papers" else {}) | values, command="harden"
+    )

@@ -1,4 +1,4 @@
-"""The image tower as a module of its own, and copies of it: one of them shares its memory."""
+"""The image tower as a module, with copies of it: one of them shares its memory."""
 
 import copy
 
@@ -11,9 +11,7 @@ from robustclip.types import Pixels
 
 
 class ImageTower(nn.Module):
-    """Pixels [B, 3, S, S] -> float32 raw embeddings [B, E]. Its parameters are those of the image tower and
-    nothing else.
-    """
+    """Pixels [B, 3, S, S] -> float32 raw embeddings [B, E]. Has the parameters of the image tower alone."""
 
     def __init__(self, clip: Clip, *, bf16: bool) -> None:
         super().__init__()
@@ -38,12 +36,11 @@ class ImageTower(nn.Module):
         return ImageTower(model, bf16=self.bf16)
 
     def frozen_view(self) -> "ImageTower":
-        """The same weights in the same memory, without gradients of weights: an attack on it costs no more
-        than gradients of pixels.
+        """The same weights in the same memory, without gradients: an attack computes those of pixels only.
 
-        It stays the same under in-place updates.
+        It follows in-place updates.
         """
         view = self.frozen_copy()
-        for own, shared in zip(view.parameters(), self.parameters(), strict=True):
-            own.data = shared.data
+        for parameter, shared in zip(view.parameters(), self.parameters(), strict=True):
+            parameter.data = shared.data
         return view

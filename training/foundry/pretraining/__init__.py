@@ -1,3 +1,1 @@
-"""Pretraining the embedded backbone: pictures, texts and teachers become a corpus, which the run learns from
-by the recipe; the command.
-"""
+"""Pretraining of the embedded backbone: captions, recipe, checks, the run, and the command."""

@@ -1,13 +1,13 @@
-"""The texts of pretraining: which names exist, how a caption is worded, what stands in front of it.
+"""The texts of pretraining: words, synonyms, captions, and fillers before them.
 
-AdvPT puts 32 to 64 vectors before the class name, so a text tower that only ever saw six-word captions would
-meet positions it never trained. Here a filler of random length (word vectors or Gaussian noise) goes in front
-as prompt vectors, exactly where learned ones will go.
+AdvPT puts 32 to 64 vectors before the class name. A text tower that only saw captions of six words would meet
+positions that it never trained. So a filler of random length (word vectors or Gaussian noise) takes the place
+of prompt vectors.
 """
 
+import itertools
 import re
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -42,7 +42,7 @@ TEMPLATES = (
     "a photo of a {}, a kind of thing.",
 )
 MAX_FILLER = 64
-SYNONYMS_A_NAME = 3  # WordNet's rarer lemmas ("painter" for the cougar) would teach more wrong than right
+SYNONYMS_A_NAME = 3  # rarer lemmas ("painter" for the cougar) would teach more wrong than right
 # never in a caption, so that they can measure what the text tower makes of a new word for a known thing
 HELD_OUT_SYNONYMS = {
     "sea slug": "nudibranch",
@@ -68,51 +68,15 @@ HELD_OUT_SYNONYMS = {
 }
 
 
-@dataclass(frozen=True)
-class Names:
-    """Every name that a picture or a teacher may bear. `members[set]` indexes into `texts`; the first 1000
-    are ImageNet's, in the teacher's order.
-    """
-
-    texts: tuple[str, ...]
-    members: dict[str, Tensor]
-
-    def index(self, text: str) -> int:
-        return self.texts.index(text)
-
-
-def gather_names(label_sets: dict[str, tuple[str, ...]]) -> Names:
-    """ImageNet's 1000 names, then what the data sets add. A name that is already there is the same name
-    (Tiny's 200 are ImageNet's).
-    """
-    texts = list(imagenet_names())
-    members = {"imagenet": torch.arange(len(texts))}
-    known = {
-        text: index for index, text in reversed(list(enumerate(texts)))
-    }  # ImageNet repeats a few names: the first one counts
-    for data_set, labels in label_sets.items():
-        for label in labels:
-            if label not in known:
-                known[label] = len(texts)
-                texts.append(label)
-        members[data_set] = torch.tensor([known[label] for label in labels])
-    return Names(tuple(texts), members)
-
-
 def vocabulary(limit: int) -> tuple[str, ...]:
-    """Plain English words of one token, most frequent first: they spread a sentence encoder's geometry to
-    names never seen.
-    """
-    return tuple(word for word in whole_words() if re.fullmatch(r"[a-z]{3,}", word) and not _held_out(word))[
-        :limit
-    ]
+    """Plain English words of one token, most frequent first, for learning the sentence geometry."""
+    plain = (word for word in whole_words() if re.fullmatch(r"[a-z]{3,}", word) and not _held_out(word))
+    return tuple(itertools.islice(plain, limit))
 
 
 @cache
 def synonyms() -> dict[str, tuple[str, ...]]:
-    """WordNet's other words for ImageNet's names, as timm carries them; none that means two classes, none
-    that is held out.
-    """
+    """WordNet's other words for ImageNet's names, from timm; none of two classes, none held out."""
     info, names = ImageNetInfo(), imagenet_names()
     lemmas = [
         info.label_name_to_description(info.index_to_label_name(index)).split(", ")
@@ -120,20 +84,20 @@ def synonyms() -> dict[str, tuple[str, ...]]:
     ]
     uses = Counter(lemma.lower() for group in lemmas for lemma in {*group})
     taken = {name.lower() for name in names}
-    found: dict[str, tuple[str, ...]] = {}
+    result: dict[str, tuple[str, ...]] = {}
     for name, group in zip(names, lemmas, strict=True):
-        kept = [
+        words = [
             lemma
             for lemma in group
             if uses[lemma.lower()] == 1 and lemma.lower() not in taken and not _held_out(lemma)
         ]
-        found.setdefault(name, tuple(kept[:SYNONYMS_A_NAME]))
-    return found
+        result.setdefault(name, tuple(words[:SYNONYMS_A_NAME]))
+    return result
 
 
 def worded(texts: list[str], generator: torch.Generator, *, synonym_share: float = 0.0) -> list[str]:
-    """Each text in a random template; half of the parenthesised remarks (`crane (bird)`) fall away, some
-    names give way to a synonym.
+    """Each text in a random template. Half of the remarks in parentheses (`crane (bird)`) are removed, and a
+    share of the names is replaced by synonyms.
     """
     choices = torch.randint(len(TEMPLATES), (len(texts),), generator=generator).tolist()
     plain = (torch.rand(len(texts), generator=generator) < 0.5).tolist()
@@ -151,10 +115,9 @@ def _held_out(text: str) -> bool:
 
 
 def filler(clip: Clip, length: int, generator: torch.Generator) -> Tensor | None:
-    """[1, length, W] prompt vectors to put before all captions of a step, whose states are then computed
-    once.
+    """[1, length, W] prompt vectors before all captions of a step, so that their states are computed once.
 
-    Words, noise as prompt learning starts from (0.02), or noise of the table's own spread, a third each.
+    A third each: words, noise of 0.02 as at the start of prompt learning, noise of the table's spread.
     """
     if length == 0:
         return None

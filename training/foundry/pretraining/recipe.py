@@ -1,9 +1,9 @@
 """What decides the embedded backbone: its shape, and how it is trained."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from training.foundry.recipe import Recipe
 from training.learning.inner import TowerPrecision
 
 MINI: dict[str, Any] = {
@@ -14,20 +14,17 @@ MINI: dict[str, Any] = {
     "mean": [127 / 255] * 3,
     "std": [128 / 255] * 3,
 }
-Phase = Literal["frozen", "joint", "broad"]
-LATER: dict[
-    Phase, set[str]
-] = {  # what a phase doesn't depend on yet: its checkpoint serves runs that differ in these
+PhaseName = Literal["frozen", "joint", "broad"]
+# what a phase does not depend on yet: its checkpoint serves runs that differ in these
+LATER: dict[PhaseName, set[str]] = {
     "frozen": {"joint_samples", "joint_batch", "joint_rate", "stem_rate", "broad_samples"},
     "joint": {"broad_samples"},
     "broad": set(),
 }
 
 
-class Recipe(BaseModel):
-    """Everything that decides the weights, besides the data. Batches are those of all processes together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PretrainingRecipe(Recipe):
+    """Batches are those of all processes together."""
 
     seed: int = 0
     views: int = 3
@@ -51,9 +48,7 @@ class Recipe(BaseModel):
     limit: int = 0
     precision: TowerPrecision = "bf16"
 
-    def changed(self, recorded: dict[str, Any], phase: Phase) -> list[str]:
-        """In what a checkpoint of a phase was made differently. Those that don't say so were made in bf16."""
-        known = {"precision": "bf16"} | recorded
-        return [
-            name for name, value in self.model_dump(exclude=LATER[phase]).items() if known.get(name) != value
-        ]
+    def changed(self, recorded: Mapping[str, Any], phase: PhaseName = "broad") -> list[str]:
+        """As of the checkpoint of a phase. Checkpoints that name no precision were made in bf16."""
+        changed = super().changed({"precision": "bf16", **recorded})
+        return [name for name in changed if name not in LATER[phase]]

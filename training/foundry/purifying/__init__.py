@@ -1,1 +1,1 @@
-"""Training of the purifying networks: the recipes, the pictures, the exam, the run; the command."""
+"""Training of the purifying networks: pictures, recipes, the exam, the run, and the command."""

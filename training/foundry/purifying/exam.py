@@ -1,9 +1,8 @@
-"""What a purifying network is worth: PSNR and CLIP's accuracy on clean pictures, each beside what costs
-nothing: bicubic, or leaving the noise.
-"""
+"""The quality of a purifying network: PSNR and CLIP's accuracy, beside bicubic or leaving the noise."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -17,46 +16,42 @@ from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import diffused, one_shot, restored
 from robustclip.purifiers.super_resolver import SuperResolver, enlarged, shrunk
 from robustclip.seeds import derive, draw_seeds, row_normal
-from robustclip.types import Pixels
+from robustclip.types import Pixels, Progress
 from training.data.labelled import LabelledImages
 from training.data.sampling import seeded
-from training.foundry.hardening.check import own_names
-from training.foundry.hardening.supply import Supply
+from training.foundry.corpus import Corpus
 from training.foundry.purifying.pictures import halved
 
 SIGMAS = (0.1, 0.25)
 PURIFYING = Diffusion()
 _CHUNK = 32
 
-OnRows: TypeAlias = Callable[[int], None]
 Versions: TypeAlias = Mapping[str, Pixels]  # of the same pictures, by what was done to them
 
 
 class Reading(NamedTuple):
-    """Of one version of all pictures: mean PSNR to the untouched ones in dB (None for those themselves), and
-    the share that CLIP names rightly, %.
-    """
+    """Of a version of all pictures: mean PSNR to the untouched ones, dB (None for those); accuracy, %."""
 
     psnr: float | None
     accuracy: float
 
 
+def _silent(done: int, total: int, what: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, eq=False)
 class Exam:
-    """`count` pictures, asked for by rows, and which of some changed ones are still named rightly:
-    `right(changed, rows)` [B] bool.
-    """
+    """`count` pictures, read by rows; `right(changed, rows)` [B] bool: which are still named rightly."""
 
     count: int
     pixels: Callable[[Tensor], Pixels]
     right: Callable[[Pixels, Tensor], Tensor]
 
     def take(
-        self, change: Callable[[Pixels, Tensor], Versions], *, on_rows: OnRows = lambda rows: None
+        self, change: Callable[[Pixels, Tensor], Versions], progress: Progress, what: str
     ) -> dict[str, Reading]:
-        """A reading of the untouched pictures and of each version; `change(pixels, rows)` makes them, some
-        pictures at a time.
-        """
+        """A reading of the untouched pictures and of each version; `change(pixels, rows)` makes versions."""
         errors: dict[str, list[Tensor]] = {}
         hits: dict[str, list[Tensor]] = {}
         with torch.no_grad():
@@ -66,7 +61,7 @@ class Exam:
                     served = version.clamp(0, 1)
                     errors.setdefault(name, []).append((served - clean).square().mean(dim=(1, 2, 3)))
                     hits.setdefault(name, []).append(self.right(served, rows))
-                on_rows(len(rows))
+                progress(int(rows[-1]) + 1, self.count, what)
         return {
             name: Reading(
                 None if name == "untouched" else round(_psnr(torch.cat(errors[name])), 2),
@@ -77,54 +72,58 @@ class Exam:
 
 
 def examine(
-    network: SuperResolver | Denoiser, exam: Exam, *, seed: int = 0, on_rows: OnRows = lambda rows: None
+    network: SuperResolver | Denoiser,
+    exam: Exam,
+    *,
+    seed: int = 0,
+    progress: Progress = _silent,
+    what: str = "",
 ) -> dict[str, Reading]:
     """All readings of a network, deterministic given the seed of the noise.
 
-    Of a super-resolver: `bicubic` and `network` enlarge a picture of half the size; `purified` is enlarged
-    and shrunk back. Of a denoiser, for each noise: `noisy_S` as it is and `denoised_S` in one step;
-    `purified` there and back as the defense `diffusion` goes by default.
+    Of a super-resolver: `bicubic` and `network` double a picture of half the size; `purified` is doubled and
+    shrunk back. Of a denoiser, for each noise: `noisy_S` as it is and `denoised_S` in one step; `purified` is
+    noised and restored as the defense `diffusion` does by default.
     """
     if isinstance(network, SuperResolver):
-        return exam.take(_enlargements(network), on_rows=on_rows)
-    return exam.take(_restorations(network, draw_seeds(seed, exam.count)), on_rows=on_rows)
+        return exam.take(partial(_enlargements, network), progress, what)
+    seeds = draw_seeds(seed, exam.count)
+    return exam.take(lambda pixels, rows: _restorations(network, pixels, seeds[rows]), progress, what)
 
 
 def shortcomings(readings: Mapping[str, Reading]) -> list[str]:
-    """Where a network does no better than what costs nothing, in words."""
+    """In words: where a network is no better than bicubic or than leaving the noise."""
     pairs = [
         ("bicubic", "network"),
         *((name, name.replace("noisy", "denoised")) for name in readings if name.startswith("noisy")),
     ]
-    found: list[str] = []
-    for free, own in pairs:
+    complaints: list[str] = []
+    for free, costly in pairs:
         if free in readings:
-            cheap, dear = readings[free], readings[own]
-            if (dear.psnr or 0.0) <= (cheap.psnr or 0.0):
-                found.append(f"{own} has {dear.psnr} dB, {free} {cheap.psnr}")
-            if dear.accuracy <= cheap.accuracy:
-                found.append(
-                    f"of {own} pictures {dear.accuracy} % are named rightly, of {free} ones "
-                    f"{cheap.accuracy} %"
+            base, reading = readings[free], readings[costly]
+            if (reading.psnr or 0.0) <= (base.psnr or 0.0):
+                complaints.append(f"{costly} has {reading.psnr} dB, {free} {base.psnr}")
+            if reading.accuracy <= base.accuracy:
+                complaints.append(
+                    f"of {costly} pictures {reading.accuracy} % are named rightly, of {free} ones "
+                    f"{base.accuracy} %"
                 )
-    return found
+    return complaints
 
 
-def kept_back(supply: Supply, clip: Clip, count: int, seed: int) -> Exam:
-    """Pictures that nothing was trained on, each to be told among the names of its own data set; read once,
-    for many looks.
-    """
-    rows = supply.validation.nonzero().flatten()
+def held_out(corpus: Corpus, clip: Clip, count: int, seed: int) -> Exam:
+    """Pictures that nothing was trained on, to be named among the names of their data sets; read once."""
+    rows = corpus.validation.nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=seeded(seed, "purify-check"))[:count]]
-    used = torch.cat([supply.names.members[name] for name in supply.sets]).unique()
-    own = own_names(supply, rows)[:, used]
-    pixels = torch.cat([_at(supply.pixels(chunk), clip.image_size) for chunk in rows.split(_CHUNK)])
-    labels = tuple(supply.names.texts[index] for index in used.tolist())
-    return _exam(clip, lambda rows: pixels[rows], labels, torch.searchsorted(used, supply.name[rows]), own)
+    used = torch.cat([corpus.names.members[name] for name in corpus.sets]).unique()
+    own = corpus.members_of(rows)[:, used]
+    pixels = torch.cat([_at(corpus.pixels(chunk), clip.image_size) for chunk in rows.split(_CHUNK)])
+    labels = tuple(corpus.names.texts[index] for index in used.tolist())
+    return _exam(clip, lambda rows: pixels[rows], labels, torch.searchsorted(used, corpus.name[rows]), own)
 
 
 def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
-    """Labelled pictures, each to be told among all labels, and read whenever it is looked at."""
+    """Labelled pictures, to be named among all labels; read again for each network."""
     own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
     return _exam(
         clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own
@@ -145,36 +144,27 @@ def _exam(
     return Exam(len(targets), pixels, right)
 
 
-def _enlargements(network: SuperResolver) -> Callable[[Pixels, Tensor], Versions]:
-    def change(pixels: Pixels, rows: Tensor) -> Versions:
-        height, width = pixels.shape[-2:]
-        half = halved(pixels)
-        return {
-            "bicubic": _at(enlarged(half), height),
-            "network": _at(_on(network, half), height),
-            "purified": shrunk(_on(network, pixels).clamp(0, 1), height, width),
-        }
-
-    return change
+def _enlargements(network: SuperResolver, pixels: Pixels, rows: Tensor) -> Versions:
+    height, width = pixels.shape[-2:]
+    half = halved(pixels)
+    return {
+        "bicubic": _at(enlarged(half), height),
+        "network": _at(_on(network, half), height),
+        "purified": shrunk(_on(network, pixels).clamp(0, 1), height, width),
+    }
 
 
-def _restorations(network: Denoiser, seeds: Tensor) -> Callable[[Pixels, Tensor], Versions]:
-    device = next(network.parameters()).device
-
-    def change(pixels: Pixels, rows: Tensor) -> Versions:
-        versions: dict[str, Tensor] = {}
-        for sigma in SIGMAS:
-            noisy = pixels + sigma * row_normal(
-                derive(seeds[rows], f"noise-{sigma}"), tuple(pixels.shape[1:]), like=pixels
-            )
-            versions[f"noisy_{sigma}"] = noisy
-            versions[f"denoised_{sigma}"] = one_shot(network, noisy.to(device), sigma).cpu()
-        noise = row_normal(derive(seeds[rows], "purify"), tuple(pixels.shape[1:]), like=pixels)
-        start = diffused(pixels, noise, PURIFYING.time).to(device)
-        versions["purified"] = restored(network, start, PURIFYING.time, steps=PURIFYING.steps).cpu()
-        return versions
-
-    return change
+def _restorations(network: Denoiser, pixels: Pixels, seeds: Tensor) -> Versions:
+    device, shape = next(network.parameters()).device, tuple(pixels.shape[1:])
+    versions: dict[str, Tensor] = {}
+    for sigma in SIGMAS:
+        noisy = pixels + sigma * row_normal(derive(seeds, f"noise-{sigma}"), shape, like=pixels)
+        versions[f"noisy_{sigma}"] = noisy
+        versions[f"denoised_{sigma}"] = one_shot(network, noisy.to(device), sigma).cpu()
+    noise = row_normal(derive(seeds, "purify"), shape, like=pixels)
+    start = diffused(pixels, noise, PURIFYING.time).to(device)
+    versions["purified"] = restored(network, start, PURIFYING.time, steps=PURIFYING.steps).cpu()
+    return versions
 
 
 def _on(network: SuperResolver, pixels: Pixels) -> Tensor:
@@ -182,7 +172,7 @@ def _on(network: SuperResolver, pixels: Pixels) -> Tensor:
 
 
 def _at(pixels: Tensor, size: int) -> Tensor:
-    """The same at another size; odd sizes are half a pixel off twice their half."""
+    """The same at another size: twice the half of an odd size is a pixel short."""
     return pixels if pixels.shape[-1] == size else shrunk(pixels, size, size).clamp(0, 1)
 
 

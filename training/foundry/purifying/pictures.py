@@ -1,8 +1,5 @@
-"""The squares that a step of a purifier's training cuts from pictures, and what of them a super-resolver is
-given.
-"""
+"""The squares that purifying networks learn from, and their halves for a super-resolver."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +7,7 @@ from torch import Tensor
 
 from robustclip.purifiers.super_resolver import SCALE, shrunk
 from robustclip.types import Pixels
-from training.foundry.hardening.supply import Supply, in_blocks
+from training.foundry.corpus import Corpus
 
 
 class Draw(NamedTuple):
@@ -21,26 +18,18 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def draw_blocks(
-    supply: Supply, trained: Tensor, blocks: Iterable[int], *, size: int, seed: int, step: int
-) -> Draw:
-    """Some blocks of a step."""
-
-    def draw(rows: Tensor, generator: torch.Generator) -> Draw:
-        pixels = squares(supply.pixels(rows), size, generator)
-        return Draw(
-            pixels, torch.rand(len(rows), generator=generator), torch.randn(pixels.shape, generator=generator)
-        )
-
-    return Draw(*in_blocks(draw, trained, blocks, seed=seed, stream=f"purify-{step}"))
+def draw(corpus: Corpus, rows: Tensor, generator: torch.Generator, *, size: int) -> Draw:
+    pixels = squares(corpus.pixels(rows), size, generator)
+    time = torch.rand(len(rows), generator=generator)
+    return Draw(pixels, time, torch.randn(pixels.shape, generator=generator))
 
 
 def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
-    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk alike, to anything between S and `size`, then a place
-    and a mirror of its own for each.
+    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk to one random side from `size` to S, then each cut at a
+    random place and perhaps mirrored.
 
-    Pictures of 64 pixels and less that were enlarged are smooth; shrunk, they are as sharp as photographs at
-    the size that a CLIP sees.
+    Enlarged pictures of 64 pixels and less are smooth. Shrunk, they are as sharp as photographs at a CLIP's
+    size.
     """
     full = pixels.shape[-1]
     side = int(torch.randint(size, full + 1, (), generator=generator))

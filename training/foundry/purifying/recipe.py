@@ -1,40 +1,34 @@
-"""What decides the weights of a purifying network; defaults that two CPU cores can pay."""
+"""The recipe of a purifying network; the defaults are for two CPU cores."""
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from robustclip.errors import InvalidInput
 from robustclip.purifiers import NetworkKind, Shape
 from robustclip.purifiers.denoiser import DenoiserShape
 from robustclip.purifiers.super_resolver import SuperResolverShape
-from training.foundry.hardening.supply import BLOCK
+from training.foundry.recipe import Average, Batch, CheckSamples, ClipNorm, Rate, Recipe, Samples, WarmUp
 from training.options import read_fields
 
 
-class Recipe(BaseModel):
-    """Everything that decides the weights, besides the data."""
+class PurifyingRecipe(Recipe):
+    """The recipe of one network."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     network: Shape = Field(description="the shape as JSON")
-    samples: int = Field(ge=1, description="pictures to learn from, drawn with replacement")
-    rate: float = Field(gt=0, description="learning rate of AdamW; warm-up, then a cosine")
-    batch: int = Field(64, ge=BLOCK, multiple_of=BLOCK, description="pictures a step, over all processes")
-    warm_up: int = Field(200, ge=1, description="steps")
+    samples: Samples
+    rate: Rate
+    batch: Batch = 64
+    warm_up: WarmUp = 200
     weight_decay: float = Field(1e-4, ge=0, description="of kernels; vectors don't decay")
-    average: float = Field(
-        0.999,
-        ge=0,
-        lt=1,
-        description="decay of the averaged weights, which are what is checked and written; 0 takes the last",
-    )
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 leaves it")
+    average: Average = 0.999
+    clip: ClipNorm = 1.0
     size: int = Field(64, ge=8, multiple_of=2, description="side of the squares that are cut from pictures")
     decoded: int = Field(96, ge=8, description="side of the decoded pictures that they are cut from")
     bf16: bool = Field(True, description="networks under bfloat16 autocast; losses and pixels are float32")
     seed: int = Field(0, ge=0, lt=2**63, description="decides first weights, pictures, squares and noise")
-    check_samples: int = Field(51_200, ge=1, description="pictures between two checks on the kept-back ones")
-    check_pictures: int = Field(256, ge=1, description="kept-back pictures of a check")
+    check_samples: CheckSamples = 51_200
+    check_pictures: int = Field(256, ge=1, description="held-out pictures of a check")
     limit: int = Field(
         0, ge=0, description="pictures a data set, for trials, or with --measure in all; 0 takes all"
     )
@@ -44,17 +38,16 @@ class Recipe(BaseModel):
         return self.network.kind
 
 
-DEFAULTS: dict[
-    NetworkKind, dict[str, Any]
-] = {  # about ten minutes, and an hour and a half, on two quiet cores
+# about ten minutes, and an hour and a half, on two quiet cores
+DEFAULTS: dict[NetworkKind, dict[str, Any]] = {
     "super_resolver": {"network": SuperResolverShape().model_dump(), "samples": 400_000, "rate": 1e-3},
     "denoiser": {"network": DenoiserShape().model_dump(), "samples": 500_000, "rate": 5e-4},
 }
 
 
-def read_recipe(kind: NetworkKind, given: dict[str, Any]) -> Recipe:
+def read_recipe(kind: NetworkKind, values: dict[str, Any]) -> PurifyingRecipe:
     """The recipe that options mean. Raises InvalidInput that names the option at fault."""
-    recipe = read_fields(Recipe, DEFAULTS[kind] | given, command="train-purifiers")
+    recipe = read_fields(PurifyingRecipe, DEFAULTS[kind] | values, command="train-purifiers")
     if recipe.kind != kind:
         raise InvalidInput(
             f"found the shape of a {recipe.kind} for a {kind}.",

@@ -1,7 +1,8 @@
-"""The state of a tuning run between two epochs, as one safetensors file: tensors by name, the optimizer's,
-what the epochs reported, restarts.
+"""The state of a tuning run between two epochs, as one safetensors file.
 
-There is no generator state to keep: every epoch draws from the run's seed and its own number.
+It holds the tensors by name, the optimizer's, the reports of the epochs, and the restarts, but no generator's
+state: every epoch draws from the run's seed and its number. It is replaced after each epoch, so it is no
+finished work as in `training.finished`.
 """
 
 import json
@@ -20,10 +21,10 @@ from robustclip.types import Cost
 
 
 class Epoch(NamedTuple):
-    """Means over the steps of an epoch, and what it took.
+    """Means over the steps of an epoch, and its cost.
 
-    `accuracy` and `robust` are those of the training batches as they were met, untouched and attacked; None
-    where a method does not look.
+    `accuracy` and `robust` are those of the training batches, clean and attacked; None where a method does
+    not measure them.
     """
 
     learning_rate: float
@@ -41,7 +42,7 @@ class Epoch(NamedTuple):
 
 
 class Progressed(NamedTuple):
-    """How far a run came: the epochs done, and how often it began again after a collapse."""
+    """How far a run is: its epochs, and how often it began again after a collapse."""
 
     history: list[Epoch]
     restarts: int
@@ -63,9 +64,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> Progressed:
-    """Put tensors and optimizer back in place, bit by bit. DataRefused for a file that is no checkpoint of
-    these tensors.
-    """
+    """Restore tensors and optimizer bit by bit. DataRefused for a file that does not hold these tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, only keys)

@@ -1,57 +1,26 @@
-"""Trainings that are done, one file of one line each: whoever makes many of them goes on after the last whole
-one.
-
-The file is named by a digest of everything that the published set depends on; delete the folder at any time.
-"""
+"""Finished trainings, one file each: a killed campaign continues after its last whole training."""
 
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from prompts_store.manifest import Ref
 from prompts_store.store import PromptStore
 from robustclip.digests import json_digest
-from robustclip.errors import DataRefused, RobustClipError
-from robustclip.files import claimed, write_atomically
+from robustclip.errors import RobustClipError
 from robustclip.types import Progress
+from training import finished
 from training.learning.tuning.collapse import TrainingFailed
 from training.learning.tuning.run import Run, train
+from training.measuring.schema.files import Made
 from training.processes import Processes
 
 _VALIDATION = ("validate_at", "validate_eps", "validate_limit")
 
 
-class Made(BaseModel):
-    """What a training left: the pinned prompt set, or why there is none; `charged` image passes and text
-    passes, preparing included.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    ref: str | None
-    why: str | None = None
-    epochs: int = 0
-    charged: int = 0
-    text_passes: int = 0
-    seconds: float = 0.0
-
-
 def recall(run: Run) -> Made | None:
-    """What an equal run left, if that is still in its store. DataRefused for a file that holds something
-    else.
-    """
-    path = _path(run)
-    try:
-        made = Made.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise DataRefused(
-            "no record of a training.",
-            field=str(path),
-            help="Remove this file: the training will be looked up again.",
-        ) from error
-    if made.ref is not None:
+    """What an equal run left, if its store still has it. DataRefused for a file that holds something else."""
+    made = finished.recall(_path(run), Made, "record of a training", again="looked up")
+    if made is not None and made.ref is not None:
         try:
             PromptStore(run.settings.store, read_only=True).load(Ref.parse(made.ref), run.clip)
         except RobustClipError:
@@ -60,20 +29,18 @@ def recall(run: Run) -> Made | None:
 
 
 def make(run: Run, processes: Processes, *, progress: Progress, wait: bool = True) -> Made | None:
-    """Train, unless that was done. A run that collapsed is remembered as such: the same draws would lead
-    there again.
+    """Train, unless that was done. A collapse is remembered too: the same draws would lead to it again.
 
     None if another process is at an equal run and we don't `wait` for it.
     """
-    made = recall(run)
-    if made is not None:
-        return made
-    with claimed(_path(run), wait=wait) as ours:
-        made = recall(run)
-        if made is None and ours:
-            made = _trained(run, processes, progress)
-            write_atomically(_path(run), made.model_dump_json().encode() + b"\n")
-    return made
+    path = _path(run)
+    return finished.once(
+        path,
+        recall=lambda: recall(run),
+        make=lambda: _trained(run, processes, progress),
+        keep=lambda made: finished.keep(path, made.model_dump_json()),
+        wait=wait,
+    )
 
 
 def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
@@ -95,13 +62,13 @@ def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
 
 
 def digest_of(run: Run) -> str:
-    """Everything that the published set depends on, wherever it is published."""
+    """Digest of everything that the published set depends on, in any store."""
     return json_digest(_facts(run))
 
 
 def _path(run: Run) -> Path:
     facts = {**_facts(run), "store": str(run.settings.store.resolve())}
-    return run.settings.runs / "trained" / f"{json_digest(facts)[:16]}.json"
+    return finished.path_of(run.settings.runs / "trained", facts)
 
 
 def _facts(run: Run) -> dict[str, object]:

@@ -1,9 +1,7 @@
-"""Smoothed decisions about labelled pictures: how many are right, how many are certified and how far, and
-whether an attack refutes any certificate.
+"""Certificates of labelled pictures, and attacks on them; `command.py` reads options and prints.
 
-It computes; `command.py` reads options and prints, `attack.py` attacks. Noisy embeddings are kept in
-RUNS/noise, attacks and votes without them in RUNS/certified, a file each: a killed run goes on, and other
-prompt sets are certified from the same noise.
+Noisy embeddings are stored in RUNS/noise, attacks and direct votes in RUNS/certified, a file each: a killed
+run continues, and other prompt sets are certified from the same noise.
 """
 
 import itertools
@@ -12,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from robustclip.certificates.certify import (
@@ -25,24 +23,25 @@ from robustclip.certificates.certify import (
 )
 from robustclip.certificates.noise_cache import cached_features, noise_path, portion_for, question_of
 from robustclip.certificates.vote import VOTES_A_PASS, elect
-from robustclip.errors import DataRefused
-from robustclip.files import write_atomically
+from robustclip.deployed import deploy
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.served import Aim
-from robustclip.probing.victim import Victim
 from robustclip.scores.wrappers import guarded
 from robustclip.seeds import draw_seeds
-from robustclip.types import Cost, Progress, Score, price
+from robustclip.types import Cost, DeviceAccess, Progress, Score, price
+from training import finished
 from training.measuring.certified.attack import Assault, Attempt, assault_bill, attack_certificate
 from training.measuring.certified.subjects import SmoothedSubject
 from training.measuring.evaluation.cells import cell_path
 
-Kept = TypeVar("Kept", bound=BaseModel)
+M = TypeVar("M", bound=BaseModel)
 
 
 class Settled(NamedTuple):
-    """All that is known of one picture. `answer`: of a vote by the same `n`, None where it abstains; `same`:
-    whether both paths counted the same.
+    """The results for one picture.
+
+    `answer`: of a vote of the same `n` draws, None where it abstains; `same`: whether a direct vote, without
+    stored embeddings, gives the same certificate.
     """
 
     name: str
@@ -54,9 +53,7 @@ class Settled(NamedTuple):
 
 
 class Billed(NamedTuple):
-    """What a subject will take, in passes: at most, since only what is certified is attacked. `kept`: of so
-    many pictures the noise is there.
-    """
+    """The most passes that a subject will take; of `kept` pictures the noise is stored already."""
 
     subject: SmoothedSubject
     kept: int
@@ -70,7 +67,7 @@ class Billed(NamedTuple):
 
 
 def settle(subject: SmoothedSubject, *, progress: Progress) -> list[Settled]:
-    """Certify every picture, attack what is certified, and count some votes without the kept embeddings."""
+    """Certify every picture, attack the certified ones, and take some votes without stored embeddings."""
     question, total = subject.question, len(subject.indices)
     settled: list[Settled] = []
     for done, index in enumerate(subject.indices):
@@ -97,7 +94,7 @@ def settle(subject: SmoothedSubject, *, progress: Progress) -> list[Settled]:
 
 
 def billed(subjects: Sequence[SmoothedSubject]) -> list[Billed]:
-    """The bill of what is not there yet; noise that several subjects share is billed to the first."""
+    """The cost of what is missing; noise that several subjects share is billed to the first."""
     made: set[Path] = set()
     bills: list[Billed] = []
     for subject in subjects:
@@ -122,7 +119,7 @@ def billed(subjects: Sequence[SmoothedSubject]) -> list[Billed]:
 
 
 def _certified(subject: SmoothedSubject, index: int) -> Settled:
-    """From kept embeddings, which are made if they are not there."""
+    """From stored embeddings, which are made if they are missing."""
     pixels, options, root = subject.pixels(index), subject.options, subject.question.runs / "noise"
     key = subject.key(pixels)
     portion = portion_for(root, key, question_of(subject.asked, options.alpha))
@@ -163,28 +160,20 @@ def _attacked(subject: SmoothedSubject, index: int, certificate: Certificate) ->
 
 
 def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -> Score:
-    """Margins of single draws against the certified label; gradients pass the rule's chain in the way that
-    each link declares.
-    """
+    """Margins of single draws against the certified label; gradients pass each defense as it declares."""
     classifier = subject.classifier
-    victim = Victim(
+    victim = deploy(
         subject.clip,
-        subject.found.prompts.to(subject.clip.device),
-        subject.found.name,
+        subject.found.prompts,
         classifier.labels,
-        classifier.weights,
-        (subject.rule, *subject.chain),
-        classifier.encoder,
+        defense=(subject.rule, *subject.chain),
+        encoder=classifier.encoder,
+        name=subject.found.name,
+        text=lambda: classifier.weights,
     )
     aim = Aim(truth=classifier.labels.index(certificate.label))
-    attacker = Attacker(
-        victim,
-        aim,
-        "margin",
-        eot=1,
-        guard=partial(guarded, chunk_rows=VOTES_A_PASS),
-        share=lambda classifier: classifier,
-    )
+    access = DeviceAccess(guard=partial(guarded, chunk_rows=VOTES_A_PASS))
+    attacker = Attacker(victim, aim, "margin", eot=1, access=access)
     return attacker.score("adaptive", pixels[None], draw_seeds(subject.options.seed, 1))
 
 
@@ -210,9 +199,7 @@ def _direct_cell(subject: SmoothedSubject, pixels: Tensor) -> Path:
 
 
 def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> Path:
-    """Where an answer about a certificate is kept: named by all that the certificate and the answer depend
-    on.
-    """
+    """Where an answer about a certificate is: named by all that the certificate and the answer depend on."""
     decision = {
         "prompts": subject.found.prompts.digest(),
         "labels": list(subject.classifier.labels),
@@ -227,17 +214,13 @@ def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> 
     return cell_path(subject.question.runs / "certified", key)
 
 
-def _once(path: Path, model: type[Kept], make: Callable[[], Kept]) -> Kept:
-    """What is kept there, or else made and kept, whole or not at all. DataRefused for a file that holds
-    something else.
-    """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        made = make()
-    except (OSError, ValidationError) as error:
-        raise DataRefused(
-            "no answer about a certificate.", field=str(path), help="Remove this file: it will be made again."
-        ) from error
-    write_atomically(path, made.model_dump_json().encode() + b"\n")
-    return made
+def _once(path: Path, model: type[M], make: Callable[[], M]) -> M:
+    """The answer at `path`, or else a new one. DataRefused for a file that holds something else."""
+    answer = finished.once(
+        path,
+        recall=lambda: finished.recall(path, model, "answer about a certificate"),
+        make=make,
+        keep=lambda made: finished.keep(path, made.model_dump_json()),
+    )
+    assert answer is not None  # we wait for whoever is making it
+    return answer

@@ -1,7 +1,6 @@
-"""What was measured already, one file of one line a cell: a killed evaluation goes on after its last whole
-cell, in T3 after its last batch. A new question that contains old ones pays only for what is new.
+"""Measured cells, one file each: a killed evaluation continues after its last cell, in T3 after its batch.
 
-The file is named by a digest of everything that the numbers depend on; delete the folder at any time.
+A new question that contains old ones pays only for what is new.
 """
 
 import json
@@ -11,14 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
-from robustclip.digests import json_digest
-from robustclip.errors import DataRefused
-from robustclip.files import write_atomically
 from robustclip.measuring import Measured
 from robustclip.types import Cost
+from training import finished
 from training.threats.judging import AtLevel
 
 _FORMAT = 1  # raise it when the same key comes to mean other numbers
@@ -37,63 +34,53 @@ class _Line(BaseModel):
 
 
 def cell_path(folder: Path, key: Mapping[str, object]) -> Path:
-    """Where the cell of that key is kept: under the present version of the code."""
-    return folder / f"{json_digest({**key, 'format': _FORMAT, 'code': version('robustclip')})[:16]}.json"
+    """Where the cell of a key is, as this version of the code measures it."""
+    return finished.path_of(folder, {**key, "format": _FORMAT, "code": version("robustclip")})
 
 
-def keep(path: Path, key: Mapping[str, object], found: AtLevel) -> None:
+def keep(path: Path, key: Mapping[str, object], cell: AtLevel) -> None:
     """Write a cell, whole or not at all."""
-    measured = found.measured
+    measured = cell.measured
     line = {
         "key": key,
-        "attack": found.attack,
-        "fell_to": found.fell_to,
+        "attack": cell.attack,
+        "fell_to": cell.fell_to,
         "correct": _bits(measured.correct),
         "correct_8bit": _bits(measured.correct_8bit),
         **({} if measured.abstained is None else {"abstained": _bits(measured.abstained)}),
         "cost": measured.cost,
         "seconds": measured.seconds,
     }
-    write_atomically(path, (json.dumps(line) + "\n").encode())
+    finished.keep(path, json.dumps(line))
 
 
 def parts_of(path: Path) -> Path:
-    """The folder of what is done of a cell that takes long, until the whole of it is."""
+    """The folder for finished parts of a cell, as long as the whole is not finished."""
     return path.with_suffix("")
 
 
 def forget_parts(path: Path) -> None:
-    """They are of no use once the cell is kept."""
     shutil.rmtree(parts_of(path), ignore_errors=True)
 
 
 def forget(path: Path) -> None:
-    """The cell is measured again from its beginning."""
+    """Make sure that the cell is measured again from its beginning."""
     path.unlink(missing_ok=True)
     forget_parts(path)
 
 
 def recall(path: Path, pictures: int) -> AtLevel | None:
     """The cell, or None if it was never finished. DataRefused for a file that holds something else."""
-    try:
-        line = _Line.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    line = finished.recall(path, _Line, "cell of an evaluation", again="measured")
+    if line is None:
         return None
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise DataRefused(
-            "no cell of an evaluation.", field=str(path), help="Remove this file: it will be measured again."
-        ) from error
-    found = (line.correct, line.correct_8bit, *(() if line.abstained is None else (line.abstained,)))
-    if any(len(bits) != pictures for bits in found):
-        raise DataRefused(
-            f"expected {pictures} pictures, found {len(line.correct)}.",
-            field=str(path),
-            help="Remove this file: it will be measured again.",
-        )
-    silent = None if line.abstained is None else _tensor(line.abstained)
-    measured = Measured(
-        _tensor(line.correct), _tensor(line.correct_8bit), Cost(*line.cost), line.seconds, silent
-    )
+    columns = (line.correct, line.correct_8bit, line.abstained)
+    if any(len(bits) != pictures for bits in columns if bits is not None):
+        reason = f"expected {pictures} pictures, found {len(line.correct)}."
+        raise finished.unusable(path, reason, again="measured")
+    correct, correct_8bit = _tensor(line.correct), _tensor(line.correct_8bit)
+    abstained = None if line.abstained is None else _tensor(line.abstained)
+    measured = Measured(correct, correct_8bit, Cost(*line.cost), line.seconds, abstained)
     return AtLevel(measured, line.attack, line.fell_to)
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.foundry.pretraining.captions import Names
-from training.foundry.pretraining.corpus import Corpus
+from training.foundry.corpus import Corpus, Names, pixels_of
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +22,7 @@ def toys() -> Corpus:
     return Corpus(
         names=names,
         sets=("animals", "things"),
-        images=generator.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8),
+        pixels=pixels_of(generator.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)),
         teacher=generator.dirichlet(np.full(4, 0.3), 60).astype(np.float16),
         name=torch.where(source == 0, names.members["animals"][chosen], names.members["things"][chosen]),
         source=source,

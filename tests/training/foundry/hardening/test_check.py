@@ -5,18 +5,18 @@ import torch
 from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
+from training.foundry.corpus import Corpus
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.check import Checker
 from training.foundry.hardening.losses import TextHead
 from training.foundry.hardening.tower import ImageTower
-from training.foundry.pretraining.corpus import Corpus
 
 
 def test_clean_accuracy_is_among_the_names_of_the_own_data_set(tiny: Clip, toys: Corpus) -> None:
     checker, tower = prepared(tiny, toys)
     rows = torch.nonzero(toys.validation).squeeze(1)
     with torch.no_grad():
-        logits = checker.judge(tower(toys.pixels(rows)))
+        logits = checker.head(tower(toys.pixels(rows)))
     for index, name in enumerate(toys.sets):
         members, own = toys.names.members[name], toys.source[rows] == index
         hits = members[logits[own][:, members].argmax(dim=1)] == toys.name[rows][own]
@@ -35,5 +35,5 @@ def test_a_longer_attack_leaves_less_and_the_same_each_time(tiny: Clip, toys: Co
 
 def prepared(clip: Clip, toys: Corpus) -> tuple[Checker, ImageTower]:
     with torch.no_grad():
-        judge = TextHead(text_weights(clip, Prompts(), toys.names.texts), clip.logit_scale)
-    return Checker(toys, judge, pictures=10, seed=0), ImageTower(clip, bf16=False)
+        head = TextHead(text_weights(clip, Prompts(), toys.names.texts), clip.logit_scale)
+    return Checker(toys, head, pictures=10, seed=0), ImageTower(clip, bf16=False)

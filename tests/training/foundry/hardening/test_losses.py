@@ -15,7 +15,7 @@ from training.foundry.hardening.losses import (
     TextHead,
     losses,
 )
-from training.foundry.hardening.recipe import Recipe
+from training.foundry.hardening.recipe import HardeningRecipe
 
 SCALE = 30.0
 OWN = (0, 1, 2), (3, 4, 2)  # names of two data sets
@@ -32,12 +32,12 @@ class Random:
         ).unbind()
         self.source = [0, 1, 0, 1, 0, 1]
         self.name = torch.tensor([0, 3, 2, 2, 1, 4])
-        self.own = torch.tensor([[name in OWN[source] for name in range(5)] for source in self.source])
+        self.members = torch.tensor([[name in OWN[source] for name in range(5)] for source in self.source])
         self.opinion = torch.rand(6, 4, generator=generator).softmax(dim=1)
 
     def loss(self, preset: LossWeights, *, batch: int = 6) -> dict[str, Tensor]:
         seen = Embeddings(self.attacked, self.clean, self.original_attacked, self.original_clean)
-        targets = Targets(self.name, self.own, self.opinion)
+        targets = Targets(self.name, self.members, self.opinion)
         return losses(
             preset,
             seen,
@@ -112,7 +112,7 @@ def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
     drawn = Random()
     assert {
         name: term.item()
-        for name, term in drawn.loss(Recipe(objective="distilled", clean=0.3).preset).items()
+        for name, term in drawn.loss(HardeningRecipe(objective="distilled", clean=0.3).preset).items()
     } == {
         "attacked": pytest.approx(0.5 * drawn.cross_entropy(drawn.attacked, 0.05), rel=1e-4),
         "teacher": pytest.approx(0.5 * drawn.teaching(drawn.attacked), rel=1e-5),

@@ -5,11 +5,11 @@ import pytest
 from robustclip.errors import InvalidInput
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.losses import DISTILLED, FARE, PMG_AFT, TECOA
-from training.foundry.hardening.recipe import Recipe, read_recipe
+from training.foundry.hardening.recipe import HardeningRecipe, read_recipe
 
 
 def test_presets_go_by_their_names() -> None:
-    assert [Recipe(objective=name).preset for name in ("tecoa", "fare", "pmg-aft", "distilled")] == [
+    assert [HardeningRecipe(objective=name).preset for name in ("tecoa", "fare", "pmg-aft", "distilled")] == [
         TECOA,
         FARE,
         PMG_AFT,
@@ -18,11 +18,11 @@ def test_presets_go_by_their_names() -> None:
 
 
 def test_the_clean_weight_scales_both_halves_and_zero_attacks_every_picture() -> None:
-    preset = Recipe(clean=1.0).preset
+    preset = HardeningRecipe(clean=1.0).preset
     assert (preset.clean_label, preset.clean_teacher) == (0.5, 0.5)
-    assert Recipe(clean=1.0).untouched_a_block == 4
-    assert Recipe(clean=0.0).untouched_a_block == Recipe().untouched_a_block == 0
-    assert Recipe(objective="tecoa").untouched_a_block == 0
+    assert HardeningRecipe(clean=1.0).untouched_a_block == 4
+    assert HardeningRecipe(clean=0.0).untouched_a_block == HardeningRecipe().untouched_a_block == 0
+    assert HardeningRecipe(objective="tecoa").untouched_a_block == 0
 
 
 def test_a_papers_recipe_is_the_papers_and_gives_way_to_what_is_asked() -> None:
@@ -40,8 +40,8 @@ def test_a_papers_recipe_is_the_papers_and_gives_way_to_what_is_asked() -> None:
 
 
 def test_a_step_of_its_own_replaces_the_usual_one() -> None:
-    assert Recipe(step=1 / 255).strength == Strength(2.5 / 255, 1, 1 / 255)
-    assert Recipe(eps=2 / 255, steps=2).strength == Strength.of(2 / 255, 2)
+    assert HardeningRecipe(step=1 / 255).strength == Strength(2.5 / 255, 1, 1 / 255)
+    assert HardeningRecipe(eps=2 / 255, steps=2).strength == Strength.of(2 / 255, 2)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import torch
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, fingerprint_of
 from robustclip.types import Progress
-from training.foundry.hardening.recipe import Recipe
-from training.foundry.hardening.run import HardeningDiverged, HardeningRun
-from training.foundry.pretraining.corpus import Corpus
+from training.foundry.corpus import Corpus
+from training.foundry.hardening.recipe import HardeningRecipe
+from training.foundry.hardening.run import HardeningRun
+from training.foundry.run import TrainingDiverged
 from training.processes import Processes
 
-RECIPE = Recipe(
+RECIPE = HardeningRecipe(
     samples=128, batch=32, check_samples=64, check_pictures=4, rate=1e-4, bf16=False
 )  # four steps, checked after two and four
 
@@ -36,7 +37,7 @@ def kill_at(step: int) -> Progress:
 def start(tiny: Clip, toys: Corpus) -> Callable[..., HardeningRun]:
     def make(
         folder: Path,
-        recipe: Recipe = RECIPE,
+        recipe: HardeningRecipe = RECIPE,
         *,
         parts: int = 1,
         gap: float = 100.0,
@@ -160,7 +161,7 @@ def test_best_weights_that_were_removed_are_missed_by_name(
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start: Callable[..., HardeningRun], tmp_path: Path) -> None:
-    with pytest.raises(HardeningDiverged, match="not finite"):
+    with pytest.raises(TrainingDiverged, match="not finite"):
         start(tmp_path, RECIPE.model_copy(update={"rate": 1e30, "clip": 0.0})).finish()
 
 

@@ -13,17 +13,16 @@ from tuning import silent
 from robustclip.backbones import read_weights, write_weights
 from robustclip.errors import DataRefused, InvalidInput
 from robustclip.models.clip import Clip
+from training.foundry.augmentation import augment
+from training.foundry.corpus import TRAINING_SETS, Corpus, Names, build_corpus, cached_array, gather_names
 from training.foundry.pretraining.captions import (
     HELD_OUT_SYNONYMS,
     TEMPLATES,
-    Names,
     filler,
-    gather_names,
     synonyms,
     vocabulary,
     worded,
 )
-from training.foundry.pretraining.corpus import TRAINING_SETS, Corpus, augment, build_corpus, cached_array
 
 
 def test_names_that_data_sets_share_with_imagenet_are_one_name() -> None:

@@ -28,7 +28,7 @@ from training.processes import joined
 
 with joined("cpu") as processes:
     trainer(Path(sys.argv[1]), RECIPE.model_copy(update={"precision": "float32"}), \
-processes=processes).run_phases()
+processes=processes).finish()
 """
 
 
@@ -36,7 +36,7 @@ processes=processes).run_phases()
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run in float32."""
     run = tmp_path_factory.mktemp("alone")
-    trainer(run, EXACT).run_phases()
+    trainer(run, EXACT).finish()
     return run
 
 
@@ -50,7 +50,7 @@ def differences(run: Path, other: Path, fresh: Path) -> dict[str, float]:
     """How far apart each phase ended, in lengths of the way there."""
     begun = trainer(fresh)
     start = torch.cat(
-        [tensor.flatten() for part in (begun.model, begun.reading) for tensor in part.state_dict().values()]
+        [tensor.flatten() for part in (begun.network, begun.reading) for tensor in part.state_dict().values()]
     )
     ends = {phase: (weights(run, phase), weights(other, phase)) for phase in ROUNDING}
     return {phase: float((one - two).norm() / (one - start).norm()) for phase, (one, two) in ends.items()}
@@ -64,12 +64,12 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
     gradients: list[Tensor] = []
     for parts in (1, 3):
         subject = trainer(tmp_path, EXACT, processes=Processes(torch.device("cpu"), parts=parts))
-        subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
-        subject._optimizer(phase)  # pyright: ignore[reportPrivateUsage]
-        losses = subject._losses(phase, 0, 8)  # pyright: ignore[reportPrivateUsage]
+        subject.views = [subject.view(0)]
+        subject.begin(phase)
+        losses = subject.terms(phase, 0, 8)
         learning = [
             parameter
-            for parameter in (*subject.model.parameters(), *subject.reading.parameters())
+            for parameter in (*subject.network.parameters(), *subject.reading.parameters())
             if parameter.requires_grad
         ]
         found = torch.autograd.grad(torch.stack(list(losses.values())).sum(), learning)
@@ -80,7 +80,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
 
 @pytest.mark.slow
 def test_batches_in_parts_learn_what_whole_ones_learn(alone: Path, tmp_path: Path) -> None:
-    trainer(tmp_path / "parts", EXACT, processes=Processes(torch.device("cpu"), parts=3)).run_phases()
+    trainer(tmp_path / "parts", EXACT, processes=Processes(torch.device("cpu"), parts=3)).finish()
     found = differences(alone, tmp_path / "parts", tmp_path / "fresh")
     assert all(0 < found[phase] < limit for phase, limit in ROUNDING.items()), found
 
@@ -98,7 +98,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(alone: Path,
 def test_a_gpu_learns_what_a_cpu_learns(alone: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    trainer(tmp_path / "gpu", EXACT, processes=Processes(torch.device("cuda"), parts=2)).run_phases()
+    trainer(tmp_path / "gpu", EXACT, processes=Processes(torch.device("cuda"), parts=2)).finish()
     found = differences(alone, tmp_path / "gpu", tmp_path / "fresh")
     assert found["frozen"] < 0.05, found  # stem features are rounded by another device
 
@@ -107,8 +107,8 @@ def test_a_gpu_learns_what_a_cpu_learns(alone: Path, tmp_path: Path) -> None:
 def test_a_run_killed_in_each_phase_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.foundry.pretraining.run.CHECKPOINT_STEPS", 1)
-    whole = trainer(tmp_path / "whole").run_phases()
+    monkeypatch.setattr("training.foundry.run.Run.checkpoint_steps", 1)
+    whole = trainer(tmp_path / "whole").finish()
 
     def killer(phase: str) -> Progress:
         def kill(done: int, total: int, what: str) -> None:
@@ -119,19 +119,17 @@ def test_a_run_killed_in_each_phase_ends_with_the_same_weights(
 
     for phase in ("frozen", "joint", "broad"):
         with pytest.raises(KeyboardInterrupt):
-            trainer(tmp_path / "killed", progress=killer(phase)).run_phases()
-    assert trainer(tmp_path / "killed").run_phases().fingerprint == whole.fingerprint
+            trainer(tmp_path / "killed", progress=killer(phase)).finish()
+    assert trainer(tmp_path / "killed").finish().fingerprint == whole.fingerprint
 
 
 @pytest.mark.slow
 def test_another_recipe_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     one_phase = RECIPE.model_copy(update={"frozen_samples": 8, "joint_samples": 0, "broad_samples": 0})
-    trainer(tmp_path / "run", one_phase).run_phases()
+    trainer(tmp_path / "run", one_phase).finish()
     with pytest.raises(InvalidInput, match="another rate"):
-        trainer(tmp_path / "run", one_phase.model_copy(update={"rate": 1e-4})).run_phases()
-    trainer(
-        tmp_path / "run", one_phase.model_copy(update={"joint_rate": 1e-4, "joint_samples": 4})
-    ).run_phases()
+        trainer(tmp_path / "run", one_phase.model_copy(update={"rate": 1e-4})).finish()
+    trainer(tmp_path / "run", one_phase.model_copy(update={"joint_rate": 1e-4, "joint_samples": 4})).finish()
 
 
 @pytest.mark.slow
@@ -142,8 +140,8 @@ def test_training_lowers_every_loss(tmp_path: Path) -> None:
             update={"frozen_samples": 8 * 40, "joint_samples": 0, "broad_samples": 0, "filler_share": 0.0}
         ),
     )
-    subject.views = [subject._view(0)]  # pyright: ignore[reportPrivateUsage]
-    before = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
-    subject.run_phases()
-    after = {name: loss.item() for name, loss in subject._losses("frozen", 0, 8).items()}  # pyright: ignore[reportPrivateUsage]
+    subject.views = [subject.view(0)]
+    before = {name: loss.item() for name, loss in subject.terms("frozen", 0, 8).items()}
+    subject.finish()
+    after = {name: loss.item() for name, loss in subject.terms("frozen", 0, 8).items()}
     assert all(after[name] < before[name] for name in before), (before, after)

@@ -11,10 +11,9 @@ from tuning import silent
 from robustclip.models.clip import Clip
 from robustclip.purifiers import NetworkKind
 from robustclip.types import Progress
-from training.foundry.pretraining.captions import Names
-from training.foundry.pretraining.corpus import Corpus
-from training.foundry.purifying.exam import kept_back
-from training.foundry.purifying.recipe import Recipe, read_recipe
+from training.foundry.corpus import Corpus, Names, pixels_of
+from training.foundry.purifying.exam import held_out
+from training.foundry.purifying.recipe import PurifyingRecipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
 from training.processes import ALONE, Processes
 
@@ -25,10 +24,10 @@ SMALL: dict[NetworkKind, dict[str, object]] = {
 
 
 @pytest.fixture(scope="session")
-def recipe_of() -> Callable[..., Recipe]:
+def recipe_of() -> Callable[..., PurifyingRecipe]:
     """Four steps of 32 pictures, checked after two and four."""
 
-    def make(kind: NetworkKind, **options: object) -> Recipe:
+    def make(kind: NetworkKind, **options: object) -> PurifyingRecipe:
         short = {
             "samples": 128,
             "batch": 32,
@@ -71,7 +70,7 @@ def drawings() -> Corpus:
     return Corpus(
         names,
         ("toys",),
-        waves(160),
+        pixels_of(waves(160)),
         None,
         name,
         torch.zeros(160, dtype=torch.int64),
@@ -82,9 +81,9 @@ def drawings() -> Corpus:
 @pytest.fixture
 def start(tiny: Clip, drawings: Corpus) -> Callable[..., PurifyingRun]:
     def make(
-        folder: Path, recipe: Recipe, *, processes: Processes = ALONE, progress: Progress = silent
+        folder: Path, recipe: PurifyingRecipe, *, processes: Processes = ALONE, progress: Progress = silent
     ) -> PurifyingRun:
-        exam = kept_back(drawings, tiny, recipe.check_pictures, recipe.seed)
+        exam = held_out(drawings, tiny, recipe.check_pictures, recipe.seed)
         return PurifyingRun(drawings, exam, recipe, folder=folder, processes=processes, progress=progress)
 
     return make

@@ -7,14 +7,14 @@ from robustclip.models.clip import Clip
 from robustclip.purifiers import build_network
 from robustclip.purifiers.denoiser import DenoiserShape
 from robustclip.purifiers.super_resolver import SuperResolverShape
-from training.foundry.pretraining.corpus import Corpus
-from training.foundry.purifying.exam import Reading, examine, kept_back, shortcomings
+from training.foundry.corpus import Corpus
+from training.foundry.purifying.exam import Reading, examine, held_out, shortcomings
 
 
 def test_untrained_networks_are_no_better_than_nothing_and_are_said_to_be(
     tiny: Clip, drawings: Corpus
 ) -> None:
-    exam = kept_back(drawings, tiny, 8, seed=0)
+    exam = held_out(drawings, tiny, 8, seed=0)
     enlarging = examine(build_network(SuperResolverShape(width=8, blocks=0)), exam)
     assert enlarging["network"] == enlarging["bicubic"]
     assert enlarging["untouched"].psnr is None
@@ -25,10 +25,10 @@ def test_untrained_networks_are_no_better_than_nothing_and_are_said_to_be(
     assert len(shortcomings(silent)) == 4
 
 
-def test_pictures_of_the_exam_were_kept_back_and_are_the_same_for_every_look(
+def test_pictures_of_the_exam_were_held_out_and_are_the_same_for_every_look(
     tiny: Clip, drawings: Corpus
 ) -> None:
-    first, second = (kept_back(drawings, tiny, 8, seed=3) for _ in range(2))
+    first, second = (held_out(drawings, tiny, 8, seed=3) for _ in range(2))
     looked_at = first.pixels(torch.arange(8))
     assert torch.equal(looked_at, second.pixels(torch.arange(8)))
     allowed = drawings.pixels(drawings.validation.nonzero().flatten())

@@ -12,12 +12,13 @@ import torch
 from robustclip.errors import InvalidInput
 from robustclip.purifiers import NetworkKind
 from robustclip.types import Progress
-from training.foundry.purifying.recipe import Recipe, read_recipe
-from training.foundry.purifying.run import PurifyingDiverged, PurifyingRun
+from training.foundry.purifying.recipe import PurifyingRecipe, read_recipe
+from training.foundry.purifying.run import PurifyingRun
+from training.foundry.run import TrainingDiverged
 from training.processes import Processes
 
 Start = Callable[..., PurifyingRun]
-RecipeOf = Callable[..., Recipe]
+RecipeOf = Callable[..., PurifyingRecipe]
 KINDS: tuple[NetworkKind, ...] = ("super_resolver", "denoiser")
 
 
@@ -97,7 +98,7 @@ def test_a_folder_of_other_options_is_refused_by_name(
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start: Start, recipe_of: RecipeOf, tmp_path: Path) -> None:
-    with pytest.raises(PurifyingDiverged, match="not finite"):
+    with pytest.raises(TrainingDiverged, match="not finite"):
         start(tmp_path, recipe_of("denoiser", rate=1e30, clip=0)).finish()
 
 

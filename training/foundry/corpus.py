@@ -1,0 +1,255 @@
+"""Labelled pictures to learn from: pretraining's four data sets, decoded into a cache, or any other folder.
+
+An array in the cache is memory-mapped and whole or absent, so that a killed run does not find half of one.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustclip.errors import InvalidInput
+from robustclip.files import replacing, write_atomically
+from robustclip.models.vocabulary import imagenet_names
+from robustclip.types import Pixels, Progress
+from training.data.classes import imagenet_words
+from training.data.folders import load_data
+from training.data.labelled import LabelledImages
+from training.data.sampling import TRAIN, balanced_subset, carve_validation
+from training.teachers import TEACHER_SIZE, picture_teacher
+
+TRAINING_SETS = ("tiny-imagenet-200", "cifar-10", "caltech-101", "clothing-small")
+HELD_OUT_SET, HELD_OUT_EVERY = "tiny-imagenet-200", 10  # every tenth class of it is never trained on
+CORPUS_SEED = 0  # the default of pretraining, so that the same pictures are held out
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Names:
+    """All names of the pictures and of the teacher. `members[set]` [labels] indexes into `texts`.
+
+    The first 1000 are ImageNet's, in the teacher's order.
+    """
+
+    texts: tuple[str, ...]
+    members: dict[str, Tensor]
+
+
+def gather_names(label_sets: Mapping[str, tuple[str, ...]]) -> Names:
+    """ImageNet's 1000 names, then new ones of the data sets. Equal texts are one name."""
+    texts = list(imagenet_names())
+    members = {"imagenet": torch.arange(len(texts))}
+    position = _positions(texts)
+    for data_set, labels in label_sets.items():
+        for label in labels:
+            if label not in position:
+                position[label] = len(texts)
+                texts.append(label)
+        members[data_set] = torch.tensor([position[label] for label in labels])
+    return Names(tuple(texts), members)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """n pictures. `name` [n] indexes `names.texts`, `source` [n] indexes `sets`, `validation` [n] is bool.
+
+    `pixels` gives [B, 3, S, S] float32 in [0, 1] of B rows. `teacher`: [n, 1000] float16 probabilities, or
+    None.
+    """
+
+    names: Names
+    sets: tuple[str, ...]
+    pixels: Callable[[Tensor], Pixels]
+    teacher: Any
+    name: Tensor
+    source: Tensor
+    validation: Tensor
+
+    def members_of(self, rows: Tensor) -> Tensor:
+        """[B, names] bool: the names of each picture's data set."""
+        every = torch.arange(len(self.names.texts))
+        table = torch.stack([torch.isin(every, self.names.members[name]) for name in self.sets])
+        return table[self.source[rows]]
+
+
+def open_corpus(
+    root: Path,
+    cache: Path,
+    *,
+    size: int,
+    limit: int = 0,
+    workers: int = 0,
+    taught: bool = True,
+    progress: Progress,
+) -> Corpus:
+    """Pretraining's data sets if `root` holds one of them, else the split `train` of that data set.
+
+    Pretraining's are decoded once, into the cache of `robustclip pretrain`. The same pictures are held out
+    and the same classes are left out. `taught`: with the teacher's opinion.
+    """
+    if any((root / name).is_dir() for name in TRAINING_SETS):
+        teacher = picture_teacher if taught else None
+        return build_corpus(
+            root,
+            cache,
+            size=size,
+            teacher=teacher,
+            seed=CORPUS_SEED,
+            limit=limit,
+            option="--cache",
+            progress=progress,
+        )
+    data = load_data(root, TRAIN)
+    chosen = data.subset(balanced_subset(data, limit, CORPUS_SEED), TRAIN) if limit else data
+    return folder_corpus(chosen, size, workers=workers)
+
+
+def folder_corpus(data: LabelledImages, size: int, *, workers: int = 0) -> Corpus:
+    """One data set, decoded on request by `workers` threads; without a teacher.
+
+    Holds out the tenth of each class that `train` does. Folders such as n01440764 get ImageNet's names.
+    """
+
+    def pixels(rows: Tensor) -> Pixels:
+        if not workers:
+            return data.pixels(rows, size)
+        with ThreadPoolExecutor(workers) as pool:  # decoding and resizing release Python's lock
+            return torch.cat(list(pool.map(data.pixels, rows.split(1), itertools.repeat(size))))
+
+    key = data.folder.name
+    names = gather_names({key: imagenet_words(data.labels)})
+    validation = torch.zeros(len(data), dtype=torch.bool)
+    validation[carve_validation(data)[1]] = True
+    name, source = names.members[key][data.targets], torch.zeros_like(data.targets)
+    return Corpus(names, (key,), pixels, None, name, source, validation)
+
+
+def build_corpus(
+    root: Path,
+    cache: Path,
+    *,
+    size: int,
+    teacher: Callable[[], nn.Module] | None,
+    seed: int,
+    limit: int = 0,
+    option: str = "--run",
+    progress: Progress,
+) -> Corpus:
+    """Decode the train files under `root`, and ask the teacher if there is one. `limit` > 0: pictures a set.
+
+    DataRefused if one of the four data sets is missing; InvalidInput, which names the `option` that chose the
+    cache, if that was made from other pictures.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    sets = {name: load_data(root / name, "train") for name in TRAINING_SETS}
+    _claim(cache / f"corpus-{size}-{limit}.json", {name: data.digest for name, data in sets.items()}, option)
+    names = gather_names({name: _trained_labels(name, data) for name, data in sets.items()})
+    rows = {name: _trained_rows(name, data, limit) for name, data in sets.items()}
+    count = sum(len(kept) for kept in rows.values())
+
+    def decode() -> Iterator[Any]:
+        for name, data in sets.items():
+            for chunk in rows[name].split(_CHUNK):
+                yield (data.pixels(chunk, size) * 255).round().to(torch.uint8).numpy()
+
+    shape = (count, 3, size, size)
+    images = cached_array(
+        cache / f"images-{size}-{limit}.npy", shape, np.uint8, decode, progress, "decoding pictures"
+    )
+    opinion = None
+    if teacher is not None:
+        shape, path = (count, 1000), cache / f"teacher-{limit}.npy"
+        opinion = cached_array(
+            path, shape, np.float16, lambda: _opinions(images, teacher), progress, "asking the teacher"
+        )
+    position = _positions(names.texts)
+    name = torch.tensor(
+        [position[data.labels[t]] for key, data in sets.items() for t in data.targets[rows[key]].tolist()]
+    )
+    source = torch.cat([torch.full((len(rows[key]),), index) for index, key in enumerate(sets)])
+    validation = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.02
+    return Corpus(names, tuple(sets), pixels_of(images), opinion, name, source, validation)
+
+
+def pixels_of(images: Any) -> Callable[[Tensor], Pixels]:
+    """The pixels of rows of an array [n, 3, S, S] of uint8."""
+    return lambda rows: torch.from_numpy(images[rows.numpy()]).float() / 255
+
+
+def cached_array(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: Any,
+    chunks: Callable[[], Iterable[Any]],
+    progress: Progress,
+    what: str,
+) -> Any:
+    """The array at `path`, memory-mapped; if it is missing it is made from `chunks`, its rows in order."""
+    if not path.exists():
+        with replacing(path) as partial:
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+            done = 0
+            for chunk in chunks():
+                array[done : done + len(chunk)] = chunk
+                done += len(chunk)
+                progress(done, shape[0], what)
+            array.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def _opinions(images: Any, teacher: Callable[[], nn.Module]) -> Iterator[Any]:
+    """[<= 256, 1000] float16 at a time."""
+    network = teacher().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for start in range(0, len(images), _CHUNK):
+        pixels = torch.from_numpy(np.array(images[start : start + _CHUNK])).float() / 255
+        size = (TEACHER_SIZE, TEACHER_SIZE)
+        large = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            logits = network(large.to(memory_format=torch.channels_last))
+        yield logits.float().softmax(dim=1).half().numpy()
+
+
+def _claim(path: Path, digests: dict[str, str], option: str) -> None:
+    """Write which pictures a cache is made from. InvalidInput if it is made from others."""
+    if not path.exists():
+        write_atomically(path, json.dumps(digests, indent=2).encode())
+    elif changed := [
+        name for name, digest in json.loads(path.read_text()).items() if digests.get(name) != digest
+    ]:
+        raise InvalidInput(
+            f"{path.parent} was made from other pictures of {', '.join(changed)}.",
+            field=option,
+            help=f"Use another {option}, or delete that cache.",
+        )
+
+
+def _trained_rows(name: str, data: LabelledImages, limit: int) -> Tensor:
+    targets = torch.as_tensor(data.targets)
+    rows = torch.arange(len(targets))
+    if name == HELD_OUT_SET:
+        rows = rows[targets % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
+    if limit:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        rows = rows[order[:limit]].sort().values
+    return rows
+
+
+def _trained_labels(name: str, data: LabelledImages) -> tuple[str, ...]:
+    return tuple(
+        label
+        for index, label in enumerate(data.labels)
+        if name != HELD_OUT_SET or index % HELD_OUT_EVERY != HELD_OUT_EVERY - 1
+    )
+
+
+def _positions(texts: Iterable[str]) -> dict[str, int]:
+    """The first place of each text: ImageNet repeats a few names."""
+    return {text: index for index, text in reversed(list(enumerate(texts)))}
