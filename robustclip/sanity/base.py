@@ -118,7 +118,7 @@ DIRECTIONS = 16
 NOISY_COPIES = 8
 QUERIES = 64
 DRAWS = 5
-MATES = 7
+MATES = 3
 DOUBTS = 16  # fresh draws of a randomized defense on which what a check found must hold
 
 CLIMB = Cost(CLIMB_STEPS + 1, CLIMB_STEPS)
@@ -236,7 +236,7 @@ M12 = Symptom(
     threshold=1e-3,
     sentence="change of a logit when the picture has batch mates",
     advice="Judge each picture alone, and take the defense's batch statistics away.",
-    cost=Cost(1 + MATES),
+    cost=Cost(2 * (1 + MATES)),
 )
 M13 = Symptom(
     id="M13",
