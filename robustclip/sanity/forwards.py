@@ -15,7 +15,7 @@ from robustclip.sanity.base import DRAWS, M9, M10, M11, M12, MATES, Diagnostic
 from robustclip.seeds import derive, row_uniform
 from robustclip.types import Classifier, Logits, Pixels, Seeds
 
-ROUNDED = 0.1  # of a logit; `counterattack` on `tiny` moved by 0.014 at most in 100 decisions, most by 0.00001
+ROUNDED = 0.1  # of a logit; `counterattack` on `tiny` moved by 0.014 at most in 100 decisions
 
 
 def randomness(
