@@ -1,5 +1,6 @@
-"""Prompt sets to bytes and back. Reading trusts nothing: every refusal of FORMAT.md is decided here, before a
-tensor reaches a tower.
+"""Prompt sets to bytes and back. Reading trusts nothing: it decides every refusal of FORMAT.md.
+
+No tensor reaches a tower before.
 """
 
 import json
@@ -24,7 +25,7 @@ _DIMENSIONS = {"text_context": (3, 4), "visual_context": (3,)}
 
 
 def encode(prompt_set: PromptSet) -> bytes:
-    """One safetensors file. Raises PromptSetRefused rather than write what `decode` would refuse."""
+    """One safetensors file. Raises PromptSetRefused for a set that `decode` would refuse."""
     tensors = dict(prompt_set.tensors())
     for name, tensor in tensors.items():
         _check_finite(name, tensor)
@@ -36,10 +37,9 @@ def encode(prompt_set: PromptSet) -> bytes:
 
 
 def decode(data: bytes, *, clip: Clip | None) -> PromptSet:
-    """The prompt set in a file's bytes, on the CPU. With a CLIP, its fingerprint and its towers' shapes must
-    fit too.
+    """The prompt set in a file's bytes, on the CPU; `reason` of a PromptSetRefused is a code of FORMAT.md.
 
-    Raises PromptSetRefused; `reason` is a code of FORMAT.md.
+    With a CLIP, its fingerprint and its towers' shapes must fit, too.
     """
     if len(data) > MAX_BYTES:
         raise too_large(len(data))
@@ -64,8 +64,9 @@ def decode(data: bytes, *, clip: Clip | None) -> PromptSet:
 
 
 def decode_manifest(data: bytes) -> PromptManifest:
-    """The manifest alone: enough to list a set. PromptSetRefused for `not-safetensors`, `format-version`,
-    `bad-name`, `manifest-invalid`.
+    """The manifest alone, enough to list a set.
+
+    PromptSetRefused for `not-safetensors`, `format-version`, `bad-name`, `manifest-invalid`.
     """
     metadata = _header(data).get("__metadata__")
     if not isinstance(metadata, dict) or list(cast(dict[str, Any], metadata)) != ["manifest"]:
@@ -104,13 +105,10 @@ def decode_manifest(data: bytes) -> PromptManifest:
 
 def foreign(manifest: PromptManifest, fingerprint: str, arch: str | None = None) -> PromptSetRefused:
     """The refusal of a set that was learned on another CLIP."""
-    learned = manifest.clip
-    found = (
-        "any CLIP" if learned is None else f"{learned.arch} {learned.pretrained} ({learned.fingerprint[:8]})"
-    )
-    expected = f"{arch or 'a CLIP'} ({fingerprint[:8]})"
+    clip = manifest.clip
+    name = "any CLIP" if clip is None else f"{clip.arch} {clip.pretrained} ({clip.fingerprint[:8]})"
     return PromptSetRefused(
-        f"expected a set for {expected}, found one for {found}.",
+        f"expected a set for {arch or 'a CLIP'} ({fingerprint[:8]}), found one for {name}.",
         reason="foreign-fingerprint",
         field="prompt_set",
         help="Train it on this CLIP.",
@@ -123,7 +121,7 @@ def too_large(size: int) -> PromptSetRefused:
 
 
 def _header(data: bytes) -> dict[str, Any]:
-    """The JSON header, bounded before it is parsed."""
+    """The JSON header; its size is checked before it is parsed."""
     if len(data) < 8:
         raise _not_safetensors(f"{len(data)} bytes are too few")
     (size,) = struct.unpack("<Q", data[:8])

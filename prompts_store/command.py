@@ -1,20 +1,17 @@
-"""`robustclip prompts`: look into a store and move its pointers. A running service follows within a
-second.
-"""
+"""`robustclip prompts`: look into a store and move its pointers, which a running service follows."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompts_store.printing import facts, measured, print_answer, print_json, print_table, text
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
-    from prompts_store.shelf import StoredVersion
     from prompts_store.store import PromptStore
     from robustclip.models.clip import Clip
 
@@ -41,7 +38,7 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """List, show, explain, copy, activate, roll back, verify and prune prompt sets.
 
-    Returns 0, or 1 when `verify` found something; raises RobustClipError for what the user can cure.
+    Returns 0, or 1 if `verify` found something; raises RobustClipError for a user's error.
     """
     arguments = _parser().parse_args(argv)
     return arguments.run(arguments)
@@ -56,11 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--store",
-        metavar="PATH",
-        help=f"the store's folder (default: ${_ENVIRONMENT}, else ./{DEFAULT_STORE})",
-    )
+    where = f"the store's folder (default: ${_ENVIRONMENT}, else ./{DEFAULT_STORE})"
+    shared.add_argument("--store", metavar="PATH", help=where)
     shared.add_argument(
         "--backbone",
         default=DEFAULT_BACKBONE,
@@ -81,13 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     command("list", _list, "all prompt sets with their versions, newest first")
-    command("show", _show, "everything about one prompt set").add_argument(
-        "ref", metavar="NAME[@VERSION]", help="the active version if none is named"
-    )
+    show = command("show", _show, "everything about one prompt set")
     copy = command(
         "copy", _copy, "publish a version under another name, or in another store, with its report"
     )
-    copy.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
     copy.add_argument("--name", help="of the copy (default: the same)")
     copy.add_argument(
         "--to",
@@ -120,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         _explain,
         "what a prompt set learned: the words nearest to its vectors, their lengths, what became of labels",
     )
-    explain.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
+    for reader in (show, copy, explain):
+        reader.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
     explain.add_argument(
         "--labels", metavar="A,B", help="labels to look at (default: those it was trained on)"
     )
@@ -139,30 +131,21 @@ def _list(arguments: argparse.Namespace) -> int:
     store, clip = _store(arguments, reading=True), _clip(arguments)
     versions = [stored for name in store.names() for stored in store.versions(name, clip.fingerprint)]
     if arguments.json:
-        _print_json(
-            {
-                "store": str(store.root),
-                "backbone": clip.arch,
-                "fingerprint": clip.fingerprint,
-                "versions": [_facts(one) for one in versions],
-            }
-        )
+        about = {"store": str(store.root), "backbone": clip.arch, "fingerprint": clip.fingerprint}
+        print_json(about | {"versions": [facts(stored) for stored in versions]})
         return 0
+    heads = ("prompt set", "version", "state", "created", "measured")
     rows = [
         (
-            one.ref.name,
-            one.ref.version,
-            one.reason or one.state,
-            f"{one.created_at:%Y-%m-%d}" if one.created_at else "",
-            _measured(one),
+            stored.ref.name,
+            stored.ref.version,
+            stored.reason or stored.state,
+            f"{stored.created_at:%Y-%m-%d}" if stored.created_at else "",
+            measured(stored),
         )
-        for one in versions
+        for stored in versions
     ]
-    _print_table(
-        ("prompt set", "version", "state", "created", "measured"),
-        rows,
-        f"{store.root} for {clip.arch} ({clip.fingerprint[:8]})",
-    )
+    print_table(heads, rows, f"{store.root} for {clip.arch} ({clip.fingerprint[:8]})")
     return 0
 
 
@@ -173,31 +156,24 @@ def _show(arguments: argparse.Namespace) -> int:
     store, clip = _store(arguments, reading=True), _clip(arguments)
     ref = Ref.parse(arguments.ref)
     versions = store.versions(ref.name, clip.fingerprint)
-    wanted = [
-        one for one in versions if (one.ref.version == ref.version if ref.pinned else one.state == "active")
-    ]
-    if not wanted:
+    for stored in versions:
+        if stored.ref.version == ref.version if ref.pinned else stored.state == "active":
+            break
+    else:
         raise UnknownVersion(
             f"there is no {ref}.",
             field="NAME",
-            help=f"Versions: {', '.join(one.ref.version for one in versions)}.",
+            help=f"Versions: {', '.join(stored.ref.version for stored in versions)}.",
         )
-    facts = _facts(wanted[0])
+    shown = facts(stored)
     if arguments.json:
-        _print_json(facts)
-    else:
-        manifest = facts.pop("manifest") or {}
-        labels = manifest.pop("labels", [])
-        facts |= manifest | (
-            {"labels": f"{len(labels)}: {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"}
-            if labels
-            else {}
-        )
-        _print_table(
-            ("", ""),
-            [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [], {})],
-            str(wanted[0].ref),
-        )
+        print_json(shown)
+        return 0
+    shown |= shown.pop("manifest") or {}
+    if labels := shown.pop("labels", []):
+        shown["labels"] = f"{len(labels)}: {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"
+    rows = [(key, text(value)) for key, value in shown.items() if value not in (None, "", [], {})]
+    print_table(("", ""), rows, str(stored.ref))
     return 0
 
 
@@ -220,11 +196,12 @@ def _copy(arguments: argparse.Namespace) -> int:
     )
     active = target.active(clip.fingerprint).get(ref.name) == ref
     added = len(target.load(ref, clip).manifest.results) - len(original.manifest.results)
-    if arguments.json:
-        _print_json({"ref": str(ref), "store": str(target.root), "active": active, "results_added": added})
-    else:
-        gained = "" if arguments.results is None else f" with {added} more results"
-        print(f"published {ref} in {target.root}{gained}{', active' if active else ''}")
+    gained = "" if arguments.results is None else f" with {added} more results"
+    print_answer(
+        {"ref": str(ref), "store": str(target.root), "active": active, "results_added": added},
+        f"published {ref} in {target.root}{gained}{', active' if active else ''}",
+        as_json=arguments.json,
+    )
     return 0
 
 
@@ -243,25 +220,23 @@ def _rollback(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     store, clip = _store(arguments, reading=True), _clip(arguments)
     findings = store.verify(clip)
-    if arguments.json:
-        _print_json({"store": str(store.root), "findings": [vars(finding) for finding in findings]})
-    elif findings:
-        _print_table(
-            ("file", "reason", "message"),
-            [(one.path, one.reason, one.message) for one in findings],
-            str(store.root),
-        )
+    if findings and not arguments.json:
+        rows = [(finding.path, finding.reason, finding.message) for finding in findings]
+        print_table(("file", "reason", "message"), rows, str(store.root))
     else:
-        print(f"{store.root}: everything can be served")
+        data = {"store": str(store.root), "findings": [vars(finding) for finding in findings]}
+        print_answer(data, f"{store.root}: everything can be served", as_json=arguments.json)
     return _FINDINGS if findings else 0
 
 
 def _prune(arguments: argparse.Namespace) -> int:
     removed = _store(arguments).prune(arguments.name, _clip(arguments).fingerprint, keep=arguments.keep)
-    if arguments.json:
-        _print_json({"removed": [str(ref) for ref in removed]})
-    else:
-        print(f"removed {', '.join(map(str, removed))}" if removed else "nothing to remove")
+    refs = [str(ref) for ref in removed]
+    print_answer(
+        {"removed": refs},
+        f"removed {', '.join(refs)}" if refs else "nothing to remove",
+        as_json=arguments.json,
+    )
     return 0
 
 
@@ -269,41 +244,38 @@ def _explain(arguments: argparse.Namespace) -> int:
     from robustclip.models.explanation import explain
 
     store, clip = _store(arguments, reading=True), _clip(arguments)
-    labels = (
-        [label.strip() for label in arguments.labels.split(",")] if arguments.labels is not None else None
-    )
-    loaded = store.load(arguments.ref, clip)
-    learned_on = loaded.manifest.labels
-    found = explain(
+    labels = None if arguments.labels is None else [label.strip() for label in arguments.labels.split(",")]
+    prompt_set = store.load(arguments.ref, clip)
+    explanation = explain(
         clip,
-        loaded.prompts,
-        name=str(loaded.ref),
-        learned_on=learned_on,
+        prompt_set.prompts,
+        name=str(prompt_set.ref),
+        learned_on=prompt_set.manifest.labels,
         labels=labels,
         words=arguments.words,
     )
     if arguments.json:
-        _print_json(found.model_dump(mode="json"))
-    else:
-        for heads, rows, title in found.tables(every=arguments.all):
-            _print_table(heads, rows, title, folded=2)
-        for sentence in found.summary():
-            print(sentence)
+        print_json(explanation.model_dump(mode="json"))
+        return 0
+    for heads, rows, title in explanation.tables(every=arguments.all):
+        print_table(heads, rows, title, folded=2)
+    for sentence in explanation.summary():
+        print(sentence)
     return 0
 
 
 def _report_pointer(arguments: argparse.Namespace, store: "PromptStore", clip: "Clip", name: str) -> int:
-    pointer = store.pointer(name, clip.fingerprint)
-    active, previous = pointer or (None, None)
-    if arguments.json:
-        _print_json({"name": name, "active": active, "previous": previous})
-    else:
-        print(f"{name}@{active} is active" + (f", before it {previous}" if previous else ""))
+    active, previous = store.pointer(name, clip.fingerprint) or (None, None)
+    print_answer(
+        {"name": name, "active": active, "previous": previous},
+        f"{name}@{active} is active" + (f", before it {previous}" if previous else ""),
+        as_json=arguments.json,
+    )
     return 0
 
 
 def _store(arguments: argparse.Namespace, *, reading: bool = False) -> "PromptStore":
-    """The store that was asked for. Reading where none was made yet shows the sets that ship, and says so."""
+    """The store to use. Reading before any store exists shows the sets that ship, and says so."""
     from prompts_store.store import SHIPPED, PromptStore
 
     chosen = arguments.store or os.environ.get(_ENVIRONMENT)
@@ -324,54 +296,3 @@ def _clip(arguments: argparse.Namespace) -> "Clip":
     from robustclip.models.clip import load_clip
 
     return load_clip(arguments.backbone, arguments.pretrained)
-
-
-def _facts(stored: "StoredVersion") -> dict[str, Any]:
-    return {
-        "ref": str(stored.ref),
-        "name": stored.ref.name,
-        "version": stored.ref.version,
-        "state": stored.state,
-        "reason": stored.reason,
-        "message": stored.message,
-        "bytes": stored.bytes,
-        "tensors": dict(stored.shapes),
-        "created_at": stored.created_at.isoformat() if stored.created_at else None,
-        "manifest": stored.manifest.model_dump(mode="json") if stored.manifest else None,
-    }
-
-
-def _measured(stored: "StoredVersion") -> str:
-    """Accuracies on test pictures; on others with their split."""
-    results = stored.manifest.results if stored.manifest else ()
-    return ", ".join(
-        f"{one.data}{'' if one.split == 'test' else f' {one.split}'} "
-        f"{one.threat}{'' if one.eps == '0' else f' {one.eps}'} {100 * one.accuracy:.1f} %"
-        for one in results
-    )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(
-    heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str, *, folded: int = 1
-) -> None:
-    """`folded`: how many of the last columns go on in the next line where the terminal is narrow."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left", show_header=any(heads))
-    for index, head in enumerate(heads):
-        table.add_column(
-            head, no_wrap=index < len(heads) - folded, overflow="fold"
-        )  # names and versions are copied from here
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -15,14 +15,14 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step, and clear away what killed writers left. Call it under `writing`."""
-    for leftover in path.parent.glob(f".*{PARTIAL}"):  # whoever holds the lock has no other
+    """Put `data` at `path` in one step, and remove what killed writers left. Call it under `writing`."""
+    for leftover in path.parent.glob(f".*{PARTIAL}"):  # under the lock no other writer is at work
         leftover.unlink()
     write_atomically(path, data)
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a plain file, at most `max_bytes`, whatever happens to it meanwhile.
+    """The bytes of a plain file, at most `max_bytes`, even if it changes meanwhile.
 
     Raises FileNotFoundError, or PromptSetRefused: `not-a-file` for links, folders and devices, `unreadable`,
     and `too-large` before anything is read.
@@ -34,11 +34,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _unreadable(
-            path,
-            "not-a-file" if error.errno == errno.ELOOP else "unreadable",
-            f"can't be read: {error.strerror}",
-        ) from error
+        reason = "not-a-file" if error.errno == errno.ELOOP else "unreadable"
+        raise _unreadable(path, reason, f"can't be read: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -59,8 +56,9 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Generator[None]:
-    """Hold the store's writer lock; the kernel frees it when a process dies. StoreReadOnly where the file
-    system refuses; InvalidInput: no folder.
+    """Hold the store's writer lock; the kernel frees it when a process dies.
+
+    StoreReadOnly if the file system refuses, InvalidInput if `root` is no folder.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""The prompt sets that need no training: words around the label. `python -m prompts_store.handcrafted` writes
-them into the package.
+"""The prompt sets without training: words around the label.
+
+`python -m prompts_store.handcrafted` writes them into the package.
 """
 
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from prompts_store.manifest import PromptManifest, PromptSet
 from prompts_store.store import SHIPPED, PromptStore
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
 
-# The seven that OpenAI's notebook "Prompt Engineering for ImageNet" (2021) found best together.
+# The best seven together, according to OpenAI's notebook "Prompt Engineering for ImageNet" (2021).
 ENSEMBLE = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -18,13 +19,12 @@ ENSEMBLE = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-_CREATED_AT = datetime(
-    2026, 11, 22, tzinfo=UTC
-)  # fixed, like the code version: writing them again gives the same bytes
+# Fixed, like the code version: writing them again gives the same bytes.
+_CREATED_AT = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def handcrafted_sets() -> tuple[PromptSet, ...]:
-    """`handcrafted`, the one template that every method is compared with, and `handcrafted-ensemble`."""
+    """`handcrafted`, the template that every method is compared with, and `handcrafted-ensemble`."""
     return (
         _template_set(
             "handcrafted",

@@ -1,6 +1,4 @@
-"""What a prompt set is: its manifest, its tensors, and the version that follows from both. FORMAT.md is the
-norm, this file its types.
-"""
+"""What a prompt set is: manifest, tensors, and the version that follows from both. The norm is FORMAT.md."""
 
 import hashlib
 import re
@@ -32,9 +30,8 @@ def _with_kind(parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-KindData = Annotated[
-    dict[str, JsonValue], AfterValidator(_with_kind)
-]  # any parametrised thing as data: {"kind": "pgd", "steps": 10, ...}
+# An attack or objective with its parameters: {"kind": "pgd", "steps": 10, ...}.
+KindData = Annotated[dict[str, JsonValue], AfterValidator(_with_kind)]
 
 
 class _Data(BaseModel):
@@ -54,8 +51,9 @@ class ClipIdentity(_Data):
 
 
 class Result(_Data):
-    """One measured accuracy in [0, 1] with its interval, and the attack that measured it (None for clean
-    pictures, `eps` then "0").
+    """One measured accuracy in [0, 1] with its interval, and the attack that measured it.
+
+    For clean pictures `attack` is None and `eps` is "0".
     """
 
     data: str
@@ -73,10 +71,10 @@ class Result(_Data):
 class PromptManifest(_Data):
     """Everything about a prompt set but its tensors.
 
-    clip      None fits any CLIP: allowed only without tensors.
-    objective how the prompts were found, with all parameters; attack: what training attacked with (None:
-    nothing).
-    labels    what the prompts were trained on; a bound on their use only if `class_specific`.
+    clip       None fits any CLIP, and is allowed only without tensors
+    objective  how the prompts were learned, with all parameters
+    attack     what training attacked with (None: nothing)
+    labels     what the prompts were trained on; only if `class_specific` they bound their use
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -101,7 +99,7 @@ class PromptManifest(_Data):
 
 
 class Ref(NamedTuple):
-    """A prompt set by name and version: 12 hex digits, or "active" for whatever the store's pointer says."""
+    """A prompt set by name and version: 12 hex digits, or "active" for the store's pointer."""
 
     name: str
     version: str = ACTIVE
@@ -115,9 +113,7 @@ class Ref(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Ref":
-        """From `name`, `name@active` or `name@3f9c21d07b1e`; InvalidInput for anything else, path tricks
-        among it.
-        """
+        """From `name`, `name@active` or `name@3f9c21d07b1e`; InvalidInput for anything else, as for paths."""
         name, _, version = text.partition("@")
         if not re.fullmatch(NAME_PATTERN, name) or (
             version != ACTIVE and "@" in text and not re.fullmatch(VERSION_PATTERN, version)
@@ -132,10 +128,9 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:
-    """Prompts with their manifest. Raises InvalidInput when the two contradict each other.
+    """Prompts with their manifest. Raises InvalidInput if the two contradict each other.
 
-    `version` is the content's digest: two sets of the same version are the same set, whenever and wherever
-    they were made.
+    `version` is the digest of the content: sets of the same version are the same set.
     """
 
     manifest: PromptManifest
@@ -179,9 +174,7 @@ class PromptSet:
         return Ref(self.manifest.name, self.version)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors there are, by their names in a file, in order of name: float32, contiguous, on the
-        CPU.
-        """
+        """The tensors by their names in a file, in order of name: float32, contiguous, on the CPU."""
         for name, tensor in (("text_context", self.prompts.text), ("visual_context", self.prompts.visual)):
             if tensor is not None:
                 yield name, tensor.detach().to("cpu", torch.float32).contiguous()

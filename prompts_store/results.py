@@ -1,5 +1,6 @@
-"""What an evaluation's JSON says about one version of a prompt set, in the manifest's words. Training writes
-that JSON, and is not asked here.
+"""What an evaluation's JSON says about one version of a prompt set, as results of its manifest.
+
+Training writes that JSON; nothing of training is imported here.
 """
 
 import json
@@ -14,23 +15,13 @@ from robustclip.errors import InvalidInput, invalid_input
 
 _FIELD = "--results"
 _NO_DEFENSE = "none"
-_SUBJECT = {
-    "data",
-    "split",
-    "threat",
-    "eps",
-    "attack",
-    "seed",
-    "n",
-}  # what makes two results the same measurement
+_SUBJECT = {"data", "split", "threat", "eps", "attack", "seed", "n"}  # equal in repeated measurements
 _NAMED = 5  # prompt sets in a message
 _HELP = "robustclip evaluate --json and robustclip suite write one."
 
 
 class _Row(Result):
-    """A result, whose it is, what it is about that a manifest can't say, and in which precision its attack
-    searched; all else is left to the file.
-    """
+    """A result with what a manifest's result lacks: prompt set, defense, classes, precision of the search."""
 
     model_config = ConfigDict(extra="ignore")
     prompt_set: str
@@ -39,14 +30,10 @@ class _Row(Result):
     search: str | None = None
 
     def as_result(self) -> Result:
-        """In the manifest, which has no place beside the attack for it, the attack says in which precision it
-        searched.
-        """
-        attack = (
-            {**self.attack, "search": self.search}
-            if self.attack is not None and self.search is not None
-            else self.attack
-        )
+        """The manifest's result; the precision of the search becomes a part of the attack."""
+        attack = self.attack
+        if attack is not None and self.search is not None:
+            attack = {**attack, "search": self.search}
         return Result.model_validate({**self.model_dump(include={*Result.model_fields}), "attack": attack})
 
 
@@ -56,7 +43,8 @@ class _Answer(BaseModel):
 
 
 def read_results(path: Path, ref: Ref) -> tuple[Result, ...]:
-    """What was measured of exactly that version, on all classes and without a defense, in the file's order.
+    """The results of exactly that version, on all classes and without a defense, in the file's order.
+
     Raises InvalidInput for `--results`.
     """
     values: object = None
@@ -75,28 +63,28 @@ def read_results(path: Path, ref: Ref) -> tuple[Result, ...]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is no evaluation: {error}.", field=_FIELD, help=_HELP) from error
-    found = tuple(
+    results = tuple(
         row.as_result()
         for row in rows
         if (row.prompt_set, row.defense, row.classes) == (str(ref), _NO_DEFENSE, None)
     )
-    if not found:
+    if not results:  # name the other prompt sets, other versions of this one first
         known = sorted(
             dict.fromkeys(row.prompt_set for row in rows),
             key=lambda known: known.partition("@")[0] != ref.name,
-        )  # its own versions first
+        )
         more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
         raise InvalidInput(
             f"{path} has nothing about {ref}, measured on all classes without a defense.",
             field=_FIELD,
             help=f"It is about {', '.join(known[:_NAMED]) or 'nothing'}{more}.",
         )
-    return found
+    return results
 
 
 def joined(results: Iterable[Result], more: Iterable[Result]) -> tuple[Result, ...]:
-    """All of them in order; of those that measured the same the first alone."""
-    found: dict[str, Result] = {}
-    for one in (*results, *more):
-        found.setdefault(canonical_json(one.model_dump(mode="json", include=_SUBJECT)), one)
-    return tuple(found.values())
+    """All results in order; of repeated measurements only the first."""
+    first: dict[str, Result] = {}
+    for result in (*results, *more):
+        first.setdefault(canonical_json(result.model_dump(mode="json", include=_SUBJECT)), result)
+    return tuple(first.values())

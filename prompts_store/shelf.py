@@ -1,6 +1,4 @@
-"""One prompt set's folder: its immutable versions and the pointer that names the active one, the only thing
-in a store that ever changes.
-"""
+"""One prompt set's folder: its immutable versions, and the pointer to the active one, which alone changes."""
 
 import contextlib
 import os
@@ -17,11 +15,11 @@ from prompts_store.manifest import VERSION_PATTERN, PromptManifest, PromptSet, R
 from robustclip.errors import PromptSetRefused
 from robustclip.models.clip import Clip
 
-ANY = "any"  # where sets without tensors live: they fit every CLIP
+ANY = "any"  # the place of sets without tensors (words only): they fit every CLIP
 POINTER = "ACTIVE"
 SUFFIX = ".safetensors"
-REPORT_SUFFIX = ".html"  # how a version was learned, for people; nothing here reads it
-_POINTER_BYTES = 64  # two lines of 12 digits, with room for line ends of other systems
+REPORT_SUFFIX = ".html"  # how a version was learned, for people; no program reads it
+_POINTER_BYTES = 64  # two lines of 12 digits, with line ends of any system
 
 StoredState: TypeAlias = Literal["active", "available", "refused", "other-backbone"]
 
@@ -35,8 +33,9 @@ class Pointer(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """A version as it lies in a store, `shapes` by tensor name. Refused: `reason` and `message` say why, and
-    there is no manifest.
+    """A version in a store, `shapes` by tensor name.
+
+    If it is refused, `reason` and `message` say why and there is no manifest.
     """
 
     ref: Ref
@@ -52,9 +51,7 @@ class StoredVersion:
 
 @dataclass(frozen=True)
 class StoreFinding:
-    """A file of a store that will not be served: its path below the root, the refusal's code, the
-    explanation.
-    """
+    """A file that will not be served: its path below the root, the refusal's code, the explanation."""
 
     path: str
     reason: str
@@ -79,11 +76,11 @@ class Shelf:
         return self.path / f"{version}{SUFFIX}"
 
     def report(self, version: str) -> Path:
-        """Where the page stands that says how a version was learned, if there is one."""
+        """The page that says how a version was learned; it may not exist."""
         return self.path / f"{version}{REPORT_SUFFIX}"
 
     def versions(self) -> list[str]:
-        """The versions on this shelf, by file name alone, unread."""
+        """The versions on this shelf, by file name, without reading them."""
         return sorted(
             path.stem for path in self.path.glob(f"*{SUFFIX}") if re.fullmatch(VERSION_PATTERN, path.stem)
         )
@@ -95,9 +92,7 @@ class Shelf:
         return os.path.lexists(self.path / POINTER)
 
     def read(self, version: str, *, clip: Clip | None = None) -> PromptSet:
-        """A version, verified against its file name and folder. Raises FileNotFoundError or
-        PromptSetRefused.
-        """
+        """A version, checked against its file name and folder. FileNotFoundError or PromptSetRefused."""
         prompt_set = decode(read_bounded(self.file(version), MAX_BYTES), clip=clip)
         if prompt_set.version != version:
             raise PromptSetRefused(
@@ -117,7 +112,7 @@ class Shelf:
         return prompt_set
 
     def intact(self, version: str) -> bool:
-        """Whether a version is here and whole."""
+        """Whether a version exists and can be read."""
         try:
             self.read(version)
         except (FileNotFoundError, PromptSetRefused):
@@ -125,22 +120,24 @@ class Shelf:
         return True
 
     def inspect(self, version: str, *, state: StoredState = "available") -> Iterator[StoredVersion]:
-        """A version with all that can be said about it, nothing if it is gone meanwhile; `refused` replaces
-        the state if it can't be read.
+        """A version with everything known about it; nothing if it has been removed meanwhile.
+
+        The state is `refused` if it can't be read.
         """
         path, ref = self.file(version), Ref(self.name, version)
         with contextlib.suppress(FileNotFoundError):
             size = path.lstat().st_size
             try:
-                found = self.read(version)
+                prompt_set = self.read(version)
             except PromptSetRefused as error:
                 yield StoredVersion(ref, "refused", path, size, reason=error.reason, message=str(error))
             else:
-                shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors()}
-                yield StoredVersion(ref, state, path, size, found.manifest.created_at, found.manifest, shapes)
+                manifest = prompt_set.manifest
+                shapes = {name: tuple(tensor.shape) for name, tensor in prompt_set.tensors()}
+                yield StoredVersion(ref, state, path, size, manifest.created_at, manifest, shapes)
 
     def findings(self, clip: Clip | None) -> Iterator[StoreFinding]:
-        """What is wrong here; with a CLIP, what does not fit its towers, too."""
+        """What is wrong here; with a CLIP also what does not fit its towers."""
         below = f"{self.place}/{self.name}"
         for version in self.versions():
             try:
@@ -161,9 +158,7 @@ class Shelf:
                     )
 
     def pointer(self) -> Pointer | None:
-        """What is active here, None if nothing ever was. PromptSetRefused (`bad-pointer`) if the file says
-        something else than versions.
-        """
+        """What is active here, None if nothing ever was. PromptSetRefused (`bad-pointer`) if damaged."""
         try:
             lines = (
                 read_bounded(self.path / POINTER, _POINTER_BYTES).decode("ascii", errors="replace").split()
@@ -175,7 +170,7 @@ class Shelf:
                 f"{POINTER} of {self.name!r} names no version.",
                 reason="bad-pointer",
                 field=POINTER,
-                help="Activate a version: this writes it anew.",
+                help="Activate a version: this writes it again.",
             )
         return Pointer(*lines)
 
@@ -184,7 +179,7 @@ class Shelf:
         write_whole(self.path / POINTER, "".join(f"{line}\n" for line in pointer if line).encode())
 
     def advance(self, version: str) -> None:
-        """Make a version active and remember the one before; over a damaged pointer nothing is remembered."""
+        """Make a version active and remember the one before; behind a damaged pointer there is none."""
         try:
             current = self.pointer()
         except PromptSetRefused:

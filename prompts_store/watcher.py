@@ -1,5 +1,6 @@
-"""Follows a store's pointers by asking for them: notification of changes is unreliable on mounted volumes, a
-handful of small reads costs nothing.
+"""Follows a store's pointers by polling: change notifications are unreliable on mounted volumes.
+
+A few small reads cost nothing.
 """
 
 import logging
@@ -13,12 +14,11 @@ _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Calls `on_change(active)` from a thread of its own, at the start and then whenever what is active for a
-    CLIP changes.
+    """Calls `on_change(active)` from its thread: at the start, and when a CLIP's active versions change.
 
-    `on_change` loads and swaps; it may take its time, and polls wait for it. One that answers False is called
-    again at the next poll (a pointer may arrive before the file that it names), one that raises is logged and
-    called again at the next change. A name missing from `active` has no readable pointer now.
+    `on_change` loads and swaps; polls wait for it. If it returns False it is called again at the next poll (a
+    pointer may arrive before the file that it names). If it raises, that is logged, and it is called again at
+    the next change. A name missing from `active` has no readable pointer now.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Watcher:
         self._interval_seconds = interval_seconds
         self._seen: dict[str, Ref] | None = None
         self._readable = True
-        self._polling = threading.Lock()  # `poll_once` may also be called by a request that asks for a rescan
+        self._polling = threading.Lock()  # a request for a rescan also calls `poll_once`
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -51,7 +51,7 @@ class Watcher:
             self._thread.join()
 
     def poll_once(self) -> bool:
-        """Look now; whether something had changed and `on_change` was called."""
+        """Poll now; returns whether something had changed and `on_change` was called."""
         with self._polling:
             try:
                 active = self._store.active(self._fingerprint)

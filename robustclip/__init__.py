@@ -1,9 +1,6 @@
-"""Zero-shot classification with CLIP that tells the truth about its robustness.
+"""Zero-shot classification with CLIP, and honest measurements of its robustness.
 
-Imports nothing, so that `robustclip --help` is instant; import the rooms you need (`robustclip.models.clip`,
-`robustclip.models.classifier`, ...).
+This file imports nothing, so that `robustclip --help` is fast; import the modules that you need.
 """
 
-DEFAULT_BACKBONE = (
-    "mini-robust"  # of the service and of every command, so that what one publishes another serves
-)
+DEFAULT_BACKBONE = "mini-robust"  # of the service and all commands: one serves what another publishes

@@ -1,5 +1,6 @@
-"""`robustclip bench NAME` runs `tests/benchmarks/bench_NAME.py` of a checkout. Each prints one JSON object
-and asserts nothing: machines differ.
+"""`robustclip bench NAME` runs `tests/benchmarks/bench_NAME.py` of a checkout.
+
+Each prints one JSON object and asserts nothing, since machines differ.
 """
 
 import ast
@@ -20,8 +21,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(tests: Path, argv: Sequence[str]) -> int:
-    """Exit status of the benchmark that argv names. FeatureNotInstalled where there are none, InvalidInput
-    for an unknown one.
+    """Exit status of the benchmark that argv names.
+
+    Raises FeatureNotInstalled if there are none, InvalidInput for an unknown one.
     """
     scripts = {
         path.stem.removeprefix("bench_"): path for path in sorted((tests / "benchmarks").glob("bench_*.py"))
@@ -34,18 +36,10 @@ def run(tests: Path, argv: Sequence[str]) -> int:
         )
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, scripts))
-        lines = [f"  {name:<{width}}  {_summary(path)}" for name, path in scripts.items()]
-        print(
-            "\n".join(
-                [
-                    "usage: robustclip bench NAME [OPTIONS]",
-                    "",
-                    *lines,
-                    "",
-                    "`robustclip bench NAME --help` says more.",
-                ]
-            )
-        )
+        print("usage: robustclip bench NAME [OPTIONS]\n")
+        for name, path in scripts.items():
+            print(f"  {name:<{width}}  {_summary(path)}")
+        print("\n`robustclip bench NAME --help` says more.")
         return 0
     if argv[0] not in scripts:
         raise InvalidInput(

@@ -1,8 +1,7 @@
-"""The `robustclip` command: finds its commands among entry points and runs one. Imports no command before it
-is asked for, so `--help` is instant.
+"""The `robustclip` command: finds its commands among entry points and runs one of them.
 
 A command is a function `main(argv) -> int`, listed under `robustclip.commands` in pyproject.toml; the first
-line of its docstring is its summary.
+line of its docstring is its summary. Only the command that runs is imported, so `--help` is fast.
 """
 
 import ast
@@ -31,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(commands: Mapping[str, EntryPoint], argv: Sequence[str]) -> int:
-    """Exit status of the command that argv names: its own, or 2 for what the user can cure, 1 for a defect,
-    130 when interrupted.
+    """Exit status of the command that argv names: its own, or 2 (user's error), 1 (defect), 130
+    (interrupted).
 
-    No traceback is shown unless `--debug` stands first.
+    Shows a traceback only if `--debug` stands first.
     """
     debug = list(argv[:1]) == ["--debug"]
     arguments = list(argv[1:] if debug else argv)
@@ -50,9 +49,7 @@ def run(commands: Mapping[str, EntryPoint], argv: Sequence[str]) -> int:
         return commands[arguments[0]].load()(arguments[1:])
     except KeyboardInterrupt:
         return _complain("interrupted.", INTERRUPTED)
-    # the reader of a pipe left (`| head`): no error, but the interpreter must not flush into the pipe again
-    # at exit
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has left (`| head`): at exit Python must not flush into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
@@ -61,11 +58,8 @@ def run(commands: Mapping[str, EntryPoint], argv: Sequence[str]) -> int:
         if isinstance(error, RobustClipError):
             return _complain(str(error), USER_ERROR)
         detail = " ".join(str(error).split())
-        return _complain(
-            f"internal error, {type(error).__name__}: {detail} (`robustclip --debug {arguments[0]} ...` "
-            f"shows where)",
-            DEFECT,
-        )
+        hint = f"`robustclip --debug {arguments[0]} ...` shows where"
+        return _complain(f"internal error, {type(error).__name__}: {detail} ({hint})", DEFECT)
 
 
 def overview(commands: Mapping[str, EntryPoint]) -> str:
@@ -88,8 +82,9 @@ def overview(commands: Mapping[str, EntryPoint]) -> str:
 
 
 def summary(command: EntryPoint) -> str:
-    """First docstring line of a command's function, read from its source: importing it could load torch.
-    Empty when there is none.
+    """First docstring line of a command's function, empty if there is none.
+
+    Read from its source: importing it could load torch.
     """
     spec = importlib.util.find_spec(command.module)
     if spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""Digests of what an answer depends on: each has one text or one row of bytes, wherever it is asked for."""
+"""Digests of what an answer depends on. Each kind of value has exactly one text or one row of bytes."""
 
 import hashlib
 import json
@@ -21,12 +21,10 @@ def json_digest(values: object) -> str:
 
 def tensor_digest(tensor: Tensor) -> str:
     """sha256 of the values as float32, shape included."""
-    return hashlib.sha256(
-        repr(tuple(tensor.shape)).encode()
-        + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-    ).hexdigest()
+    values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + values.tobytes()).hexdigest()
 
 
 def levels_digest(pixels: Pixels) -> str:
-    """sha256 of the pixels as 8-bit values: how a report names the picture that it is about."""
+    """sha256 of the pixels as 8-bit values; a report names its picture by it."""
     return hashlib.sha256((pixels * 255).round().to(torch.uint8).cpu().numpy().tobytes()).hexdigest()

@@ -1,6 +1,4 @@
-"""The few errors of the library. Each says what was expected, what was found and what to do; no web status
-here (service/problems.py maps codes).
-"""
+"""The errors of the library. HTTP statuses are assigned in service/problems.py."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,16 @@ if TYPE_CHECKING:  # the command line imports this file and must start at once
 
 
 class RobustClipError(Exception):
-    """Base of every error that a user can cause or cure.
+    """Base of every error that a user can cause or fix.
 
-    `code` is a stable kebab-case identifier, `field` names the input at fault (`labels/3`, `--eps`), `help`
-    is one sentence: what to do.
+    `code` is a stable kebab-case identifier, `field` names the wrong input (`labels/3`, `--eps`), and `help`
+    says in one sentence what to do.
     """
 
     code: ClassVar[str] = "error"
+
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        cls.code = code or cls.code
 
     def __init__(self, message: str, *, field: str | None = None, help: str | None = None) -> None:
         super().__init__(message)
@@ -31,48 +32,36 @@ class RobustClipError(Exception):
         return f"{where}{self.message}{todo}"
 
 
-class InvalidInput(RobustClipError):
-    """A value outside what is accepted: labels, radii, options."""
-
-    code = "validation"
+class InvalidInput(RobustClipError, code="validation"):
+    """A value that is not accepted: labels, radii, options."""
 
 
-class NoDecisionToAttack(InvalidInput):
-    """One label is no decision: there is nothing to change."""
-
-    code = "no-decision-to-attack"
+class NoDecisionToAttack(InvalidInput, code="no-decision-to-attack"):
+    """With a single label there is no decision to change."""
 
 
-class ImageRefused(RobustClipError):
-    """Base of what the image guard refuses."""
-
-    code = "image-undecodable"
+class ImageRefused(RobustClipError, code="image-undecodable"):
+    """Base of the image decoder's refusals."""
 
 
-class ImageFormatRefused(ImageRefused):
-    code = "image-format-refused"
+class ImageFormatRefused(ImageRefused, code="image-format-refused"):
+    """Neither JPEG, PNG nor WebP, or an animation."""
 
 
-class ImageTooManyPixels(ImageRefused):
-    code = "image-too-many-pixels"
+class ImageTooManyPixels(ImageRefused, code="image-too-many-pixels"):
+    """More pixels, or a longer side, than is decoded."""
 
 
-class ImageTooManyBytes(ImageRefused):
-    code = "body-too-large"
+class ImageTooManyBytes(ImageRefused, code="body-too-large"):
+    """More encoded bytes than are read."""
 
 
-class UnsupportedClip(RobustClipError):
-    """A backbone that can't be loaded or served, named with the reason."""
-
-    code = "unsupported-clip"
+class UnsupportedClip(RobustClipError, code="unsupported-clip"):
+    """A backbone that can't be loaded or served."""
 
 
-class PromptSetRefused(RobustClipError):
-    """A prompt set file that is not loaded; `reason` is one of the refusal codes of
-    prompts_store/FORMAT.md.
-    """
-
-    code = "prompt-set-invalid"
+class PromptSetRefused(RobustClipError, code="prompt-set-invalid"):
+    """A prompt set file that is not loaded; `reason` is a refusal code of prompts_store/FORMAT.md."""
 
     def __init__(
         self, message: str, *, reason: str, field: str | None = None, help: str | None = None
@@ -81,77 +70,66 @@ class PromptSetRefused(RobustClipError):
         self.reason = reason
 
 
-class UnknownPromptSet(RobustClipError):
-    code = "unknown-prompt-set"
+class UnknownPromptSet(RobustClipError, code="unknown-prompt-set"):
+    """No prompt set of that name is in the store."""
 
 
-class UnknownVersion(RobustClipError):
-    code = "unknown-version"
+class UnknownVersion(RobustClipError, code="unknown-version"):
+    """No such version of a prompt set, or none that is active."""
 
 
-class NothingToRollBack(RobustClipError):
-    code = "nothing-to-roll-back"
+class NothingToRollBack(RobustClipError, code="nothing-to-roll-back"):
+    """A prompt set that has had no other active version."""
 
 
-class StoreReadOnly(RobustClipError):
-    code = "store-read-only"
+class StoreReadOnly(RobustClipError, code="store-read-only"):
+    """A store that can't be written."""
 
 
-class ProbeTooExpensive(InvalidInput):
-    code = "probe-too-expensive"
+class ProbeTooExpensive(InvalidInput, code="probe-too-expensive"):
+    """A probe that may cost more passes than one request may."""
 
 
-class ProbeUnavailable(RobustClipError):
-    code = "probe-unavailable"
+class ProbeUnavailable(RobustClipError, code="probe-unavailable"):
+    """A probe that can't run here."""
 
 
-class DeadlineExceeded(RobustClipError):
-    code = "deadline-exceeded"
+class DeadlineExceeded(RobustClipError, code="deadline-exceeded"):
+    """The time for a request is over."""
 
 
 class Cancelled(DeadlineExceeded):
-    """Whoever asked is gone. The same code as a deadline: nobody reads it."""
+    """The caller has disconnected. It has the code of a deadline: nobody reads it."""
 
 
-class EncoderRefused(RobustClipError):
-    """An image encoder that does not agree with the torch reference, or can't run."""
-
-    code = "encoder-refused"
+class EncoderRefused(RobustClipError, code="encoder-refused"):
+    """An image encoder that can't run or disagrees with the torch reference."""
 
 
-class DataRefused(RobustClipError):
+class DataRefused(RobustClipError, code="data-refused"):
     """A data folder that can't be read as labelled images."""
 
-    code = "data-refused"
+
+class PurifierRefused(RobustClipError, code="purifier-refused"):
+    """Weights of a purifying network that are missing, unreadable, or of another network."""
 
 
-class PurifierRefused(RobustClipError):
-    """Weights of a purifying network that are not here, or are not what they are named for."""
-
-    code = "purifier-refused"
+class GateFailed(RobustClipError, code="gate-failed"):
+    """A version that misclassifies stored witnesses."""
 
 
-class GateFailed(RobustClipError):
-    """A version that stored witnesses fool anew."""
-
-    code = "gate-failed"
+class ReportRefused(RobustClipError, code="report-refused"):
+    """A file that is no probe report, or whose witness contradicts it."""
 
 
-class ReportRefused(RobustClipError):
-    """A file that is no probe report, or one whose witness is not what it says."""
-
-    code = "report-refused"
-
-
-class FeatureNotInstalled(RobustClipError):
-    """An optional dependency is missing; `help` names the extra that brings it."""
-
-    code = "feature-not-installed"
+class FeatureNotInstalled(RobustClipError, code="feature-not-installed"):
+    """An optional dependency is missing; `help` names the extra to install."""
 
 
 def invalid_input(error: "ValidationError", data: object, *, field: str | None = None) -> InvalidInput:
-    """The first complaint of a pydantic model about `data`, with the path to the value at fault below `field`
-    (`attack/ball/radius`).
+    """The first complaint of a pydantic model about `data`, with the path to the wrong value.
+
+    The path starts at `field`, as in `attack/ball/radius`.
     """
     first = error.errors(include_url=False)[0]
     path = ([field] if field else []) + written_path(first["loc"], data, missing=first["type"] == "missing")
@@ -161,17 +139,16 @@ def invalid_input(error: "ValidationError", data: object, *, field: str | None =
 
 
 def written_path(location: Sequence[int | str], data: object, *, missing: bool) -> list[str]:
-    """A pydantic location as keys and indices of `data`: without the branches of unions, which pydantic names
-    and nobody wrote.
+    """A pydantic location as keys and indices of `data`.
 
-    The last part of a `missing` complaint stays, although the data lacks it.
+    Pydantic also names the branches of unions, which are no part of the data: they are left out. If a key is
+    `missing`, it is named although the data lacks it.
     """
     path: list[str] = []
     node: Any = data
     for position, part in enumerate(location):
-        if (isinstance(node, Mapping) and part in node) or (
-            isinstance(node, list | tuple) and isinstance(part, int)
-        ):
+        in_list = isinstance(node, list | tuple) and isinstance(part, int)
+        if in_list or (isinstance(node, Mapping) and part in node):
             node = cast(Any, node)[part]
         elif not (missing and position == len(location) - 1):
             continue

@@ -1,6 +1,4 @@
-"""Files that are whole or absent, whoever writes at the same time and whenever a writer is killed. Every
-package writes through these.
-"""
+"""Write files so that each is complete or absent, with several writers and when a writer is killed."""
 
 import contextlib
 import fcntl
@@ -9,20 +7,19 @@ import secrets
 from collections.abc import Generator
 from pathlib import Path
 
-PARTIAL = ".partial"  # how the name of a file ends that is being written; its name begins with a dot
+PARTIAL = ".partial"  # suffix of unfinished files, whose names begin with a dot
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a reader sees the old file or the new, a power cut leaves one of
-    them.
-    """
+    """Put `content` at `path` in one step: readers, and a power cut, see the old file or the new one."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def write_once(path: Path, content: bytes) -> bool:
-    """Put `content` at `path` unless there is a file already; whether it was put. Of several writers exactly
-    one succeeds.
+    """Put `content` at `path` unless a file exists there; returns whether it did.
+
+    Of several writers exactly one succeeds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
@@ -40,11 +37,10 @@ def write_once(path: Path, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """The name of a file to write, in the same folder and nobody else's; at the end of the block it is synced
-    and becomes `path`.
+    """The name of a new file in the same folder; after the block it is synced and becomes `path`.
 
-    Folders are made as needed. An exception in the block leaves no trace. A killed writer leaves a hidden
-    file that no reader takes for anything.
+    Missing folders are made. An exception in the block leaves no trace; a killed writer leaves a hidden file
+    that no reader opens.
     """
     folders = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,18 +52,16 @@ def replacing(path: Path) -> Generator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    for folder in folders:  # the name has to last too, and those of the folders made just now
+    for folder in folders:  # the file's name must survive a power cut, too, and those of new folders
         _sync(folder)
 
 
 @contextlib.contextmanager
 def claimed(path: Path, *, wait: bool) -> Generator[bool]:
-    """Whether the work that ends in the file `path` is ours until the end of the block: of all who claim it
-    at once exactly one gets it.
+    """Whether this process may make the file `path`: of all that claim it at once, exactly one may.
 
-    Who doesn't `wait` for another is told so at once. A claim is a lock on a hidden file beside `path`; it
-    ends with the process, however that ends. Look for `path` again inside the block: whoever was waited for
-    may have finished it.
+    `wait` for another process or return False at once. The claim is a lock on a hidden file beside `path` and
+    ends with the process. Check for `path` again inside the block: the process before may have finished it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.claim")
@@ -84,7 +78,7 @@ def claimed(path: Path, *, wait: bool) -> Generator[bool]:
             raise
         if _is_open(descriptor, name):
             break
-        os.close(descriptor)  # the one before us has removed it: others lock a new file by now
+        os.close(descriptor)  # its last holder removed the lock file, so others may lock a new one
     try:
         yield True
     finally:

@@ -1,8 +1,7 @@
-"""From untrusted bytes to RGB to pixels, and back to PNG. The one decoder of training, classification and
-probes.
+"""Untrusted bytes to an RGB picture to pixels, and back to PNG. Training, classification and probes share it.
 
-The guard runs in order of cost: size in bytes, magic bytes, the header's width and height, number of frames;
-only then are pixels allocated.
+Checks run in order of cost: size in bytes, magic bytes, width and height in the header, number of frames.
+Only then are pixels allocated.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ from robustclip.truncation import jpeg_is_whole, png_is_whole
 from robustclip.types import Pixels
 
 _MEGA = 10**6
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION = 0x0112  # an EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,7 +44,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may ask for at most: encoded bytes, pixels, length of a side."""
+    """The largest picture that is decoded: encoded bytes, pixels, length of a side."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50 * _MEGA
@@ -57,7 +56,7 @@ LIMITS = ImageLimits()
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """A picture's facts for an answer: its size as shown (upright), its format, the digest of its bytes."""
+    """What an answer says about a picture: its upright size, its format, the digest of its bytes."""
 
     width: int
     height: int
@@ -67,10 +66,10 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class _Format:
-    """`open` reads headers only; Pillow's own `Image.open` would try further parsers and warn about large
-    pictures on its own terms.
+    """An image format.
 
-    `is_whole` looks for what Pillow overlooks: data that end before the picture does.
+    `open` reads only headers; Pillow's `Image.open` would also try other parsers and warn about large
+    pictures. `is_whole` finds what Pillow accepts: data that end before the picture does.
     """
 
     name: str
@@ -94,9 +93,9 @@ _FORMATS = (
 def decode_image(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
     """The upright RGB picture in JPEG, PNG or WebP bytes.
 
-    To RGB: 16 bits keep their upper 8, palettes and CMYK are converted without colour profiles, transparency
-    is laid over white; EXIF turns the picture, all other metadata is ignored. Raises ImageRefused (empty,
-    truncated, damaged), ImageFormatRefused (another format, an animation), ImageTooManyBytes,
+    16-bit values keep their upper 8 bits; palettes and CMYK are converted without color profiles; transparent
+    pixels are laid over white. EXIF turns the picture; all other metadata is ignored. Raises ImageRefused
+    (empty, truncated, damaged), ImageFormatRefused (another format, an animation), ImageTooManyBytes,
     ImageTooManyPixels.
     """
     if len(data) > limits.max_bytes:
@@ -112,9 +111,7 @@ def decode_image(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
         image = kind.open(io.BytesIO(data))
     except MemoryError:
         raise
-    # Pillow's parsers let through whatever a strange header provokes: SyntaxError, struct.error, IndexError,
-    # ...
-    except Exception as error:
+    except Exception as error:  # on damaged headers Pillow raises SyntaxError, struct.error, IndexError, ...
         raise _damaged(kind, error) from error
     _check_size(*image.size, limits)
     if getattr(image, "n_frames", 1) > 1:
@@ -137,16 +134,15 @@ def decode_image(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int) -> Pixels:
-    """[3, size, size] float32 multiples of 1/255: the shorter side resized to `size` (bicubic, antialiased),
-    the centre cropped.
+    """[3, size, size] float32 multiples of 1/255: shorter side resized to `size`, then cropped.
 
-    Within one level of torchvision's Resize and CenterCrop, which open_clip uses, on photographs: the same
-    filter at the same places, but only the crop is computed, so that a 16384 x 1 picture costs no more than a
-    square one, and Pillow may take its two passes in another order.
+    Resizing is bicubic and antialiased. On photographs it is within one level of open_clip's Resize and
+    CenterCrop of torchvision. It uses the same filter, but computes only the crop, so a 16384 x 1 picture
+    costs no more than a square one; Pillow may order its two passes differently.
     """
     width, height = image.size
     short = min(width, height)
-    full = (size * width // short, size * height // short)  # what the whole picture would become
+    full = (size * width // short, size * height // short)  # size of the whole picture after resizing
     left, top = (round((side - size) / 2) for side in full)
     across, down = width / full[0], height / full[1]
     box = (left * across, top * down, min((left + size) * across, width), min((top + size) * down, height))
@@ -160,9 +156,7 @@ def load_pixels(data: bytes, size: int, *, limits: ImageLimits = LIMITS) -> Pixe
 
 
 def pixels_to_png(pixels: Pixels) -> bytes:
-    """Lossless bytes of [3, H, W] pixels; each value goes to the nearest multiple of 1/255, so that decoding
-    returns those multiples exactly.
-    """
+    """Lossless bytes of [3, H, W] pixels, rounded to multiples of 1/255, which decoding returns exactly."""
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise InvalidInput(f"expected pixels [3, H, W], found {list(pixels.shape)}.", field="pixels")
     levels = (pixels.detach().to("cpu", torch.float32) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -177,12 +171,12 @@ def to_png(levels: Tensor) -> bytes:
 
 
 def image_info(data: bytes, image: Image.Image) -> ImageInfo:
-    """The facts of bytes and the picture that `decode` made of them."""
+    """The facts of bytes and of the picture that `decode_image` made of them."""
     return ImageInfo(image.width, image.height, _format_of(data).name, hashlib.sha256(data).hexdigest())
 
 
 def _format_of(data: bytes) -> _Format:
-    """By magic bytes alone: what the sender calls it is not evidence."""
+    """By magic bytes alone; the sender's name for it is ignored."""
     if not data:
         raise ImageRefused(
             "expected a picture, found no bytes.",
@@ -243,9 +237,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Turn as the EXIF block says. An unreadable block says nothing: cameras and editors write many, and the
-    picture is fine.
-    """
+    """Turn the picture as its EXIF block says. Unreadable blocks are common and are ignored."""
     if "exif" not in source.info:
         return image
     try:

@@ -1,7 +1,7 @@
-"""Row seeds: all randomness of row i comes from seeds[i].
+"""Row seeds: all randomness of row i comes from seeds[i], not from batch mates, batch size or dropped rows.
 
-Thus row i depends on its seed only, not on batch mates, batch size or rows dropped before; the global
-generators are neither read nor written.
+Attacks and defenses both use them, and neither imports the other. Global generators are neither read nor
+changed.
 """
 
 import hashlib
@@ -21,9 +21,7 @@ def draw_seeds(seed: int, count: int) -> Seeds:
 
 
 def derive(seeds: Seeds, stream: str) -> Seeds:
-    """[B] int64 seeds of an independent stream (`start`, `defense`, `eot-3`), so that attack noise and
-    defense noise never share draws.
-    """
+    """[B] int64 seeds of another stream (`start`, `defense`, `eot-3`): attack and defense share no draws."""
     return torch.tensor([_mixed(int(seed), stream) for seed in seeds.tolist()], dtype=torch.int64)
 
 
@@ -38,11 +36,10 @@ def row_normal(seeds: Seeds, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
 
 
 def _rows(seeds: Seeds, shape: tuple[int, ...], draw: Callable[..., Tensor]) -> Tensor:
-    drawn = [draw(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
-    return torch.stack(drawn) if drawn else torch.empty(0, *shape)
+    rows = [draw(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
 def _mixed(seed: int, stream: str) -> int:
-    return (
-        int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest(), "little") & _MASK
-    )
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & _MASK

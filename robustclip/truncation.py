@@ -1,6 +1,7 @@
-"""Whether encoded bytes held the whole picture that a decoder made of them. Pillow is content with less: it
-leaves the rows of a PNG black that the file never brought, and libjpeg paints grey what is missing before a
-JPEG's end mark. (libwebp refuses by itself.)
+"""Whether encoded bytes hold the whole picture. Pillow also accepts less.
+
+It leaves missing rows of a PNG black, and libjpeg fills in grey what is missing before a JPEG's end marker.
+(libwebp refuses by itself.)
 """
 
 import io
@@ -11,48 +12,40 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)  # left, top, across, down
+# Passes over the picture: first column, first row, step across, step down.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _ONE_PASS = ((0, 0, 1, 1),)
 _INFLATE_BYTES = 2**20
 _JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _UNPAINTED = {127, 128}
-_FILLER = bytes(range(1, 255)) * 8  # decodes to coefficients of some kind, and holds no marker
+_FILLER = bytes(range(1, 255)) * 8  # decodes to some coefficients, and contains no marker
 
 
 def png_is_whole(data: bytes, image: Image.Image) -> bool:
-    """Whether the file ends as a PNG does and its compressed data hold every row. `image` is what Pillow made
-    of them.
-    """
+    """Whether the file ends as a PNG does and its compressed data hold every row of `image`."""
     if not any(kind == b"IEND" for kind, _ in _png_chunks(data)):
         return False
     interlaced = data[28]
     if not interlaced and any(image.crop((0, image.height - 1, image.width, image.height)).tobytes()):
-        return True  # rows come in order, and Pillow begins with black: the last one was there
-    expected, found, inflater = _png_bytes(data), 0, zlib.decompressobj()
+        return True  # rows come in order and Pillow starts from black, so the last row was read
+    expected, size, inflater = _png_bytes(data), 0, zlib.decompressobj()
     for kind, place in _png_chunks(data):
         compressed = data[place] if kind == b"IDAT" else b""
-        while compressed and found < expected:
-            found += len(inflater.decompress(compressed, _INFLATE_BYTES))
+        while compressed and size < expected:
+            size += len(inflater.decompress(compressed, _INFLATE_BYTES))
             compressed = inflater.unconsumed_tail
-    return found >= expected
+    return size >= expected
 
 
 def jpeg_is_whole(data: bytes, image: Image.Image) -> bool:
-    """Whether the file has its end mark, and its compressed data go on until there.
+    """Whether the file has its end marker, and its compressed data reach it.
 
-    What libjpeg paints is mid grey, so a picture that ends in another colour is whole. For a grey one the
-    data are lengthened: a decoder that had all it needs makes the same picture of them. Blind to a loss
-    within the last block, and to lost scans of a progressive file, which only refine.
+    libjpeg fills in mid grey, so a picture that ends in another color is whole. For one that ends grey, bytes
+    are added to the data: if the decoder had all it needed, the picture does not change. A loss within the
+    last block is not noticed, nor lost scans of a progressive file, which only refine: libjpeg does not
+    report either.
     """
     end = data.find(_JPEG_END, _jpeg_scan(data))
     if end < 0:
@@ -65,7 +58,7 @@ def jpeg_is_whole(data: bytes, image: Image.Image) -> bool:
 
 
 def _png_chunks(data: bytes) -> Generator[tuple[bytes, slice]]:
-    """(kind, where its data are) of every chunk that is there as a whole, IEND the last."""
+    """(kind, place of its data) of every complete chunk, IEND the last."""
     position, kind = 8, b""
     while position + 12 <= len(data) and kind != b"IEND":
         kind, start = data[position + 4 : position + 8], position + 8
@@ -76,9 +69,7 @@ def _png_chunks(data: bytes) -> Generator[tuple[bytes, slice]]:
 
 
 def _png_bytes(data: bytes) -> int:
-    """How many bytes the rows of all passes have together, by IHDR: each row is led by the number of its
-    filter.
-    """
+    """The number of bytes of all rows of all passes, by IHDR; each row begins with its filter's number."""
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     bits, total = data[24] * _PNG_CHANNELS[data[25]], 0
     for left, top, across, down in _ADAM7 if data[28] else _ONE_PASS:
@@ -89,8 +80,9 @@ def _png_bytes(data: bytes) -> int:
 
 
 def _jpeg_scan(data: bytes) -> int:
-    """Where the compressed data of the first scan begin: behind the headers, which may hold a thumbnail with
-    an end mark of its own.
+    """Where the compressed data of the first scan begin.
+
+    It comes after the headers, which may contain a thumbnail with an end marker.
     """
     position = 2
     while position + 4 <= len(data):

@@ -1,7 +1,6 @@
-"""The nouns of the library and the shapes that travel between them.
+"""The nouns of the library: tensors with their shapes, and the protocols that everything else implements.
 
-Everything else implements one of these protocols or passes these tensors on. This file imports only torch and
-must not know any implementation.
+Imports only torch, and knows no implementation.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,14 +8,10 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-Pixels: TypeAlias = (
-    Tensor  # [B, 3, S, S] float32 in [0, 1]; S is the CLIP's input size, before any mean/std normalisation
-)
-Logits: TypeAlias = Tensor  # [B, C], C = len(labels); temperature applied, not softmaxed
+Pixels: TypeAlias = Tensor  # [B, 3, S, S] float32 in [0, 1], not normalised; S is the CLIP's input size
+Logits: TypeAlias = Tensor  # [B, C], C = len(labels); temperature applied, no softmax
 Features: TypeAlias = Tensor  # [B, E] unit norm
-Seeds: TypeAlias = (
-    Tensor  # [B] int64, one a row: all randomness of row i comes from seeds[i], whatever its batch mates are
-)
+Seeds: TypeAlias = Tensor  # [B] int64: all randomness of row i comes from seeds[i], whatever the batch
 
 
 class Classifier(Protocol):
@@ -29,7 +24,7 @@ class Classifier(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """Maps pixels to unit features; a torch and an ONNX Runtime implementation exist and must agree."""
+    """Maps pixels to unit features. There is one in torch and one in ONNX Runtime; they must agree."""
 
     @property
     def backend(self) -> str: ...
@@ -38,9 +33,7 @@ class ImageEncoder(Protocol):
 
 
 class Cost(NamedTuple):
-    """Image rows through the tower: forward and backward passes. One charged pass = F + 2 B (ROBUSTNESS
-    2.9).
-    """
+    """Rows that pass through the image tower, forward and backward. One charged pass = F + 2 B."""
 
     forward: int = 0
     backward: int = 0
@@ -55,63 +48,57 @@ class Cost(NamedTuple):
     def times(self, rows: int) -> "Cost":
         return Cost(self.forward * rows, self.backward * rows)
 
-    def through(self, spending: "Spending") -> "Cost":
-        """The same passes, of a classifier that spends more of each picture."""
-        return self.plus(spending.passes.times(self.forward)).plus(
-            spending.gradient_passes.times(self.backward)
-        )
+    def through(self, toll: "Toll") -> "Cost":
+        """The cost of the same passes if each picture costs `toll` more."""
+        return self.plus(toll.passes.times(self.forward)).plus(toll.gradient_passes.times(self.backward))
 
 
 FREE = Cost()
 
 
-@runtime_checkable
-class Spending(Protocol):
-    """What takes more of a picture than the pass that classifies, in passes through the image tower: a
-    defense, and a classifier behind one.
-    """
-
-    @property
-    def passes(self) -> Cost:
-        """Of every picture."""
-        ...
-
-    @property
-    def gradient_passes(self) -> Cost:
-        """More, where a gradient is recorded, beside the backward pass of the one that classifies."""
-        ...
-
-
 class Toll(NamedTuple):
-    """All that several take."""
+    """What a picture costs beside the pass that classifies it, in passes through the image tower.
+
+    `passes` for every picture; `gradient_passes` on top, if a gradient is recorded.
+    """
 
     passes: Cost = FREE
     gradient_passes: Cost = FREE
 
     @staticmethod
-    def of(parts: "Iterable[Spending]") -> "Toll":
-        toll = Toll()
-        for part in parts:
-            toll = Toll(toll.passes.plus(part.passes), toll.gradient_passes.plus(part.gradient_passes))
-        return toll
+    def of(tolls: "Iterable[Toll]") -> "Toll":
+        """The sum of all."""
+        total = Toll()
+        for toll in tolls:
+            total = Toll(total.passes.plus(toll.passes), total.gradient_passes.plus(toll.gradient_passes))
+        return total
 
 
 NO_TOLL = Toll()
 
 
+@runtime_checkable
+class Spending(Protocol):
+    """What costs more than one pass a picture: a defense, or a classifier behind one."""
+
+    @property
+    def toll(self) -> Toll: ...
+
+
 def price(classifier: Classifier, rows: int, *, grad: bool = False) -> Cost:
-    """What it takes to ask for so many rows, or for their gradients."""
+    """Cost of classifying so many rows, with `grad` of their gradients, too."""
     cost = Cost(rows, rows if grad else 0)
-    return cost.through(classifier) if isinstance(classifier, Spending) else cost
+    return cost.through(classifier.toll) if isinstance(classifier, Spending) else cost
 
 
 class Evaluation(NamedTuple):
-    """What a score says about a batch: `value` [B] rises with harm, `margin` [B] > 0 means the goal is
-    reached, `grad` = d value / d pixels.
+    """A score's answer for a batch.
 
-    `cost` is what this one call took: a score that asks its classifier several times a row says so here, and
-    whoever sums it up is right. `logits`, where the score is about labels, are for those who choose which
-    label to go for.
+    value   [B] rises with harm
+    margin  [B] > 0 means that the goal is reached
+    grad    d value / d pixels
+    cost    of this call, however often the score ran its classifier
+    logits  of a score about labels, for attacks that choose a label to go for
     """
 
     value: Tensor
@@ -121,15 +108,13 @@ class Evaluation(NamedTuple):
     logits: Logits | None = None
 
     def rows(self, index: Tensor) -> "Evaluation":
-        """Those rows alone, at no cost: the call was paid once, for all of them."""
+        """Those rows alone, at no cost: the whole call was paid once."""
         grad, logits = (None if part is None else part[index] for part in (self.grad, self.logits))
         return Evaluation(self.value[index], self.margin[index], grad, logits=logits)
 
 
 class Score(Protocol):
-    """Says per row how badly the classifier is doing. Rows are independent; `select` keeps the rows of an
-    index (targets follow their pixels).
-    """
+    """Says per row how much harm is done. `select` keeps the rows of an index, with their targets."""
 
     def __call__(self, pixels: Pixels, seeds: Seeds, *, grad: bool) -> Evaluation: ...
 
@@ -139,9 +124,10 @@ class Score(Protocol):
 class Attacked(NamedTuple):
     """The result of an attack, a row an image.
 
-    `pixels` [B, 3, S, S] inside the ball and the box; `value`, `margin` [B] at those pixels; `first_success`
-    [B] int64, the step (over all starts) at which the goal was first reached, -1 if never; `trace_value`,
-    `trace_margin` [T, B], NaN where a row had already left the batch.
+    pixels         [B, 3, S, S] inside the ball and in [0, 1]
+    value, margin  [B] at those pixels
+    first_success  [B] int64, the step (over all starts) that first reached the goal, -1 if none did
+    trace_value, trace_margin  [T, B] by step, NaN after a row has left the batch
     """
 
     pixels: Pixels
@@ -154,9 +140,7 @@ class Attacked(NamedTuple):
 
 
 class Attack(Protocol):
-    """Raises a score inside a ball. A frozen pydantic model: its own configuration, request schema and
-    repr.
-    """
+    """Raises a score inside a ball. A frozen pydantic model: configuration, request schema and repr."""
 
     def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked: ...
 
@@ -165,10 +149,10 @@ Stage: TypeAlias = Literal["pixels", "features"]
 
 
 class Defense(Spending, Protocol):
-    """Maps inputs to inputs of the same shape and range, row by row: a batch mate changes nothing.
+    """Maps inputs to inputs of the same shape and range. Rows do not influence each other.
 
-    `pixels` before the image tower, `features` behind it; a chain may do `both`, and then is called in the
-    parts that it has `at` each stage.
+    `pixels` works before the image tower, `features` behind it. A chain may do `both`; then each part (`at`)
+    is called by itself.
     """
 
     @property
@@ -183,26 +167,13 @@ class Defense(Spending, Protocol):
         ...
 
     def at(self, stage: Stage) -> "Defense | None":
-        """What of it works there, None if nothing does."""
+        """The part that works at this stage, or None."""
         ...
 
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor: ...
 
 
-class DefenseSpec(Protocol):
-    """A defense as data (a frozen pydantic model with `kind`); `bind` gives the thing that runs, and may cost
-    a pass through a tower: bind once.
-    """
-
-    @property
-    def kind(self) -> str: ...
-
-    def bind(self, encoder: ImageEncoder) -> Defense: ...
-
-
-Embed: TypeAlias = Callable[[Pixels, Seeds], Features]  # through whatever stands before the image tower
-Guard: TypeAlias = Callable[[Score], Score]  # wraps what is attacked: a device's lock, a deadline
-Share: TypeAlias = Callable[[Classifier], Classifier]  # the same for what is only asked
-Progress: TypeAlias = Callable[
-    [int, int, str], None
-]  # (done, total, what): library code reports, applications draw
+Embed: TypeAlias = Callable[[Pixels, Seeds], Features]  # through all defenses and the image tower
+Guard: TypeAlias = Callable[[Score], Score]  # wraps an attacked score, as with a device's lock or a deadline
+Share: TypeAlias = Callable[[Classifier], Classifier]  # the same for a classifier that only judges
+Progress: TypeAlias = Callable[[int, int, str], None]  # (done, total, what): the library reports, others draw

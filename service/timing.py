@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from robustclip.types import Cost, Defense, Seeds, Stage
+from robustclip.types import Defense, Seeds, Stage, Toll
 
 
 @dataclass
@@ -45,12 +45,8 @@ class TimedDefense:
         return self._defense.gradient
 
     @property
-    def passes(self) -> Cost:
-        return self._defense.passes
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return self._defense.gradient_passes
+    def toll(self) -> Toll:
+        return self._defense.toll
 
     def at(self, stage: Stage) -> "TimedDefense | None":
         part = self._defense.at(stage)

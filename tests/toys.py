@@ -53,9 +53,7 @@ def half_spaces(distance: float) -> LinearClassifier:
 
 
 def smallest_radius(toy: LinearClassifier, picture: Tensor, target: int, kind: str) -> float:
-    """The exact radius at which some label catches up with the target: ROBUSTNESS 2.10 (1), by bisection in
-    float64.
-    """
+    """The exact radius at which some label catches up with the target, by bisection in float64."""
     x = picture.flatten().double()
     logits = toy.weights.double() @ x + toy.bias.double()
     best = float("inf")

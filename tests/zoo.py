@@ -1,6 +1,4 @@
-"""The masking zoo (ROBUSTNESS 2.10 (7)): defenses that look strong for a wrong reason, and most of them lie
-about themselves.
-"""
+"""The masking zoo: defenses that look strong for a wrong reason, and most of them lie about themselves."""
 
 from typing import ClassVar, Literal
 

@@ -1,9 +1,7 @@
-"""Embedded CLIPs: a JSON with open_clip's configuration (and what differs from it), fp16 safetensors beside
-it, a model card.
+"""Embedded CLIPs: a JSON with open_clip's configuration, and fp16 safetensors beside it.
 
-A JSON may say `"stem": "efficientnet_lite0"`: the patch convolution is then a `ConvStem`. It may say
-`"text_of": "mini"`: the file then holds an image tower, everything else is that backbone's. Nothing else
-differs from open_clip, and it ends here.
+With `"stem": "efficientnet_lite0"` the patch convolution is a `ConvStem`. With `"text_of": "mini"` the file
+holds an image tower only; everything else is that backbone's. All else is as in open_clip.
 """
 
 import json
@@ -25,22 +23,13 @@ _IMAGE_TOWER = "visual."
 
 
 def embedded_names() -> list[str]:
-    """The names that `load_clip(arch)` finds here: shipped weights, and `tiny`, which is drawn from a
-    seed.
-    """
-    return [
-        *sorted(
-            path.name.removesuffix(".json")
-            for path in files(__name__).iterdir()
-            if path.name.endswith(".json")
-        ),
-        "tiny",
-    ]
+    """The names that `load_clip(arch)` accepts: shipped weights, and `tiny`, which is drawn from a seed."""
+    names = (path.name for path in files(__name__).iterdir())
+    return [*sorted(name.removesuffix(".json") for name in names if name.endswith(".json")), "tiny"]
 
 
 def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A backbone in float32 with its configuration (`embed_dim, vision_cfg, text_cfg, mean, std, stem,
-    text_of`).
+    """A backbone in float32, and its configuration.
 
     name: an embedded name, or the path of a JSON with safetensors of the same stem beside it.
     """
@@ -61,7 +50,7 @@ def load_embedded(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """What the JSON of a backbone says."""
+    """The JSON of a backbone."""
     return TINY_CONFIG if name == "tiny" else json.loads(_json(name).read_text())
 
 
@@ -80,7 +69,8 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
 
 
 def write_weights(model: nn.Module, path: Path, *, image_tower_only: bool = False) -> None:
-    """fp16 safetensors; the token table, half of everything, as int8 with one scale a row.
+    """fp16 safetensors; the token table, half of all bytes, as int8 with one scale a row.
+
     `image_tower_only`: for a JSON with `text_of`.
     """
     tensors = {
@@ -97,7 +87,7 @@ def write_weights(model: nn.Module, path: Path, *, image_tower_only: bool = Fals
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
         for name, tensor in tensors.items()
     }
-    path.write_bytes(save(packed))  # `save_file` makes files that nobody else may read, whatever the umask
+    path.write_bytes(save(packed))  # `save_file` ignores the umask: only the owner could read its files
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,4 @@
-"""`tiny`: a two-block CLIP at 32 pixels with seeded random weights. It classifies nothing well and everything
-fast: for tests, never of accuracy.
-"""
+"""`tiny`: a two-block CLIP at 32 pixels with random weights from a seed. For tests, never of accuracy."""
 
 from typing import Any
 
@@ -17,8 +15,9 @@ TINY_CONFIG: dict[str, Any] = {
 
 
 def tiny_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The same state dict in every process: N(0, 0.2^2) matrices and tables, ones for scales, zeros for
-    biases, CLIP's logit scale of 100.
+    """The same state dict in every process.
+
+    N(0, 0.2^2) matrices and tables, ones for scales, zeros for biases, CLIP's logit scale of 100.
     """
     generator = torch.Generator().manual_seed(20261122)
     weights: dict[str, Tensor] = {}

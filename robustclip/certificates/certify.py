@@ -1,9 +1,9 @@
-"""Certificates by randomized smoothing: a radius within which no change whatever turns the smoothed decision.
+"""Certificates by randomized smoothing: a radius within which no change alters the smoothed decision.
 
-CERTIFY of Cohen et al. 2019 (arXiv 1902.02918), section 3.2.2 and theorem 1: some votes choose a label, fresh
-ones bound its share from below. The statement is about the smoothed classifier, never about the plain one,
-and holds with probability 1 - alpha over the draws. Embeddings of noisy copies do not depend on labels or
-text prompts: who keeps them (robustclip/certificates/noise_cache.py) certifies the next list of labels by a
+CERTIFY of Cohen et al. 2019 (arXiv 1902.02918), section 3.2.2 and theorem 1: some votes choose a label, other
+votes bound its share from below. The statement is about the smoothed classifier, never about the plain one,
+and holds with probability 1 - alpha over the draws. Embeddings of noisy copies depend neither on labels nor
+on text prompts; with cached ones (robustclip/certificates/noise_cache.py) the next list of labels costs a
 matrix product.
 """
 
@@ -33,8 +33,9 @@ OnRows = Callable[[int], None]
 
 
 class NoiseOptions(BaseModel):
-    """How much noise, and how many votes: `n0` choose the label, `n` others bound its share; `alpha` is the
-    chance that a statement is wrong.
+    """How much noise, and how many votes.
+
+    `n0` votes choose the label, `n` others bound its share; `alpha` is the chance of a wrong statement.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,53 +47,50 @@ class NoiseOptions(BaseModel):
 
 
 class CertifyOptions(NoiseOptions):
-    """The same with what decides all draws, and the weights of a denoiser that takes the noise away, if one
-    does (`Smoothing.denoise`).
-    """
+    """The same with the seed of all draws, and the weights of a denoiser, if any (`Smoothing.denoise`)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     denoise: Weights | None = None
 
 
 class Certificate(BaseModel):
-    """What is certain of one smoothed decision at one picture."""
+    """What is certified about one smoothed decision at one picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str = Field(description="the label that the first votes chose")
-    abstained: bool = Field(
-        description="its share of the fresh votes may be a half or less: nothing is certified"
-    )
+    abstained: bool = Field(description="the label's true share may be a half or less: nothing is certified")
     sigma: float
     n0: int
     n: int
     hits: int = Field(description="fresh votes for the label")
     share: float = Field(description="lower bound of the label's true share, wrong with probability alpha")
     alpha: float = Field(
-        description="chance that this statement is wrong; where several were asked for at once, its part"
+        description="chance that this statement is wrong; of several made at once, the part of this one"
     )
     radius_l2: float = Field(
         description="the smoothed decision is the same at every point nearer than this, pixel units of [0, 1]"
     )
     radius_linf: float = Field(
-        description="what that implies if every value may change: radius_l2 over the root of their number"
+        description="the same for changes of every value: radius_l2 / sqrt(number of values)"
     )
     exploratory: bool | None = Field(
         default=None,
-        description="this noise had answered another question before, so alpha does not hold; absent where "
-        "no record is kept",
+        description="this noise has been used for another question, so alpha does not hold; absent where no "
+        "record exists",
     )
 
     def covers(self, ball: BallSpec) -> bool:
-        """Whether no change inside the ball turns the smoothed decision."""
+        """Whether no change inside the ball alters the smoothed decision."""
         return not self.abstained and ball.radius < (
             self.radius_l2 if ball.kind == "l2" else self.radius_linf
         )
 
 
 class NoisyFeatures(NamedTuple):
-    """Unit features of noisy copies of one picture: `choosing` [N0, E] and `counting` [N, E] share no
-    draw.
+    """Unit features of noisy copies of a picture: `choosing` [N0, E] and `counting` [N, E].
+
+    They share no draw.
     """
 
     choosing: Features
@@ -106,11 +104,9 @@ def noisy_classifier(
     *,
     denoise: str | None = None,
 ) -> Defended:
-    """One vote: noise, taken away by the network of weights `denoise` if they are named, then the chain that
-    is served behind it.
+    """One vote: noise, a denoiser if `denoise` names one, then the chain behind it.
 
-    Raises InvalidInput for a chain that adds smoothing noise itself, PurifierRefused for weights that can't
-    be used.
+    Raises InvalidInput for a chain with smoothing in it, PurifierRefused for weights that can't be used.
     """
     for index, spec in enumerate(denoiser):
         if isinstance(spec, Smoothing):
@@ -127,10 +123,10 @@ def noisy_classifier(
 def certify(
     vote: Classifier, pixels: Tensor, options: CertifyOptions, *, on_rows: OnRows = lambda rows: None
 ) -> Certificate:
-    """The certificate of one picture [3, S, S]. `vote` is the classifier of one draw of noise of
-    `options.sigma`; `on_rows` hears how many rows each batch had.
+    """The certificate of one picture [3, S, S], deterministic given `options.seed` and the picture.
 
-    Deterministic given `options.seed` and the picture. Costs n0 + n forward passes.
+    `vote` is the classifier of one draw of noise of `options.sigma`; `on_rows` is called with each batch's
+    number of rows. Costs n0 + n forward passes.
     """
     with torch.no_grad():
         choosing, counting = (
@@ -147,16 +143,16 @@ def noisy_features(
     portion: int = 0,
     on_rows: OnRows = lambda rows: None,
 ) -> NoisyFeatures:
-    """What `certify` would encode on its way, to be judged later; its labels do not matter. Other portions
-    hold draws never seen before.
+    """The features that `certify` would compute, to be judged later; labels do not matter.
+
+    Each portion has its own draws.
     """
     with torch.no_grad():
-        return NoisyFeatures(
-            *(
-                draw(vote.features, pixels, seeds, on_rows=on_rows)
-                for seeds in noise_seeds(pixels, options, portion=portion)
-            )
+        choosing, counting = (
+            draw(vote.features, pixels, seeds, on_rows=on_rows)
+            for seeds in noise_seeds(pixels, options, portion=portion)
         )
+    return NoisyFeatures(choosing, counting)
 
 
 def certify_features(
@@ -168,10 +164,9 @@ def certify_features(
     statements: int = 1,
     exploratory: bool | None = None,
 ) -> Certificate:
-    """`certify` from features of a picture with so many `values` (3 S S), for the classifier's own labels and
-    text weights.
+    """`certify` from features of a picture with `values` (3 S S) values, for the classifier's labels.
 
-    `statements`: how many were asked for before any was seen; each gets that part of `options.alpha`.
+    `statements`: how many are made from the same draws; each gets its part of `options.alpha`.
     """
     choosing, counting = (count_features(classifier, features) for features in noisy)
     shared = options.model_copy(update={"alpha": options.alpha / statements})
@@ -179,8 +174,9 @@ def certify_features(
 
 
 def count_features(classifier: ZeroShotClassifier, features: Features) -> Tensor:
-    """[C] int64: how many of the noisy copies [V, E] the classifier gives each label, judged in the batches
-    in which they would be encoded.
+    """[C] int64: how many of the noisy copies [V, E] the classifier assigns to each label.
+
+    They are judged in the batches in which they would be encoded.
     """
     with torch.no_grad():
         return sum(
@@ -190,13 +186,10 @@ def count_features(classifier: ZeroShotClassifier, features: Features) -> Tensor
 
 
 def noise_seeds(pixels: Tensor, options: CertifyOptions, *, portion: int = 0) -> tuple[Seeds, Seeds]:
-    """[n0] and [n] seeds of a picture's draws: other ones for every picture, every portion, and for choosing
-    and counting.
-    """
-    own = f"{tensor_digest(pixels)}-{portion}"
-    return derive(draw_seeds(options.seed, options.n0), f"choosing-{own}"), derive(
-        draw_seeds(options.seed, options.n), f"counting-{own}"
-    )
+    """[n0] and [n] seeds for choosing and counting; each picture and portion has its own."""
+    stream = f"{tensor_digest(pixels)}-{portion}"
+    choosing = derive(draw_seeds(options.seed, options.n0), f"choosing-{stream}")
+    return choosing, derive(draw_seeds(options.seed, options.n), f"counting-{stream}")
 
 
 def conclude(
@@ -208,7 +201,7 @@ def conclude(
     *,
     exploratory: bool | None = None,
 ) -> Certificate:
-    """The certificate that follows from votes [C] to choose by and fresh votes [C]."""
+    """The certificate that follows from votes [C] to choose by and other votes [C] to count."""
     chosen = int(choosing.argmax())
     hits = int(counting[chosen])
     share = lower_bound(hits, options.n, alpha=options.alpha)

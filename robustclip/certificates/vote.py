@@ -1,8 +1,7 @@
-"""The decision of a smoothed classifier: a vote over noisy copies of the picture, and silence where the votes
-prove nothing.
+"""The decision of a smoothed classifier: a vote over noisy copies, with no answer if it is not significant.
 
-Cohen et al. 2019 (arXiv 1902.02918), section 3.2: PREDICT is `elect`, and `lower_bound` is what CERTIFY
-(robustclip/certificates/certify.py) rests on.
+Cohen et al. 2019 (arXiv 1902.02918), section 3.2: PREDICT is `elect`; CERTIFY
+(robustclip/certificates/certify.py) uses `lower_bound`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ class Ballot(BaseModel):
 
     sigma: float
     votes: int
-    counts: dict[str, int] = Field(description="votes by label, most first; labels without any are left out")
+    counts: dict[str, int] = Field(description="votes by label, most first; labels without votes are absent")
     alpha: float
     p_value: float = Field(
         description="how often the two best labels would be this far apart if both were equally likely"
@@ -36,13 +35,13 @@ class Ballot(BaseModel):
 
 
 def smoothing_of(chain: Sequence[AnyDefense]) -> Smoothing | None:
-    """The rule by which a chain is to be served: votes, if it begins with smoothing."""
+    """The smoothing that a chain begins with, if it does: then the chain is served by votes."""
     first = chain[0] if chain else None
     return first if isinstance(first, Smoothing) else None
 
 
 def vote_seeds(seed: int, rule: Smoothing | None) -> Seeds:
-    """[V] the seeds of the votes on a picture that has this one; itself where nothing is voted."""
+    """[V] seeds of the votes on a picture with this seed; without smoothing the seed itself."""
     return torch.tensor([seed]) if rule is None else draw_seeds(seed, rule.votes)
 
 
@@ -53,14 +52,15 @@ def draw(
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Tensor:
-    """[V, ...] what `ask` says of one picture [3, S, S] under each of the seeds [V], in batches; `on_rows`
-    hears how many rows each had.
+    """[V, ...] what `ask` returns for one picture [3, S, S] under each of the seeds [V], in batches.
+
+    `on_rows` is called with the number of rows of each batch.
     """
-    drawn: list[Tensor] = []
+    answers: list[Tensor] = []
     for chunk in seeds.split(VOTES_A_PASS):
-        drawn.append(ask(pixels.expand(len(chunk), -1, -1, -1), chunk))
+        answers.append(ask(pixels.expand(len(chunk), -1, -1, -1), chunk))
         on_rows(len(chunk))
-    return torch.cat(drawn)
+    return torch.cat(answers)
 
 
 def count_votes(logits: Logits) -> Tensor:
@@ -69,10 +69,10 @@ def count_votes(logits: Logits) -> Tensor:
 
 
 def elect(counts: Tensor, labels: Sequence[str], rule: Smoothing) -> Ballot:
-    """PREDICT: the label with the most of the votes [C], or none when the runner-up might have won (two-sided
-    binomial test at `rule.alpha`).
+    """PREDICT: the label with the most votes [C], or none if the runner-up might have won.
 
-    An answer is the smoothed classifier's own with probability 1 - alpha.
+    The test is a two-sided binomial one at `rule.alpha`. An answer is the smoothed classifier's with
+    probability 1 - alpha.
     """
     votes: list[int] = counts.tolist()
     order: list[int] = counts.argsort(descending=True, stable=True).tolist()
@@ -90,14 +90,10 @@ def elect(counts: Tensor, labels: Sequence[str], rule: Smoothing) -> Ballot:
 
 
 def chance_of_lead(first: int, second: int) -> float:
-    """The chance that two equally likely sides part at least as far as `first` >= `second` in as many
-    votes.
-    """
+    """The chance that two equally likely labels differ by at least as much in as many votes."""
     return min(1.0, 2 * float(special.bdtr(second, first + second, 0.5)))
 
 
 def lower_bound(hits: int, draws: int, *, alpha: float) -> float:
-    """Clopper and Pearson's one-sided bound: below the true probability of a hit in at least 1 - alpha of all
-    experiments.
-    """
+    """Clopper and Pearson's one-sided bound: too high with probability alpha at most."""
     return float(special.betaincinv(hits, draws - hits + 1, alpha)) if hits else 0.0

@@ -1,6 +1,4 @@
-"""The table of defenses. A new one is a file beside this and a name in `AnyDefense`: it then composes, is
-served, and is probed adaptively.
-"""
+"""The table of defenses. A new one is a file beside this and a name in `AnyDefense`; nothing else changes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -51,11 +49,10 @@ _STRENGTHS = {defense.model_fields["kind"].default: defense.strength for defense
 
 
 def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tuple[AnyDefense, ...]:
-    """A chain from "jpeg:75,bit_depth:4,resize_pad", or from a list of such words, mappings with `kind`, or
-    defenses, which may be written as JSON.
+    """A chain from text or a list; empty and "none" mean no defense.
 
-    Empty and "none" mean no defense. Raises InvalidInput with the path to what is wrong
-    (`defense/0/quality`).
+    Text is "jpeg:75,bit_depth:4,resize_pad" or JSON; a list holds such words, mappings with `kind`, or
+    defenses. Raises InvalidInput with the path to what is wrong (`defense/0/quality`).
     """
     links = _from_text(data, field) if isinstance(data, str) else data
     if not isinstance(links, list | tuple):
@@ -75,15 +72,15 @@ def parse_defenses(data: str | Sequence[Link], *, field: str = "defense") -> tup
             raise InvalidInput(
                 f"smoothing adds its noise to the picture itself, found behind {chain[index - 1].kind}.",
                 field=f"{field}/{index}",
-                help="Put it first, once; what stands behind it denoises.",
+                help="Put it first, once; a defense behind it denoises.",
             )
     return chain
 
 
 def bind_chain(specs: Sequence[AnyDefense], encoder: ImageEncoder) -> Defense:
-    """The defense that runs: the bound specifications in their order, or the identity for none.
+    """The defense that runs: the bound specifications in order, or the identity for none.
 
-    Raises PurifierRefused and its like for a link whose network can't be used, with the path to it.
+    Raises PurifierRefused or FeatureNotInstalled, with the path, for a link whose network can't be used.
     """
     bound: list[Defense] = []
     for index, spec in enumerate(specs):

@@ -1,9 +1,7 @@
-"""What defenses share: how one is declared and bound, the chain, the straight-through gradient, and two
-transforms: of colors, of frequencies.
-"""
+"""What defenses share: declaration and binding, the chain, the straight-through gradient, two transforms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -15,22 +13,22 @@ from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
 from robustclip.purifiers import NamedNetwork
 from robustclip.seeds import derive
-from robustclip.types import FREE, Cost, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll
+from robustclip.types import NO_TOLL, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll
 
 Status: TypeAlias = Literal["sound", "experimental", "broken-adaptively"]
 Purify: TypeAlias = Callable[[Pixels], Pixels]
 
 
 def unchanged(pixels: Pixels) -> Pixels:
-    """The surrogate of a defense whose output is close to its input."""
+    """The surrogate gradient of a defense whose output is close to its input."""
     return pixels
 
 
 def straight_through(purify: Purify, pixels: Pixels, surrogate: Purify = unchanged) -> Pixels:
-    """Exactly `purify(pixels)`, with the gradient of `surrogate(pixels)`: BPDA (Athalye et al. 2018, arXiv
-    1802.00420, section 4.1).
+    """Exactly `purify(pixels)`, with the gradient of `surrogate(pixels)`.
 
-    The surrogate is evaluated only where a gradient is recorded: serving does not pay for it.
+    This is BPDA (Athalye et al. 2018, arXiv 1802.00420, section 4.1). The surrogate runs only where a
+    gradient is recorded, so serving does not pay for it.
     """
     with torch.no_grad():
         purified = purify(pixels.detach())
@@ -40,9 +38,7 @@ def straight_through(purify: Purify, pixels: Pixels, surrogate: Purify = unchang
 
 
 class _Replace(torch.autograd.Function):
-    """The second argument forward, the first one backward; bit for bit, which `a + (b - a).detach()` is
-    not.
-    """
+    """Forward the second argument, backward the first, bit for bit; `a + (b - a).detach()` rounds."""
 
     @staticmethod
     def forward(ctx: Any, approximate: Tensor, exact: Tensor) -> Tensor:
@@ -54,11 +50,11 @@ class _Replace(torch.autograd.Function):
 
 
 class Declared(BaseModel):
-    """The parameters of a defense, and what it says of itself before it runs."""
+    """The parameters of a defense, and its properties before it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    status: ClassVar[Status]  # what an attacker who knows the defense makes of it
+    status: ClassVar[Status]  # against an attacker who knows the defense
     cost: ClassVar[str]  # per picture, in words
     strength: ClassVar[str]  # the parameter that a number after a colon sets, as in "jpeg:75"
 
@@ -76,22 +72,16 @@ class Declared(BaseModel):
 
     @property
     def networks(self) -> tuple[NamedNetwork, ...]:
-        """The purifying networks that it runs: an answer depends on their weights, whose names may mean other
-        ones tomorrow.
-        """
+        """The purifying networks that it runs: an answer depends on their weights, not only on names."""
         return ()
 
     @property
-    def passes(self) -> Cost:
-        return FREE
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return FREE
+    def toll(self) -> Toll:
+        return NO_TOLL
 
 
 class PixelDefense(Declared):
-    """A defense that is nothing but its parameters, so that the specification is also the thing that runs."""
+    """A defense that is nothing but its parameters: the specification is also what runs."""
 
     def bind(self, encoder: ImageEncoder) -> Self:
         """Itself: it needs no encoder."""
@@ -101,40 +91,6 @@ class PixelDefense(Declared):
         return self if stage == self.stage else None
 
 
-@dataclass(frozen=True, eq=False)
-class Bound:
-    """A defense that needs a CLIP: its specification, and what runs now that the CLIP is known."""
-
-    spec: Declared
-    run: Callable[[Tensor, Seeds], Tensor]
-
-    @property
-    def stage(self) -> Stage:
-        return self.spec.stage
-
-    @property
-    def randomized(self) -> bool:
-        return self.spec.randomized
-
-    @property
-    def gradient(self) -> str:
-        return self.spec.gradient
-
-    @property
-    def passes(self) -> Cost:
-        return self.spec.passes
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return self.spec.gradient_passes
-
-    def at(self, stage: Stage) -> Self | None:
-        return self if stage == self.stage else None
-
-    def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
-        return self.run(inputs, seeds)
-
-
 @runtime_checkable
 class _OfClip(Protocol):
     @property
@@ -142,9 +98,7 @@ class _OfClip(Protocol):
 
 
 def clip_of(encoder: ImageEncoder) -> Clip:
-    """The CLIP that an encoder runs, by whatever means: its gradients and its text tower are torch's. Raises
-    InvalidInput where none is known.
-    """
+    """The CLIP that an encoder runs, with torch's gradients and text tower. InvalidInput if it has none."""
     if not isinstance(encoder, _OfClip):
         raise InvalidInput(
             f"this defense needs the CLIP behind the encoder, and {encoder.backend} names none.",
@@ -153,15 +107,14 @@ def clip_of(encoder: ImageEncoder) -> Clip:
     return encoder.clip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identity:
     """No defense."""
 
     stage: Stage = "pixels"
     randomized: bool = False
     gradient: str = "exact"
-    passes: Cost = FREE
-    gradient_passes: Cost = FREE
+    toll: Toll = NO_TOLL
 
     def at(self, stage: Stage) -> Self | None:
         return self if stage == self.stage else None
@@ -170,13 +123,27 @@ class Identity:
         return inputs
 
 
+@dataclass(frozen=True, eq=False)
+class Bound(Identity):
+    """A defense that needs a CLIP, after `bind`: the properties of its specification, and what runs."""
+
+    run: Callable[[Tensor, Seeds], Tensor] = field(kw_only=True)
+
+    @classmethod
+    def of(cls, spec: Declared, run: Callable[[Tensor, Seeds], Tensor]) -> Self:
+        return cls(spec.stage, spec.randomized, spec.gradient, spec.toll, run=run)
+
+    def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
+        return self.run(inputs, seeds)
+
+
 @dataclass(frozen=True)
 class Chain:
-    """Defenses one after the other, those on features last, each with its own stream of randomness.
+    """Defenses in a row, those on features last, each with its own stream of random numbers.
 
-    They compute in float32 whatever surrounds them (float64 stays), and answer in the type of their inputs:
-    an attack that searches in bfloat16 finds the same purifier. A chain on both stages is called in parts,
-    `at` each. Raises InvalidInput for a link on pixels behind one on features.
+    They compute in float32 under autocast, too (float64 stays), and answer in the type of their inputs: an
+    attack that searches in bfloat16 faces the same purifier. A chain on both stages is called in parts
+    (`at`). Raises InvalidInput for a defense on pixels behind one on features.
     """
 
     defenses: tuple[Defense, ...]
@@ -195,18 +162,14 @@ class Chain:
 
     @property
     def gradient(self) -> str:
-        """`none` if a link has none, else the links that are not exact, joined by `+`."""
+        """`none` if one defense has none; else all that are not exact, joined by `+`."""
         links = [defense.gradient for defense in self.defenses]
         inexact = dict.fromkeys(link for link in links if link != "exact")
         return "none" if "none" in links else "+".join(inexact) or "exact"
 
     @property
-    def passes(self) -> Cost:
-        return Toll.of(self.defenses).passes
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return Toll.of(self.defenses).gradient_passes
+    def toll(self) -> Toll:
+        return Toll.of(defense.toll for defense in self.defenses)
 
     def at(self, stage: Stage) -> "Chain | None":
         links = tuple(defense for defense in self.defenses if defense.stage == stage)
@@ -215,7 +178,7 @@ class Chain:
     def __call__(self, inputs: Tensor, seeds: Seeds) -> Tensor:
         if self.stage == "both":
             raise InvalidInput(
-                "this chain works on pixels and on features, and is called in two parts.", field="defenses"
+                "this chain works on pixels and on features; call it in two parts.", field="defenses"
             )
         stream = "defense" if self.stage == "pixels" else "features-defense"
         with torch.autocast(inputs.device.type, enabled=False):
@@ -226,9 +189,7 @@ class Chain:
 
 
 def check_order(stages: Sequence[str], field: str) -> None:
-    """InvalidInput unless what works on pixels stands before what works on features; the field names the
-    first offender.
-    """
+    """InvalidInput if a defense on pixels follows one on features; the field names it."""
     for index, (before, after) in enumerate(pairwise(stages), start=1):
         if (before, after) == ("features", "pixels"):
             raise InvalidInput(
@@ -257,7 +218,7 @@ def _mix(planes: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
 
 
 def cosines(size: int) -> Tensor:
-    """[size, size] the orthonormal cosine transform (DCT-II); row k swings k / (2 size) times a sample."""
+    """[size, size] the orthonormal cosine transform (DCT-II); row k has k / (2 size) cycles a sample."""
     frequency, sample = torch.arange(size)[:, None], torch.arange(size)[None, :]
     waves = torch.cos(torch.pi * (sample + 0.5) * frequency / size) * (2 / size) ** 0.5
     waves[0] /= 2**0.5

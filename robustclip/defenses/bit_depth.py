@@ -9,8 +9,9 @@ from robustclip.types import Pixels, Seeds
 
 
 class BitDepth(PixelDefense):
-    """Round to 2^bits levels. Rounding has gradient 0; the attacker sees through it with the identity's
-    (Athalye et al. 2018 break the family).
+    """Round to 2^bits levels. Rounding has gradient 0, so an attacker gets the identity's gradient.
+
+    Athalye et al. 2018 (arXiv 1802.00420) break the family this way.
     """
 
     kind: Literal["bit_depth"] = "bit_depth"

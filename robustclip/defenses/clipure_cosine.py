@@ -1,15 +1,14 @@
-"""CLIPure-Cos (Zhang et al. 2025, arXiv 2502.18176): turn an image feature toward the text of "a photo of a
-.", which names nothing. Done right.
+"""CLIPure-Cos (Zhang et al. 2025, arXiv 2502.18176): rotate an image feature toward an empty text.
 
-The released code divides its step by a norm over the whole batch, so that a row hangs on its batch mates, and
-turns 88 degrees at a time, so that it overshoots, comes back every second step, and leaves nothing of the
-gradient: masking, which is where its numbers come from. All its steps lie in the plane of feature and text.
-So the place where small steps lead is known in closed form, one turn by a share of the angle, and that is
-what runs here.
+That text is "a photo of a .". Deviation: the released code divides its step by a norm over the whole batch,
+so rows influence each other. It also turns 88 degrees at a time, overshoots, and comes back every second
+step, which removes the gradient: its reported robustness is gradient masking. All its steps lie in the plane
+of feature and text. The point that small steps lead to has a closed form, one rotation by a share of the
+angle, and that is computed here.
 
-Algebra says what to expect. Of a label's logit the turn changes how much its likeness to the empty text
-weighs against all else: where labels are equally alike to that text, no decision can change. It is offered as
-a yardstick.
+The rotation only changes how much a label's similarity to the empty text weighs against the rest of its
+logit. If labels are equally similar to that text, no decision can change. So it is here for comparison, not
+as protection. Features are not centred first: a mean subtracted from all logits would change no decision.
 """
 
 from functools import partial
@@ -27,9 +26,7 @@ from robustclip.types import Features, ImageEncoder, Seeds, Stage
 
 
 class ClipureCosine(Declared):
-    """Turn each feature by `share` of its angle to the empty text; 0 changes nothing. Deviations from the
-    source: see above.
-    """
+    """Rotate each feature by `share` of its angle to the empty text; 0 changes nothing."""
 
     kind: Literal["clipure_cosine"] = "clipure_cosine"
     share: float = Field(default=0.25, ge=0.0, le=0.5, allow_inf_nan=False)
@@ -43,8 +40,8 @@ class ClipureCosine(Declared):
         return "features"
 
     def bind(self, encoder: ImageEncoder) -> Bound:
-        """Costs a text pass."""
-        return Bound(self, partial(self._purify, empty_text(clip_of(encoder))))
+        """Costs one text pass."""
+        return Bound.of(self, partial(self._purify, empty_text(clip_of(encoder))))
 
     def _purify(self, text: Tensor, inputs: Features, seeds: Seeds) -> Features:
         return turned(inputs, text.to(inputs), self.share)
@@ -57,11 +54,9 @@ def empty_text(clip: Clip) -> Tensor:
 
 
 def turned(features: Features, toward: Tensor, share: float) -> Features:
-    """Unit features [B, E] turned by a share of their angle to the unit vector `toward` [E], within the plane
-    of the two; exact gradient.
-    """
+    """Unit features [B, E] rotated by a share of their angle to the unit vector `toward` [E]."""
     along = features @ toward
     across = features - along[:, None] * toward
     height = (across.square().sum(dim=1) + 1e-24).sqrt()
-    angle = (1 - share) * torch.atan2(height, along)  # unlike acos it has a slope at 0
+    angle = (1 - share) * torch.atan2(height, along)  # unlike acos, atan2 has a finite slope at 0
     return angle.cos()[:, None] * toward + (angle.sin() / height)[:, None] * across

@@ -1,9 +1,9 @@
-"""Test-time counterattack, TTC (Xing et al. 2025, arXiv 2503.03613): push a picture away from where its
-embedding sits suspiciously still.
+"""Test-time counterattack, TTC (Xing et al. 2025, arXiv 2503.03613).
 
-The published numbers are of pictures attacked without the defense in mind. What it serves hangs on the
-picture only through signs, clips and a gate, so its true derivative is 0 almost everywhere, which is no
-robustness: `backward` declares what an attacker gets instead.
+An attacked picture has an embedding that noise hardly moves; the defense pushes such a picture away from it.
+The published numbers are of attackers who ignore the defense. Its output depends on the picture only through
+signs, clips and a gate, so its true derivative is 0 almost everywhere. That is no robustness: `backward`
+declares which gradient an attacker gets instead.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,22 @@ from robustclip.defenses.base import Bound, Declared, Status, clip_of, straight_
 from robustclip.models.clip import Clip
 from robustclip.models.towers import encode_image
 from robustclip.threat import Linf, LinfRadius
-from robustclip.types import FREE, Cost, ImageEncoder, Pixels, Seeds
+from robustclip.types import FREE, NO_TOLL, Cost, ImageEncoder, Pixels, Seeds, Toll
 
 
 class Counterattack(Declared):
-    """Where noise moves the embedding by less than `gate` of its length, climb away from it by `steps` sign
-    steps; serve a mean of the way.
+    """If noise moves the embedding by less than `gate` of its length, climb away by `steps` sign steps.
+
+    The result is a weighted mean of the points on the way.
 
     radius    of the noise and of the climb (Linf)
-    growth    step i of the way weighs exp(growth * i)
-    backward  `identity`: the change is a constant that moves along with the picture. `unrolled`: two
-              derivatives of the tower, through a climb with g / (|g| + median |g|) for sign(g) and a soft
-              gate, so that an attacker also learns how to be let past it.
+    growth    point i has weight exp(growth * i)
+    backward  `identity`: as if the change did not depend on the picture. `unrolled`: second derivatives of
+              the tower, with g / (|g| + median |g|) for sign(g) and a soft gate, so that an attacker can also
+              learn to keep the gate shut
 
-    Embeddings are those of the image tower without visual prompts, before they are normalised, in float32.
-    The noise is fresh for every row seed.
+    Embeddings are those of the image tower before normalisation, in float32 and without a prompt set's visual
+    vectors: one encoder serves all sets. Noise comes from row seeds.
     """
 
     kind: Literal["counterattack"] = "counterattack"
@@ -57,24 +58,19 @@ class Counterattack(Declared):
         return "ste" if self.backward == "identity" else "surrogate:unrolled"
 
     @property
-    def passes(self) -> Cost:
-        return Cost(self.steps + 1, self.steps) if self.steps else FREE
-
-    @property
-    def gradient_passes(self) -> Cost:
-        """The unrolled climb again, the way back through its forward passes, and through its gradients, which
-        counts as two backward passes each.
-        """
-        if self.backward == "identity" or not self.steps:
-            return FREE
-        return Cost(self.steps + 1, self.steps + (self.steps + 1) + 2 * self.steps)
+    def toll(self) -> Toll:
+        """Unrolled: the climb again, then backward through its forward passes and (twice) its gradients."""
+        if not self.steps:
+            return NO_TOLL
+        climb, unrolled = Cost(self.steps + 1, self.steps), self.backward == "unrolled"
+        return Toll(climb, climb.plus(Cost(0, self.steps + 1 + 2 * self.steps)) if unrolled else FREE)
 
     def bind(self, encoder: ImageEncoder) -> Bound:
-        return Bound(self, partial(self._purify, clip_of(encoder)))
+        return Bound.of(self, partial(self._purify, clip_of(encoder)))
 
     def _purify(self, clip: Clip, inputs: Pixels, seeds: Seeds) -> Pixels:
         def served(pixels: Pixels) -> Pixels:
-            # A service runs in inference mode, whose tensors record nothing: a clone outside it does.
+            # A service runs in inference mode, whose tensors record no gradient; a clone made outside does.
             with torch.inference_mode(False), torch.enable_grad():
                 return self._walk(clip, pixels.clone(), seeds, _sign, _closed_below).detach()
 
@@ -97,25 +93,25 @@ class Counterattack(Declared):
         if self.steps == 0:
             return start
         still = encode_image(clip, pixels)
-        way = [start if start.requires_grad else start.requires_grad_()]
+        points = [start if start.requires_grad else start.requires_grad_()]
         moved = encode_image(clip, start)
         shares = closed(drift(still, moved), self.gate)
         for index in range(self.steps):
             (slope,) = torch.autograd.grad(
-                (moved - still).square().sum(), way[-1], create_graph=direction is _soft_sign
+                (moved - still).square().sum(), points[-1], create_graph=direction is _soft_sign
             )
-            way.append(ball.project(way[-1] + self.step * direction(slope), pixels))
+            points.append(ball.project(points[-1] + self.step * direction(slope), pixels))
             if index + 1 < self.steps:
-                moved = encode_image(clip, way[-1])
-        weights = (self.growth * torch.arange(len(way), dtype=torch.float32)).softmax(dim=0).tolist()
-        climbed = torch.stack([weight * point for weight, point in zip(weights, way, strict=True)]).sum(dim=0)
-        return (start + shares[:, None, None, None] * (climbed - start)).clamp(0.0, 1.0)
+                moved = encode_image(clip, points[-1])
+        weights = (self.growth * torch.arange(len(points), dtype=torch.float32)).softmax(dim=0).tolist()
+        weighted = [weight * point for weight, point in zip(weights, points, strict=True)]
+        return (start + shares[:, None, None, None] * (torch.stack(weighted).sum(dim=0) - start)).clamp(
+            0.0, 1.0
+        )
 
 
 def drift(still: Tensor, moved: Tensor) -> Tensor:
-    """[B] how far embeddings [B, E] were moved by noise, in their own length: small where a picture sits in a
-    hollow that an attack made.
-    """
+    """[B] how far noise moved embeddings [B, E], relative to their length; small for attacked pictures."""
     return ((moved - still).square().sum(dim=1) + 1e-24).sqrt() / still.norm(dim=1)
 
 
@@ -131,7 +127,7 @@ def _soft_sign(slope: Tensor) -> Tensor:
 
 
 def _closed_below(drifts: Tensor, gate: float) -> Tensor:
-    """[B] 1 where the picture is climbed away from, 0 where it is let past with its noise."""
+    """[B] 1 where the picture is pushed away, 0 where it passes with its noise."""
     return (drifts < gate).to(drifts.dtype)
 
 

@@ -1,9 +1,8 @@
-"""Diffusion as a purifier, DiffPure (Nie et al. 2022, arXiv 2205.07460): add noise until an attack drowns in
-it, then let a denoiser take all away.
+"""Diffusion as a purifier, DiffPure (Nie et al. 2022, arXiv 2205.07460): add noise, then denoise.
 
-Its published robustness fell once attackers differentiated through every step and averaged over its draws
-(Lee & Kim 2023, arXiv 2303.09051), which is the default here; kept-fixed noise would mask the rest, so it
-comes from row seeds.
+Its published robustness fell when attackers differentiated through every step and averaged over draws (Lee &
+Kim 2023, arXiv 2303.09051). That gradient is the default here. Noise comes from row seeds: noise fixed for
+all pictures would mask gradients.
 """
 
 from functools import partial
@@ -16,19 +15,18 @@ from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status, straight_through, unchanged
 from robustclip.purifiers.diffusion import diffused, restored
 from robustclip.seeds import row_normal
-from robustclip.types import Cost, ImageEncoder, Pixels, Seeds
+from robustclip.types import Cost, ImageEncoder, Pixels, Seeds, Toll
 
 
 class Diffusion(PixelDefense):
-    """Noise up to a time (0 none, 1 nothing else), then so many DDIM steps back; per row.
+    """Add the noise of a time (0 none, 1 nothing else), then go back in `steps` DDIM steps; per row.
 
     weights   `own`, or the .json of a denoiser of ours
-    backward  `exact`: through every step, each computed again in the backward. `one_shot`: through one step
-              from the same noise. `identity`: BPDA.
+    backward  `exact`: through every step, recomputed in the backward pass. `one_shot`: through one step from
+              the same noise. `identity`: BPDA
 
-    Deviations from DiffPure: a few deterministic DDIM steps for its hundred stochastic ones, since between
-    time 0.1 and 0 more of them hardly change a picture; exact gradients by checkpoints instead of an adjoint
-    equation.
+    Deviations from DiffPure: a few deterministic DDIM steps for its hundred stochastic ones, since below time
+    0.1 more steps hardly change a picture; exact gradients by checkpoints instead of an adjoint equation.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -54,18 +52,13 @@ class Diffusion(PixelDefense):
         return (purifiers.NamedNetwork("denoiser", self.weights),)
 
     @property
-    def passes(self) -> Cost:
-        return Cost(self.steps * purifiers.PASSES["denoiser"] if self.time else 0)
-
-    @property
-    def gradient_passes(self) -> Cost:
-        again = {"exact": self.passes.forward, "one_shot": self.passes.forward // self.steps, "identity": 0}[
-            self.backward
-        ]
-        return Cost(again, again)
+    def toll(self) -> Toll:
+        step = purifiers.PASSES["denoiser"] if self.time else 0
+        again = step * {"exact": self.steps, "one_shot": 1, "identity": 0}[self.backward]
+        return Toll(Cost(step * self.steps), Cost(again, again))
 
     def bind(self, encoder: ImageEncoder) -> Self:
-        """Itself. Raises as `purifiers.open_denoiser` where its weights can't be used."""
+        """Itself. Raises as `purifiers.open_denoiser` if its weights can't be used."""
         purifiers.open_denoiser(self.weights, like=torch.empty(0), time=self.time)
         return self
 

@@ -1,8 +1,7 @@
-"""JPEG compression (Dziugaite et al. 2016, arXiv 1608.00853; Guo et al. 2018, arXiv 1711.00117): Pillow
-serves, a soft codec gives the gradient.
+"""JPEG compression (Dziugaite et al. 2016, arXiv 1608.00853; Guo et al. 2018, arXiv 1711.00117).
 
-Of the two backward passes the identity is the plain BPDA answer; the soft codec knows which frequencies
-survive (Shin & Song 2017).
+Pillow encodes and decodes. Of the two gradients, the identity is plain BPDA; the soft codec knows which
+frequencies survive (Shin & Song 2017).
 """
 
 import io
@@ -47,9 +46,7 @@ _COLOR = (
 
 
 class Jpeg(PixelDefense):
-    """Encode and decode by Pillow at `quality`; `backward` says what gradient an attacker gets: the soft
-    codec's or the identity's.
-    """
+    """Encode and decode by Pillow; `backward` chooses the soft codec's gradient or the identity's."""
 
     kind: Literal["jpeg"] = "jpeg"
     quality: int = Field(default=75, ge=1, le=100)
@@ -81,8 +78,9 @@ class Jpeg(PixelDefense):
 
 
 def soft_jpeg(pixels: Pixels, *, quality: int, halved_color: bool) -> Pixels:
-    """JPEG without its entropy coding, with a rounding that has a gradient. Within 3/255 of Pillow on
-    average, on photographs.
+    """JPEG without entropy coding, with a rounding that has a gradient.
+
+    On photographs within 3/255 of Pillow on average.
     """
     height, width = pixels.shape[-2:]
     padded = F.pad(pixels * 255, (0, -width % 16, 0, -height % 16), mode="replicate")
@@ -91,11 +89,8 @@ def soft_jpeg(pixels: Pixels, *, quality: int, halved_color: bool) -> Pixels:
     color = F.avg_pool2d(color, 2) if halved_color else color
     brightness = _quantise_blocks(brightness - 128, _steps(_BRIGHTNESS, quality)) + 128
     color = _quantise_blocks(color, _steps(_COLOR, quality))
-    color = (
-        F.interpolate(color, scale_factor=2.0, mode="bilinear", align_corners=False)
-        if halved_color
-        else color
-    )
+    if halved_color:
+        color = F.interpolate(color, scale_factor=2.0, mode="bilinear", align_corners=False)
     return to_rgb(torch.cat([brightness, color], dim=1))[..., :height, :width].clamp(0, 255) / 255
 
 
@@ -106,20 +101,17 @@ def _steps(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
 
 
 def _quantise_blocks(planes: Tensor, steps: Tensor) -> Tensor:
-    """Planes [B, P, H, W] through the cosine transform of their 8 x 8 blocks, divided, rounded and back."""
+    """Planes [B, P, H, W] through the cosine transform of their 8 x 8 blocks, quantised, and back."""
     batch, count, height, width = planes.shape
     waves, divisors = cosines(8).to(planes), steps.to(planes)
-    blocks = planes.reshape(batch, count, height // 8, 8, width // 8, 8).transpose(
-        3, 4
-    )  # [B, P, H/8, W/8, 8, 8]
+    # [B, P, H/8, W/8, 8, 8]
+    blocks = planes.reshape(batch, count, height // 8, 8, width // 8, 8).transpose(3, 4)
     frequencies = waves @ blocks @ waves.T / divisors
     restored = waves.T @ (_soft_round(frequencies) * divisors) @ waves
     return restored.transpose(3, 4).reshape(batch, count, height, width)
 
 
 def _soft_round(values: Tensor) -> Tensor:
-    """round(v) + (v - round(v))^3: exact at whole numbers, with a gradient between them (Shin & Song
-    2017).
-    """
+    """round(v) + (v - round(v))^3: exact at integers, with a gradient between them (Shin & Song 2017)."""
     nearest = values.round()
     return nearest + (values - nearest) ** 3

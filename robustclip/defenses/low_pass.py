@@ -1,12 +1,10 @@
-"""Take away what is finer than the eye needs: a Gaussian low pass, the purifier whose worth can be argued
-before it is attacked.
+"""A Gaussian low pass: remove the finest frequencies. A defense whose effect can be argued.
 
-It is a fixed linear map with positive weights that sum to 1. So it never lengthens a change, in any norm, and
-its one dense gradient is exact everywhere: nothing in it can be bypassed, averaged away or masked. What it
-gains is real, and small: the attacker keeps the low frequencies, and reaches the tower with that part of its
-slope only. Where the tower listens to all frequencies alike and a quarter of them stays, that is half.
-Denoisers that follow the picture (median, total variation, wavelets) spare the places where it is busy, and
-there they spare the attack.
+It is a fixed linear map with positive weights that sum to 1. So it lengthens no change, in any norm, and its
+gradient is dense and exact: nothing can be bypassed, averaged away or masked. What it gains is real, and
+small: the attacker keeps the low frequencies and only their part of the tower's gradient. If the tower uses
+all frequencies alike and a quarter of them stays, that is half. Denoisers that adapt to the picture (median,
+total variation, wavelets) keep detail in textured regions, and with it the attack.
 """
 
 from typing import ClassVar, Literal
@@ -20,10 +18,10 @@ from robustclip.types import Pixels, Seeds
 
 
 class LowPass(PixelDefense):
-    """Frequencies of f cycles a pixel keep exp(-(f / cutoff)^2 / 2) of their height; 0.5 is the finest there
-    is. Borders are mirrored.
+    """A frequency of f cycles a pixel keeps exp(-(f / cutoff)^2 / 2) of its amplitude; 0.5 is the highest.
 
-    A blur with a standard deviation of 0.16 / cutoff pixels.
+    This is a blur with a standard deviation of 0.16 / cutoff pixels. Borders are mirrored instead of
+    continued at the opposite side, as a Fourier transform would.
     """
 
     kind: Literal["low_pass"] = "low_pass"
@@ -36,12 +34,11 @@ class LowPass(PixelDefense):
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
         height, width = inputs.shape[-2:]
         rows, columns = (self._blur(size).to(inputs) for size in (height, width))
-        return (rows @ inputs @ columns.T).clamp(
-            0.0, 1.0
-        )  # cut off at the finest frequency, the weights may dip below 0 by a thousandth
+        # Cut off at the highest frequency, some weights are negative by a thousandth: hence the clamp.
+        return (rows @ inputs @ columns.T).clamp(0.0, 1.0)
 
     def _blur(self, size: int) -> Tensor:
-        """[size, size] out of samples, into their frequencies and back."""
+        """[size, size] from samples to frequencies and back."""
         waves = cosines(size)
         frequency = torch.arange(size) / (2 * size)
         return waves.T * torch.exp(-((frequency / self.cutoff) ** 2) / 2) @ waves

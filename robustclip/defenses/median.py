@@ -23,13 +23,12 @@ Window: TypeAlias = Annotated[int, Field(ge=1, le=7, description="odd"), AfterVa
 
 
 class Median(PixelDefense):
-    """Each value becomes the median of the `window` x `window` values around it, borders mirrored; `backward`
-    says what gradient an attacker gets.
+    """Each value becomes the median of the `window` x `window` values around it, borders mirrored.
 
-    exact  1 for the value that was chosen, 0 for its neighbors: true almost everywhere, and zero for each
-           value that no window chose (every second)
-    leaky  nine tenths of that, and a tenth of the mean's over the window: no value is left out, and PGD
-           breaks as much and more with it
+    `backward` is the gradient that an attacker gets:
+    exact  1 for the chosen value, 0 for its neighbors: true almost everywhere, and 0 for every value that no
+           window chose (about every second), which raises the flag for zero gradients
+    leaky  nine tenths of that, one tenth of the mean's: no value is left out, and PGD breaks at least as many
     """
 
     kind: Literal["median"] = "median"
@@ -45,17 +44,14 @@ class Median(PixelDefense):
         return "exact" if self.backward == "exact" else "surrogate:leaky_median"
 
     def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
-        return (
-            self._filter(inputs)
-            if self.backward == "exact"
-            else straight_through(self._filter, inputs, self._leaky)
-        )
+        if self.backward == "exact":
+            return self._filter(inputs)
+        return straight_through(self._filter, inputs, self._leaky)
 
     def _filter(self, pixels: Pixels) -> Pixels:
-        # By row: the windows of a picture take window^2 times its memory.
-        return torch.cat(
-            [_windows(row, self.window).flatten(-2).median(dim=-1).values for row in pixels.split(1)]
-        )
+        # Row by row: the windows of a picture take window^2 times its memory.
+        medians = [_windows(row, self.window).flatten(-2).median(dim=-1).values for row in pixels.split(1)]
+        return torch.cat(medians)
 
     def _leaky(self, pixels: Pixels) -> Pixels:
         return (1 - _LEAK) * self._filter(pixels) + _LEAK * _windows(pixels, self.window).mean(dim=(-2, -1))

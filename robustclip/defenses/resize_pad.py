@@ -1,6 +1,4 @@
-"""Random resizing and padding (Xie et al. 2018, arXiv 1711.01991), brought to a tower that takes one size
-only.
-"""
+"""Random resizing and padding (Xie et al. 2018, arXiv 1711.01991), for a tower with one input size."""
 
 from typing import ClassVar, Literal
 
@@ -15,11 +13,10 @@ from robustclip.types import Pixels, Seeds
 
 
 class ResizePad(PixelDefense):
-    """Shrink to round(s * S) pixels, s ~ U[low, 1), bilinearly, and place it anywhere in a black S x S field;
-    per row.
+    """Shrink to round(s * S) pixels, s ~ U[low, 1), bilinearly; place it anywhere in a black S x S field.
 
-    Deviation: the original enlarges 299 pixels to at most 330 and pads to 331. Exactly differentiable for a
-    given draw; attacked with the mean of many draws it holds nothing (Athalye et al. 2018, arXiv 1802.00420:
+    Per row. Deviation: the original enlarges 299 pixels to at most 330 and pads to 331. The gradient is exact
+    for a given draw. An attack on the mean of many draws breaks it (Athalye et al. 2018, arXiv 1802.00420:
     accuracy 0 at Linf 8/255).
     """
 
@@ -43,11 +40,10 @@ class ResizePad(PixelDefense):
 
 
 def shrink_into_field(pixels: Pixels, shrunk: Tensor, offsets: Tensor) -> Pixels:
-    """Row i resized to shrunk[i] pixels a side and placed offsets[i] = (left, top) pixels into black; shrunk
-    [B], offsets [B, 2] are whole.
+    """Row i resized to shrunk[i] pixels a side, at offsets[i] = (left, top) in black.
 
-    One sampling for all rows: output pixel u reads input position (u - offset + 1/2) * S / shrunk - 1/2, in
-    grid_sample's coordinates of [-1, 1].
+    shrunk [B] and offsets [B, 2] are whole numbers. One sampling serves all rows: output pixel u reads input
+    position (u - offset + 1/2) * S / shrunk - 1/2, in grid_sample's coordinates of [-1, 1].
     """
     size = pixels.shape[-1]
     scale = size / shrunk

@@ -1,5 +1,6 @@
-"""Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918), the noise of it: what one vote sees. The vote
-itself is robustclip/certificates/vote.py.
+"""The noise of randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): what one vote sees.
+
+The vote itself is robustclip/certificates/vote.py.
 """
 
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
@@ -14,25 +15,26 @@ from robustclip.errors import PurifierRefused
 from robustclip.purifiers.denoiser import Denoiser
 from robustclip.purifiers.diffusion import one_shot, time_of
 from robustclip.seeds import row_normal
-from robustclip.types import Cost, ImageEncoder, Pixels, Seeds
+from robustclip.types import Cost, ImageEncoder, Pixels, Seeds, Toll
 
 MAX_VOTES = 10_000
 
-Sigma: TypeAlias = Annotated[
-    float, Field(ge=0.001, le=4.0, allow_inf_nan=False)
-]  # below a quarter of an 8-bit level noise drowns in rounding
+# At least a quarter of an 8-bit level: smaller noise disappears in rounding.
+Sigma: TypeAlias = Annotated[float, Field(ge=0.001, le=4.0, allow_inf_nan=False)]
 Alpha: TypeAlias = Annotated[float, Field(gt=0.0, lt=0.5, allow_inf_nan=False)]
 
 
 class Smoothing(PixelDefense):
-    """clamp(x + sigma e, 0, 1) with e ~ N(0, I), per row. Who serves a chain with this link asks `votes`
-    draws and abstains at level `alpha`.
+    """clamp(x + sigma e, 0, 1) with e ~ N(0, I), per row.
 
-    It stands first in its chain: the clamp and all links behind it are part of the classifier that is
+    A chain with it is served by `votes` draws, and gives no answer if they are not significant at level
+    `alpha`.
+
+    It stands first in its chain. The clamp and all defenses behind it belong to the classifier that is
     smoothed, which may be any function of x + e, so the certificate is about the picture itself. Deviation:
-    the original trains its classifiers on noise; a CLIP has seen none and wants a denoiser behind. `denoise`
-    names the weights of one (`own`, or the .json of a denoiser of ours) that takes the noise away before the
-    clamp, in one step from the time at which diffusion has as much of it (Salman et al. 2020, arXiv
+    the original trains classifiers on noise; a CLIP was never trained on noise and needs a denoiser.
+    `denoise` names its weights (`own`, or the .json of a denoiser of ours). It removes the noise before the
+    clamp, in one step from the time at which diffusion has as much noise (Salman et al. 2020, arXiv
     2003.01908; Carlini et al. 2023, arXiv 2206.10550).
     """
 
@@ -55,17 +57,12 @@ class Smoothing(PixelDefense):
         return () if self.denoise is None else (purifiers.NamedNetwork("denoiser", self.denoise),)
 
     @property
-    def passes(self) -> Cost:
-        return Cost(purifiers.PASSES["denoiser"] if self.denoise else 0)
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return Cost(0, self.passes.forward)
+    def toll(self) -> Toll:
+        passes = purifiers.PASSES["denoiser"] if self.denoise else 0
+        return Toll(Cost(passes), Cost(0, passes))
 
     def bind(self, encoder: ImageEncoder) -> Self:
-        """Itself. Raises as `purifiers.open_denoiser` for one that can't be used, or not for so much
-        noise.
-        """
+        """Itself. Raises as `purifiers.open_denoiser` if its denoiser can't be used with so much noise."""
         if self.denoise is not None:
             try:
                 self._denoiser(self.denoise, torch.empty(0))

@@ -1,8 +1,7 @@
-"""Super-resolution as a defense (Mustafa et al. 2019, arXiv 1901.01677): denoise by wavelets, enlarge by a
-network, shrink back.
+"""Super-resolution as a defense (Mustafa et al. 2019, arXiv 1901.01677): denoise, enlarge, shrink back.
 
-The paper's numbers are of attackers who do not know the defense. AdvPT names it too, but its released code is
-the first step alone (`wavelet`).
+The paper's numbers are of attackers who ignore the defense. AdvPT names this defense, too, but its released
+code contains the first step only (`wavelet`).
 """
 
 from functools import partial
@@ -17,18 +16,17 @@ from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status, straight_through
 from robustclip.defenses.wavelet import Wavelet
 from robustclip.purifiers.super_resolver import shrunk
-from robustclip.types import Cost, ImageEncoder, Pixels, Seeds
+from robustclip.types import FREE, Cost, ImageEncoder, Pixels, Seeds, Toll
 
 
 class SuperResolution(PixelDefense):
     """`wavelet` with its default levels, the x2 network, antialiased bicubic back to the picture's size.
 
-    weights   `own`, or a file: a .json of ours, a .safetensors that spandrel knows (then the scale is the
-              network's)
-    backward  `exact`: through all of it, the network computed again in the backward. `identity`: BPDA.
+    weights   `own`; the .json of a network of ours; a .safetensors that spandrel knows (its scale is used)
+    backward  `exact`: through all of it, the network recomputed in the backward pass. `identity`: BPDA
 
-    Deviation from Mustafa et al.: a small network instead of EDSR, and the picture is shrunk back, since a
-    CLIP takes one size.
+    Deviations from Mustafa et al.: a small network instead of EDSR, and the picture is shrunk back, since a
+    CLIP has one input size.
     """
 
     kind: Literal["super_resolution"] = "super_resolution"
@@ -49,15 +47,12 @@ class SuperResolution(PixelDefense):
         return (purifiers.NamedNetwork("super_resolver", self.weights),)
 
     @property
-    def passes(self) -> Cost:
-        return Cost(purifiers.PASSES["super_resolver"])
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return self.passes.plus(Cost(0, self.passes.forward)) if self.backward == "exact" else Cost()
+    def toll(self) -> Toll:
+        passes = purifiers.PASSES["super_resolver"]
+        return Toll(Cost(passes), Cost(passes, passes) if self.backward == "exact" else FREE)
 
     def bind(self, encoder: ImageEncoder) -> Self:
-        """Itself. Raises as `purifiers.load_purifier` where its weights can't be used."""
+        """Itself. Raises as `purifiers.load_purifier` if its weights can't be used."""
         purifiers.open_super_resolver(self.weights, like=torch.empty(0))
         return self
 

@@ -1,6 +1,4 @@
-"""Total variation denoising (Rudin, Osher & Fatemi 1992), as a defense in Guo et al. 2018 (arXiv
-1711.00117).
-"""
+"""Total variation denoising (Rudin, Osher & Fatemi 1992), a defense in Guo et al. 2018 (arXiv 1711.00117)."""
 
 from typing import ClassVar, Literal
 
@@ -13,16 +11,15 @@ from torch.utils.checkpoint import checkpoint
 from robustclip.defenses.base import PixelDefense, Status
 from robustclip.types import Pixels, Seeds
 
-_STEP = 1 / 8  # the longest for which Chambolle proves convergence
+_STEP = 1 / 8  # the largest for which Chambolle proves convergence
 
 
 class TotalVariation(PixelDefense):
-    """Go toward the u that minimises |u - x|^2 / 2 + weight * TV(u) per channel, by Chambolle's dual
-    iteration (2004, section 3).
+    """Approach the u that minimises |u - x|^2 / 2 + weight * TV(u), by Chambolle 2004, section 3.
 
-    Unrolled: the gradient passes through every iteration and is exact; its memory is that of one iteration at
-    a time. Deviation from Guo et al.: all pixels count, none are dropped at random, so the defense is
-    deterministic.
+    Per channel. The iteration is unrolled: the gradient passes through every step and is exact, with the
+    memory of one step at a time. Deviation from Guo et al.: no pixels are dropped at random, so the defense
+    is deterministic.
     """
 
     kind: Literal["total_variation"] = "total_variation"
@@ -46,11 +43,9 @@ class TotalVariation(PixelDefense):
 
 
 def _ascend(flow: Tensor, pixels: Pixels, weight: float) -> Tensor:
-    """One iteration on the dual field times the weight [2, B, 3, H, W], by which weight 0 needs no
-    division.
-    """
+    """One iteration on the dual field times the weight [2, B, 3, H, W]; so weight 0 needs no division."""
     slope = _gradient(_divergence(flow) - pixels)
-    length = (slope.square().sum(dim=0) + 1e-14).sqrt()  # the square root has a slope at 0 only so
+    length = (slope.square().sum(dim=0) + 1e-14).sqrt()  # sqrt has no finite slope at 0
     return weight * (flow + _STEP * slope) / (weight + _STEP * length)
 
 
@@ -60,5 +55,5 @@ def _gradient(planes: Tensor) -> Tensor:
 
 
 def _divergence(flow: Tensor) -> Tensor:
-    """Minus the transpose of `_gradient`, for fields that are 0 at the far border as its results are."""
+    """Minus the transpose of `_gradient`, for fields that are 0 at the far border, as its results are."""
     return F.pad(flow[0], (0, 0, 1, 0)).diff(dim=-2) + F.pad(flow[1], (1, 0)).diff(dim=-1)

@@ -1,7 +1,6 @@
-"""Wavelet denoising: BayesShrink (Chang, Yu & Vetterli 2000) with Haar's wavelet, as a defense in Mustafa et
-al. 2019 (arXiv 1901.01677).
+"""Wavelet denoising: BayesShrink (Chang, Yu & Vetterli 2000) with Haar's wavelet.
 
-AdvPT's code names this step "super resolution".
+A defense in Mustafa et al. 2019 (arXiv 1901.01677). AdvPT's code calls this step "super resolution".
 """
 
 from typing import ClassVar, Literal
@@ -16,12 +15,12 @@ from robustclip.types import Pixels, Seeds
 
 
 class Wavelet(PixelDefense):
-    """Soften the details of brightness and colors at `levels` scales, each band by a threshold of its own:
-    sigma^2 / what deviation is not noise.
+    """Soft-threshold the details of brightness and colors at `levels` scales.
 
-    `sigma` is the noise that is taken for granted, in pixel units: about half the radius that is feared. The
-    gradient passes through thresholds and details, and is exact almost everywhere. Deviation from Mustafa et
-    al.: the same sigma for brightness and colors.
+    The threshold of each band is sigma^2 / the deviation of what is not noise. `sigma` is the assumed noise
+    in pixel units, about half the radius of the expected attack. The gradient passes through thresholds and
+    details and is exact almost everywhere. Deviation from Mustafa et al.: the same sigma for brightness and
+    colors.
     """
 
     kind: Literal["wavelet"] = "wavelet"
@@ -36,13 +35,12 @@ class Wavelet(PixelDefense):
         height, width = inputs.shape[-2:]
         block = 2**self.levels
         padded = F.pad(inputs, (0, -width % block, 0, -height % block), mode="replicate")
-        return to_rgb(denoised(to_ycbcr(padded), self.sigma, self.levels))[..., :height, :width].clamp(
-            0.0, 1.0
-        )
+        clean = to_rgb(denoised(to_ycbcr(padded), self.sigma, self.levels))
+        return clean[..., :height, :width].clamp(0.0, 1.0)
 
 
 def denoised(planes: Tensor, sigma: float, levels: int) -> Tensor:
-    """Planes [..., H, W] without noise of that deviation; H and W are multiples of 2^levels."""
+    """Planes [..., H, W] without noise of deviation sigma; H and W are multiples of 2^levels."""
     if levels == 0:
         return planes
     a, b, c, d = (planes[..., row::2, column::2] for row in (0, 1) for column in (0, 1))
@@ -60,9 +58,7 @@ def denoised(planes: Tensor, sigma: float, levels: int) -> Tensor:
 
 
 def _shrunk(band: Tensor, sigma: float) -> Tensor:
-    """Details [..., h, w] brought toward 0 by a threshold a plane: the noise's variance over the deviation of
-    the rest.
-    """
+    """Details [..., h, w] moved toward 0; a plane's threshold is noise variance / deviation of the rest."""
     variance = band.square().mean(dim=(-2, -1), keepdim=True)
     threshold = sigma**2 / (variance - sigma**2).clamp_min(1e-8).sqrt()
     return band.sign() * (band.abs() - threshold).relu()

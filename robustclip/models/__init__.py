@@ -1,3 +1,1 @@
-"""The CLIP and what speaks to it: weights and fingerprint, vocabulary, prompts, prompted towers, the
-zero-shot classifier.
-"""
+"""The CLIP (weights, fingerprint, vocabulary), its prompts, towers with prompts, the zero-shot classifier."""

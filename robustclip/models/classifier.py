@@ -19,7 +19,7 @@ from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import check_prompts, encode_image, encode_text
-from robustclip.types import Cost, Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds
+from robustclip.types import Defense, Embed, Features, ImageEncoder, Logits, Pixels, Seeds, Toll
 
 TEXT_CHUNK = 64  # labels a text pass: bounds memory and how long a cold label list can hold the device
 
@@ -279,12 +279,8 @@ class Defended:
         return self.classifier.labels
 
     @property
-    def passes(self) -> Cost:
-        return self.defense.passes
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return self.defense.gradient_passes
+    def toll(self) -> Toll:
+        return self.defense.toll
 
     def features(self, pixels: Pixels, seeds: Seeds) -> Features:
         """[B, E] unit features through the defense."""

@@ -1,9 +1,8 @@
-"""What a prompt set learned, as far as it can be read: words near its vectors, how long the vectors are, and
-what became of the labels.
+"""What a prompt set learned: words near its vectors, the vectors' lengths, and how label features moved.
 
-A reading, not a proof: learned vectors often lie far from every word, which is why distances and the table's
-own lengths stand beside the words (Zhou et al. 2022, arXiv 2109.01134, find few that mean anything). Words
-are those that CLIP's tokenizer holds as one token.
+This is a reading, no proof: learned vectors often lie far from every word (Zhou et al. 2022, arXiv
+2109.01134, find few that mean anything). So distances and the token table's own lengths are given, too. Words
+are those that are one token of CLIP's tokenizer.
 """
 
 import itertools
@@ -22,9 +21,9 @@ from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.models.vocabulary import word_ids
 
 MAX_WORDS = 100
-SHOWN_ROWS = 20  # of a table for people
+SHOWN_ROWS = 20  # of a table on the terminal
 _QUANTILES = (0.05, 0.5, 0.95)
-_SAMPLED_WORDS = 1000  # spread over the table, for the distances between words
+_SAMPLED_WORDS = 1000  # evenly from the table, for the distances between words
 TableRow = tuple[str, ...]
 
 
@@ -33,7 +32,7 @@ class _Data(BaseModel):
 
 
 class Word(_Data):
-    """`distance` is Euclidean, in the token table."""
+    """A word near a vector; `distance` is Euclidean, in the token table."""
 
     word: str
     cosine: float
@@ -41,11 +40,12 @@ class Word(_Data):
 
 
 class Vector(_Data):
-    """One learned vector. `context`: which of several, or that of `label`; `layer` from 1. Words are given
-    for the text tower's first layer alone.
+    """One learned vector.
 
-    Deeper vectors replace hidden states and those of the image tower stand beside patches: there no word has
-    a place to be near.
+    context  index of its context; `label` names the label that the context belongs to, if any
+    layer    counts from 1
+    by_cosine, by_distance  nearest words, in the text tower's first layer only: deeper vectors replace hidden
+             states and those of the image tower stand beside patches, where no word has a position
     """
 
     tower: str
@@ -59,8 +59,8 @@ class Vector(_Data):
 
 
 class LabelShift(_Data):
-    """Cosine of a label's text feature under the set with the handcrafted one, and the handcrafted feature of
-    any label that it is nearest to.
+    """Cosine of a label's text feature with its handcrafted one, and the nearest handcrafted one of any
+    label.
     """
 
     label: str
@@ -70,8 +70,10 @@ class LabelShift(_Data):
 
 
 class Explanation(_Data):
-    """Of the token table, 5th, 50th and 95th percentile: `table_norms`, lengths of words; `table_distances`,
-    from a word to the nearest other.
+    """The reading of one prompt set.
+
+    table_norms      lengths of the words in the token table: 5th, 50th and 95th percentile
+    table_distances  distances from a word to the nearest other word: the same percentiles
     """
 
     prompt_set: str
@@ -82,15 +84,14 @@ class Explanation(_Data):
     labels: tuple[LabelShift, ...]
 
     def readable(self) -> tuple[int, int]:
-        """How many vectors lie nearer to a word than words lie to each other (their median), of how many that
-        words could stand for.
-        """
+        """(n, of): n of the vectors with words are nearer to a word than words are to each other (median)."""
         nearest = [vector.by_distance[0].distance for vector in self.vectors if vector.by_distance]
         return sum(distance < self.table_distances[1] for distance in nearest), len(nearest)
 
     def tables(self, *, every: bool = False) -> list[tuple[TableRow, list[TableRow], str]]:
-        """(heads, rows, title) for people, unless `every` the first 20 rows: vectors nearest to a word,
-        labels that moved most.
+        """(heads, rows, title) of vectors (nearest to a word first) and of labels (most moved first).
+
+        The first 20 rows each, unless `every`.
         """
         shown = None if every else SHOWN_ROWS
         vectors = [self._vectors_table(shown)] if self.vectors else []
@@ -106,7 +107,9 @@ class Explanation(_Data):
         return [*vectors, (("label", "similarity", "nearest handcrafted label"), labels, title)]
 
     def summary(self) -> tuple[str, ...]:
-        """What to hold the vectors' lengths and distances against, in sentences; none without vectors."""
+        """The vectors' lengths and distances compared with those of words, in sentences; none without
+        vectors.
+        """
         low, middle, high = self.table_norms
         near, of = self.readable()
         lengths = (
@@ -120,7 +123,7 @@ class Explanation(_Data):
         return ((lengths, distances) if of else (lengths,)) if self.vectors else ()
 
     def _vectors_table(self, shown: int | None) -> tuple[TableRow, list[TableRow], str]:
-        """Those without words come last, in their order."""
+        """Vectors without words come last, in their order."""
         nearest_first = sorted(
             self.vectors,
             key=lambda vector: vector.by_distance[0].distance if vector.by_distance else math.inf,
@@ -159,11 +162,13 @@ def explain(
     labels: Sequence[str] | None = None,
     words: int = 5,
 ) -> Explanation:
-    """Read the prompts of the set `name`. `labels`: those they were `learned_on` unless given; class-specific
-    prompts have features for these alone.
+    """Read the prompts of the set `name`.
 
-    Raises InvalidInput for no labels or a count of words that makes no sense, UnsupportedClip for a
-    vocabulary that is not CLIP's.
+    labels      default: those they were `learned_on`; class-specific prompts have features for these only
+    words       how many nearest words to give
+
+    Raises InvalidInput for no labels or a wrong count of words, UnsupportedClip for a vocabulary that is not
+    CLIP's.
     """
     if not 1 <= words <= MAX_WORDS:
         raise InvalidInput(f"expected 1 to {MAX_WORDS} words, found {words}.", field="--words")
@@ -195,7 +200,7 @@ def explain(
 
 
 def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
-    """[V, W] embeddings of the whole words that print as they are, and the words."""
+    """[V, W] embeddings of the printable ASCII words, and the words."""
     readable = {word: index for word, index in word_ids().items() if word.isascii() and word.isprintable()}
     table: Tensor = clip.model.token_embedding.weight.detach().float()
     if len(table) <= max(readable.values()):
@@ -206,7 +211,7 @@ def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
 
 
 def _to_the_nearest(table: Tensor) -> Tensor:
-    """[S] the distance from some words to the nearest other word."""
+    """[S] distances from sampled words to the nearest other word."""
     rows = (
         torch.linspace(0, len(table) - 1, min(_SAMPLED_WORDS, len(table)), device=table.device).round().long()
     )
@@ -221,45 +226,36 @@ def _percentiles(values: Tensor) -> tuple[float, float, float]:
 def _text_vectors(
     text: Tensor | None, table: Tensor, names: list[str], words: int, *, labels: tuple[str, ...] | None
 ) -> list[Vector]:
-    """`labels`: whose contexts they are, in order; None if no context belongs to a label."""
+    """`labels`: whose contexts these are, in order; None if no context belongs to a label."""
     if text is None:
         return []
     contexts = (text if text.ndim == 4 else text[None]).detach().float()  # [M, D, N, W]
     first = contexts[:, 0].flatten(0, 1)
     cosines = F.normalize(first, dim=1) @ F.normalize(table, dim=1).T
     distances = torch.cdist(first, table)
-    found: list[Vector] = []
+
+    def named(row: int, indices: Tensor) -> tuple[Word, ...]:
+        return tuple(
+            Word(word=names[i], cosine=float(cosines[row, i]), distance=float(distances[row, i]))
+            for i in indices.tolist()
+        )
+
+    vectors: list[Vector] = []
     for context, layer, place in _places(contexts):
         row = context * contexts.shape[2] + place
-        near = (
-            {}
-            if layer
-            else {
-                "by_cosine": cosines[row].topk(words).indices,
-                "by_distance": distances[row].topk(words, largest=False).indices,
-            }
-        )
-        nearest = {
-            name: tuple(
-                Word(word=names[i], cosine=float(cosines[row, i]), distance=float(distances[row, i]))
-                for i in indices.tolist()
-            )
-            for name, indices in near.items()
-        }
-        norm = float(contexts[context, layer, place].norm())
-        found.append(
+        vectors.append(
             Vector(
                 tower="text",
                 context=context,
                 label=labels[context] if labels else None,
                 layer=layer + 1,
                 place=place,
-                norm=norm,
-                by_cosine=nearest.get("by_cosine", ()),
-                by_distance=nearest.get("by_distance", ()),
+                norm=float(contexts[context, layer, place].norm()),
+                by_cosine=() if layer else named(row, cosines[row].topk(words).indices),
+                by_distance=() if layer else named(row, distances[row].topk(words, largest=False).indices),
             )
         )
-    return found
+    return vectors
 
 
 def _visual_vectors(visual: Tensor | None) -> list[Vector]:

@@ -1,6 +1,4 @@
-"""Prompts: the learnable tensors, and the words around them. Data only; the towers know how to use them, the
-store how to keep them.
-"""
+"""Prompts: learned vectors and the words around a label. Data only; towers use them, the store keeps them."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -11,7 +9,7 @@ from torch import Tensor
 from robustclip.errors import InvalidInput
 
 HANDCRAFTED_TEMPLATE = "a photo of a {}."
-LEARNED_TEMPLATE = "{}."  # what follows learned vectors: [SOS] v_1..v_N [class name] [.] [EOS] (METHODS 1.7)
+LEARNED_TEMPLATE = "{}."  # behind learned vectors, as in CoOp: [SOS] v_1..v_N [class name] [.] [EOS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +17,11 @@ class Prompts:
     """What turns a frozen CLIP into a classifier of label texts.
 
     text      [D, N, W] vectors after [SOS], shared by all labels; or [C, D, N, W], one context a label
-              (`class_specific`); or [M, D, N, W], M contexts averaged after the text tower. D layers deep, N
+              (`class_specific`); or [M, D, N, W], M contexts whose text features are averaged. D layers, N
               vectors, W = text width. None: words only.
     visual    [D, N, W] vectors after the patch tokens, W = image width. None: the plain image tower.
-    templates words around the label, each with exactly one `{}`; several are averaged (each normalised, mean,
-    normalised again).
+    templates words around the label, each with exactly one `{}`. The features of several are normalised,
+              averaged, and normalised again.
     """
 
     text: Tensor | None = None
@@ -63,7 +61,7 @@ class Prompts:
         )
 
     def detached(self) -> "Prompts":
-        """The same values as plain tensors, off any graph."""
+        """The same values as plain tensors without a graph."""
         return replace(
             self,
             text=None if self.text is None else self.text.detach().clone(),
@@ -71,9 +69,7 @@ class Prompts:
         )
 
     def digest(self) -> str:
-        """sha256 over templates and tensors: the key under which anything derived from these prompts is
-        cached.
-        """
+        """sha256 of templates and tensors: the cache key of anything derived from these prompts."""
         state = hashlib.sha256(repr((self.templates, self.class_specific)).encode())
         for role, tensor in (("text", self.text), ("visual", self.visual)):
             if tensor is not None:
@@ -83,7 +79,7 @@ class Prompts:
 
 
 def check_template(template: str, *, field: str = "template") -> str:
-    """The template itself, or InvalidInput: exactly one `{}` and no other brace."""
+    """The template, or InvalidInput unless it has exactly one `{}` and no other brace."""
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
         raise InvalidInput(
             f"expected exactly one {{}} for the label, found {template!r}.",

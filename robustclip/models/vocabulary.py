@@ -1,6 +1,4 @@
-"""Words that come with CLIP: the ImageNet names and templates of its authors, and what its tokenizer holds
-whole.
-"""
+"""Words that come with CLIP: its authors' ImageNet names and templates, and the tokenizer's whole words."""
 
 import open_clip
 
@@ -11,12 +9,12 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 templates for ImageNet of CLIP's authors."""
+    """The 80 ImageNet templates of CLIP's authors."""
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 
 def whole_words() -> tuple[str, ...]:
-    """Every word that CLIP's tokenizer holds as one token, earliest (most frequent) merges first."""
+    """Every word that is one token of CLIP's tokenizer, most frequent first."""
     return tuple(word_ids())
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from robustclip.attacks.events import Cut
 from robustclip.reports.report import CertificatePart, Decision, Knowledge, ProbeReport, Verdict, VerdictValue
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import Norm
 
 

@@ -16,7 +16,7 @@ from robustclip.sanity.checks import Suspect
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest, self_test
 from robustclip.threat import BallSpec
-from robustclip.types import Pixels, Seeds, Toll, price
+from robustclip.types import Pixels, Seeds, price
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Examination:
             self.seeds,
             suspect.ball,
             eot=suspect.eot,
-            toll=Toll.of([self.defended]),
+            toll=self.defended.toll,
             guard=self.attacker.guard,
             share=self.attacker.share,
         )

@@ -110,8 +110,10 @@ def claimed_ball(options: ProbeOptions) -> BallSpec:
 
 
 def boundless(ball: BallSpec, size: int) -> PGD:
-    """The attack that can't fail: PGD-10 at 64/255; for L2 the length of a change of 64/255 in every
+    """An attack that no decision withstands: PGD-10 at 64/255; for L2 the length of that change in every
     value.
+
+    More steps would only make its failure less likely, and M13 asks whether it fails.
     """
     return PGD(ball=farthest(ball, size), steps=10, starts=("random",))
 

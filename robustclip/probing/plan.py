@@ -118,9 +118,8 @@ def charged_passes(victim: Victim, options: ProbeOptions, *, sources: int = 0) -
         defended = defended.plus(Cost(options.certify.n0 + options.certify.n))
     if options.minimal:
         defended = defended.plus(_LAST_CALL.times(eot)).plus(Cost(2 * _JUDGED * draws))
-    return (
-        defended.through(Toll.of(victim.defense)).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
-    )
+    toll = Toll.of(spec.toll for spec in victim.defense)
+    return defended.through(toll).plus(past).charged + options.minimal * MINIMAL_PASSES * eot
 
 
 def stand_ins(victim: Victim, sources: Sequence[str]) -> tuple[str, ...]:

@@ -56,9 +56,10 @@ from robustclip.reports.report import (
     ProbeReport,
 )
 from robustclip.reports.witnesses import is_within, size_of
-from robustclip.sanity.base import Diagnostic, Suspicion
+from robustclip.sanity.base import Suspicion
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, Guard, Pixels, Share, price
 
@@ -212,7 +213,7 @@ class _Probe:
             yield from self._remember(with_search(record, found, self.options), candidate.pixels)
 
     def _bracket(self, minimal: Minimal) -> Iterator[ProbeEvent]:
-        """The smallest radius. A witness is_within what was asked for is an attack's like any other."""
+        """The smallest radius. A witness within the radius that was asked for counts as any attack's."""
         found = yield from self.scene.bracket(minimal, witnesses=self.witnesses)
         if found is None:
             return

@@ -13,7 +13,7 @@ from robustclip.reports.report import (
     Verdict,
     VerdictValue,
 )
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import BallSpec, Norm, radius_text
 
 _SEVERITY: tuple[VerdictValue, ...] = ("broken", "inconclusive", "not-broken-within-budget", "certified")

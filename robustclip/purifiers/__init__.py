@@ -1,9 +1,8 @@
-"""Small networks that clean pictures before a CLIP sees them: a JSON with what a network is and fp16
-safetensors beside it, a model card.
+"""Small networks that clean pictures before a CLIP sees them: a JSON and fp16 safetensors beside it.
 
-Weights are named: `own` are those that ship here, `tiny` is drawn from a seed and cleans nothing (for tests).
-A path names what `robustclip train-purifiers` wrote (.json), or for super-resolution any network that
-spandrel knows (.safetensors). No file is ever run as code.
+Weights have names: `own` ship here, `tiny` are drawn from a seed and clean nothing (for tests). A path names
+what `robustclip train-purifiers` wrote (.json) or, for super-resolution, any network that spandrel knows
+(.safetensors). No file is run as code.
 """
 
 import json
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from robustclip.digests import json_digest, tensor_digest
 from robustclip.errors import PurifierRefused
-from robustclip.files import replacing, write_atomically
+from robustclip.files import write_atomically
 from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
 from robustclip.purifiers.diffusion import sigma_of
 from robustclip.purifiers.mounted import first_line, load_mounted, refuse_infinite
@@ -31,10 +30,8 @@ NetworkKind: TypeAlias = Literal["super_resolver", "denoiser"]
 Shape: TypeAlias = Annotated[SuperResolverShape | DenoiserShape, Field(discriminator="kind")]
 
 OWN, TINY = "own", "tiny"
-PASSES: dict[NetworkKind, int] = {
-    "super_resolver": 2,
-    "denoiser": 3,
-}  # what one pass of a network of the default shape takes, in image passes of `mini`
+# Price of one pass of the default shape: so many image passes of `mini` take as long, whatever the backbone.
+PASSES: dict[NetworkKind, int] = {"super_resolver": 2, "denoiser": 3}
 _TINY_SHAPES: dict[NetworkKind, SuperResolverShape | DenoiserShape] = {
     "super_resolver": SuperResolverShape(width=8, blocks=1),
     "denoiser": DenoiserShape(widths=(8, 16), middle=0, max_time=1.0),
@@ -43,9 +40,7 @@ _SHAPES: TypeAdapter[SuperResolverShape | DenoiserShape] = TypeAdapter(Shape)
 
 
 class _Description(BaseModel):
-    """The JSON beside the weights. What stands in it besides the shape tells people how the weights came
-    about.
-    """
+    """The JSON beside the weights. Its other fields tell people how the weights were made."""
 
     network: Shape
 
@@ -67,7 +62,7 @@ class NamedNetwork(NamedTuple):
 
 
 def is_file(weights: str) -> bool:
-    """Whether weights are named by a path: whoever reads requests of strangers must not open those."""
+    """Whether a path names the weights; a service must not open such paths from requests."""
     return weights.endswith((".json", ".safetensors"))
 
 
@@ -79,7 +74,7 @@ def open_super_resolver(weights: str, *, like: Tensor) -> Callable[[Pixels], Ten
 def open_denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
     """The network that predicts noise, on the device and in the type of `like`, for noise up to `time`.
 
-    Raises as `load_purifier`, and for a time that it was not trained for.
+    Raises as `load_purifier`, and for a time beyond its training.
     """
     network = cast(Denoiser, _loaded("denoiser", weights, str(like.device), like.dtype))
     if time > network.shape.max_time:
@@ -94,12 +89,12 @@ def open_denoiser(weights: str, *, like: Tensor, time: float) -> Denoiser:
 
 
 def load_purifier(kind: NetworkKind, weights: str) -> nn.Module:
-    """A frozen float32 network. Raises PurifierRefused for weights that don't ship, can't be read, or belong
-    to something else.
+    """A frozen float32 network.
+
+    Raises PurifierRefused for weights that don't ship, can't be read, or belong to another network.
     """
-    with torch.inference_mode(
-        False
-    ):  # a service loads in inference mode, a probe of the same process wants gradients through it
+    # A service loads in inference mode, but a probe in the same process needs gradients.
+    with torch.inference_mode(False):
         if weights == TINY:
             network = _tiny(kind)
         elif weights.endswith(".safetensors"):
@@ -117,26 +112,18 @@ def load_purifier(kind: NetworkKind, weights: str) -> nn.Module:
 
 @lru_cache(maxsize=16)
 def digest_of(kind: NetworkKind, weights: str) -> str:
-    """sha256 over the named tensors: what an answer depends on beside the name of the weights. Raises as
-    `load_purifier`.
-    """
+    """sha256 of the named tensors: names of weights may mean others tomorrow. Raises as `load_purifier`."""
     state = _loaded(kind, weights, "cpu", torch.float32).state_dict()
     return json_digest({name: tensor_digest(tensor) for name, tensor in state.items()})
 
 
 def write_purifier(network: SuperResolver | Denoiser, path: Path, facts: dict[str, Any]) -> None:
     """PATH.json with the shape and the facts, PATH.safetensors in fp16."""
-    with replacing(path.with_suffix(".safetensors")) as partial:
-        partial.write_bytes(
-            save(
-                {
-                    name: tensor.detach().cpu().half().contiguous()
-                    for name, tensor in network.state_dict().items()
-                }
-            )
-        )
-    described = {"network": network.shape.model_dump(mode="json")} | facts
-    write_atomically(path.with_suffix(".json"), (json.dumps(described, indent=2) + "\n").encode())
+    state = network.state_dict()
+    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}
+    write_atomically(path.with_suffix(".safetensors"), save(tensors))
+    description = {"network": network.shape.model_dump(mode="json")} | facts
+    write_atomically(path.with_suffix(".json"), (json.dumps(description, indent=2) + "\n").encode())
 
 
 def build_network(shape: SuperResolverShape | DenoiserShape) -> SuperResolver | Denoiser:
@@ -146,7 +133,7 @@ def build_network(shape: SuperResolverShape | DenoiserShape) -> SuperResolver | 
 
 @lru_cache(maxsize=16)
 def _loaded(kind: NetworkKind, weights: str, device: str, dtype: torch.dtype) -> nn.Module:
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # as in `load_purifier`
         return load_purifier(kind, weights).to(device, dtype)
 
 
@@ -171,9 +158,10 @@ def _read(kind: NetworkKind, path: Path) -> nn.Module:
         state = {name: tensor.float() for name, tensor in load_file(path.with_suffix(".safetensors")).items()}
         network.load_state_dict(state)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
-        reason = f"{path} can't be read as a {kind}: {first_line(error)}"
         raise PurifierRefused(
-            reason, field="weights", help="Give a JSON with its safetensors beside it."
+            f"{path} can't be read as a {kind}: {first_line(error)}",
+            field="weights",
+            help="Give a JSON with its safetensors beside it.",
         ) from error
     refuse_infinite(state, path)
     return network

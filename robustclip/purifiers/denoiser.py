@@ -1,10 +1,9 @@
-"""A small noise predictor for diffusion: a fully convolutional U-Net, so that one trained on 64 pixels runs
-at any size.
+"""A small noise predictor for diffusion: a fully convolutional U-Net, which runs at any size.
 
-Blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B) with scale and shift from the noise level.
-Deviations: the picture is folded into a quarter of its pixels first; no attention, whose span would change
-with the size; the level comes as the logarithm of noise over signal, which is continuous and independent of
-any schedule.
+Blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B), with scale and shift from the noise level.
+Deviations: space to depth first, to a quarter of the pixels; no attention, since it is trained on 64 pixels
+and runs at 96 and 224; the level is the logarithm of noise over signal, which is continuous and independent
+of any schedule.
 """
 
 import math
@@ -16,16 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_WAVES = 16  # frequencies that tell the noise level
+_WAVES = 16  # frequencies that encode the noise level
 _GROUP = 8  # channels normalised together
 
 
 class DenoiserShape(BaseModel):
-    """What decides the tensors, and up to which time (0 clean, 1 noise alone) the network was trained.
+    """What decides the tensors, and the largest time (0 clean, 1 noise only) used in training.
 
-    widths  channels at each scale, the finest first, multiples of 8; a scale has half the size of the one
-            before
-    middle  blocks at the coarsest scale, beside the one on the way down and the one on the way up
+    widths    channels at each scale, finest first, multiples of 8; each scale halves the size
+    middle    blocks at the coarsest scale, beside one on the way down and one on the way up
+    max_time  defenses use no later times
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,8 +44,9 @@ class DenoiserShape(BaseModel):
 
 
 class Denoiser(nn.Module):
-    """(x [B, 3, H, W] = signal * y + noise * e, log(noise / signal) [B]) -> the predicted e, where y is a
-    picture in [-1, 1]. Untrained it says 0.
+    """(x [B, 3, H, W] = signal * y + noise * e, log(noise / signal) [B]) -> the predicted e.
+
+    y is a picture in [-1, 1]. An untrained network predicts 0.
     """
 
     def __init__(self, shape: DenoiserShape) -> None:
@@ -75,21 +75,21 @@ class Denoiser(nn.Module):
         padded = F.pad(noisy, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         level = self.level(_waves(log_ratio))
         features = self.entry(F.pixel_unshuffle(padded, fold).contiguous(memory_format=torch.channels_last))
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for index, block in enumerate(self.down):
             features = block(self.coarser[index - 1](features) if index else features, level)
-            kept.append(features)
+            skips.append(features)
         for block in self.middle:
             features = block(features, level)
-        for index in reversed(range(len(kept))):
-            features = self.up[index](torch.cat([features, kept[index]], dim=1), level)
+        for index in reversed(range(len(skips))):
+            features = self.up[index](torch.cat([features, skips[index]], dim=1), level)
             if index:
                 features = F.interpolate(self.finer[index - 1](features), scale_factor=2, mode="nearest")
         return F.pixel_shuffle(self.exit(F.silu(self.norm(features))), fold)[..., :height, :width]
 
 
 class _Block(nn.Module):
-    """Two convolutions with a shortcut around them; the noise level scales and shifts between them."""
+    """Two convolutions with a shortcut; the noise level scales and shifts the features between them."""
 
     def __init__(self, channels: int, width: int, levels: int) -> None:
         super().__init__()
@@ -110,9 +110,7 @@ class _Block(nn.Module):
 
 
 def _waves(log_ratio: Tensor) -> Tensor:
-    """[B, 32] sines and cosines of the noise level, from one swing over all levels of interest to a swing for
-    every small change.
-    """
+    """[B, 32] sines and cosines of the noise level, from one period over all levels to many."""
     frequencies = torch.exp(
         torch.linspace(math.log(0.25), math.log(16.0), _WAVES, dtype=log_ratio.dtype, device=log_ratio.device)
     )

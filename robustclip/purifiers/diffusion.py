@@ -1,5 +1,4 @@
-"""Noise on pictures and the ways back: DDPM's linear schedule in continuous time, DDIM, and one step from a
-known noise to the picture.
+"""Noise on pictures and its removal: DDPM's schedule in continuous time, DDIM, and denoising in one step.
 
 The variance-preserving process of Song et al. 2021 (arXiv 2011.13456, equations 11 and 33): beta grows from
 0.1 to 20 over times 0 to 1, the limit of DDPM's 1000 steps from 1e-4 to 0.02. Pictures are y = 2 x - 1 here,
@@ -24,20 +23,18 @@ def lost(time: Tensor) -> Tensor:
 
 
 def parts(time: Tensor) -> tuple[Tensor, Tensor]:
-    """(signal, noise) at a time: what factors picture and Gaussian noise have by then."""
+    """(signal, noise) at a time: the factors of picture and Gaussian noise."""
     gone = lost(time)
     return (-gone / 2).exp(), (-torch.expm1(-gone)).sqrt()
 
 
 def log_ratio(time: Tensor) -> Tensor:
-    """log(noise / signal), as a Denoiser wants it."""
+    """log(noise / signal), the second input of a Denoiser."""
     return torch.expm1(lost(time)).log() / 2
 
 
 def time_of(sigma: float) -> float:
-    """The time at which noise over signal is that of pixels with noise of deviation `sigma`: 2 sigma, since
-    pictures in [-1, 1] are twice as wide.
-    """
+    """The time at which noise over signal is 2 sigma: pictures in [-1, 1] are twice as wide as pixels."""
     gone, slope = math.log1p((2 * sigma) ** 2), BETA_END - BETA_START
     return (math.sqrt(BETA_START**2 + 2 * slope * gone) - BETA_START) / slope
 
@@ -48,32 +45,29 @@ def sigma_of(time: float) -> float:
 
 
 def one_shot(network: Denoiser, noisy: Pixels, sigma: float) -> Tensor:
-    """The picture behind pixels [B, 3, H, W] that have noise of deviation `sigma` and were not clamped; nor
-    is the answer.
-    """
+    """The picture behind pixels [B, 3, H, W] with noise of deviation `sigma`; neither is clamped."""
     time = _times(time_of(sigma), noisy)
     signal = _wide(parts(time)[0])
     return noisy - sigma * network(signal * (2 * noisy - 1), log_ratio(time))
 
 
 def diffused(pixels: Pixels, noise: Tensor, time: float | Tensor) -> Tensor:
-    """Pictures on their way: signal * y + noise * e at a time, or at one [B] for each."""
+    """Pictures with noise: signal * y + noise * e at one time, or at a time [B] for each."""
     signal, share = (_wide(part) for part in parts(_times(time, pixels)))
     return signal * (2 * pixels - 1) + share * noise
 
 
 def restored(network: Denoiser, noisy: Tensor, time: float, *, steps: int) -> Tensor:
-    """Pixels from pictures at a time, by so many equal DDIM steps (Song et al. 2021, arXiv 2010.02502, eta
-    0); not clamped.
+    """Pixels from pictures at a time, by equal DDIM steps (Song et al. 2021, arXiv 2010.02502, eta 0).
 
-    Where a gradient is recorded, it is that of every step, each computed again in the backward.
+    Not clamped. A gradient goes through every step, each recomputed in the backward pass.
     """
     for step in range(steps):
         start, end = (time * (steps - count) / steps for count in (step, step + 1))
         if torch.is_grad_enabled() and noisy.requires_grad:
-            noisy = checkpoint(
+            noisy = checkpoint(  # pyright: ignore[reportAssignmentType]
                 _step, network, noisy, start, end, use_reentrant=False, preserve_rng_state=False
-            )  # pyright: ignore[reportAssignmentType]
+            )
         else:
             noisy = _step(network, noisy, start, end)
     return (noisy + 1) / 2
@@ -89,11 +83,7 @@ def _step(network: Denoiser, noisy: Tensor, start: float, end: float) -> Tensor:
 
 
 def _times(time: float | Tensor, like: Tensor) -> Tensor:
-    return (
-        time
-        if isinstance(time, Tensor)
-        else torch.full((len(like),), time, dtype=like.dtype, device=like.device)
-    )
+    return time if isinstance(time, Tensor) else like.new_full((len(like),), time)
 
 
 def _wide(rows: Tensor) -> Tensor:

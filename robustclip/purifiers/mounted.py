@@ -1,5 +1,6 @@
-"""Super-resolvers of others, mounted by the user and recognised by spandrel, an optional dependency:
-safetensors only, since a pickle is code.
+"""Super-resolvers that users bring, recognised by spandrel (an optional dependency).
+
+Safetensors only, since a pickle can run code.
 """
 
 from pathlib import Path
@@ -16,20 +17,15 @@ from robustclip.types import Pixels
 
 
 class Mounted(nn.Module):
-    """[B, 3, H, W] pixels -> [B, 3, scale H, scale W]. Unlike spandrel's own call it lets gradients
-    through.
-    """
+    """[B, 3, H, W] pixels -> [B, 3, scale H, scale W]. Unlike spandrel's call it has a gradient."""
 
     def __init__(self, descriptor: Any) -> None:
         super().__init__()
         self.network = cast(nn.Module, descriptor.model)
         self.scale: int = descriptor.scale
-        wanted = descriptor.size_requirements
-        self.multiple, self.least, self.square = (
-            int(wanted.multiple_of),
-            int(wanted.minimum),
-            bool(wanted.square),
-        )
+        sizes = descriptor.size_requirements
+        self.multiple, self.least = int(sizes.multiple_of), int(sizes.minimum)
+        self.square = bool(sizes.square)
 
     def forward(self, pixels: Pixels) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -40,8 +36,9 @@ class Mounted(nn.Module):
 
 
 def load_mounted(path: Path) -> Mounted:
-    """A network that enlarges RGB pictures. Raises FeatureNotInstalled without spandrel, PurifierRefused for
-    any other file.
+    """A network that enlarges RGB pictures.
+
+    Raises FeatureNotInstalled without spandrel, PurifierRefused for any other file.
     """
     try:
         from spandrel import ModelLoader, UnsupportedModelError
@@ -53,28 +50,26 @@ def load_mounted(path: Path) -> Mounted:
         state = load_file(path)
         refuse_infinite(state, path)
         with torch.random.fork_rng(devices=[]):
-            found = cast(Any, ModelLoader().load_from_state_dict(state))
+            descriptor = cast(Any, ModelLoader().load_from_state_dict(state))
     except (OSError, SafetensorError, UnsupportedModelError, RuntimeError) as error:
         raise PurifierRefused(
             f"{path} is no network that spandrel knows: {first_line(error)}",
             field="weights",
             help="Give another .safetensors file.",
         ) from error
-    facts = (found.purpose, found.scale > 1, found.input_channels, found.output_channels)
+    facts = (descriptor.purpose, descriptor.scale > 1, descriptor.input_channels, descriptor.output_channels)
     if facts != ("SR", True, 3, 3):
         raise PurifierRefused(
-            f"{path} holds {found.architecture.name} for {found.purpose}, scale {found.scale}, "
-            f"{found.input_channels} channels to "
-            f"{found.output_channels}; expected one that enlarges RGB pictures.",
+            f"{path} holds {descriptor.architecture.name} for {descriptor.purpose}, scale "
+            f"{descriptor.scale}, {descriptor.input_channels} channels to {descriptor.output_channels}; "
+            f"expected one that enlarges RGB pictures.",
             field="weights",
         )
-    return Mounted(found)
+    return Mounted(descriptor)
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong in a few words: some errors of libraries go on for pages, some say nothing but their
-    name.
-    """
+    """The first line of an error's message; its class if it has none. Some libraries write pages."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

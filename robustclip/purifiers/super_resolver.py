@@ -1,9 +1,8 @@
-"""A small x2 super-resolver: what it adds to bicubic enlargement, computed on a grid of half the picture's
-size.
+"""A small x2 super-resolver: what to add to bicubic enlargement, computed at half the picture's size.
 
-Residual blocks without normalisation and a pixel shuffle at the end as in EDSR (Lim et al. 2017, arXiv
-1707.02921). Deviations: the picture is folded into a quarter of its pixels first, which makes a picture cost
-a quarter, and the network adds to a bicubic enlargement instead of replacing it.
+Residual blocks without normalisation, and a pixel shuffle at the end, as in EDSR (Lim et al. 2017, arXiv
+1707.02921). Deviations: space to depth first, which divides the cost by four; the network adds to a bicubic
+enlargement instead of replacing it.
 """
 
 from typing import Literal
@@ -30,8 +29,9 @@ class SuperResolverShape(BaseModel):
 
 
 class SuperResolver(nn.Module):
-    """[B, 3, H, W] pixels -> [B, 3, 2H, 2W], any H and W, not clamped. Untrained it is bicubic
-    enlargement.
+    """[B, 3, H, W] pixels -> [B, 3, 2H, 2W], for any H and W, not clamped.
+
+    An untrained network is bicubic enlargement.
     """
 
     def __init__(self, shape: SuperResolverShape) -> None:
@@ -65,7 +65,7 @@ class _Residual(nn.Module):
 
 
 def enlarged(pixels: Pixels) -> Tensor:
-    """[B, 3, 2H, 2W] by bicubic interpolation, not clamped: what a super-resolver has to beat."""
+    """[B, 3, 2H, 2W] by bicubic interpolation, not clamped: the baseline of a super-resolver."""
     return F.interpolate(pixels, scale_factor=SCALE, mode="bicubic", align_corners=False)
 
 

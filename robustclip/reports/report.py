@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from robustclip.attacks.events import Cut
 from robustclip.certificates.certify import Certificate
-from robustclip.sanity.base import Diagnostic
 from robustclip.sanity.selftest import SelfTest
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import Norm
 from robustclip.types import Pixels
 

@@ -42,7 +42,7 @@ RULES = (
         "ROB002",
         "BrokenWithinPolicy",
         "error",
-        "A change is_within the radius that was to be withstood changes the decision.",
+        "A change within the radius that was to be withstood changes the decision.",
         "Use a hardened image tower, other labels or prompts; or state honestly that a smaller radius is "
         "all that is needed.",
     ),
@@ -57,7 +57,7 @@ RULES = (
         "ROB004",
         "Broken",
         "warning",
-        "A change is_within the radius that was tried changes the decision.",
+        "A change within the radius that was tried changes the decision.",
         "Judge whether an attacker may change that much.",
     ),
     Rule(

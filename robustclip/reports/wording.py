@@ -9,7 +9,7 @@ from typing import NamedTuple
 from robustclip.certificates.certify import Certificate
 from robustclip.reports.report import AttackRecord, CertificatePart, MinimalRadius, ProbeReport
 from robustclip.reports.witnesses import norm_of, radius_of
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import LEVELS, Norm, radius_text
 
 NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}

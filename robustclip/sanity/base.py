@@ -1,62 +1,37 @@
-"""What a check says, and what it may cost: the catalogue of symptoms, by the identifiers of ROBUSTNESS.md
-section 3.
-
-M15 is missing: it compares accuracies over many pictures, which is an evaluation's to do.
-"""
+"""What a check returns: its diagnostic, its cost, and the adversarial example that it may have met."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.scores.losses import LossName
 from robustclip.scores.wrappers import Averaged
 from robustclip.types import FREE, Cost, Pixels, Score
 
-Severity: TypeAlias = Literal["hard", "soft"]
-GoalCheck: TypeAlias = Callable[
-    [Pixels, Tensor], tuple[Tensor, Cost]
-]  # (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
+# (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
+GoalCheck: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]
 
 
 def at_its_word(points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
-    """The search's own margins decide."""
+    """Take the margins that the search reported."""
     return margins > 0, Cost()
 
 
 def draws_of(score: Score) -> int:
-    """How many draws are averaged in each answer."""
+    """How many draws of the defense each answer of the score averages."""
     return score.draws if isinstance(score, Averaged) else 1
 
 
-class Diagnostic(BaseModel):
-    """One symptom: `fired` says whether `number` crossed `threshold`, `sentence` what the number is, `advice`
-    what to do when it fired.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    name: str
-    fired: bool
-    severity: Severity
-    number: float
-    threshold: float
-    sentence: str
-    advice: str = ""
-
-
 class Suspicion(NamedTuple):
-    """A point [1, 3, S, S] of the ball that a check takes for one that reaches the goal: to be judged like
-    any other attack's.
+    """A point [1, 3, S, S] of the ball that a check says reaches the goal; the probe has yet to judge it.
 
-    `attack` came there, with `draws` averaged in each answer, and raised `loss` if that is not what the
-    attacked score raises.
+    `attack` found it with `draws` averaged in each answer. It raised `loss`, if that is not the score's own
+    loss.
     """
 
     pixels: Pixels
@@ -66,202 +41,8 @@ class Suspicion(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a check says, what it took, and what it found on its way."""
+    """What a check says, what it cost, and the point that it met, if any."""
 
     diagnostic: Diagnostic
     cost: Cost = FREE
     suspicion: Suspicion | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Symptom:
-    """A symptom that can be looked for.
-
-    cost   most passes that looking takes, for one draw of the defense; none where another check or an attack
-           already paid
-    draws  most draws of a randomized defense that looking averages
-    """
-
-    id: str
-    name: str
-    severity: Severity
-    threshold: float
-    sentence: str
-    advice: str
-    cost: Cost = FREE
-    draws: int = 1
-
-    def bill(self, eot: int) -> Cost:
-        """Most passes when the attack averages `eot` draws in each gradient."""
-        return self.cost.times(self.averages(eot))
-
-    def averages(self, eot: int) -> int:
-        """Draws that the check averages when the attack averages `eot`."""
-        return min(eot, self.draws)
-
-    def seen(self, number: float, fired: bool, *, severity: Severity | None = None) -> Diagnostic:
-        return Diagnostic(
-            id=self.id,
-            name=self.name,
-            fired=fired,
-            severity=severity or self.severity,
-            number=number,
-            threshold=self.threshold,
-            sentence=self.sentence,
-            advice=self.advice,
-        )
-
-
-CLIMB_STEPS = 10  # fewer of the attack's own say too little about its gradients
-HALF_STEPS = 5  # to half the radius
-DIRECTIONS = 16
-NOISY_COPIES = 8
-QUERIES = 64
-DRAWS = 5
-MATES = 3
-DOUBTS = 16  # fresh draws of a randomized defense on which what a check found must hold
-
-CLIMB = Cost(CLIMB_STEPS + 1, CLIMB_STEPS)
-_THROUGH = "Attack through a surrogate (BPDA), from the undefended model, or without gradients (Square)."
-
-M1 = Symptom(
-    id="M1",
-    name="zero gradient",
-    severity="hard",
-    threshold=0.01,
-    sentence="largest share of gradient entries that are exactly zero, beside the picture and along an "
-    "attack",
-    advice=_THROUGH,
-    cost=Cost(1, 1).plus(CLIMB),
-    draws=4,
-)
-M2 = Symptom(
-    id="M2",
-    name="gradient scale",
-    severity="soft",
-    threshold=1e-4,
-    sentence="gradient norm through the defense over the norm without it",
-    advice="Attack in float32, through a surrogate (BPDA), or from the undefended model.",
-    cost=Cost(2, 2),
-    draws=4,
-)
-M3 = Symptom(
-    id="M3",
-    name="wrong gradient",
-    severity="hard",
-    threshold=0.5,
-    sentence="correlation of the gradient with finite differences",
-    advice=_THROUGH,
-    cost=Cost(1 + 2 * DIRECTIONS, 1),
-)
-M4 = Symptom(
-    id="M4",
-    name="saturation",
-    severity="soft",
-    threshold=1 - 1e-6,
-    sentence="largest probability on the clean picture, or 1 where another loss broke what cross-entropy "
-    "did not",
-    advice="Raise the margin, DLR, or cross-entropy at a higher temperature.",
-    cost=Cost(1),
-    draws=4,
-)
-M5 = Symptom(
-    id="M5",
-    name="transfer beats adaptive",
-    severity="hard",
-    threshold=0.5,
-    sentence="1 if an attack on another model succeeded where the adaptive one failed",
-    advice="Believe the transferred attack; attack past the defense (BPDA with the identity).",
-)
-M6 = Symptom(
-    id="M6",
-    name="black box beats white box",
-    severity="hard",
-    threshold=0.5,
-    sentence="1 if an attack that only asks for values succeeded where gradients failed",
-    advice="Attack without gradients (Square with more queries, NES) or through a surrogate (BPDA).",
-    cost=Cost(2 + QUERIES),
-    draws=4,
-)
-M7 = Symptom(
-    id="M7",
-    name="noise beats gradient",
-    severity="hard",
-    threshold=0.0,
-    sentence=f"share of {NOISY_COPIES} noisy copies that reach the goal",
-    advice="Attack without gradients (noise, Square) or through a surrogate (BPDA).",
-    cost=Cost(NOISY_COPIES),
-    draws=4,
-)
-M8 = Symptom(
-    id="M8",
-    name="not monotone",
-    severity="hard",
-    threshold=0.0,
-    sentence="attacks that failed although a smaller radius or fewer steps sufficed",
-    advice="Take smaller steps and more restarts, or attack without gradients (Square).",
-    cost=Cost(HALF_STEPS + 1, HALF_STEPS).plus(Cost(2, 1)),
-    draws=4,
-)
-M9 = Symptom(
-    id="M9",
-    name="one draw is not enough",
-    severity="hard",
-    threshold=1e-4,
-    sentence="largest change of a logit between draws, attacked without averaging",
-    advice="Average gradients over draws (EOT 8 or more).",
-    cost=Cost(DRAWS),
-)
-M10 = Symptom(
-    id="M10",
-    name="fixed randomness",
-    severity="hard",
-    threshold=M9.threshold,  # equal rows of a batch may differ by rounding
-    sentence="change of a logit between draws of a defense declared randomized",
-    advice="Draw fresh noise at every call, in attack and judgement.",
-)
-M11 = Symptom(
-    id="M11",
-    name="dynamic forward",
-    severity="hard",
-    threshold=0.0,
-    sentence="operations that recorded a gradient inside the victim's own forward pass, called exact",
-    advice="Declare a surrogate: unroll the inner loop, or attack past it (BPDA with the identity).",
-    cost=Cost(1),
-)
-M12 = Symptom(
-    id="M12",
-    name="batch coupling",
-    severity="hard",
-    threshold=1e-3,
-    sentence="change of a logit when the picture has batch mates",
-    advice="Judge each picture alone, and take the defense's batch statistics away.",
-    cost=Cost(2 * (1 + MATES)),
-)
-M13 = Symptom(
-    id="M13",
-    name="unbounded attack fails",
-    severity="hard",
-    threshold=0.5,
-    sentence="1 if even a radius of 64/255 changed nothing",
-    advice=_THROUGH,
-)
-M14 = Symptom(
-    id="M14",
-    name="flat loss",
-    severity="soft",
-    threshold=0.01,
-    sentence="rise in the last half of an attack in vain, as a share of the range it went through",
-    advice="Take smaller steps, another loss, or fresh draws in each gradient.",
-)
-S1 = Symptom(
-    id="S1",
-    name="self-test failed",
-    severity="hard",
-    threshold=1.0,
-    sentence="share of problems with a known answer that the attack solved",
-    advice="The attack misses adversarials that exist: attack through a surrogate (BPDA), with more draws, "
-    "or without gradients.",
-)
-
-SYMPTOMS: tuple[Symptom, ...] = (M1, M2, M3, M4, M5, M6, M7, M8, M9, M10, M11, M12, M13, M14, S1)

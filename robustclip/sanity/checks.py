@@ -1,9 +1,7 @@
-"""Symptoms of a false result: each check is a number, a threshold and a sentence. A hard flag that fires
-forbids any claim of robustness.
+"""Run the checks on one attacked decision. A hard flag that fires forbids any claim of robustness.
 
-Checks look at a victim through scores; they know neither prompts nor pictures' meaning. `examine` runs all
-that fit one attacked decision, and `bill` says before what they may cost. The active self-test is asked for
-by itself (`robustclip/sanity/selftest.py`).
+Checks see a victim through its scores only; they know neither prompts nor labels' meaning. The active
+self-test runs separately (`robustclip/sanity/selftest.py`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,43 +11,40 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.sanity.base import (
-    CLIMB,
-    DOUBTS,
-    M1,
-    M2,
-    M4,
-    M6,
-    M7,
-    M8,
-    SYMPTOMS,
-    Finding,
-    Suspicion,
-    Symptom,
-    at_its_word,
-    draws_of,
-)
-from robustclip.sanity.forwards import forward_static, randomness, rows_independent
+from robustclip.sanity.base import Finding, Suspicion, at_its_word, draws_of
+from robustclip.sanity.forwards import batch_coupling, dynamic_forward, randomness
 from robustclip.sanity.gradients import (
     Climb,
     Climbing,
     climb_of,
-    gradient_along,
-    gradient_present,
+    flat_loss,
     gradient_scale,
-    gradient_true,
-    rising,
     saturation,
+    wrong_gradient,
+    zero_gradient,
+    zero_gradient_along,
 )
 from robustclip.sanity.strength import (
-    black_box_weaker,
+    black_box_beats_white_box,
     half_way,
-    monotone,
-    noise_weaker,
+    noise_beats_gradient,
+    not_monotone,
     single_step,
-    square_weaker,
-    transfer_weaker,
-    unbounded_succeeds,
+    square_beats_white_box,
+    transfer_beats_adaptive,
+    unbounded_attack_fails,
+)
+from robustclip.sanity.symptoms import (
+    BLACK_BOX_BEATS_WHITE_BOX,
+    CLIMB,
+    DOUBTS,
+    GRADIENT_SCALE,
+    NOISE_BEATS_GRADIENT,
+    NOT_MONOTONE,
+    SATURATION,
+    SYMPTOMS,
+    ZERO_GRADIENT,
+    Symptom,
 )
 from robustclip.scores.wrappers import Averaged, averaged
 from robustclip.seeds import derive
@@ -71,18 +66,18 @@ def bill(
     """Upper bound of what `examine` costs beside its unbounded attack, if a score costs one pass a row.
 
     eot            draws that the attack averages in each gradient
-    randomized     the defense draws: what checks find is doubted
-    defended       there is a defense: M2 compares gradients with and without
+    randomized     the defense is random: successes are confirmed on fresh draws
+    defended       there is a defense: M2 compares gradients with and without it
     cross_entropy  the attack raises it: M4 tries other losses
-    queried        the attack asked for values alone at its end: M6 needs no search of its own
-    climbed        the attack was watched: M1 and M14 need none
+    queried        the attack ended with a search without gradients: M6 needs none
+    climbed        the attack was watched: M1 and M14 need no attack of their own
     """
-    others = CLIMB.times(2 * M4.averages(eot) if cross_entropy else 0)
-    doubted = 1 + (not queried) + 2 + (not climbed) + 2 * cross_entropy  # M7, M6; what M8 tries; M4
-    total = others.plus(Cost(randomized * doubted * DOUBTS))
-    settled = {M1: climbed, M2: not defended, M6: queried}
+    others = CLIMB.times(2 * SATURATION.averages(eot) if cross_entropy else 0)
+    confirmed = 1 + (not queried) + 2 + (not climbed) + 2 * cross_entropy  # M7; M6; M8 (2 + 1); M4
+    total = others.plus(Cost(randomized * confirmed * DOUBTS))
+    skipped = {ZERO_GRADIENT: climbed, GRADIENT_SCALE: not defended, BLACK_BOX_BEATS_WHITE_BOX: queried}
     for symptom in SYMPTOMS:
-        total = total.plus(FREE if settled.get(symptom) else symptom.bill(eot))
+        total = total.plus(FREE if skipped.get(symptom) else symptom.bill(eot))
     return total
 
 
@@ -91,11 +86,12 @@ class Suspect:
     """One decision about one picture [1, 3, S, S] that was attacked, as the checks see it.
 
     score       what the adaptive attack raised, averaged or not
-    undefended  the same without the defense; None: there is no defense
-    classifier  the defended classifier, to be asked
-    gradient    how the defense says that its gradient passes; `randomized`: that it draws; `eot`: draws
-                averaged in each gradient
-    price       of asking the classifier about one row
+    undefended  the same score without the defense; None: there is no defense
+    classifier  the defended classifier
+    gradient    how the defense says that its gradient passes (`Defense.gradient`)
+    randomized  whether the defense is random
+    eot         draws averaged in each gradient
+    price       cost of classifying one row
     """
 
     score: Score
@@ -114,13 +110,14 @@ class Suspect:
         return self.score.score if isinstance(self.score, Averaged) else self.score
 
     def averaged(self, symptom: Symptom) -> Score:
-        """The score with as many draws as that check averages."""
+        """The score with as many draws as the check averages."""
         draws = symptom.averages(self.eot)
         return averaged(self.one_draw, draws) if draws > 1 else self.one_draw
 
     def judge(self, points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
-        """Which points [n] reach the goal: by the margins that a search saw or, since a search picks lucky
-        draws, in most of 16 fresh ones.
+        """Which points [n] reach the goal: by their margins, or if randomized in most of 16 fresh draws.
+
+        Fresh draws, because a search selects those draws on which it happened to succeed.
         """
         reached, cost = at_its_word(points, margins)
         hits = reached.nonzero().flatten()
@@ -136,7 +133,7 @@ class Suspect:
 
 
 def suspicions(*, cross_entropy: bool = True, queried: bool = False) -> int:
-    """How many points `examine` can hand over to be judged, at most: M7, M8, M6, M4."""
+    """How many points `examine` can return to be judged, at most: one each from M7, M8, M6 and M4."""
     return 2 + (not queried) + cross_entropy
 
 
@@ -148,87 +145,96 @@ def examine(
     queried: bool | None = None,
     climb: Climb | None = None,
 ) -> Iterator[Finding]:
-    """Check by check, with what each took and found: those that fit what was tried.
+    """Run the checks that fit what was tried, and yield each result with its cost.
 
-    successes  whether attacks of a level of knowledge reached the goal, for every level that was tried
-    unbounded  an attack that nothing withstands
-    queried    whether a search by values alone reached the goal in this ball after all gradients had failed;
-               None: there was none
-    climb      what was seen of an attack of which `climbs` is true; None: there was none, and a short one is
-               made
+    successes  by level of knowledge: whether an attack of that level reached the goal
+    unbounded  an attack with so large a radius that no decision withstands it
+    queried    whether a search without gradients reached the goal after all gradients had failed; None: there
+               was no such search
+    climb      what was recorded from an attack for which `climbs` is true; None: a short attack is run here
 
-    A decision that fell to an adaptive attack is not asked whether a stronger one were needed: M6, M8 and M13
-    are about attacks in vain.
+    M6, M8 and M13 run only if the adaptive attack failed: a broken decision needs no stronger attack.
     """
     pixels, seeds, ball = suspect.pixels, suspect.seeds, suspect.ball
     adaptive = successes.get("adaptive", False)
     standing = "adaptive" in successes and not adaptive
     attacked: Attacked | None = None
     if climb is None:
-        watched = Climbing(suspect.averaged(M1))
+        watched = Climbing(suspect.averaged(ZERO_GRADIENT))
         attacked = climb_of(ball)(watched.score, pixels, derive(seeds, "climb"))
         climb = watched.of(climb_of(ball), attacked)
-        present, cost = gradient_present(suspect.averaged(M1), pixels, seeds, along=climb.zero_share)
+        present, cost = zero_gradient(suspect.averaged(ZERO_GRADIENT), pixels, seeds, along=climb.zero_share)
         yield Finding(present, cost.plus(attacked.cost))
     else:
-        yield Finding(gradient_along(climb.zero_share))
-    true = gradient_true(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
+        yield Finding(zero_gradient_along(climb.zero_share))
+    true = wrong_gradient(suspect.one_draw, pixels, seeds) if suspect.gradient == "exact" else None
     if suspect.undefended is not None:
-        scale, cost = gradient_scale(suspect.averaged(M2), suspect.undefended, pixels, seeds)
+        scale, cost = gradient_scale(suspect.averaged(GRADIENT_SCALE), suspect.undefended, pixels, seeds)
         yield Finding(
             scale.model_copy(update={"severity": "hard"}) if true is not None and true[0].fired else scale,
             cost,
         )
     if true is not None:
         yield Finding(*true)
-    yield saturation(suspect.averaged(M4), pixels, seeds, ball, standing=standing, judge=suspect.judge)
+    yield saturation(
+        suspect.averaged(SATURATION), pixels, seeds, ball, standing=standing, judge=suspect.judge
+    )
     if "adaptive" in successes and (
         others := [successes[level] for level in _TRANSFERRED if level in successes]
     ):
-        yield Finding(transfer_weaker(any(others), adaptive))
-    yield noise_weaker(suspect.averaged(M7), pixels, seeds, ball, adaptive, suspect.judge)
+        yield Finding(transfer_beats_adaptive(any(others), adaptive))
+    yield noise_beats_gradient(
+        suspect.averaged(NOISE_BEATS_GRADIENT), pixels, seeds, ball, adaptive, suspect.judge
+    )
     if queried:
-        yield Finding(black_box_weaker(black_box_success=True, adaptive_success=False))
+        yield Finding(black_box_beats_white_box(black_box_success=True, adaptive_success=False))
     elif "adaptive" in successes and "black_box" in successes:
-        yield Finding(black_box_weaker(successes["black_box"], adaptive))
+        yield Finding(black_box_beats_white_box(successes["black_box"], adaptive))
     elif queried is not None:
-        yield Finding(black_box_weaker(black_box_success=False, adaptive_success=False))
+        yield Finding(black_box_beats_white_box(black_box_success=False, adaptive_success=False))
     elif standing:
-        yield square_weaker(suspect.averaged(M6), pixels, seeds, ball, suspect.judge)
-    yield Finding(rising(climb.value, climb.margin))
+        yield square_beats_white_box(
+            suspect.averaged(BLACK_BOX_BEATS_WHITE_BOX), pixels, seeds, ball, suspect.judge
+        )
+    yield Finding(flat_loss(climb.value, climb.margin))
     if standing:
         yield _by_size(suspect, attacked)
-        yield Finding(*unbounded_succeeds(unbounded, suspect.score, pixels, seeds))
-    drawn, rows = randomness(suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot)
-    for diagnostic in drawn:
+        yield Finding(*unbounded_attack_fails(unbounded, suspect.score, pixels, seeds))
+    diagnostics, rows = randomness(
+        suspect.classifier, pixels, seeds, declared=suspect.randomized, eot=suspect.eot
+    )
+    for diagnostic in diagnostics:
         yield Finding(diagnostic, suspect.price.times(rows))
         rows = 0
-    static, rows, alone = forward_static(suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact")
+    static, rows, alone = dynamic_forward(
+        suspect.classifier, pixels, seeds, exact=suspect.gradient == "exact"
+    )
     yield Finding(static, suspect.price.times(rows))
-    independent, rows = rows_independent(suspect.classifier, pixels, seeds, alone=alone)
+    independent, rows = batch_coupling(suspect.classifier, pixels, seeds, alone=alone)
     yield Finding(independent, suspect.price.times(rows))
 
 
 def _by_size(suspect: Suspect, climbed: Attacked | None) -> Finding:
-    """M8: half the radius in five steps, one step and (if they were made) ten of the whole, before an
-    adaptive attack that failed.
+    """M8: half the radius in five steps and one step of the whole, against an adaptive attack that failed.
 
-    A wider ball is not tried: whatever it came to, the failure in between says the same.
+    So is the ten-step attack of M1, if `examine` ran it. A wider ball is not tried: whatever happened there,
+    the failure in between would raise the same flag.
     """
-    score, ball = suspect.averaged(M8), suspect.ball
-    tried: list[tuple[PGD, Attacked]] = [
+    score, ball = suspect.averaged(NOT_MONOTONE), suspect.ball
+    attempts: list[tuple[PGD, Attacked]] = [
         (attack, attack(score, suspect.pixels, derive(suspect.seeds, stream)))
         for stream, attack in (("half", half_way(ball)), ("single", single_step(ball)))
     ]
-    cost = tried[0][1].cost.plus(tried[1][1].cost)
-    tried += [] if climbed is None else [(climb_of(ball), climbed)]
-    reached, doubted = suspect.judge(
-        torch.cat([found.pixels for _, found in tried]), torch.cat([found.margin for _, found in tried])
+    cost = attempts[0][1].cost.plus(attempts[1][1].cost)
+    attempts += [] if climbed is None else [(climb_of(ball), climbed)]
+    reached, paid = suspect.judge(
+        torch.cat([attacked.pixels for _, attacked in attempts]),
+        torch.cat([attacked.margin for _, attacked in attempts]),
     )
     hits = [
-        (attack.model_copy(update={"ball": ball}), found.pixels)
-        for (attack, found), hit in zip(tried, reached.tolist(), strict=True)
+        (attack.model_copy(update={"ball": ball}), attacked.pixels)
+        for (attack, attacked), hit in zip(attempts, reached.tolist(), strict=True)
         if hit
     ]
     suspicion = Suspicion(hits[0][1], hits[0][0], draws_of(score)) if hits else None
-    return Finding(monotone([*reached.tolist(), False]), cost.plus(doubted), suspicion)
+    return Finding(not_monotone([*reached.tolist(), False]), cost.plus(paid), suspicion)

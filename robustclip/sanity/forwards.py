@@ -1,7 +1,6 @@
-"""Does the forward pass do what it says: draw where it is randomized, go without autograd, judge each row by
-itself?
+"""Checks of the forward pass: random when it should be, no autograd inside, the same in any batch?
 
-Each check says how many rows it asked about.
+Each check also returns how many rows it classified.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustclip.sanity.base import DRAWS, M9, M10, M11, M12, MATES, Diagnostic
+from robustclip.sanity.symptoms import (
+    BATCH_COUPLING,
+    DRAWS,
+    DYNAMIC_FORWARD,
+    FIXED_RANDOMNESS,
+    MATES,
+    ONE_DRAW_NOT_ENOUGH,
+    Diagnostic,
+)
 from robustclip.seeds import derive, row_uniform
 from robustclip.types import Classifier, Logits, Pixels, Seeds
 
@@ -21,40 +28,36 @@ ROUNDED = 0.1  # of a logit; `counterattack` on `tiny` moved by 0.014 at most in
 def randomness(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, declared: bool, eot: int
 ) -> tuple[list[Diagnostic], int]:
-    """M9: logits differ between draws and the attack averaged none. M10: declared randomized, yet the draws
-    are identical.
-
-    What M10 asks of replayed noise beside that is left to the verdict, which counts successes on fresh draws
-    only.
-    """
+    """M9: logits differ between draws, but the attack averaged none. M10: all draws of random noise agree."""
     streams = torch.cat([derive(seeds, f"draw-{index}") for index in range(DRAWS)])
     with torch.no_grad():
         logits = classifier(pixels.expand(DRAWS, -1, -1, -1), streams)
     spread = (logits - logits[:1]).abs().max().item()
     return [
-        M9.seen(spread, spread > M9.threshold and eot < 2),
-        M10.seen(spread, declared and spread <= M10.threshold),
+        ONE_DRAW_NOT_ENOUGH.seen(spread, spread > ONE_DRAW_NOT_ENOUGH.threshold and eot < 2),
+        FIXED_RANDOMNESS.seen(spread, declared and spread <= FIXED_RANDOMNESS.threshold),
     ], DRAWS
 
 
-def forward_static(
+def dynamic_forward(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, exact: bool
 ) -> tuple[Diagnostic, int, Logits]:
-    """M11: a forward pass that optimises has no exact gradient to give; `exact` says that one was claimed,
-    and no other way tried.
+    """M11: a forward pass that optimises has no exact gradient; `exact` says that the defense claims one.
 
-    With the logits of that pass.
+    Also returns the logits of that pass.
     """
     with torch.no_grad(), _Recorder() as recorder:
         logits = classifier(pixels, seeds)
     return (
-        M11.seen(float(recorder.operations), exact and recorder.operations > M11.threshold),
+        DYNAMIC_FORWARD.seen(
+            float(recorder.operations), exact and recorder.operations > DYNAMIC_FORWARD.threshold
+        ),
         len(pixels),
         logits,
     )
 
 
-def rows_independent(
+def batch_coupling(
     classifier: Classifier, pixels: Pixels, seeds: Seeds, *, alone: Logits
 ) -> tuple[Diagnostic, int]:
     """M12: the logits of a row [1, C] among three noisy neighbours and among as many copies of itself, and
@@ -77,13 +80,11 @@ def rows_independent(
     change = (copies - among).abs().max().item()
     sized = (alone - copies).abs().max().item()
     change = max(change, sized) if sized > ROUNDED else change
-    return M12.seen(change, change > M12.threshold), 2 * (1 + MATES)
+    return BATCH_COUPLING.seen(change, change > BATCH_COUPLING.threshold), 2 * (1 + MATES)
 
 
 class _Recorder(TorchFunctionMode):
-    """Counts operations that record a gradient although the caller asked for none: somebody switched autograd
-    on again.
-    """
+    """Counts operations that record a gradient although the caller turned autograd off."""
 
     def __init__(self) -> None:
         super().__init__()

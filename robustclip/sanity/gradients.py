@@ -1,4 +1,4 @@
-"""Is the gradient there, of the right size, true, and of a loss that is not saturated?"""
+"""Checks of the gradient: is it there, of the right size, true, and of a loss that is not saturated?"""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeGuard
@@ -7,20 +7,16 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
-from robustclip.sanity.base import (
+from robustclip.sanity.base import Finding, GoalCheck, Suspicion, at_its_word, draws_of
+from robustclip.sanity.symptoms import (
     CLIMB_STEPS,
     DIRECTIONS,
-    M1,
-    M2,
-    M3,
-    M4,
-    M14,
+    FLAT_LOSS,
+    GRADIENT_SCALE,
+    SATURATION,
+    WRONG_GRADIENT,
+    ZERO_GRADIENT,
     Diagnostic,
-    Finding,
-    GoalCheck,
-    Suspicion,
-    at_its_word,
-    draws_of,
 )
 from robustclip.scores.kinds import decision, restated
 from robustclip.scores.losses import LossName
@@ -33,9 +29,7 @@ _BESIDE = Linf(radius=1 / 255)
 
 
 class Climb(NamedTuple):
-    """What an attack on one picture saw from a random start: value and margin [T], and the largest share of
-    zero entries in any of its gradients.
-    """
+    """What was recorded from a random start: value and margin [T], largest share of zero gradient entries."""
 
     value: Tensor
     margin: Tensor
@@ -43,72 +37,66 @@ class Climb(NamedTuple):
 
 
 class Climbing:
-    """Watches an attack on one picture climb `score`. `of` says from where it may be believed: the picture
-    itself may be a stationary point.
+    """Records an attack on one picture that climbs `score`.
+
+    Only random starts are used: the picture itself may be a stationary point of the score.
     """
 
     def __init__(self, score: Score) -> None:
         self.score = Watched(score)
 
     def of(self, attack: PGD, attacked: Attacked) -> Climb:
-        """What was seen from the first random start."""
+        """What was recorded from the first random start."""
         seen = attack.seen_from("random")
-        points, (wave, row) = (
-            slice(seen.start, seen.stop),
-            divmod(seen.start // len(seen), SIDE_BY_SIDE),
-        )  # starts climb side by side, a row each
+        points = slice(seen.start, seen.stop)
+        wave, row = divmod(seen.start // len(seen), SIDE_BY_SIDE)  # several starts share a batch, a row each
         calls = self.score.shares[wave * len(seen) : (wave + 1) * len(seen)]
         zero_share = max((share for shares in calls for share in shares[row : row + 1].tolist()), default=0.0)
         return Climb(attacked.trace_value[points, 0], attacked.trace_margin[points, 0], zero_share)
 
 
 def climbs(attack: object, ball: BallSpec) -> TypeGuard[PGD]:
-    """Whether an attack tells by itself what gradients in that ball are worth: PGD to its end from a random
-    point, in ten steps or more.
-    """
+    """Whether an attack says enough about gradients: PGD, random start, ten steps or more, no early stop."""
     if not isinstance(attack, PGD) or attack.ball != ball or attack.stop != "never":
         return False
     return attack.steps >= CLIMB_STEPS and bool(attack.seen_from("random"))
 
 
 def climb_of(ball: BallSpec) -> PGD:
-    """The least attack of which `climbs` is true."""
+    """The cheapest attack for which `climbs` is true."""
     return PGD(ball=ball, steps=CLIMB_STEPS, starts=("random",), stop="never")
 
 
-def gradient_present(
+def zero_gradient(
     score: Score, pixels: Pixels, seeds: Seeds, *, along: float = 0.0
 ) -> tuple[Diagnostic, Cost]:
-    """M1 at a random neighbour of the pixels (the start itself may be a stationary point); `along` is the
-    largest share that an attack met.
-    """
+    """M1 at a random neighbour of the pixels (the picture may be a stationary point) and along an attack."""
     near = _BESIDE.sample(pixels, derive(seeds, "gradient"))
     evaluation = score(near, seeds, grad=True)
-    return gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
+    return zero_gradient_along(max(along, _zero_share(evaluation, near).max().item())), evaluation.cost
 
 
-def gradient_along(zero_share: float) -> Diagnostic:
-    """M1 by the largest share that an attack met, which began beside the picture."""
-    return M1.seen(zero_share, zero_share > M1.threshold)
+def zero_gradient_along(zero_share: float) -> Diagnostic:
+    """M1 from the largest share of zeros that an attack met."""
+    return ZERO_GRADIENT.seen(zero_share, zero_share > ZERO_GRADIENT.threshold)
 
 
 def gradient_scale(
     defended: Score, undefended: Score, pixels: Pixels, seeds: Seeds
 ) -> tuple[Diagnostic, Cost]:
-    """M2: the norm of the gradient through the defense over the norm without it; out of scale is also what is
-    1e4 times too long.
-    """
+    """M2: gradient norm through the defense over the norm without it; a ratio above 1e4 fires, too."""
     through, without = defended(pixels, seeds, grad=True), undefended(pixels, seeds, grad=True)
     norms = [0.0 if part.grad is None else part.grad.double().norm().item() for part in (through, without)]
     ratio = norms[0] / max(norms[1], 1e-30)
-    return M2.seen(ratio, not M2.threshold <= ratio <= 1 / M2.threshold), through.cost.plus(without.cost)
+    return GRADIENT_SCALE.seen(
+        ratio, not GRADIENT_SCALE.threshold <= ratio <= 1 / GRADIENT_SCALE.threshold
+    ), through.cost.plus(without.cost)
 
 
-def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
-    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions; for
-    gradients declared exact.
+def wrong_gradient(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnostic, Cost]:
+    """M3: correlation of autograd with central differences (0.25/255) along 16 random sign directions.
 
-    Every point is asked on the same draw, so that the check holds for one draw of a randomized defense, too.
+    For gradients declared exact. All points share one draw, so the check also holds for a randomized defense.
     """
     evaluation = score(pixels, seeds, grad=True)
     gradient = torch.zeros_like(pixels) if evaluation.grad is None else evaluation.grad
@@ -120,9 +108,9 @@ def gradient_true(score: Score, pixels: Pixels, seeds: Seeds) -> tuple[Diagnosti
     measured = (ahead.value - behind.value) / (2 * _STEP)
     predicted = (gradient * directions).flatten(1).sum(dim=1)
     correlation = _correlation(measured, predicted)
-    return M3.seen(correlation, correlation < M3.threshold), evaluation.cost.plus(ahead.cost).plus(
-        behind.cost
-    )
+    return WRONG_GRADIENT.seen(correlation, correlation < WRONG_GRADIENT.threshold), evaluation.cost.plus(
+        ahead.cost
+    ).plus(behind.cost)
 
 
 def saturation(
@@ -134,11 +122,10 @@ def saturation(
     standing: bool,
     judge: GoalCheck = at_its_word,
 ) -> Finding:
-    """M4: a clean decision so sure that cross-entropy has no slope left; where `standing` is what
-    cross-entropy left, other losses are tried.
+    """M4: a clean decision so sure that cross-entropy has no slope left.
 
-    Hard, other than in ROBUSTNESS 3, where one of them succeeds: then the decision is broken, and the attack
-    that failed was of no use.
+    If cross-entropy failed (`standing`), other losses are tried. Where one of them succeeds the flag is hard:
+    the decision is broken, and the attack that failed says nothing.
     """
     seen = score(pixels, seeds, grad=False)
     surest, cost = 0.0 if seen.logits is None else seen.logits.double().softmax(dim=1).max().item(), seen.cost
@@ -153,30 +140,27 @@ def saturation(
             cost = cost.plus(attacked.cost).plus(paid)
             if bool(reached.any()):
                 return Finding(
-                    M4.seen(1.0, fired=True, severity="hard"),
+                    SATURATION.seen(1.0, fired=True, severity="hard"),
                     cost,
                     Suspicion(attacked.pixels, attack, draws_of(score), loss),
                 )
-    return Finding(M4.seen(surest, surest > M4.threshold), cost)
+    return Finding(SATURATION.seen(surest, surest > SATURATION.threshold), cost)
 
 
-def rising(value: Tensor, margin: Tensor) -> Diagnostic:
-    """M14 from what an attack saw from one start, `value` and `margin` [T].
+def flat_loss(value: Tensor, margin: Tensor) -> Diagnostic:
+    """M14 from value and margin [T] of an attack from one start: does the loss rise in the last half?
 
-    An attack that reached its goal had no need to rise further: it raises no flag, other than in ROBUSTNESS
-    3, which looks at the start alone.
+    An attack that reached its goal had no need to rise further and raises no flag.
     """
     half = (len(value) + 1) // 2
     spread = (value.max() - value.min()).item()
     rise = (value[half:].max() - value[:half].max()).item() / spread if spread > 0 else 0.0
-    return M14.seen(rise, rise < M14.threshold and not bool((margin > 0).any()))
+    return FLAT_LOSS.seen(rise, rise < FLAT_LOSS.threshold and not bool((margin > 0).any()))
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A score whose gradients are looked at: `shares` has the share of zero entries in each row of each call,
-    0 where no gradient was asked.
-    """
+    """A score that records the share of zero gradient entries per row and call (0 without a gradient)."""
 
     score: Score
     shares: list[Tensor] = field(default_factory=list[Tensor])

@@ -1,13 +1,13 @@
-"""The active self-test: problems that certainly have an answer, given to the attack that found none
-(Zimmermann et al. 2022, arXiv 2206.13991).
+"""The active self-test: the attack that failed gets problems that have a solution.
 
-In the ball around the picture one point of the surface is told from many inside by a linear readout of the
-victim's own features, through its defense. That point is an adversarial of the two-label classifier so made.
-An attack that can't find one says nothing by failing elsewhere.
+After Zimmermann et al. 2022 (arXiv 2206.13991). In the ball around the picture, a linear readout of the
+victim's features (through its defense) separates one point of the surface from many points inside. That point
+is an adversarial example for the two-label classifier so defined. If the attack can't find one here, its
+failure elsewhere proves nothing.
 
-Deviations: the readout is a discriminant with shrunk covariance instead of a logistic regression: in closed
-form, and for a single point against a cloud of one shape the same direction. A problem whose surface point
-can't be told apart is void.
+Deviations: the readout is a discriminant with shrunk covariance instead of a logistic regression. It has a
+closed form, and for one point against a cloud it has the same direction. A problem is void if the readout
+can't separate its surface point, as where the defense's own noise moves features further than the ball does.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
 from robustclip.models.classifier import Embedding
-from robustclip.sanity.base import S1, Diagnostic
+from robustclip.sanity.symptoms import SELF_TEST_FAILED, Diagnostic
 from robustclip.scores.kinds import label_score
 from robustclip.scores.wrappers import averaged
 from robustclip.seeds import derive, row_normal
@@ -37,10 +37,10 @@ _SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity
 
 
 class SelfTest(BaseModel):
-    """What came of the problems: `found` of `valid` were solved; `easy` fall to random points, too, and
-    `void` could not be posed.
+    """How many of the `valid` problems the attack solved: `found`.
 
-    random_rate  the largest share of fresh random points that solve one of the problems
+    `easy` ones are solved by random points, too; `void` ones could not be constructed. random_rate: the
+    largest share of fresh random points that solve one problem.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,14 +52,12 @@ class SelfTest(BaseModel):
     random_rate: float
 
     def diagnostic(self) -> Diagnostic | None:
-        """S1, or None where no problem was valid: then the test says nothing."""
-        return S1.seen(self.found / self.valid, self.found < self.valid) if self.valid else None
+        """S1, or None if no problem was valid: then the test says nothing."""
+        return SELF_TEST_FAILED.seen(self.found / self.valid, self.found < self.valid) if self.valid else None
 
 
 def bill(eot: int, *, problems: int = PROBLEMS) -> Cost:
-    """Upper bound of what a self-test costs when a gradient averages `eot` draws, if a feature costs one
-    pass.
-    """
+    """Upper bound of a self-test's cost if a gradient averages `eot` draws and a feature costs one pass."""
     attack = PGD(ball=Linf(radius=0), steps=STEPS).bill(1)
     return attack.plus(Cost(2)).times(eot).plus(Cost(INNER + FRESH)).times(problems)
 
@@ -76,12 +74,14 @@ def self_test(
     guard: Guard = lambda score: score,
     share: Share = lambda classifier: classifier,
 ) -> tuple[SelfTest, Cost]:
-    """Pose problems in the ball around one picture [1, 3, S, S], and attack each by margin PGD-20 from the
-    picture and from a random point.
+    """Pose problems in the ball around one picture [1, 3, S, S] and attack each by margin PGD-20.
 
-    `embed` gives features [B, E] through the defense (`Defended.features`), differentiable as the victim is
-    attacked. `eot` draws of a randomized defense are averaged in each gradient, and where a point is judged;
-    `toll` is what it takes. `guard` and `share` as in `robustclip.probing.run`.
+    Each attack starts at the picture and at a random point.
+
+    embed         features [B, E] through the defense (`Defended.features`), differentiable as in the attack
+    eot           draws of a randomized defense that each gradient and each judgement averages
+    toll          what `embed` costs beside its pass
+    guard, share  wrap the attacked score and the classifier, as in `robustclip.probing.run`
     """
     found = valid = easy = void = 0
     random_rate = 0.0
@@ -105,9 +105,7 @@ def self_test(
 
 @dataclass(frozen=True, eq=False)
 class _Readout:
-    """The classifier of a problem: how far features lie from `center` [E] along `weights` [E], against a
-    threshold.
-    """
+    """A problem's classifier: features projected on `weights` [E] from `center` [E], against a threshold."""
 
     embed: Embed
     toll: Toll
@@ -115,14 +113,6 @@ class _Readout:
     center: Tensor  # subtracted first: the features of a small ball differ in their last digits only
     threshold: float
     labels: tuple[str, ...] = ("inner", "boundary")
-
-    @property
-    def passes(self) -> Cost:
-        return self.toll.passes
-
-    @property
-    def gradient_passes(self) -> Cost:
-        return self.toll.gradient_passes
 
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         level = (self.embed(pixels, seeds).float() - self.center) @ self.weights - self.threshold
@@ -137,8 +127,9 @@ class _Problem(NamedTuple):
 def _pose(
     embed: Embed, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, toll: Toll, share: Share
 ) -> tuple[_Problem | None, Cost]:
-    """Draw the points, fit the readout, put its threshold midway between the surface point and the nearest
-    inner one; None if it lies inside.
+    """Draw the points, fit the readout, put its threshold midway between surface and nearest inner point.
+
+    None if the surface point lies among the inner ones.
     """
     streams = torch.cat([derive(seeds, f"point-{index}") for index in range(INNER + FRESH)])
     within = ball.model_copy(update={"radius": _INNER_SHARE * ball.radius}).sample(
@@ -172,7 +163,7 @@ def _pose(
 def _attack(
     readout: _Readout, pixels: Pixels, seeds: Seeds, ball: BallSpec, eot: int, guard: Guard, share: Share
 ) -> tuple[bool, Cost]:
-    """Whether the attack finds a point beyond the threshold, judged again on fresh draws."""
+    """Whether the attack finds a point beyond the threshold, confirmed on fresh draws."""
     score = guard(label_score("margin", readout, torch.zeros(1, dtype=torch.int64, device=pixels.device)))
     if eot > 1:  # the first mean above 0 may be a lucky one
         score = averaged(score, eot)

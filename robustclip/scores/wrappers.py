@@ -236,7 +236,7 @@ class Bypassed:
         with torch.no_grad():
             defended = self.defense(pixels, seeds)
         seen = self.score(defended, seeds, grad=grad)
-        return seen._replace(cost=seen.cost.plus(self.defense.passes.times(len(pixels))))
+        return seen._replace(cost=seen.cost.plus(self.defense.toll.passes.times(len(pixels))))
 
     def select(self, rows: Tensor) -> "Bypassed":
         return replace(self, score=self.score.select(rows))

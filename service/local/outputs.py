@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from robustclip.types import Pixels
 
 STANDS, BROKEN, INCONCLUSIVE, VIOLATED = 0, 1, 2, 3
-EXIT_STATUS = """exit status: 0 not broken is_within the budget, 1 broken, 2 inconclusive or bad input;
-with --fail-below RADIUS: 3 a witness is_within that radius, 0 none was found, 2 bad input
+EXIT_STATUS = """exit status: 0 not broken within the budget, 1 broken, 2 inconclusive or bad input;
+with --fail-below RADIUS: 3 a witness within that radius, 0 none was found, 2 bad input
 """
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where to write what; `policy` is the radius is_within which a witness fails the command, in `norm` and
+    """Where to write what; `policy` is the radius within which a witness fails the command, in `norm` and
     pixel units.
     """
 

@@ -87,7 +87,7 @@ def _defense(defense: Any) -> dict[str, Any]:
         "kind": defense.model_fields["kind"].default,
         "status": defense.status,
         "cost": defense.cost,
-        "passes": defense().passes._asdict(),
+        "passes": defense().toll.passes._asdict(),
         "strength": defense.strength,
         "stage": defense().stage,
         "gradient": defense().gradient,

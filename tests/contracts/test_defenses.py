@@ -253,12 +253,13 @@ def test_what_it_takes_of_the_image_tower_is_what_it_declares(
         run(PIXELS[:2].clone().requires_grad_(), SEEDS[:2]).sum().backward()
     finally:
         watching.remove()
-    assert served == Cost(classifying, 0).plus(defense.passes).times(2)
+    assert served == Cost(classifying, 0).plus(defense.toll.passes).times(2)
     climbed = Cost(seen[0] - served.forward, seen[1] - served.backward)
-    declared = Cost(classifying, classifying).plus(defense.passes).plus(defense.gradient_passes).times(2)
+    passes, gradient_passes = defense.toll
+    declared = Cost(classifying, classifying).plus(passes).plus(gradient_passes).times(2)
     assert climbed.forward == declared.forward
     assert climbed.backward == declared.backward or (
-        defense.gradient_passes != FREE and climbed.backward < declared.backward
+        gradient_passes != FREE and climbed.backward < declared.backward
     )
 
 
@@ -309,7 +310,7 @@ def test_the_probe_s_own_check_believes_a_gradient_that_is_called_exact(
         pixels, seeds = PIXELS[row : row + 1], SEEDS[row : row + 1]
         score = label_score("margin", victim, victim(pixels, seeds).argmax(dim=1))
         assert (
-            gradients.gradient_true(score, pixels, seeds)[0].number > 0.75
+            gradients.wrong_gradient(score, pixels, seeds)[0].number > 0.75
         )  # a median has kinks within the step
 
 
@@ -342,8 +343,8 @@ SHORT: list[Options] = [{"kind": "total_variation", "weight": 0.01, "iterations"
 def test_the_clean_decision_survives_and_the_adaptive_attack_beats_the_static_one(
     chain: str | list[Options], encoder: TorchImageEncoder
 ) -> None:
-    """The table of ROBUSTNESS 5.1 (6) as inequalities: what looks robust to an attacker who ignores the
-    defense is not.
+    """What looks robust to an attacker who ignores the defense is not (Athalye et al. 2018, arXiv
+    1802.00420).
     """
     pixels, targets = gratings(32, seed=33)
     seeds = draw_seeds(33, 32)

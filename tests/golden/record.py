@@ -30,14 +30,16 @@ from training.data.sources import Source
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.run import open_run, open_training
-from training.measuring.evaluation.question import THREATS, Question
-from training.measuring.evaluation.rows import cell_of, open_subjects
+from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.rows import cell_of
+from training.measuring.evaluation.subjects import open_subjects
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "prompts_store" / "sets"
 EXAMPLES = Path(backbones.__file__).parent / "examples"
 _CLASSES = {"a_cat": ("chelsea", "horse"), "cup": ("coffee", "brick"), "rocket": ("rocket", "grass")}
 _BACKBONES = ("mini-robust", "mini")
+_LEVELS = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")  # a new one changes none of these
 _PROSE = ("description", "summary")
 
 
@@ -104,7 +106,7 @@ def _cell_keys(pictures: Path) -> Iterator[str]:
         Question(
             backbones=("mini-robust",),
             prompt_sets=prompt_sets,
-            threats=THREATS,
+            threats=_LEVELS,
             eps=("2/255",),
             defenses=defenses,
             **common,
@@ -112,7 +114,7 @@ def _cell_keys(pictures: Path) -> Iterator[str]:
         Question(
             backbones=("mini",),
             prompt_sets=prompt_sets[:1],
-            threats=THREATS,
+            threats=_LEVELS,
             eps=(0.5 / 255,),
             seeds=(7,),
             batch=8,
@@ -134,8 +136,8 @@ def _cell_keys(pictures: Path) -> Iterator[str]:
     )
     for question in questions:
         for subject in open_subjects(question):
-            for threat, eps in question.conditions():
-                path, _ = cell_of(question, subject, threat, eps)
+            for threat, within in question.conditions():
+                path, _ = cell_of(question, subject, threat, within)
                 yield f"{subject.backbone} {subject.prompt_set} {subject.defense} {threat} {path.name}"
 
 

@@ -8,8 +8,8 @@ from robustclip.models.classifier import text_weights
 from robustclip.models.clip import load_clip
 from training.learning.tuning.selection import check_carried
 
-METHODS = ("coop", "advpt", "advpt-plus", "apt", "fap", "capt", "apd")
-OF_THE_TABLES = {f"{data}-{method}" for data in ("caltech-101", "cifar-10") for method in METHODS}
+LEARNED_BY = ("coop", "advpt", "advpt-plus", "apt", "fap", "capt", "apd")
+OF_THE_TABLES = {f"{data}-{method}" for data in ("caltech-101", "cifar-10") for method in LEARNED_BY}
 
 
 @pytest.mark.parametrize(("backbone", "more"), [("mini", {"caltech-advpt"}), ("mini-robust", set())])

@@ -250,14 +250,14 @@ def test_the_deadline_holds_for_the_diagnostics_too(server: Running, monkeypatch
     assert report(server, **asked)["verdict"] == "broken", (
         "after M7 only checks follow that ask the classifier without a score"
     )
-    honest = strength.noise_weaker
+    honest = strength.noise_beats_gradient
 
     def late(*arguments: Any) -> Any:
         found = honest(*arguments)
         time.sleep(1.1)
         return found
 
-    monkeypatch.setattr(checks, "noise_weaker", late)
+    monkeypatch.setattr(checks, "noise_beats_gradient", late)
     body = report(server, **asked, deadline_ms=1000)
     assert body["verdict"] == "broken"
     assert body["reports"][0]["cut"] == "deadline"

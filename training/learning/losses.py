@@ -1,4 +1,4 @@
-"""One family of losses; every method is a choice of its numbers (METHODS section 6).
+"""One family of losses; every method is a choice of its numbers.
 
     L = a CE(p(x), y) + b CE(p(x_a), y) + c mean_i[ w_i sum_r share_ri D(r_i, p(x_a,i)) ] + feature terms +
     anchors
@@ -78,7 +78,7 @@ def divergence(reference: Logits, prediction: Logits, kind: DivergenceName = "fo
 
 def reliability(logits: Logits, targets: Tensor) -> Tensor:
     """[B] weights p(y|x) over their batch mean, clipped to [0.2, 5], detached: examples that the reference
-    misjudges count less (METHODS L7).
+    misjudges count less.
     """
     confidence = target_probability(logits, targets).detach()
     return (confidence / confidence.mean().clamp_min(torch.finfo(confidence.dtype).tiny)).clamp(

@@ -1,7 +1,23 @@
-"""Attacks over whole data sets: a bank of attacked embeddings that prompts are tuned on, and the threat
-levels that they are measured under.
+"""Threat levels: what an attacker knows, and accuracy against it over a data set.
 
-Pictures -> pictures that fool the tower (`bank`), other prompts (`transfers`), other networks (`surrogates`)
-or what stands before and behind a defense (`defended`), or all that is known (`strongest`) -> accuracy at a
-level (`levels`, `judging`). Finished parts are kept on disk under a digest of all they depend on.
+`base` says what a level is, `balls` what those in a ball have in common, `judging` how a victim is judged;
+`transfers` makes pictures against other prompts, `surrogates` against other networks; `bank` holds the
+attacked embeddings that prompts are tuned on. Finished parts are kept on disk under a digest of all that they
+depend on.
+
+Below is the table of levels, in the order of the results page. A new level is a file beside this and a line
+here: `robustclip evaluate`, `train`, `select` and `suite`, their plans and checks, and all pages then have
+it. A file is named and not imported, because the results page reads the order from here and is made without
+tensors.
 """
+
+THREAT_LEVELS = {
+    "clean": "training.threats.clean:Clean",
+    "T0": "training.threats.t0:T0",
+    "T0b": "training.threats.t0b:T0b",
+    "T1": "training.threats.t1:T1",
+    "static": "training.threats.static:Static",
+    "T2": "training.threats.t2:T2",
+    "black-box": "training.threats.black_box:BlackBox",
+    "T3": "training.threats.t3:T3",
+}

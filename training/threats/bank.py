@@ -1,8 +1,8 @@
-"""AdvPT's feature attack over a data set, made once and kept: the bank that prompts are tuned on, and the
-pictures of threat level T0.
+"""The feature attack of AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261), and the bank of attacked
+embeddings that prompts are tuned on, made once for a data set and kept.
 
 The attack sees the image tower without prompts and nothing else: no text, no labels, no visual prompts, no
-defense (METHODS 2.1, 2.2).
+defense.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def feature_attack(
 
 def shift_embeddings(clip: Clip, pixels: Pixels, attack: PGD, seeds: Seeds) -> Attacked:
     """Drive raw embeddings away from the clean ones by KL(u(x), u(x_a)), u = softmax over the embedding's
-    coordinates (METHODS 2.1).
+    coordinates.
     """
 
     def encode(inputs: Pixels) -> Tensor:
@@ -109,7 +109,7 @@ def bank_cost(attack: PGD, *, copies: int, clean: bool) -> Cost:
 
 @dataclass(frozen=True)
 class AwareAttack:
-    """PGD under several scores: what a bank faces that knows prompts, labels and targets (METHODS 2.4).
+    """PGD under several scores: what a bank faces that knows prompts, labels and targets.
 
     embedding_shift as AdvPT's; cross_entropy and margin of the target; targeted: cross-entropy toward the
     most likely wrong label.
@@ -183,30 +183,6 @@ def aware_bank(
     return cached_rows(
         folder, key, indices, make, chunk=CHUNK, progress=progress, what="embedding bank", processes=processes
     )
-
-
-def shifted_pixels(
-    clip: Clip,
-    data: LabelledImages,
-    indices: Tensor,
-    attack: PGD,
-    *,
-    seed: int,
-    folder: Path,
-    progress: Progress,
-) -> Rows:
-    """[n, 3, S, S] pictures of threat level T0, the same for every prompt set and defense measured on
-    them.
-    """
-    seeds = draw_seeds(seed, len(data))
-
-    def make(chosen: Tensor) -> Rows:
-        pixels = data.pixels(chosen, clip.image_size).to(clip.device)
-        attacked = shift_embeddings(clip, pixels, attack, derive(seeds[chosen], "T0"))
-        return Rows(attacked.pixels.cpu(), attacked.cost)
-
-    key = cache_key("T0", clip, data, attack, seed)
-    return cached_rows(folder, key, indices, make, chunk=CHUNK, progress=progress, what="T0 pictures")
 
 
 def cache_key(what: str, clip: Clip, data: LabelledImages, attack: PGD, seed: int) -> dict[str, object]:

@@ -1,42 +1,43 @@
-"""What all threat levels share: the pictures that are measured on, how a classifier is judged on them, and
-the score that searches raise.
+"""What all threat levels share: the victim, its pictures, how it is judged on them, and the score that
+searches raise.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 from torch import Tensor
 
 from robustclip.attacks.cascade import Precision
+from robustclip.certificates.vote import smoothing_of
+from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, ScoreOf, measure
+from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
+from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.scores.kinds import label_score
 from robustclip.scores.losses import LossName
 from robustclip.scores.wrappers import averaged, guarded, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.threat import BallSpec
-from robustclip.types import Classifier, Progress, Score
+from robustclip.types import Classifier, Pixels, Progress, Score, Seeds
 from training.cache import Rows
 from training.data.labelled import LabelledImages
 
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
-GRADIENT_DRAWS, JUDGING_DRAWS = (
-    20,
-    10,
-)  # for a randomized defense: draws behind each gradient, and fresh ones to judge by
+GRADIENT_DRAWS = 20  # of a randomized defense, behind each gradient
+JUDGING_DRAWS = 10  # of a randomized defense, fresh ones that judge
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is measured on, the same for every prompt set, defense and level, with the seed of all that is
-    random about it.
+    """Pictures to measure on, the same for all prompt sets, defenses and levels, with the seed of everything
+    random about them.
 
-    `templates` are the words that T1 takes for the learned text.
+    `templates` are the written words that stand in for a learned text at levels that don't know it.
     """
 
     data: LabelledImages
@@ -45,6 +46,40 @@ class Pictures:
     cache: Path
     batch: int = 64
     templates: tuple[str, ...] = (HANDCRAFTED_TEMPLATE,)
+
+    @property
+    def seeds(self) -> Seeds:
+        """[len(data)] a seed for each picture of the data, whichever of them are measured."""
+        return draw_seeds(self.seed, len(self.data))
+
+    def on(self, clip: Clip, chosen: Tensor) -> tuple[Pixels, Tensor]:
+        """Pixels and targets of those pictures, on the device of the CLIP."""
+        pixels = self.data.pixels(chosen, clip.image_size)
+        return pixels.to(clip.device), self.data.targets[chosen].to(clip.device)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Victim:
+    """A classifier as it is deployed, and the pictures it is attacked on. `rule`: the vote that is served,
+    where a chain is smoothed.
+    """
+
+    clip: Clip
+    prompts: Prompts
+    classifier: Defended
+    pictures: Pictures
+    rule: Smoothing | None = None
+
+    @property
+    def randomized(self) -> bool:
+        return self.classifier.defense.randomized
+
+    @property
+    def jury(self) -> Jury:
+        """How the classifier is judged, at every level."""
+        if self.rule is not None:
+            return Jury.of(self.rule)
+        return Jury(JUDGING_DRAWS) if self.randomized else ONE_ANSWER
 
 
 class AtLevel(NamedTuple):
@@ -60,24 +95,34 @@ class AtLevel(NamedTuple):
     fell_to: dict[str, int] | None = None
 
 
-def jury_of(rule: Smoothing | None, *, randomized: bool) -> Jury:
-    """How a classifier is judged at every level."""
-    return Jury.of(rule) if rule is not None else Jury(JUDGING_DRAWS) if randomized else ONE_ANSWER
-
-
-def judge_made(
+def victim_of(
     clip: Clip,
-    classifier: Classifier,
+    prompts: Prompts,
     pictures: Pictures,
-    made: Rows,
-    ball: BallSpec,
+    chain: tuple[AnyDefense, ...] = (),
     *,
-    jury: Jury = ONE_ANSWER,
-    progress: Progress,
-    what: str,
-) -> Measured:
-    """What a classifier makes of pictures that were attacked elsewhere; their making is in the bill."""
-    judged = measure(classifier, batches(clip, pictures, progress, what, made.rows), ball=ball, jury=jury)
+    encoder: TorchImageEncoder | None = None,
+) -> Victim:
+    """The victim that a prompt set and a chain of defenses make. Raises as `zero_shot` and `bind_chain`."""
+    encoder = encoder or TorchImageEncoder(clip)
+    classifier = Defended(
+        zero_shot(clip, prompts, pictures.data.labels, encoder=encoder), bind_chain(chain, encoder)
+    )
+    return Victim(
+        clip=clip, prompts=prompts, classifier=classifier, pictures=pictures, rule=smoothing_of(chain)
+    )
+
+
+def facts_of(attack: BaseModel, **about: Any) -> dict[str, JsonValue]:
+    """An attack as data, with what else is to be said about it."""
+    return {**attack.model_dump(mode="json"), **about}
+
+
+def judge_made(victim: Victim, made: Rows, ball: BallSpec, progress: Progress, what: str) -> Measured:
+    """What the victim makes of pictures that were attacked elsewhere; the bill includes their making."""
+    judged = measure(
+        victim.classifier, batches(victim, progress, what, made.rows), ball=ball, jury=victim.jury
+    )
     return judged._replace(cost=judged.cost.plus(made.cost), seconds=judged.seconds + made.seconds)
 
 
@@ -111,23 +156,22 @@ def score_of(loss: LossName, *, draws: int | None, search: Precision = "float32"
 
     def score(classifier: Classifier, targets: Tensor) -> Score:
         plain = label_score(loss, classifier, targets)
-        asked = plain if draws is None else averaged(guarded(plain, chunk_rows=GRADIENT_ROWS), draws)
-        return reduced(asked) if search == "bfloat16" else asked
+        mean = plain if draws is None else averaged(guarded(plain, chunk_rows=GRADIENT_ROWS), draws)
+        return reduced(mean) if search == "bfloat16" else mean
 
     return score
 
 
 def batches(
-    clip: Clip, pictures: Pictures, progress: Progress, what: str, transferred: Tensor | None = None
+    victim: Victim, progress: Progress, what: str, transferred: Tensor | None = None
 ) -> Iterator[LabelledBatch]:
     """Batches on the CLIP's device; row seeds belong to a picture's place in the data, whichever subset is
     measured.
     """
-    seeds = draw_seeds(pictures.seed, len(pictures.data))
+    clip, pictures, seeds = victim.clip, victim.pictures, victim.pictures.seeds
     total = len(pictures.indices)
     for start in range(0, total, pictures.batch):
         chosen = pictures.indices[start : start + pictures.batch]
-        pixels = pictures.data.pixels(chosen, clip.image_size).to(clip.device)
         changed = None if transferred is None else transferred[start : start + len(chosen)].to(clip.device)
-        yield LabelledBatch(pixels, pictures.data.targets[chosen].to(clip.device), seeds[chosen], changed)
+        yield LabelledBatch(*pictures.on(clip, chosen), seeds[chosen], changed)
         progress(start + len(chosen), total, what)

@@ -1,13 +1,8 @@
-"""Threat level T0b: pictures that fool another network, judged under ours. Nothing of the victim is known but
-what pictures it takes and its labels.
-
-A surrogate is another CLIP behind a written template, or EfficientNet-Lite0 with its ImageNet classes. Two
-attacks a surrogate, the worst of all counts: its features are driven away (KL), and its decision is attacked
-(cross-entropy of the right label; for EfficientNet of its own answer to the clean picture, which needs no map
-from ImageNet's classes to the labels and leaves none of them out: a deviation from METHODS 8.1).
+"""Networks to attack instead of the victim, and the attack on them: another CLIP behind a written template,
+or EfficientNet-Lite0 with its ImageNet classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,31 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.defenses.resize_pad import ResizePad
-from robustclip.measuring import ONE_ANSWER, Jury
 from robustclip.models.classifier import zero_shot
 from robustclip.models.clip import Clip, load_clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
 from robustclip.models.vocabulary import imagenet_names
-from robustclip.scores.kinds import EmbeddingShift, label_score
-from robustclip.seeds import derive, draw_seeds, row_uniform
+from robustclip.seeds import derive, row_uniform
 from robustclip.threat import Linf
-from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds
-from training.cache import Rows, cached_rows
+from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Score, Seeds
 from training.data.labelled import LabelledImages
 from training.teachers import TEACHER_SIZE, picture_teacher
-from training.threats.bank import CHUNK, feature_attack
-from training.threats.judging import AtLevel, Pictures, judge_made, worst_of
+from training.threats.bank import feature_attack
 
 EFFICIENTNET = "efficientnet-lite0"
 STEPS, MOMENTUM = 40, 0.9
-SHRINK, SHARE = (
-    1 / 1.1,
-    0.3,
-    # input diversity: at most so much smaller (METHODS: 1.10 times larger, padded, then brought to size), in
-    # so many steps
-)
-_SCORES = ("embedding_shift", "cross_entropy")
+SHRINK = 1 / 1.1  # input diversity: at most so much smaller, as padding by a tenth and bringing to size does
+SHARE = 0.3  # of the steps that see a smaller picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,54 +76,6 @@ def _clip(name: str, device: str) -> Clip:
     return load_clip(name, device=device)
 
 
-def measure_transfer(
-    names: Sequence[str],
-    eps: float,
-    clip: Clip,
-    classifier: Classifier,
-    pictures: Pictures,
-    *,
-    jury: Jury = ONE_ANSWER,
-    progress: Progress,
-) -> AtLevel:
-    """Accuracy on the worst of what each surrogate makes of each picture; the surrogates' passes are in the
-    bill as if they were the victim's.
-    """
-    ball = Linf(radius=eps)
-    surrogates = [open_surrogate(name, pictures.data, pictures.templates, clip.device) for name in names]
-    parts = [
-        judge_made(
-            clip,
-            classifier,
-            pictures,
-            _made(surrogate, score, ball, clip, pictures, progress),
-            ball,
-            jury=jury,
-            progress=progress,
-            what="T0b",
-        )
-        for surrogate in surrogates
-        for score in _SCORES
-    ]
-    length = _step(eps)
-    facts = {
-        "kind": "momentum",
-        "ball": ball.model_dump(mode="json"),
-        "steps": STEPS,
-        "step": length,
-        "momentum": MOMENTUM,
-    }
-    return AtLevel(
-        worst_of(parts),
-        {
-            **facts,
-            "diversity": {"low": SHRINK, "share": SHARE},
-            "scores": list(_SCORES),
-            "surrogates": list(names),
-        },
-    )
-
-
 def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: Linf) -> tuple[Pixels, Cost]:
     """The last of 40 sign steps along the running sum of gradients (Dong et al. 2018, arXiv 1710.06081), each
     divided by its mean size.
@@ -153,7 +91,7 @@ def climb(score: Score, pixels: Pixels, seeds: Seeds, ball: Linf) -> tuple[Pixel
         drift = MOMENTUM * drift + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(
             1e-30
         )
-        current = ball.project(ball.ascend(current, drift, _step(ball.radius)), pixels)
+        current = ball.project(ball.ascend(current, drift, step_length(ball.radius)), pixels)
         cost = cost.plus(seen.cost)
     return current, cost
 
@@ -191,46 +129,7 @@ class _Resized:
         return self.decide(pixels)
 
 
-def _made(
-    surrogate: Surrogate, score: str, ball: Linf, clip: Clip, pictures: Pictures, progress: Progress
-) -> Rows:
-    data = pictures.data
-    seeds = draw_seeds(pictures.seed, len(data))
-
-    def make(chosen: Tensor) -> Rows:
-        pixels, targets = (
-            data.pixels(chosen, clip.image_size).to(clip.device),
-            data.targets[chosen].to(clip.device),
-        )
-        with torch.no_grad():
-            clean = surrogate.encode(pixels)
-        aim: Score = EmbeddingShift(surrogate.encode, clean)
-        if score == "cross_entropy":
-            aim = label_score(
-                "cross_entropy",
-                surrogate.classifier,
-                clean.argmax(dim=1) if surrogate.own_answer else targets,
-            )
-        attacked, cost = climb(Diverse(aim), pixels, derive(seeds[chosen], f"T0b-{score}"), ball)
-        return Rows(attacked.cpu(), cost.plus(Cost(forward=len(chosen))))
-
-    key = {
-        "what": "T0b",
-        "surrogate": surrogate.fingerprint,
-        "size": clip.image_size,
-        "data": data.digest,
-        "split": data.split,
-        "score": score,
-        "templates": list(pictures.templates),
-        "eps": ball.radius,
-        "attack": [STEPS, MOMENTUM, SHRINK, SHARE],
-        "seed": pictures.seed,
-    }
-    what = f"T0b pictures {surrogate.name} {score}"
-    return cached_rows(pictures.cache, key, pictures.indices, make, chunk=CHUNK, progress=progress, what=what)
-
-
-def _step(eps: float) -> float:
+def step_length(eps: float) -> float:
     """As long as T0's."""
     return feature_attack(eps, steps=STEPS).step or 0.0
 

@@ -51,10 +51,10 @@ def test_surrogates_change_gradients_and_nothing_else() -> None:
 
 def test_what_it_costs_grows_with_its_steps() -> None:
     one, ten = Diffusion(steps=1), Diffusion(steps=10)
-    assert ten.passes == one.passes.times(10)
-    assert ten.gradient_passes == one.gradient_passes.times(10)
-    assert Diffusion(steps=10, backward="one_shot").gradient_passes == one.gradient_passes
-    assert Diffusion(time=0).passes.forward == 0
+    assert ten.toll.passes == one.toll.passes.times(10)
+    assert ten.toll.gradient_passes == one.toll.gradient_passes.times(10)
+    assert Diffusion(steps=10, backward="one_shot").toll.gradient_passes == one.toll.gradient_passes
+    assert Diffusion(time=0).toll.passes.forward == 0
 
 
 def test_noise_that_the_network_never_saw_is_refused(tiny: Clip, tmp_path: Path) -> None:

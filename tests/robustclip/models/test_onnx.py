@@ -12,10 +12,11 @@ from torch import Tensor
 from robustclip.backbones import build_backbone
 from robustclip.backbones.tiny import TINY_CONFIG
 from robustclip.errors import EncoderRefused, FeatureNotInstalled, InvalidInput
-from robustclip.models import onnx
+from robustclip.models import export, onnx
 from robustclip.models.classifier import TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip, describe
-from robustclip.models.onnx import OrtImageEncoder, check_parity, default_path, export_image_encoder
+from robustclip.models.export import export_image_encoder
+from robustclip.models.onnx import OrtImageEncoder, check_parity, default_path
 from robustclip.models.prompts import Prompts
 
 LABELS = ("a cat", "a dog", "a rocket")
@@ -157,7 +158,7 @@ def test_pixels_of_another_size_are_refused(tiny: Clip, encoder: OrtImageEncoder
 
 
 def test_a_missing_package_names_the_extra(tiny: Clip, graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FeatureNotInstalled, match=r"onnxruntime.*robustclip\[cpu\]"):
         OrtImageEncoder(tiny, graphs)
     with pytest.raises(FeatureNotInstalled, match="onnxscript"):

@@ -8,7 +8,7 @@ from robustclip.attacks.events import Cut
 from robustclip.attacks.pgd import PGD
 from robustclip.probing.verdict import reach_verdict
 from robustclip.reports.report import AttackRecord, Decision, InputPart, Rate, Verdict
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import L2, BallSpec, Linf
 
 LINF, HALF = Linf(radius=4 / 255), L2(radius=0.5)

@@ -13,7 +13,7 @@ from probed import Probed, probed
 from robustclip.models.clip import Clip
 from robustclip.reports.report import ProbeReport
 from robustclip.reports.sarif import RULES, sarif_log
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 
 PICTURE = Path("my pictures/a cat #1.jpg")
 LOG = {"$schema", "version", "runs"}

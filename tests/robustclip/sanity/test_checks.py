@@ -9,7 +9,7 @@ from robustclip.attacks.square import Square
 from robustclip.models.classifier import zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
-from robustclip.sanity import base, checks, forwards, gradients, strength
+from robustclip.sanity import checks, forwards, gradients, strength, symptoms
 from robustclip.scores.kinds import AnyScoreName, LabelScore, label_score
 from robustclip.scores.wrappers import averaged
 from robustclip.seeds import draw_seeds, row_normal
@@ -64,20 +64,20 @@ def margin(victim: Classifier, clip: Clip) -> LabelScore:
 def test_an_honest_victim_raises_no_flag(tiny: Clip) -> None:
     victim = Victim(tiny, "honest")
     score, pixels = margin(victim, tiny), picture(tiny)
-    assert not gradients.gradient_present(score, pixels, SEEDS)[0].fired
+    assert not gradients.zero_gradient(score, pixels, SEEDS)[0].fired
     assert not gradients.gradient_scale(score, score, pixels, SEEDS)[0].fired
-    assert not gradients.gradient_true(score, pixels, SEEDS)[0].fired
+    assert not gradients.wrong_gradient(score, pixels, SEEDS)[0].fired
     assert not any(
         flag.fired for flag in forwards.randomness(victim, pixels, SEEDS, declared=False, eot=1)[0]
     )
-    assert not forwards.rows_independent(victim, pixels, SEEDS, alone=victim(pixels, SEEDS))[0].fired
-    assert not strength.unbounded_succeeds(
+    assert not forwards.batch_coupling(victim, pixels, SEEDS, alone=victim(pixels, SEEDS))[0].fired
+    assert not strength.unbounded_attack_fails(
         PGD(ball=Linf(radius=64 / 255), steps=20, starts=("random",)), score, pixels, SEEDS
     )[0].fired
 
 
 def test_a_hard_quantiser_has_no_gradient(tiny: Clip) -> None:
-    flag, cost = gradients.gradient_present(margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)
+    flag, cost = gradients.zero_gradient(margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)
     assert flag.fired
     assert flag.severity == "hard"
     assert flag.number == 1.0
@@ -86,9 +86,9 @@ def test_a_hard_quantiser_has_no_gradient(tiny: Clip) -> None:
 
 def test_an_attack_without_a_gradient_fails_even_unbounded(tiny: Clip) -> None:
     attack = PGD(ball=Linf(radius=64 / 255), steps=3, starts=("zero",))
-    assert strength.unbounded_succeeds(attack, margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS)[
-        0
-    ].fired
+    assert strength.unbounded_attack_fails(
+        attack, margin(Victim(tiny, "quantised"), tiny), picture(tiny), SEEDS
+    )[0].fired
 
 
 @pytest.mark.parametrize(
@@ -125,16 +125,18 @@ def test_what_is_seen_of_a_climb_leaves_out_the_picture_itself_which_may_be_stat
     assert watched.score.shares[11].tolist() == pytest.approx(
         [1, 0, 1], abs=0.1
     )  # the eight before climbed in a batch of their own
-    assert not gradients.gradient_along(seen.zero_share).fired
+    assert not gradients.zero_gradient_along(seen.zero_share).fired
     assert (len(seen.value), len(seen.margin)) == (11, 11)
     assert torch.equal(seen.value, attacked.trace_value[99:110, 0])
     hidden = gradients.Climbing(margin(Victim(tiny, "quantised"), tiny))
-    assert gradients.gradient_along(hidden.of(attack, attack(hidden.score, clean, SEEDS)).zero_share).fired
+    assert gradients.zero_gradient_along(
+        hidden.of(attack, attack(hidden.score, clean, SEEDS)).zero_share
+    ).fired
 
 
 def test_a_detached_purifier_has_the_wrong_gradient(tiny: Clip) -> None:
     score, honest = margin(Victim(tiny, "detached"), tiny), margin(Victim(tiny, "honest"), tiny)
-    assert gradients.gradient_true(score, picture(tiny), SEEDS)[0].fired
+    assert gradients.wrong_gradient(score, picture(tiny), SEEDS)[0].fired
     assert gradients.gradient_scale(score, honest, picture(tiny), SEEDS)[0].number < 0.1
 
 
@@ -151,17 +153,15 @@ def test_noise_must_be_averaged_and_must_be_fresh(tiny: Clip) -> None:
 @pytest.mark.parametrize("kind", ["batch-mean", "batch-size"])
 def test_batch_mates_that_move_a_row_are_found(tiny: Clip, kind: str) -> None:
     victim = Victim(tiny, kind)
-    assert forwards.rows_independent(victim, picture(tiny), SEEDS, alone=victim(picture(tiny), SEEDS))[
-        0
-    ].fired
+    assert forwards.batch_coupling(victim, picture(tiny), SEEDS, alone=victim(picture(tiny), SEEDS))[0].fired
 
 
 def test_a_sign_that_rounding_turns_over_in_another_batch_size_is_no_batch_coupling(tiny: Clip) -> None:
     victim, pixels = Victim(tiny, "rounding"), picture(tiny)
     alone = victim(pixels, SEEDS)
     twice = victim(pixels.expand(2, -1, -1, -1), SEEDS.repeat(2))
-    assert (alone - twice[:1]).abs().max() > base.M12.threshold
-    assert not forwards.rows_independent(victim, pixels, SEEDS, alone=alone)[0].fired
+    assert (alone - twice[:1]).abs().max() > symptoms.BATCH_COUPLING.threshold
+    assert not forwards.batch_coupling(victim, pixels, SEEDS, alone=alone)[0].fired
 
 
 @pytest.mark.parametrize("ball", [Linf(radius=1 / 255), L2(radius=0.1)])
@@ -171,28 +171,30 @@ def test_noise_that_succeeds_where_gradients_failed_is_a_flag(tiny: Clip, ball: 
         LABELS
     )  # already misclassified: every draw reaches the goal
     score = label_score("margin", victim, wrong)
-    assert strength.noise_weaker(score, picture(tiny), SEEDS, ball, adaptive_success=False).diagnostic.fired
-    assert not strength.noise_weaker(
+    assert strength.noise_beats_gradient(
+        score, picture(tiny), SEEDS, ball, adaptive_success=False
+    ).diagnostic.fired
+    assert not strength.noise_beats_gradient(
         score, picture(tiny), SEEDS, ball, adaptive_success=True
     ).diagnostic.fired
     nowhere = ball.model_copy(update={"radius": 0.0})
-    still = strength.noise_weaker(
+    still = strength.noise_beats_gradient(
         margin(victim, tiny), picture(tiny), SEEDS, nowhere, adaptive_success=False
     ).diagnostic
     assert (still.fired, still.number) == (False, 0.0)
-    assert strength.transfer_weaker(transfer_success=True, adaptive_success=False).fired
+    assert strength.transfer_beats_adaptive(transfer_success=True, adaptive_success=False).fired
 
 
 def test_checks_work_on_averaged_scores(tiny: Clip) -> None:
     score = averaged(margin(Victim(tiny, "noisy"), tiny), 4)
-    flag, cost = gradients.gradient_present(score, picture(tiny), SEEDS)
+    flag, cost = gradients.zero_gradient(score, picture(tiny), SEEDS)
     assert not flag.fired
     assert (cost.forward, cost.backward) == (4, 4)
 
 
 def test_every_symptom_has_a_name_of_its_own_advice_and_a_price_that_grows_with_the_draws() -> None:
     for part in ("id", "name", "sentence", "advice"):
-        words = [getattr(symptom, part) for symptom in base.SYMPTOMS]
+        words = [getattr(symptom, part) for symptom in symptoms.SYMPTOMS]
         assert all(words)
         assert part == "advice" or len(set(words)) == len(words)
     bills = [checks.bill(1, randomized=False), checks.bill(1), checks.bill(4), checks.bill(64)]
@@ -213,7 +215,7 @@ def test_every_symptom_has_a_name_of_its_own_advice_and_a_price_that_grows_with_
     ],
 )
 def test_no_attack_may_fail_after_a_weaker_one_succeeded(reached: list[bool], lost: int) -> None:
-    flag = strength.monotone(reached)
+    flag = strength.not_monotone(reached)
     assert (flag.id, flag.number, flag.fired, flag.severity) == ("M8", lost, lost > 0, "hard")
 
 
@@ -231,22 +233,24 @@ def test_no_attack_may_fail_after_a_weaker_one_succeeded(reached: list[bool], lo
 def test_an_attack_in_vain_that_no_longer_rises_is_noticed(
     values: list[float], reached: bool, flat: bool
 ) -> None:
-    flag = gradients.rising(
+    flag = gradients.flat_loss(
         torch.tensor(values, dtype=torch.float32), torch.tensor([-1.0] * 5 + [1.0 if reached else -1.0])
     )
     assert (flag.id, flag.fired, flag.severity) == ("M14", flat, "soft")
 
 
 def test_an_answer_from_values_alone_outweighs_gradients_that_failed() -> None:
-    assert strength.black_box_weaker(black_box_success=True, adaptive_success=False).fired
-    assert not strength.black_box_weaker(black_box_success=True, adaptive_success=True).fired
+    assert strength.black_box_beats_white_box(black_box_success=True, adaptive_success=False).fired
+    assert not strength.black_box_beats_white_box(black_box_success=True, adaptive_success=True).fired
     weights = torch.stack([torch.zeros(3 * 8 * 8), torch.full((3 * 8 * 8,), 1 / (3 * 8 * 8))])
     bright = LinearClassifier(
         weights, torch.tensor([0.5 + 0.2 / 255, 0.0])
     )  # label 1 from a mean of a little more than 0.5 on
     score = label_score("margin", bright, torch.tensor([0]))
     for radius, found in ((4 / 255, True), (0.1 / 255, False)):
-        finding = strength.square_weaker(score, torch.full((1, 3, 8, 8), 0.5), SEEDS, Linf(radius=radius))
+        finding = strength.square_beats_white_box(
+            score, torch.full((1, 3, 8, 8), 0.5), SEEDS, Linf(radius=radius)
+        )
         assert (finding.diagnostic.id, finding.diagnostic.fired, finding.cost.backward) == ("M6", found, 0)
         assert (finding.suspicion is not None) == found
 
@@ -300,7 +304,7 @@ def test_what_succeeds_on_lucky_draws_alone_raises_no_flag() -> None:
         eot=1,
     )
     unbounded = PGD(ball=Linf(radius=64 / 255), steps=2)
-    believed = strength.square_weaker(score, pixels, SEEDS, suspect.ball).diagnostic
+    believed = strength.square_beats_white_box(score, pixels, SEEDS, suspect.ball).diagnostic
     assert believed.fired, "a search that is taken at its word has found something"
     found = {
         finding.diagnostic.id: finding
@@ -314,7 +318,7 @@ def test_a_forward_pass_that_records_gradients_is_dynamic_only_if_it_claims_to_b
     honest, dynamic = Victim(tiny, "honest"), Victim(tiny, "dynamic")
     for victim, exact, fired in ((honest, True, False), (dynamic, True, True), (dynamic, False, False)):
         with torch.enable_grad():
-            flag, rows, logits = forwards.forward_static(victim, picture(tiny), SEEDS, exact=exact)
+            flag, rows, logits = forwards.dynamic_forward(victim, picture(tiny), SEEDS, exact=exact)
         assert flag.fired == fired
         assert (flag.number > 0) == (victim is dynamic)
         assert rows == 1

@@ -19,7 +19,7 @@ from robustclip.scores.wrappers import (
     transferred,
 )
 from robustclip.seeds import draw_seeds
-from robustclip.types import FREE, Cost, Evaluation, Logits, Pixels, Seeds
+from robustclip.types import NO_TOLL, Cost, Evaluation, Logits, Pixels, Seeds, Toll
 
 PIXELS, TARGETS = gratings(8, seed=5)
 SEEDS = draw_seeds(5, 8)
@@ -137,8 +137,7 @@ def test_a_bypassed_defense_is_seen_but_not_differentiated() -> None:
         stage: str = "pixels"
         randomized: bool = False
         gradient: str = "none"
-        passes: Cost = FREE
-        gradient_passes: Cost = FREE
+        toll: Toll = NO_TOLL
 
         def __call__(self, inputs: Pixels, seeds: Seeds) -> Pixels:
             return (3 * inputs).round() / 3

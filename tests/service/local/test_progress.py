@@ -11,7 +11,7 @@ from robustclip.attacks.events import Meter
 from robustclip.models.clip import Clip
 from robustclip.probing.events import BracketMoved, DiagnosticTaken, ProbeEvent
 from robustclip.probing.run import events
-from robustclip.sanity.base import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic
 from service.local.progress import followed, in_words, interruptible
 
 

@@ -11,7 +11,9 @@ from robustclip.types import Cost
 from training.cache import Rows
 from training.data.folders import load_data
 from training.data.labelled import LabelledImages
-from training.threats.bank import embedding_bank, feature_attack, shifted_pixels
+from training.threats.bank import embedding_bank, feature_attack
+from training.threats.judging import Pictures
+from training.threats.t0 import shifted_pixels
 
 EPS = 8 / 255
 
@@ -43,7 +45,7 @@ def bank(
 
 
 def transcribed_bank(clip: Clip, pixels: Tensor, noise: Tensor, eps: float, iterations: int) -> Tensor:
-    """METHODS 2.1 word by word, on open_clip's own image tower."""
+    """AdvPT's bank, word by word, on open_clip's own image tower."""
 
     def embed(images: Tensor) -> Tensor:
         return clip.model.encode_image((images - clip.mean[:, None, None]) / clip.std[:, None, None])
@@ -127,9 +129,8 @@ def test_the_pictures_of_t0_stay_in_the_ball_and_move_the_embedding(
     tiny: Clip, data: LabelledImages, tmp_path: Path
 ) -> None:
     indices = torch.arange(6)
-    found = shifted_pixels(
-        tiny, data, indices, feature_attack(4 / 255, steps=40), seed=0, folder=tmp_path, progress=silent
-    ).rows
+    pictures = Pictures(data, indices, 0, tmp_path)
+    found = shifted_pixels(tiny, pictures, feature_attack(4 / 255, steps=40), silent).rows
     pixels = data.pixels(indices, 32)
     assert float((found - pixels).abs().max()) <= 4 / 255 + 1e-6
     assert float(found.min()) >= 0

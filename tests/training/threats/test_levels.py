@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,22 +6,21 @@ import torch
 from torch import Tensor
 from tuning import silent
 
-from robustclip.certificates.vote import smoothing_of
-from robustclip.defenses import AnyDefense, bind_chain, parse_defenses
+from robustclip.defenses import AnyDefense, parse_defenses
 from robustclip.errors import InvalidInput
-from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.types import Cost, Progress
 from training.data.folders import load_data
-from training.threats.judging import AtLevel, Pictures
-from training.threats.levels import WITHIN_T3, Level, measure_level
+from training.threats.base import Effort, Work, measure_at, threat_level
+from training.threats.judging import AtLevel, Pictures, victim_of
 
 EPS = 4 / 255
+WITHIN_T3 = threat_level("T3").parts
 
 
 def at(
-    level: Level,
+    level: str,
     clip: Clip,
     pictures: Pictures,
     *,
@@ -32,28 +30,18 @@ def at(
     template: str = "a photo of a {}.",
     visual: Tensor | None = None,
     restarts: int = 1,
-    known: dict[Level, AtLevel] | None = None,
+    known: dict[str, AtLevel] | None = None,
     parts: Path | None = None,
     progress: Progress = silent,
 ) -> AtLevel:
-    encoder = TorchImageEncoder(clip)
     links = parse_defenses(defense) if chain is None else chain
-    bound, rule = bind_chain(links, encoder), smoothing_of(links)
-    classifier = Defended(
-        zero_shot(clip, Prompts(visual=visual, templates=(template,)), pictures.data.labels, encoder=encoder),
-        bound,
-    )
-    ask = partial(
-        measure_level,
-        randomized=bound.randomized,
-        rule=rule,
-        progress=progress,
-        strength="quick",
-        restarts=restarts,
-        known=known,
-        parts=parts,
-    )
-    return ask(level, eps, clip, classifier, pictures)
+    victim = victim_of(clip, Prompts(visual=visual, templates=(template,)), pictures, links)
+    effort = Effort(eps=(eps,), strength="quick", restarts=restarts)
+    (within,) = threat_level(level).threat_sets(effort)
+    if known is None:
+        return measure_at(level, victim, within, effort, progress)
+    folder = pictures.cache.parent / "alone" if parts is None else parts
+    return threat_level(level).measure(victim, within, effort, Work(progress, folder, known))
 
 
 def parts(pictures: Pictures) -> dict[Path, int]:
@@ -281,7 +269,6 @@ def test_a_killed_t3_goes_on_after_its_last_whole_batch(
 
 
 @pytest.mark.parametrize("level", ["T0", "T1", "T2", "T3"])
-def test_an_attack_needs_a_radius(tiny: Clip, pictures: Pictures, level: Level) -> None:
-    classifier = zero_shot(tiny, Prompts(), pictures.data.labels)
+def test_an_attack_needs_a_radius(tiny: Clip, pictures: Pictures, level: str) -> None:
     with pytest.raises(InvalidInput, match="above 0"):
-        measure_level(level, 0.0, tiny, classifier, pictures, randomized=False, progress=silent)
+        at(level, tiny, pictures, eps=0.0)

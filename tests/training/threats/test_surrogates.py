@@ -3,15 +3,15 @@ from pathlib import Path
 import torch
 from toys import drawn_linear, gratings
 
-from robustclip.models.classifier import zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from training.data.folders import load_data
-from training.threats.judging import Pictures
-from training.threats.surrogates import Diverse, climb, measure_transfer
+from training.threats.base import Effort, measure_at, threat_level
+from training.threats.judging import Pictures, victim_of
+from training.threats.surrogates import Diverse, climb
 
 BALL = Linf(radius=16 / 255)
 
@@ -61,11 +61,12 @@ def test_a_tower_that_is_its_own_surrogate_is_fooled_by_what_it_was_attacked_wit
 ) -> None:
     data = load_data(picture_folder, "test")
     pictures = Pictures(data, torch.arange(0, 18, 3), 0, tmp_path)
-    victim = zero_shot(tiny, Prompts(), data.labels)
-    found = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, progress=silent)
+    victim, effort = victim_of(tiny, Prompts(), pictures), Effort(eps=(8 / 255,), surrogates=("tiny",))
+    (within,) = threat_level("T0b").threat_sets(effort)
+    found = measure_at("T0b", victim, within, effort, silent)
     right = int(
         (
-            victim(data.pixels(pictures.indices, 32), draw_seeds(0, 6)).argmax(dim=1)
+            victim.classifier(data.pixels(pictures.indices, 32), draw_seeds(0, 6)).argmax(dim=1)
             == data.targets[pictures.indices]
         ).sum()
     )
@@ -78,6 +79,6 @@ def test_a_tower_that_is_its_own_surrogate_is_fooled_by_what_it_was_attacked_wit
     )
     parts = len(list(tmp_path.glob("*/*.safetensors")))
     assert parts == 2
-    again = measure_transfer(["tiny"], 8 / 255, tiny, victim, pictures, progress=silent)
+    again = measure_at("T0b", victim, within, effort, silent)
     assert torch.equal(again.measured.correct, found.measured.correct)
     assert len(list(tmp_path.glob("*/*.safetensors"))) == parts

@@ -1,6 +1,7 @@
-"""The trivial solution of consistency losses: clean and attacked predictions agree because both are uniform
-(METHODS L1). And that of distillation: teacher or student answers one label, whatever the picture, and need
-not agree.
+"""Detects trivial solutions: all predictions are uniform, or teacher and student always answer one label.
+
+The first satisfies consistency losses (clean and attacked predictions agree), the second distillation, where
+teacher and student need not even agree.
 """
 
 import math

@@ -19,7 +19,8 @@ from training.learning.inner import TowerPrecision
 from training.learning.objectives import OBJECTIVES, AnyObjective
 from training.learning.tuning.selection import Selection, load_selection
 from training.options import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
-from training.threats.levels import LEVELS, Level
+from training.threats import THREAT_LEVELS
+from training.threats.base import PlainThreat, threat_level
 
 _OBJECTIVE = "objective."
 
@@ -70,9 +71,10 @@ class TrainSettings(BaseModel):
         False, description="classes with fewer pictures than shots give what they have"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides shots, first vectors, attack starts, order")
-    validate_at: tuple[Level, ...] = Field(
+    validate_at: tuple[PlainThreat, ...] = Field(
         ("clean",),
-        description=f"threat levels measured on the held-out tenth of train, of {', '.join(LEVELS)}",
+        description="threat levels measured on the held-out tenth of train, of "
+        + ", ".join(name for name in THREAT_LEVELS if not threat_level(name).needs),
     )
     validate_eps: LinfRadius = Field(1 / 255, gt=0, description="their radius")
     validate_limit: int = Field(0, ge=0, description="at most so many held-out pictures; 0 takes all")

@@ -5,6 +5,7 @@ manifest.
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,12 +15,11 @@ from robustclip.errors import invalid_input
 from robustclip.measuring import accuracy
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
-from robustclip.threat import radius_text
 from training.data.labelled import LabelledImages
 from training.learning.objectives import AnyMethod
 from training.learning.tuning.selection import CARRIED, Selection
+from training.threats.base import ThreatSet
 from training.threats.judging import AtLevel
-from training.threats.levels import Level
 
 
 def publish(
@@ -64,14 +64,16 @@ def publish(
     return store.publish(PromptSet(manifest, prompts), activate=activate)
 
 
-def as_result(found: AtLevel, level: Level, eps: float, *, data: LabelledImages, seed: int) -> Result:
+def as_result(
+    found: AtLevel, threat: str, within: ThreatSet[Any], *, data: LabelledImages, seed: int
+) -> Result:
     """One measurement in the manifest's words."""
     share = accuracy(found.measured.correct)
     return Result(
         data=data.folder.resolve().name,
         split=data.split,
-        threat=level,
-        eps=radius_text(0.0 if level == "clean" else eps),
+        threat=threat,
+        eps=within.text,
         n=len(found.measured.correct),
         accuracy=share.value,
         low=share.low,

@@ -33,8 +33,8 @@ from training.learning.tuning.loop import Fitted, fit
 from training.learning.tuning.publish import as_result, publish
 from training.learning.tuning.report import Account, training_page
 from training.processes import Processes
-from training.threats.judging import Pictures
-from training.threats.levels import measure_level
+from training.threats.base import Effort, measure_at, threat_level
+from training.threats.judging import Pictures, victim_of
 
 VALIDATION_SEED = 0
 FEWEST_FOR_A_WARNING = 64  # held-out pictures
@@ -266,14 +266,18 @@ def _validate(
         return []
     indices = _validated(settings, held_out)
     pictures = Pictures(held_out, indices, VALIDATION_SEED, settings.runs / "cache")
-    classifier = zero_shot(clip, prompts, held_out.labels)
-    results: list[Result] = []
-    for level in settings.validate_at:
-        found = measure_level(
-            level, settings.validate_eps, clip, classifier, pictures, randomized=False, progress=progress
+    victim, effort = victim_of(clip, prompts, pictures), Effort(eps=(settings.validate_eps,))
+    return [
+        as_result(
+            measure_at(threat, victim, within, effort, progress),
+            threat,
+            within,
+            data=held_out,
+            seed=VALIDATION_SEED,
         )
-        results.append(as_result(found, level, settings.validate_eps, data=held_out, seed=VALIDATION_SEED))
-    return results
+        for threat in settings.validate_at
+        for within in threat_level(threat).threat_sets(effort)
+    ]
 
 
 def _validated(settings: TrainSettings, held_out: LabelledImages) -> Tensor:

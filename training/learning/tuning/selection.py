@@ -21,8 +21,10 @@ from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.models.clip import Clip
 from training.data.sampling import HELD_OUT
+from training.threats import THREAT_LEVELS
+from training.threats.base import Threat, threat_level
 
-By: TypeAlias = Literal["T2", "harmonic"]
+HARMONIC = "harmonic"
 CARRIED = "selection"  # the name under which a manifest's `objective` holds what is carried
 
 
@@ -43,6 +45,14 @@ def _on_held_out(command: str) -> str:
     return command
 
 
+def _scores(by: str) -> str:
+    known = (HARMONIC, *(name for name in THREAT_LEVELS if name != "clean" and not threat_level(name).needs))
+    if by not in known:
+        raise ValueError(f"expected one of {', '.join(known)}")
+    return by
+
+
+By: TypeAlias = Annotated[str, AfterValidator(_scores)]
 HeldOut: TypeAlias = Annotated[str, AfterValidator(_held_out)]
 Command: TypeAlias = Annotated[str, AfterValidator(_on_held_out)]
 
@@ -67,7 +77,7 @@ class Number(_Record):
     data: str
     split: HeldOut
     seed: int
-    threat: Literal["clean", "T2"]
+    threat: Threat
     eps: str
     n: int = Field(ge=1)
     accuracy: float = Field(ge=0, le=1)
@@ -113,8 +123,8 @@ class Selection(_Record):
     """The whole record.
 
     over        names of the parameters that were chosen: the others are as they were given
-    by          the score: accuracy under T2, or the harmonic mean of it and clean accuracy; mean over seeds,
-                then data sets
+    by          the score: accuracy at a threat level, or the harmonic mean of T2's and clean accuracy; mean
+                over seeds, then data sets
     keep_first  the first candidate stays unless the best one is ahead of it by an interval above 0
     title, says for the results page, written by hand: they decide nothing, and no digest knows them
     """
@@ -184,9 +194,14 @@ def score(numbers: Sequence[Number], by: By) -> float:
     )
 
 
-def harmonic(first: Any, second: Any) -> Any:
-    """The harmonic mean of two numbers or tensors of numbers that are not negative; 0 where both are."""
-    return 2 * first * second / (first + second + 1e-12)
+def level_of(by: By) -> str:
+    """The threat level that candidates are judged under, beside clean."""
+    return "T2" if by == HARMONIC else by
+
+
+def combined(clean: Any, attacked: Any, by: By) -> Any:
+    """The attacked one of two accuracies (or tensors of them), or their harmonic mean, 0 where both are 0."""
+    return 2 * clean * attacked / (clean + attacked + 1e-12) if by == HARMONIC else attacked
 
 
 def load_selection(path: Path) -> Selection:
@@ -218,11 +233,11 @@ def check_carried(objective: Mapping[str, JsonValue], *, ref: str) -> Carried | 
 
 
 def _of_data(numbers: Sequence[Number], by: By) -> float:
-    means = {
-        threat: _mean([number.accuracy for number in numbers if number.threat == threat])
-        for threat in ("clean", "T2")
-    }
-    return means["T2"] if by == "T2" else harmonic(means["clean"], means["T2"])
+    clean, attacked = (
+        _mean([number.accuracy for number in numbers if number.threat == threat])
+        for threat in ("clean", level_of(by))
+    )
+    return combined(clean, attacked, by)
 
 
 def _mean(values: Sequence[float]) -> float:

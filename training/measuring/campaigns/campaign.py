@@ -16,12 +16,15 @@ from robustclip.errors import FeatureNotInstalled, PurifierRefused, RobustClipEr
 from robustclip.types import Progress
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.run import Run, open_run
-from training.measuring.campaigns.ledger import Made, digest_of, make, recall
+from training.measuring.campaigns.ledger import digest_of, make, recall
 from training.measuring.campaigns.opened import Opened
 from training.measuring.campaigns.record import TableRecord
 from training.measuring.evaluation.prompt_sets import load_prompts, of_seed
 from training.measuring.evaluation.question import Question
-from training.measuring.evaluation.rows import Row, answer, open_subjects
+from training.measuring.evaluation.rows import Row, answer
+from training.measuring.evaluation.subjects import open_subjects
+from training.measuring.schema.files import Made
+from training.measuring.schema.rows import Result
 
 NOT_YET = "not learned yet"
 NO_RECORD = TableRecord()
@@ -143,9 +146,8 @@ def _perform(
             for row in answer(asked, subjects, progress=progress, only_kept=only_kept, wait=wait):
                 answered += 1
                 label = named[row.asked]
-                answers.setdefault(label, []).append(
-                    row._replace(asked=label, facts={"method": label, **row.facts})
-                )
+                result = Result.model_validate({"method": label, **row.result.as_json()})
+                answers.setdefault(label, []).append(row._replace(asked=label, result=result))
             missing[", ".join(present)] = (len(subjects) * len(list(asked.conditions())) - answered, answered)
         for label in labels:
             yield from answers.get(label, ())

@@ -28,13 +28,15 @@ from training.learning.tuning.selection import (
     Number,
     Selection,
     best,
-    harmonic,
+    combined,
+    level_of,
 )
 from training.measuring.campaigns.campaign import Entry, Learned, Round, TableGap
 from training.measuring.campaigns.opened import Opened
 from training.measuring.evaluation.comparison import percentile_interval, redrawn_means
 from training.measuring.evaluation.question import Question, Seed
-from training.measuring.evaluation.rows import SUBSET_SEED, Row
+from training.measuring.evaluation.rows import Row
+from training.measuring.evaluation.subjects import SUBSET_SEED
 from training.options import DEFAULT_RUNS
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
@@ -71,15 +73,16 @@ class Choosing(BaseModel):
     precision: TowerPrecision = Field(
         "float32", description="of the towers in the passes that prompts learn from: bf16 or float32"
     )
-    eps: LinfRadius = Field(1 / 255, gt=0, description="radius of T2 on held-out pictures")
-    steps: int = Field(20, ge=1, le=1000, description="its steps")
+    eps: LinfRadius = Field(1 / 255, gt=0, description="radius of the attack on held-out pictures")
+    steps: int = Field(20, ge=1, le=1000, description="of T2, where it is the attack")
     limit: int = Field(
         256, ge=0, description="at most so many held-out pictures of each data set; 0 takes all"
     )
     batch: int = Field(64, ge=1, le=4096, description="of them at once")
     by: By = Field(
         "T2",
-        description="the score: accuracy under T2, or harmonic, the harmonic mean of it and clean accuracy",
+        description="the score: accuracy under T2 or another threat level, or harmonic, the harmonic mean of "
+        "T2's and clean accuracy",
     )
     keep_first: bool = Field(
         False, description="the first candidate stays unless the best is ahead of it by an interval above 0"
@@ -174,7 +177,7 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
             "data": [source],
         }
         asked |= {
-            "threats": ["clean", "T2"],
+            "threats": ["clean", level_of(choosing.by)],
             "eps": [choosing.eps],
             "seeds": [seed],
             "store": store,
@@ -226,9 +229,7 @@ def record(
     judged: list[CandidateSettings] = []
     for label, settings, objective in tried:
         own = [row for row in rows if row.asked == label]
-        numbers = tuple(
-            Number.model_validate({name: row.facts[name] for name in Number.model_fields}) for row in own
-        )
+        numbers = tuple(Number.model_validate(row.result.part(*Number.model_fields)) for row in own)
         ahead = (
             None if label == first or {label, first} & {*gaps} else _ahead(rows, label, first, choosing.by)
         )
@@ -265,25 +266,22 @@ def record(
 
 def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
     """The difference of two scores; seeds and pictures are drawn again alike for both."""
-    names = list(dict.fromkeys(row.facts["data"] for row in rows))
+    names = list(dict.fromkeys(row.result.data for row in rows))
     values: list[float] = []
     drawn: list[Tensor] = []
     for asked in (label, first):
         clean, attacked = (
-            [_correct(rows, asked, name, threat) for name in names] for threat in ("clean", "T2")
+            [_correct(rows, asked, name, threat) for name in names] for threat in ("clean", level_of(by))
         )
         points = [
             (float(untouched.mean()), float(under.mean()))
             for untouched, under in zip(clean, attacked, strict=True)
         ]
-        values.append(
-            sum(under if by == "T2" else harmonic(untouched, under) for untouched, under in points)
-            / len(names)
-        )
+        values.append(sum(combined(untouched, under, by) for untouched, under in points) / len(names))
         redrawn = zip(redrawn_means(clean), redrawn_means(attacked), strict=True)
         drawn.append(
             sum(
-                (under if by == "T2" else harmonic(untouched, under) for untouched, under in redrawn),
+                (combined(untouched, under, by) for untouched, under in redrawn),
                 Tensor([0.0]),
             )
             / len(names)
@@ -294,10 +292,6 @@ def _ahead(rows: Sequence[Row], label: str, first: str, by: By) -> Ahead:
 
 def _correct(rows: Sequence[Row], asked: str, data: str, threat: str) -> Tensor:
     """[S, n] 1 where a seed was right about a picture."""
-    return Tensor(
-        [
-            row.correct.tolist()
-            for row in rows
-            if (row.asked, row.facts["data"], row.facts["threat"]) == (asked, data, threat)
-        ]
-    )
+    about = (asked, data, threat)
+    own = [row for row in rows if (row.asked, row.result.data, row.result.threat) == about]
+    return Tensor([row.correct.tolist() for row in own])

@@ -25,19 +25,16 @@ from pydantic import (
 from prompts_store.manifest import NAME_PATTERN
 from robustclip.attacks.cascade import Precision
 from robustclip.attacks.ensemble import Preset
-from robustclip.attacks.square import MAX_QUERIES
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
-from robustclip.threat import LinfRadius
 from training.data.sources import Source
 from training.learning.inner import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import Selection, load_selection
 from training.measuring.campaigns.campaign import Entry, Round
-from training.measuring.evaluation.question import MAX_DRAWS, MAX_STEPS, NO_DEFENSE, Question, Seed, Threat
-from training.threats.defended import QUERIES
-from training.threats.levels import T2_STEPS
+from training.measuring.evaluation.question import NO_DEFENSE, Question, Seed
+from training.threats.base import Effort, Threat, threat_level
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
 MethodName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -63,31 +60,25 @@ class Method(_Declared):
         return self
 
 
-class Measure(_Declared):
+class Measure(Effort):
     """Columns: threat levels and radii; of some methods, defenses, data sets and seeds alone, or of all; on
     at most `limit` test pictures, 0 for all.
 
-    `steps`, `draws` and `queries` are those of `robustclip evaluate`, for defenses that are dear;
-    `surrogates` are what T0b attacks.
+    The effort is that of `robustclip evaluate`; where it is left out, `strength` and `search` are those of
+    the whole table.
     """
 
     threats: tuple[Threat, ...] = Field(min_length=1)
-    eps: tuple[LinfRadius, ...] = Field((0.0,), min_length=1)
     methods: tuple[str, ...] | None = None
     defenses: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
     seeds: tuple[Seed, ...] | None = None
     limit: int = Field(0, ge=0)
-    steps: int = Field(T2_STEPS, ge=1, le=MAX_STEPS)
-    draws: int | None = Field(None, ge=1, le=MAX_DRAWS)
-    queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
-    surrogates: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _surrogates_are_t0b_s(self) -> Self:
-        if (self.surrogates and set(self.threats) != {"T0b"}) or (
-            not self.surrogates and "T0b" in self.threats
-        ):
+        served = {"surrogates" in threat_level(threat).needs for threat in self.threats}
+        if served != {bool(self.surrogates)}:
             raise ValueError(
                 "T0b is a measure of its own with the `surrogates` that it attacks, and they serve nothing "
                 "else"
@@ -234,10 +225,7 @@ def rounds_of(
 
 
 def _asked_of(measure: Measure, declared: Declaration) -> dict[str, Any]:
-    own: dict[str, Any] = {
-        name: getattr(measure, name)
-        for name in ("threats", "eps", "limit", "steps", "draws", "queries", "surrogates")
-    }
+    own = measure.model_dump(include={"threats", "limit", *Effort.model_fields}, exclude_unset=True)
     names = declared.defenses if measure.defenses is None else measure.defenses
     return own | {"defenses": [declared.defenses[name] for name in names]}
 

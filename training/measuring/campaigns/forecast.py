@@ -22,7 +22,7 @@ from training.measuring.campaigns.opened import Opened
 from training.measuring.campaigns.record import TableRecord
 from training.measuring.evaluation.plan import Planned, described, duration, plan
 from training.measuring.evaluation.prompt_sets import AskedSet
-from training.measuring.evaluation.rows import open_subjects
+from training.measuring.evaluation.subjects import open_subjects
 
 
 class Learning(NamedTuple):

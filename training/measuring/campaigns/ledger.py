@@ -7,7 +7,7 @@ The file is named by a digest of everything that the published set depends on; d
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from prompts_store.manifest import Ref
 from prompts_store.store import PromptStore
@@ -17,23 +17,10 @@ from robustclip.files import claimed, write_atomically
 from robustclip.types import Progress
 from training.learning.tuning.collapse import TrainingFailed
 from training.learning.tuning.run import Run, train
+from training.measuring.schema.files import Made
 from training.processes import Processes
 
 _VALIDATION = ("validate_at", "validate_eps", "validate_limit")
-
-
-class Made(BaseModel):
-    """What a training left: the pinned prompt set, or why there is none; `charged` image passes and text
-    passes, preparing included.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    ref: str | None
-    why: str | None = None
-    epochs: int = 0
-    charged: int = 0
-    text_passes: int = 0
-    seconds: float = 0.0
 
 
 def recall(run: Run) -> Made | None:

@@ -1,117 +1,92 @@
-"""What the JSON of a table remembers of earlier sittings: a prompt set that is measured whole needs neither
-its training nor its cells again.
+"""What the JSON of a table has of earlier runs: a prompt set with all its cells there needs neither its
+training nor its cells again.
 
-So a table that was begun on one machine goes on, on another, with this file alone. Prompt sets are not in it:
-what lacks a cell is learned again.
+A table that was begun on one machine is continued on another with this file alone. It holds no prompt sets:
+one that lacks a cell is learned again.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from robustclip.defenses import parse_defenses
-from robustclip.errors import DataRefused
+from robustclip.errors import DataRefused, InvalidInput
 from robustclip.models.clip import Clip
-from robustclip.threat import radius_text
 from training.data.labelled import LabelledImages
 from training.data.sampling import balanced_subset
-from training.measuring.campaigns.ledger import Made
 from training.measuring.evaluation.cells import unpacked
-from training.measuring.evaluation.question import Question, Threat
-from training.measuring.evaluation.rows import SUBSET_SEED, Row, measured_on
-
-Facts = Mapping[str, Any]
+from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.rows import Row, measured_on
+from training.measuring.evaluation.subjects import SUBSET_SEED
+from training.measuring.schema.files import Made, TableFile, Training, read_results
+from training.measuring.schema.rows import Result
+from training.threats.base import threat_level
 
 
 @dataclass(frozen=True)
 class TableRecord:
-    """Trainings and rows of a table, as its JSON has them; both empty where there is none."""
+    """Trainings and rows of a table, as its JSON has them; both are empty where there is no file."""
 
     path: Path = Path()
-    trainings: Sequence[Facts] = ()
-    results: Sequence[Facts] = ()
+    trainings: Sequence[Training] = ()
+    results: Sequence[Result] = ()
 
     def made(self, method: str, data: str, seed: int, *, run: str) -> Made | None:
-        """What an equal run left, be its prompt set here or not; `run` is the ledger's digest."""
-        for facts in self.trainings:
-            if (facts["method"], facts["data"], facts["seed"], facts.get("run")) == (method, data, seed, run):
-                try:
-                    return Made.model_validate(
-                        {name: value for name, value in facts.items() if name in Made.model_fields}
-                    )
-                except ValidationError as error:
-                    raise _refused(self.path, str(error)) from error
+        """What an equal run left, even without its prompt set; `run`: the ledger's digest."""
+        for training in self.trainings:
+            if (training.method, training.data, training.seed, training.run) == (method, data, seed, run):
+                return Made.model_validate(training.part(*Made.model_fields))
         return None
 
     def rows(
         self, question: Question, clip: Clip, data: LabelledImages, *, method: str, prompt_set: str
     ) -> tuple[list[Row], int]:
-        """A question's answers about one prompt set, in the order of its conditions, and how many are not
-        there; `data`: what its source opens.
+        """A question's answers about one prompt set, in the order of its conditions, and how many are
+        missing. `data`: what its source opens.
         """
         (source,), (seed,) = question.data, question.seeds
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
-        about = {
-            "method": method,
-            "prompt_set": prompt_set,
-            "seed": seed,
-            "measured_on": measured_on(clip, data, indices),
-        }
+        pictures = measured_on(clip, data, indices)
         names = tuple(data.names[index] for index in indices.tolist())
         found, lacking = list[Row](), 0
         for chain in question.defenses:
             random = any(link.randomized for link in parse_defenses(chain))
-            for threat, eps in question.conditions():
-                asked = {**about, "defense": chain, "threat": threat, "eps": radius_text(eps)}
-                facts = self._result(
-                    asked, question.unusual(threat, randomized=random), _particular(question, threat)
-                )
-                if facts is None:
+            for threat, within in question.conditions():
+                level = threat_level(threat)
+                asked = (method, prompt_set, seed, pictures, chain, threat, within.text)
+                unusual = level.unusual(question, randomized=random)
+                result = self._result(asked, unusual, level.named(question))
+                if result is None:
                     lacking += 1
                     continue
                 try:
-                    right = unpacked(facts["right"], len(names))
-                except (KeyError, ValueError) as error:
+                    right = unpacked(result.right or "", len(names))
+                except ValueError as error:
                     raise _refused(self.path, str(error)) from error
-                found.append(Row(dict(facts), method, source.folder.resolve(), names, right))
+                found.append(Row(result, method, source.folder.resolve(), names, right))
         return found, lacking
 
-    def _result(self, asked: Facts, unusual: Facts, attack: Facts) -> Facts | None:
-        effort = ("steps", "restarts", "search", "draws", "queries")
-        for facts in self.results:
-            same = (
-                all(facts.get(name) == value for name, value in asked.items())
-                and {name: facts[name] for name in effort if name in facts} == unusual
-            )
-            if same and all(facts["attack"][name] == value for name, value in attack.items()):
-                return facts
+    def _result(
+        self, asked: tuple[object, ...], unusual: Mapping[str, object], attack: Mapping[str, object]
+    ) -> Result | None:
+        for row in self.results:
+            about = (row.method, row.prompt_set, row.seed, row.measured_on, row.defense, row.threat, row.eps)
+            if about == asked and row.unusual == unusual and attack.items() <= (row.attack or {}).items():
+                return row
         return None
 
 
 def read_record(path: Path) -> TableRecord:
     """An empty record if there is no file. DataRefused for a file that holds something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return TableRecord(path, content["trainings"], content["results"])
-    except FileNotFoundError:
+    if not path.exists():
         return TableRecord(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    try:
+        content = read_results(path)
+    except InvalidInput as error:
         raise _refused(path, str(error)) from error
-
-
-def _particular(question: Question, threat: Threat) -> Facts:
-    """What the question decides of an attack beside its effort."""
-    return (
-        {"preset": question.strength}
-        if threat == "T3"
-        else {"surrogates": list(question.surrogates)}
-        if threat == "T0b"
-        else {}
-    )
+    if not isinstance(content, TableFile) or "trainings" not in content.model_fields_set:
+        raise _refused(path, "another command wrote it.")
+    return TableRecord(path, content.trainings, content.results)
 
 
 def _refused(path: Path, why: str) -> DataRefused:

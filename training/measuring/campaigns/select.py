@@ -16,7 +16,7 @@ from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
 from training.learning.objectives import OBJECTIVES
-from training.learning.tuning.selection import Selection, score
+from training.learning.tuning.selection import Selection, level_of, score
 from training.measuring.campaigns.campaign import perform
 from training.measuring.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.measuring.campaigns.forecast import forecast
@@ -28,11 +28,10 @@ from training.progress import bar
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}
 EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and
-judged on `train:validation`, the tenth that
-no run trains on: untouched, and under T2 with few steps. No test picture is opened. A killed selection goes
-on where it was. The record is
-for `robustclip train --selection FILE` and for tables of `robustclip suite`; both refuse one that was made on
-other pictures.
+judged on `train:validation`, the tenth that no run trains on: untouched, and under T2 with few steps or under
+the threat level that --by names. No test picture is opened. A killed selection goes on where it was. The
+record is for `robustclip train --selection FILE` and for tables of `robustclip suite`; both refuse one that
+was made on other pictures.
 
 examples:
   robustclip select --objective capt --over alpha_rule=reliability,loss_ratio,cosine \\
@@ -183,7 +182,11 @@ def _print(made: Selection, path: Path, choosing: Choosing) -> None:
     """Every candidate with its score, the winner marked, and how to train it as it was judged."""
     data = ", ".join(dict.fromkeys(judged.data for judged in made.judged_on))
     table = Table(
-        "", "candidate", made.by, f"clean, T2 {radius_text(choosing.eps)} on {data}", "ahead of the first"
+        "",
+        "candidate",
+        made.by,
+        f"clean, {level_of(made.by)} {radius_text(choosing.eps)} on {data}",
+        "ahead of the first",
     )
     for candidate in made.candidates:
         settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
@@ -16,13 +15,13 @@ from training.measuring.campaigns.declaration import Table, read_table, rounds_o
 from training.measuring.campaigns.forecast import forecast
 from training.measuring.campaigns.opened import Opened
 from training.measuring.campaigns.record import read_record
-from training.measuring.evaluation.checks import headlines, masking_checks
-from training.measuring.evaluation.comparison import compare, over_data, over_seeds
 from training.measuring.evaluation.illusions import illusions
 from training.measuring.evaluation.question import Question
 from training.measuring.evaluation.rows import Row
+from training.measuring.evaluation.summary import summary
 from training.measuring.pages.results import FOLDER
 from training.measuring.pages.wording import absent
+from training.measuring.schema.files import Gap, Method, TableFile, Training
 from training.memory import keep_freed_memory
 from training.options import DEFAULT_RUNS, check_device, default_store, shown, words
 from training.processes import joined
@@ -87,94 +86,86 @@ def main(argv: Sequence[str] | None = None) -> int:
         str(options.store),
     ]
     content = assembled(table, found, command=shlex.join(command))
-    if not content["results"]:
+    if not content.results:
         raise InvalidInput(
             "no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin."
         )
     out: Path = options.out or path.with_suffix(".json")
-    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(out, (json.dumps(content.as_json(), indent=1) + "\n").encode())
     said = {
         "out": str(out),
-        "cells": len(content["results"]),
-        "missing": content["missing"],
-        "checks_fired": len(content["checks"]),
+        "cells": len(content.results),
+        "missing": [gap.as_json() for gap in content.missing],
+        "checks_fired": len(content.checks),
     }
     if options.json:
         print(json.dumps(said))
     else:
         lines = [
             f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; "
-            f"{len(content['missing'])} gaps"
+            f"{len(content.missing)} gaps"
         ]
-        print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content["missing"]))]))
+        print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content.missing))]))
     return 0
 
 
-def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, command: str) -> dict[str, Any]:
+def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, command: str) -> TableFile:
     """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those
     that fired, and how many there were.
     """
     rows = [row for row in found if isinstance(row, Row)]
-    results = [row.facts for row in rows]
-    checks = masking_checks(results)
-    wide = over_data(rows, against=table.declared.against)
-    return {
-        "title": table.declared.title,
-        "says": table.declared.says.strip(),
-        "command": command,
-        "max_passes": table.declared.max_passes,
-        "methods": _methods(table),
-        "defenses": table.declared.defenses,
-        "results": results,
-        "paired": compare(rows, against=table.declared.against),
-        "illusions": illusions(rows),
-        "over_seeds": over_seeds(rows),
-        "over_data": wide.means,
-        "paired_over_data": wide.paired,
-        "left_out_over_data": wide.left_out,
-        "checks": [check.as_json() for check in checks if check.found.fired],
-        "checks_made": len(checks),
-        "headlines": headlines(results, checks),
-        "trainings": [_training(learned) for learned in found if isinstance(learned, Learned)],
-        "missing": [
-            {
-                "method": gap.label,
-                "data": gap.data,
-                "seed": gap.seed,
-                "why": gap.why,
-                **({"pending": True} if gap.pending else {}),
-            }
-            for gap in found
-            if isinstance(gap, TableGap)
-        ],
-    }
+    declared = table.declared
+    whole = summary(rows, against=declared.against)
+    return TableFile(
+        title=declared.title,
+        says=declared.says.strip(),
+        command=command,
+        max_passes=declared.max_passes,
+        methods=_methods(table),
+        defenses=declared.defenses,
+        results=whole.results,
+        paired=whole.paired,
+        illusions=tuple(illusions(rows)),
+        over_seeds=whole.over_seeds,
+        over_data=whole.over_data,
+        paired_over_data=whole.paired_over_data,
+        left_out_over_data=whole.left_out_over_data,
+        checks=tuple(whole.fired),
+        checks_made=len(whole.checks),
+        headlines=whole.headlines,
+        trainings=tuple(_training(learned) for learned in found if isinstance(learned, Learned)),
+        missing=tuple(_gap(gap) for gap in found if isinstance(gap, TableGap)),
+    )
 
 
-def _methods(table: Table) -> dict[str, dict[str, Any]]:
+def _methods(table: Table) -> dict[str, Method]:
     """What the methods that learn are here: in which settings an objective is not what its name alone means,
     and which record chose some of them.
     """
-    described: dict[str, dict[str, Any]] = {}
+    described: dict[str, Method] = {}
     for label, learned in table.objectives.items():
         if learned is None:
             continue
         objective, selection = learned
         own, plain = objective.model_dump(), type(objective)().model_dump()
-        settings = {name: shown(value) for name, value in own.items() if value != plain[name]}
-        chosen = [] if selection is None else [name for name in selection.over if name != "kind"]
         named = table.declared.methods[label].selection
-        described[label] = {
-            "kind": objective.kind,
-            "settings": settings,
-            "chosen": chosen,
-            "selection": str(named) if named else None,
-        }
+        described[label] = Method(
+            kind=objective.kind,
+            settings={name: shown(value) for name, value in own.items() if value != plain[name]},
+            chosen=() if selection is None else tuple(name for name in selection.over if name != "kind"),
+            selection=str(named) if named else None,
+        )
     return described
 
 
-def _training(learned: Learned) -> dict[str, Any]:
-    made = learned.made.model_dump(mode="json", exclude={"why"})
-    return {"method": learned.label, "data": learned.data, "seed": learned.seed, "run": learned.run, **made}
+def _training(learned: Learned) -> Training:
+    about = {"method": learned.label, "data": learned.data, "seed": learned.seed, "run": learned.run}
+    return Training.model_validate(about | learned.made.model_dump(exclude={"why"}))
+
+
+def _gap(gap: TableGap) -> Gap:
+    about = {"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why}
+    return Gap.model_validate(about | ({"pending": True} if gap.pending else {}))
 
 
 def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:

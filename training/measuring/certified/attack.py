@@ -1,8 +1,8 @@
-"""Attacks on certificates: the smoothed vote is attacked near its certified radius, and what is found is
-judged by votes that nobody has seen.
+"""Attacks on certificates: the smoothed vote is attacked near its certified radius, and fresh votes judge the
+result.
 
-A right certificate can't fall inside its radius. One that does shows a wrong implementation, or the chance
-alpha come true.
+A right certificate can't fall inside its radius. If one does, the implementation is wrong, or the event of
+chance alpha has happened.
 """
 
 import time
@@ -35,7 +35,7 @@ class Assault(BaseModel):
     """How a certificate is attacked: by PGD on the mean vote, from the picture itself and then from random
     starts, every climb to its worst point.
 
-    factors   of the certified radius: below 1 nothing may fall, far above it the attack shows that it could
+    factors   of the certified radius: below 1 nothing may fall, far above it an attack that works succeeds
     draws     of noise behind each gradient
     restarts  random starts
     """
@@ -170,5 +170,5 @@ def _count(vote: Classifier, point: Tensor, seeds: Seeds) -> Tensor:
 
 def assault_bill(assault: Assault, vote: Defended, votes: int) -> Cost:
     """What all attacks on one certificate take, at most."""
-    searched = assault.search(L2(radius=1)).bill(assault.draws).through(vote)
+    searched = assault.search(L2(radius=1)).bill(assault.draws).through(vote.toll)
     return searched.plus(price(vote, votes)).times(2 * len(assault.factors))

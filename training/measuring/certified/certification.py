@@ -42,7 +42,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 class Settled(NamedTuple):
     """All that is known of one picture. `answer`: of a vote by the same `n`, None where it abstains; `same`:
-    whether both paths counted the same.
+    whether votes with and without kept embeddings are the same.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Settled(NamedTuple):
 
 
 class Billed(NamedTuple):
-    """What a subject will take, in passes: at most, since only what is certified is attacked. `kept`: of so
-    many pictures the noise is there.
+    """Passes that a subject takes at most, since only what is certified is attacked. `kept`: for so many
+    pictures the noise is kept already.
     """
 
     subject: SmoothedSubject
@@ -228,7 +228,7 @@ def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> 
 
 
 def _once(path: Path, model: type[Kept], make: Callable[[], Kept]) -> Kept:
-    """What is kept there, or else made and kept, whole or not at all. DataRefused for a file that holds
+    """The answer in that file, which is made first where it is missing. DataRefused for a file that holds
     something else.
     """
     try:

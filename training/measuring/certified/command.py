@@ -13,15 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
-from robustclip.certificates.certify import CertifyOptions
+from robustclip.certificates.certify import Certificate, CertifyOptions
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.types import Cost
+from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Billed, billed, settle
-from training.measuring.certified.facts import certified_facts, holds
+from training.measuring.certified.facts import certified_facts
 from training.measuring.certified.subjects import CertifiedQuestion, open_smoothed
 from training.measuring.evaluation.plan import duration, seconds_per_pass
 from training.measuring.evaluation.question import NO_DEFENSE
 from training.measuring.pages.certified import counted, rule_words
+from training.measuring.schema.certified import Certified
 from training.memory import keep_freed_memory
 from training.options import DEFAULT_RUNS, check_device, default_store, option_of, read_fields, words
 from training.progress import bar
@@ -30,11 +32,10 @@ _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")
 _SERVED_VOTES = Smoothing.model_fields["votes"].default
 _EPILOG = f"""Certified is the decision of `robustclip classify --defense smoothing:SIGMA,...`. "Right" and
-"no answer" are told by --n votes, while
-`classify` takes {_SERVED_VOTES} unless its chain names another number: fewer votes leave more pictures
-without an answer. Several values
-of --prompt-set and --sigma multiply; prompt sets share alpha and the noise, which is kept below --runs. A
-killed run goes on where it was.
+"no answer" are decided by --n votes, while `classify` takes {_SERVED_VOTES} unless its chain names another
+number: fewer votes leave more pictures without an answer. Several values of --prompt-set and --sigma
+multiply; prompt sets share alpha and the noise, which is kept below --runs. A killed run continues where it
+stopped.
 
 exit status: 0 nothing speaks against the certificates, 1 an attack refuted one or the votes without kept
 embeddings differ, 2 bad input
@@ -84,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for subject in subjects
         ]
     if arguments.json:
-        print(json.dumps({"kind": "certified", "results": results}))
+        print(json.dumps({"kind": "certified", "results": [row.as_json() for row in results]}))
     else:
         _print(results)
-    return 0 if all(map(holds, results)) else _REFUTED
+    return 0 if all(row.holds for row in results) else _REFUTED
 
 
 def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
@@ -187,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "the chance that one picture's statement is wrong; prompt sets share it",
     )
     one("--defense", NO_DEFENSE, "chain behind the noise, such as bit_depth:4")
-    several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is told")
+    several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is given")
     parser.add_argument(
         "--attack",
         nargs="?",
@@ -216,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summary(bills: Sequence[Billed]) -> str:
-    """One sentence: what is to come and how long it takes at most."""
+    """One sentence: what is left to do, and how long it takes at most."""
     certificates, attacks, direct = (
         sum(part.charged for part in parts)
         for parts in zip(*((bill.certificates, bill.attacks, bill.direct) for bill in bills), strict=True)
@@ -248,24 +249,23 @@ def _as_facts(bill: Billed) -> dict[str, object]:
     return {**about, **{name: cost.charged for name, cost in parts.items()}, "charged": bill.charged}
 
 
-def _print(results: Sequence[dict[str, Any]]) -> None:
+def _print(results: Sequence[Certified]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=170)
     for row in results:
-        console.print(
-            f"{rule_words(row)}: {row['backbone']}, {row['data']} {row['split']}, {row['n']} pictures"
-        )
+        console.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
         table = Table("", "per cent (95 % interval)")
         for label, cell in counted(row).items():
             table.add_row(label, cell)
         console.print(table)
-        for wrong in row.get("refuted", ()):
-            certificate, attempt = wrong["certificate"], wrong["attempt"]
+        for wrong in row.refuted:
+            certificate = Certificate.model_validate(wrong.certificate)
+            attempt = Attempt.model_validate(wrong.attempt)
             console.print(
-                f"refuted: {wrong['picture']}, certified {certificate['label']!r} within "
-                f"{certificate['radius_l2']:.4g} (L2), has "
-                f"{attempt['hits']} of {attempt['votes']} votes at distance {attempt['distance']:.4g}."
+                f"refuted: {wrong.picture}, certified {certificate.label!r} within "
+                f"{certificate.radius_l2:.4g} (L2), has "
+                f"{attempt.hits} of {attempt.votes} votes at distance {attempt.distance:.4g}."
             )
-        if row["exploratory"]:
+        if row.exploratory:
             console.print(
                 "Exploratory: some of this noise had answered another question before, so alpha does not "
                 "hold."

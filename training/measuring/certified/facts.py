@@ -1,11 +1,8 @@
-"""What was found about smoothed decisions, as JSON: counts with Wilson's intervals, and the command that
-makes them again.
-"""
+"""The row about a smoothed rule: counts with Wilson's intervals, and the command that makes them again."""
 
 import math
 import shlex
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
 import torch
 
@@ -16,26 +13,29 @@ from robustclip.types import Cost, price
 from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Settled
 from training.measuring.certified.subjects import SmoothedSubject
-
-Facts: TypeAlias = dict[str, Any]
+from training.measuring.schema.certified import Attacks, Certified, Direct, Refuted, Share, Within
 
 
 def certified_facts(
     subject: SmoothedSubject, settled: Sequence[Settled], *, per_picture: bool = False
-) -> Facts:
+) -> Certified:
     """One row: a prompt set under a smoothed rule on all its pictures."""
     question, options = subject.question, subject.options
-    values = 3 * subject.clip.image_size**2
-    unanimous = conclude(torch.tensor([1]), torch.tensor([options.n]), ("all",), values, options)
+    dimension = 3 * subject.clip.image_size**2
+    unanimous = conclude(torch.tensor([1]), torch.tensor([options.n]), ("all",), dimension, options)
     attempts = [attempt for each in settled for attempt in each.attempts]
     direct = [each.same for each in settled if each.same is not None]
     refuted = [
-        {"picture": each.name, "certificate": each.certificate.model_dump(), "attempt": attempt.model_dump()}
+        Refuted(
+            picture=each.name,
+            certificate=each.certificate.model_dump(mode="json"),
+            attempt=attempt.model_dump(mode="json"),
+        )
         for each in settled
         for attempt in each.attempts
         if attempt.refutes
     ]
-    return {
+    values = {
         "backbone": question.backbone,
         "prompt_set": subject.found.name,
         "data": question.data.name,
@@ -52,43 +52,35 @@ def certified_facts(
         "right": _share([each.answer == each.truth for each in settled]),
         "abstained": _share([each.answer is None for each in settled]),
         "certified": _share([not each.certificate.abstained for each in settled]),
-        "within": [
-            {
-                "l2": radius,
-                "linf": f"{LEVELS * radius / math.sqrt(values):.3g}/{LEVELS}",
-                **_share([_right_within(each, radius) for each in settled]),
-            }
-            for radius in question.radii
-        ],
+        "within": [_within(settled, radius, dimension) for radius in question.radii],
         **({"attacks": _attacks(subject, attempts), "refuted": refuted} if question.assault else {}),
-        **({"direct": {"n": len(direct), "same": sum(direct)}} if direct else {}),
+        **({"direct": Direct(n=len(direct), same=sum(direct))} if direct else {}),
         "exploratory": any(each.certificate.exploratory for each in settled),
         "cost": _cost(subject, attempts, direct=len(direct))._asdict(),
         "command": _command(subject),
         **({"pictures": [_picture(each) for each in settled]} if per_picture else {}),
     }
+    return Certified.model_validate(values)
 
 
-def holds(row: Facts) -> bool:
-    """Whether nothing speaks against the certificates of a row: none was refuted, and both paths counted the
-    same votes.
-    """
-    direct = row.get("direct", {"n": 0, "same": 0})
-    return not row.get("refuted") and direct["same"] == direct["n"]
+def _share(flags: Sequence[bool]) -> Share:
+    share, low, high = wilson(sum(flags), len(flags))
+    return Share(count=sum(flags), share=share, low=low, high=high)
 
 
-def _share(flags: Sequence[bool]) -> Facts:
-    found = wilson(sum(flags), len(flags))
-    return {"count": sum(flags), "share": found.value, "low": found.low, "high": found.high}
+def _within(settled: Sequence[Settled], radius: float, dimension: int) -> Within:
+    """`dimension`: how many values a picture has."""
+    linf = f"{LEVELS * radius / math.sqrt(dimension):.3g}/{LEVELS}"
+    ball = L2(radius=radius)
+    share = _share(
+        [each.certificate.label == each.truth and each.certificate.covers(ball) for each in settled]
+    )
+    return Within.model_validate({"l2": radius, "linf": linf, **share.as_json()})
 
 
-def _right_within(each: Settled, radius: float) -> bool:
-    return each.certificate.label == each.truth and each.certificate.covers(L2(radius=radius))
-
-
-def _attacks(subject: SmoothedSubject, attempts: Sequence[Attempt]) -> list[Facts]:
+def _attacks(subject: SmoothedSubject, attempts: Sequence[Attempt]) -> list[Attacks]:
     assault = subject.question.assault
-    rows: list[Facts] = []
+    rows: list[Attacks] = []
     for factor in () if assault is None else assault.factors:
         for norm in ("l2", "linf"):
             own = [attempt for attempt in attempts if (attempt.factor, attempt.norm) == (factor, norm)]
@@ -96,9 +88,8 @@ def _attacks(subject: SmoothedSubject, attempts: Sequence[Attempt]) -> list[Fact
             share = wilson(fell, len(own)) if own else None
             silent = sum(attempt.answer is None for attempt in own)
             interval = {} if share is None else {"low": share.low, "high": share.high}
-            rows.append(
-                {"norm": norm, "factor": factor, "n": len(own), "fell": fell, "no_answer": silent, **interval}
-            )
+            about = {"norm": norm, "factor": factor, "n": len(own), "fell": fell, "no_answer": silent}
+            rows.append(Attacks.model_validate(about | interval))
     return rows
 
 
@@ -110,7 +101,7 @@ def _cost(subject: SmoothedSubject, attempts: Sequence[Attempt], *, direct: int)
     return cost
 
 
-def _picture(each: Settled) -> Facts:
+def _picture(each: Settled) -> dict[str, object]:
     attempts = [
         attempt.model_dump(include={"norm", "factor", "distance", "hits", "answer", "fell"})
         for attempt in each.attempts
@@ -126,8 +117,8 @@ def _picture(each: Settled) -> Facts:
 
 
 def _command(subject: SmoothedSubject) -> str:
-    """What makes this one row again: every choice spelled out, the prompt set by its version, alpha as its
-    share.
+    """What makes this one row again: every choice is spelled out, the prompt set by its version, alpha as
+    its share.
     """
     question, options = subject.question, subject.options
     words = ["robustclip", "certified", "--backbone", question.backbone]

@@ -1,5 +1,5 @@
-"""What `robustclip certified` is asked, and what it is asked about: prompt sets under smoothed rules on
-labelled pictures.
+"""The question of `robustclip certified` and its subjects: prompt sets under smoothed rules on labelled
+pictures.
 """
 
 import itertools
@@ -23,15 +23,15 @@ from training.data.sources import Source
 from training.measuring.certified.attack import Assault
 from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
 from training.measuring.evaluation.question import NO_DEFENSE
-from training.measuring.evaluation.rows import SUBSET_SEED
+from training.measuring.evaluation.subjects import SUBSET_SEED
 
 
 class CertifiedQuestion(BaseModel):
     """What is to be certified: every prompt set under every rule. Prompt sets share each rule's alpha, since
-    they are asked the same noise.
+    they share its noise.
 
     defense  behind the noise
-    radii    L2, at which certified accuracy is told
+    radii    L2, at which certified accuracy is given
     direct   of so many pictures the votes are counted again without the kept embeddings
     """
 

@@ -1,32 +1,26 @@
-"""Masking checks over measured rows, and the headlines they allow. What a stronger attacker finds less of is
-a sign of a blind attack, not of safety.
+"""Masking checks over measured rows, and the headlines that they allow. Where a stronger attacker breaks
+fewer pictures, the attack is blind (Athalye et al. 2018, arXiv 1802.00420, section 3.1): that is no safety.
 
-Names are those of `robustclip/sanity/` and ROBUSTNESS.md section 3; tolerances are Wilson half-widths
-(METHODS 8.5). Only T3 makes a headline, and none that a hard check contradicts: such a cell is inconclusive.
+Identifiers and names are those of `robustclip/sanity/`. Two accuracies may differ by the half-width of their
+Wilson intervals. Only T3 makes a headline; where a hard check contradicts it, the cell is inconclusive.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
 
-from robustclip.sanity.base import SYMPTOMS, Diagnostic, Symptom
+from robustclip.sanity.symptoms import SYMPTOMS, Symptom
 from robustclip.threat import parse_radius
 from training.measuring.evaluation.question import effort_of
+from training.measuring.schema.base import grouped
+from training.measuring.schema.evaluation import SUBJECT, Check, Headline
+from training.measuring.schema.rows import Result
+from training.threats import THREAT_LEVELS
+from training.threats.base import threat_level
 
-Facts: TypeAlias = Mapping[str, Any]
-
-SUBJECT = ("backbone", "data", "split", "classes", "among", "method", "prompt_set", "defense", "seed")
 LARGE_RADIUS, LEFT_STANDING = 64 / 255, 0.05  # at that radius nothing may stand but what chance leaves
 NOISE_SHARE = 0.01
 HEADLINE = "T3"
-_BLIND = {
-    "T0": "M5",
-    "T0b": "M5",
-    "T1": "M5",
-    "static": "M5",
-    "black-box": "M6",
-}  # who knows less, and the check that fires if that finds more
 _M15 = Symptom(
     id="M15",
     name="stronger finds less",
@@ -38,105 +32,73 @@ _M15 = Symptom(
 _SYMPTOMS = {symptom.id: symptom for symptom in (*SYMPTOMS, _M15)}
 
 
-class Check(NamedTuple):
-    """A check of one subject: which of its rows it looked at, as (threat, eps), and what it found."""
-
-    subject: dict[str, Any]
-    rows: tuple[tuple[str, str], ...]
-    found: Diagnostic
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **self.subject,
-            "rows": [list(row) for row in self.rows],
-            **self.found.model_dump(mode="json"),
-        }
-
-
-def masking_checks(results: Sequence[Facts]) -> list[Check]:
-    """All checks that the rows allow, subject by subject; one that needs a level nobody measured is not
-    there.
-    """
-    groups: dict[tuple[str, ...], list[Facts]] = {}
-    for facts in results:
-        groups.setdefault(tuple(str(facts.get(name)) for name in SUBJECT), []).append(facts)
+def masking_checks(results: Sequence[Result]) -> list[Check]:
+    """All checks that the rows allow, subject by subject: none that needs a level which was not measured."""
+    groups = grouped(results, lambda result: result.key(*SUBJECT))
     return [check for group in groups.values() for check in _of_subject(group)]
 
 
-def headlines(results: Sequence[Facts], checks: Sequence[Check]) -> list[dict[str, Any]]:
+def headlines(results: Sequence[Result], checks: Sequence[Check]) -> list[Headline]:
     """A headline for each T3 row: its accuracy, or under `refused` the identifiers of the hard checks that
     forbid one.
     """
-    found: list[dict[str, Any]] = []
-    for facts in results:
-        if facts["threat"] == HEADLINE:
-            subject = _subject(facts)
-            refused = sorted(
-                {
-                    check.found.id
-                    for check in fired(checks)
-                    if check.subject == subject and _concerns(check, facts["eps"])
-                }
-            )
-            share = (
-                {"accuracy": None, "low": None, "high": None}
-                if refused
-                else {name: facts[name] for name in ("accuracy", "low", "high")}
-            )
-            found.append({**subject, "eps": facts["eps"], "n": facts["n"], **share, "refused": refused})
+    found: list[Headline] = []
+    for result in (result for result in results if result.threat == HEADLINE):
+        against = [check for check in fired(checks) if check.key(*SUBJECT) == result.key(*SUBJECT)]
+        refused = sorted({check.id for check in against if result.eps in (eps for _, eps in check.rows)})
+        share = dict.fromkeys(("accuracy", "low", "high")) if refused else {}
+        values = result.part(*SUBJECT, "eps", "n", "accuracy", "low", "high")
+        found.append(Headline.model_validate({**values, **share, "refused": refused}))
     return found
 
 
 def fired(checks: Sequence[Check], *, severity: str = "hard") -> list[Check]:
     """Those that forbid a headline."""
-    return [check for check in checks if check.found.fired and check.found.severity == severity]
+    return [check for check in checks if check.fired and check.severity == severity]
 
 
-def _concerns(check: Check, eps: str) -> bool:
-    return any(row_eps == eps for _, row_eps in check.rows)
-
-
-def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
+def _of_subject(group: Sequence[Result]) -> Iterator[Check]:
     at = {
-        (facts["threat"], facts["eps"]): facts for facts in sorted(group, key=_effort)
+        (result.threat, result.eps): result for result in sorted(group, key=_effort)
     }  # of several the most telling, which comes last
     radii = sorted({eps for threat, eps in at if threat != "clean"}, key=parse_radius)
-    clean = {facts["n"]: facts for facts in group if facts["threat"] == "clean"}
+    clean = {result.n: result for result in group if result.threat == "clean"}
     for eps in radii:
         full, strongest = at.get(("T2", eps)), at.get((HEADLINE, eps))
-        for facts in (facts for (_, radius), facts in at.items() if radius == eps):
-            if facts["n"] in clean:
+        for result in (result for (_, radius), result in at.items() if radius == eps):
+            if result.n in clean:
                 yield from _order(
                     "M15",
-                    facts,
-                    clean[facts["n"]],
-                    f"{facts['threat']} leaves more right than the untouched pictures are",
+                    result,
+                    clean[result.n],
+                    f"{result.threat} leaves more right than the untouched pictures are",
                 )
         for identifier, blind in (
-            (identifier, at[threat, eps]) for threat, identifier in _BLIND.items() if (threat, eps) in at
+            (identifier, at[threat, eps])
+            for threat in THREAT_LEVELS
+            if (threat, eps) in at and (identifier := threat_level(threat).blind)
         ):
-            for aware in (facts for facts in (full, strongest) if facts is not None):
-                sentence = f"{aware['threat']}, which knows more, leaves more standing than {blind['threat']}"
+            for aware in (result for result in (full, strongest) if result is not None):
+                sentence = f"{aware.threat}, which knows more, leaves more standing than {blind.threat}"
                 yield from _order(identifier, aware, blind, sentence)
         if full is not None and strongest is not None:
             yield from _order("M15", strongest, full, "T3 leaves more standing than T2, which it contains")
         if strongest is not None:
             yield from _of_ensemble(strongest)
-        for facts in (
-            facts for facts in (full, strongest) if facts is not None and parse_radius(eps) >= LARGE_RADIUS
+        for result in (
+            result for result in (full, strongest) if result is not None and parse_radius(eps) >= LARGE_RADIUS
         ):
-            number = facts["accuracy"]
-            sentence = f"share that {facts['threat']} leaves standing at {eps}, where nothing can"
-            yield _check("M13", [facts], number > LEFT_STANDING, number, LEFT_STANDING, sentence)
+            sentence = f"share that {result.threat} leaves standing at {eps}, where nothing can"
+            yield _check("M13", [result], result.accuracy, LEFT_STANDING, sentence)
     for threat in dict.fromkeys(threat for threat, _ in at if threat != "clean"):
         for smaller, larger in itertools.pairwise([at[threat, eps] for eps in radii if (threat, eps) in at]):
-            sentence = f"{threat} leaves more standing at {larger['eps']} than at {smaller['eps']}"
+            sentence = f"{threat} leaves more standing at {larger.eps} than at {smaller.eps}"
             yield from _order("M8", larger, smaller, sentence)
     for eps in radii:
-        alike: dict[tuple[int, ...], dict[int, Facts]] = {}  # but for the steps
-        for facts in (facts for facts in group if (facts["threat"], facts["eps"]) == ("T2", eps)):
-            steps, *others = effort_of(facts).values()
-            alike.setdefault((facts["n"], *others), {})[steps] = facts
+        alike: dict[tuple[int, ...], dict[int, Result]] = {}  # but for the steps
+        for result in (result for result in group if (result.threat, result.eps) == ("T2", eps)):
+            steps, *others = effort_of(result).values()
+            alike.setdefault((result.n, *others), {})[steps] = result
         for by_steps in alike.values():
             for few, many in itertools.pairwise(sorted(by_steps)):
                 yield from _order(
@@ -147,56 +109,41 @@ def _of_subject(group: Sequence[Facts]) -> Iterator[Check]:
                 )
 
 
-def _of_ensemble(strongest: Facts) -> Iterator[Check]:
+def _of_ensemble(strongest: Result) -> Iterator[Check]:
     """What noise and Square broke although T2 (and all gradients, for Square) had failed."""
-    fell: Mapping[str, int] | None = strongest.get("fell_to")
+    fell = strongest.fell_to
     if not fell:
         return
-    faced = sum(fell.values()) + round(strongest["accuracy"] * strongest["n"])
+    faced = sum(fell.values()) + round(strongest.accuracy * strongest.n)
     by_noise = fell.get("noise", 0) / max(faced, 1)
-    yield _check(
-        "M7",
-        [strongest],
-        by_noise > NOISE_SHARE,
-        by_noise,
-        NOISE_SHARE,
-        "share of what T2 left standing that noise breaks",
-    )
-    by_square, tolerance = fell.get("square", 0) / strongest["n"], _half_width(strongest)
+    sentence = "share of what T2 left standing that noise breaks"
+    yield _check("M7", [strongest], by_noise, NOISE_SHARE, sentence)
     sentence = "share of pictures that Square breaks after every gradient failed"
-    yield _check("M6", [strongest], by_square > tolerance, by_square, tolerance, sentence)
+    by_square = fell.get("square", 0) / strongest.n
+    yield _check("M6", [strongest], by_square, _half_width(strongest), sentence)
 
 
-def _order(id: str, stronger: Facts, weaker: Facts, sentence: str) -> Iterator[Check]:
-    """Fires when the stronger attack leaves more right than the weaker one, beyond the Wilson half-width.
+def _order(id: str, stronger: Result, weaker: Result, sentence: str) -> Iterator[Check]:
+    """Fires if the stronger attack leaves more right than the weaker one by more than the wider half-width.
     Silent about rows of other pictures.
     """
-    if stronger["n"] != weaker["n"]:  # the same number are the same pictures, those of --limit
+    if stronger.n != weaker.n:  # the same number are the same pictures, those of --limit
         return
-    excess, tolerance = (
-        stronger["accuracy"] - weaker["accuracy"],
-        max(_half_width(stronger), _half_width(weaker)),
-    )
-    yield _check(id, [weaker, stronger], excess > tolerance, excess, tolerance, sentence)
+    excess, tolerance = stronger.accuracy - weaker.accuracy, max(_half_width(stronger), _half_width(weaker))
+    yield _check(id, [weaker, stronger], excess, tolerance, sentence)
 
 
-def _effort(facts: Facts) -> tuple[int, ...]:
-    """Rows of the same level may differ in pictures and in what the attack took: a row names only what is not
-    the level's own.
-    """
-    return (facts["n"], *effort_of(facts).values())
+def _effort(result: Result) -> tuple[int, ...]:
+    """Pictures, then what the attack took: rows of the same level may differ in both."""
+    return (result.n, *effort_of(result).values())
 
 
-def _check(
-    id: str, rows: Sequence[Facts], happened: bool, number: float, threshold: float, sentence: str
-) -> Check:
-    found = replace(_SYMPTOMS[id], threshold=threshold, sentence=sentence).seen(number, happened)
-    return Check(_subject(rows[0]), tuple((facts["threat"], facts["eps"]) for facts in rows), found)
+def _check(id: str, rows: Sequence[Result], number: float, threshold: float, sentence: str) -> Check:
+    """Fires if the number is above the threshold."""
+    found = replace(_SYMPTOMS[id], threshold=threshold, sentence=sentence).seen(number, number > threshold)
+    about = {**rows[0].part(*SUBJECT), "rows": [(row.threat, row.eps) for row in rows]}
+    return Check.model_validate({**about, **found.model_dump(mode="json")})
 
 
-def _subject(facts: Facts) -> dict[str, Any]:
-    return {name: facts[name] for name in SUBJECT if name in facts}
-
-
-def _half_width(facts: Facts) -> float:
-    return (facts["high"] - facts["low"]) / 2
+def _half_width(result: Result) -> float:
+    return (result.high - result.low) / 2

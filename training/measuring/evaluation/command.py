@@ -6,16 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from robustclip.files import write_atomically
-from training.measuring.evaluation.checks import Check, headlines, masking_checks
-from training.measuring.evaluation.comparison import compare, over_data, over_seeds
 from training.measuring.evaluation.matrix import transfer_matrix
-from training.measuring.evaluation.options import EPILOG, add_options, read_question
+from training.measuring.evaluation.options import add_options, epilog, read_question
 from training.measuring.evaluation.plan import Planned, as_facts, described, plan
 from training.measuring.evaluation.question import Question
-from training.measuring.evaluation.rows import Row, Subject, answer, open_subjects
+from training.measuring.evaluation.rows import answer
+from training.measuring.evaluation.subjects import Subject, open_subjects
+from training.measuring.evaluation.summary import summary
 from training.measuring.evaluation.tables import print_evaluation, print_plan, print_transfer
 from training.memory import keep_freed_memory
 from training.progress import bar
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="robustclip evaluate",
         description=main.__doc__,
-        epilog=EPILOG,
+        epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
@@ -42,43 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _announce(planned, as_json=arguments.json)
     with bar(quiet=not sys.stderr.isatty()) as progress:
         rows = list(answer(question, subjects, progress=progress, fresh=arguments.fresh))
-    facts = [row.facts for row in rows]
-    checks = masking_checks(facts)
-    found = _as_json(rows, checks, per_picture=arguments.per_picture)
+    evaluation = summary(rows, per_picture=arguments.per_picture)
     if arguments.html is not None:
         from training.measuring.evaluation.page import evaluation_page
 
-        write_atomically(arguments.html, evaluation_page(found).encode())
+        write_atomically(arguments.html, evaluation_page(evaluation).encode())
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(evaluation.as_json()))
     else:
-        print_evaluation(found)
+        print_evaluation(evaluation)
     return 0
-
-
-def _as_json(rows: Sequence[Row], checks: Sequence[Check], *, per_picture: bool) -> dict[str, Any]:
-    def results(row: Row) -> dict[str, Any]:
-        return (
-            {**row.facts, "pictures": row.pictures, "correct": row.correct.tolist()}
-            if per_picture
-            else row.facts
-        )
-
-    wide = over_data(rows)
-    facts = [row.facts for row in rows]
-    further = {
-        "paired": compare(rows),
-        "over_seeds": over_seeds(rows),
-        "over_data": wide.means,
-        "paired_over_data": wide.paired,
-        "left_out_over_data": wide.left_out,
-        "checks": [check.as_json() for check in checks],
-        "headlines": headlines(facts, checks),
-    }
-    return {
-        "results": [results(row) for row in rows],
-        **{name: values for name, values in further.items() if values},
-    }
 
 
 def _announce(planned: Sequence[Planned], *, as_json: bool) -> None:

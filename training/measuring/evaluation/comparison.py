@@ -1,7 +1,7 @@
-"""What may be said about rows that belong together: two prompt sets on the same pictures, one over several
-seeds, one over several data sets.
+"""What follows from rows that belong together: the difference of two prompt sets on the same pictures, the
+mean of one over several seeds, and over several data sets.
 
-Every interval is a bootstrap over pictures and, where there are several, over seeds; data sets are not drawn:
+Every interval is a bootstrap over pictures and, where there are several, over seeds. Data sets are not drawn:
 each counts the same.
 """
 
@@ -9,19 +9,19 @@ import itertools
 import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustclip.measuring import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
 from training.measuring.evaluation.rows import Row
-from training.measuring.pages.wording import UNUSUAL
+from training.measuring.schema.base import grouped
+from training.measuring.schema.rows import UNUSUAL, LeftOut, Mean, MeanOverData, Paired, PairedOverData
 
 _CHUNK = 500
 _ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps", *UNUSUAL)
 _SHARED = ("backbone", "data", *_ACROSS[1:], "n")
-Facts: TypeAlias = dict[str, Any]
 
 
 class Cell(NamedTuple):
@@ -36,9 +36,9 @@ class Cell(NamedTuple):
         """The method of a table; else the version that was measured, or, if seeds have their own, what was
         asked for.
         """
-        if "method" in self.rows[0].facts:
+        if self.rows[0].result.method is not None:
             return self.asked
-        versions = {row.facts["prompt_set"] for row in self.rows}
+        versions = {row.result.prompt_set for row in self.rows}
         return versions.pop() if len(versions) == 1 else self.asked
 
     @property
@@ -51,7 +51,7 @@ class Cell(NamedTuple):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(row.facts["seed"] for row in self.rows)
+        return tuple(row.result.seed for row in self.rows)
 
     @property
     def correct(self) -> Tensor:
@@ -59,30 +59,29 @@ class Cell(NamedTuple):
         return torch.stack([row.correct for row in self.rows]).float()
 
     def of_seeds(self, seeds: Sequence[int]) -> "Cell":
-        by_seed = {row.facts["seed"]: row for row in self.rows}
+        by_seed = {row.result.seed: row for row in self.rows}
         return self._replace(rows=tuple(by_seed[seed] for seed in seeds))
 
 
 class OverData(NamedTuple):
-    """`means` over data sets, `paired` differences of such means, and who is `left_out` of them, for want of
-    which cells.
+    """`means` over data sets, `paired` differences of such means, and prompt sets that are `left_out` of them
+    because they lack cells.
     """
 
-    means: list[Facts]
-    paired: list[Facts]
-    left_out: list[Facts]
+    means: list[MeanOverData]
+    paired: list[PairedOverData]
+    left_out: list[LeftOut]
 
 
-def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts]:
+def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Paired]:
     """Every two prompt sets under the same condition and with the same seeds: accuracy(a) - accuracy(b) on
     the same pictures, `a` named later.
 
-    `against`: only those pairs, as they were asked for, of which one is among these.
+    `against`: only pairs of which one is among these, named as they were asked for.
 
-    McNemar's test is for one seed: it takes pictures for independent, and those of several seeds are the
-    same.
+    McNemar's test is made for one seed alone: it needs independent pictures, and several seeds have the same.
     """
-    paired: list[Facts] = []
+    paired: list[Paired] = []
     for second, first in itertools.combinations(_cells(rows), 2):
         if (
             first.condition == second.condition
@@ -94,53 +93,47 @@ def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Facts
                 interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
             else:
                 interval, test = resampled_mean([first.correct - second.correct]), None
-            several = {} if len(first.rows) == 1 else {"seeds": list(first.seeds)}
+            several = {} if len(first.rows) == 1 else {"seeds": first.seeds}
             sets = {"a": first.name, "b": second.name}
-            paired.append(
-                {
-                    **_shared(first.rows[0].facts, _SHARED),
-                    **several,
-                    **sets,
-                    **_named(interval, "difference"),
-                    "mcnemar": test,
-                }
-            )
+            values = {**_named(interval, "difference"), "mcnemar": test}
+            shared = first.rows[0].result.part(*_SHARED)
+            paired.append(Paired.model_validate({**shared, **several, **sets, **values}))
     return paired
 
 
-def over_seeds(rows: Sequence[Row]) -> list[Facts]:
+def over_seeds(rows: Sequence[Row]) -> list[Mean]:
     """Mean and standard deviation (n - 1) of each cell that was measured with several seeds."""
-    return [
-        {
-            **_shared(cell.rows[0].facts, _SHARED),
-            **({"method": cell.asked} if "method" in cell.rows[0].facts else {}),
+    means: list[Mean] = []
+    for cell in (cell for cell in _cells(rows) if len(cell.rows) > 1):
+        first = cell.rows[0].result
+        values = {
+            **first.part(*_SHARED),
+            **({} if first.method is None else {"method": cell.asked}),
             "prompt_set": cell.name,
-            "seeds": list(cell.seeds),
+            "seeds": cell.seeds,
             **_named(resampled_mean([cell.correct]), "accuracy"),
-            "deviation": statistics.stdev(row.facts["accuracy"] for row in cell.rows),
+            "deviation": statistics.stdev(row.result.accuracy for row in cell.rows),
         }
-        for cell in _cells(rows)
-        if len(cell.rows) > 1
-    ]
+        means.append(Mean.model_validate(values))
+    return means
 
 
 def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData:
     """Means over data sets, each counted the same, and the paired differences of such means; nothing where
-    only one was measured.
+    only one data set was measured.
 
-    All means under a condition are over the same cells: every data set that anybody was measured on there,
-    with as many pictures as anybody was, and the seeds that all these data sets have, of anybody. Who lacks
-    one of these cells has no mean.
+    All means under a condition are over the same cells: every data set that was measured there for any prompt
+    set, with the most pictures that were, and the seeds that all these data sets have. A prompt set that
+    lacks one of these cells has no mean.
     """
     found = OverData([], [], [])
-    groups: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in _cells(rows):
-        groups.setdefault(_key(cell.rows[0].facts, _ACROSS), []).append(cell)
+    groups = grouped(_cells(rows), lambda cell: cell.rows[0].result.key(*_ACROSS))
     for group in groups.values():
         frame = _frame(group)
         if len(frame.data) < 2 or not frame.seeds:
             continue
         whole: list[list[Cell]] = []
+        shared = _over(group, frame)
         for asked in dict.fromkeys(cell.asked for cell in group):
             own = {(cell.folder, cell.n): cell for cell in group if cell.asked == asked}
             seeds = {place: own[place].seeds if place in own else () for place in frame.data}
@@ -150,23 +143,22 @@ def over_data(rows: Sequence[Row], *, against: Collection[str] = ()) -> OverData
             ]
             missing = [part for part in missing if part["seeds"]]
             if missing:
-                found.left_out.append({**_over(group, frame), "prompt_set": asked, "missing": missing})
+                values = {**shared, "prompt_set": asked, "missing": missing}
+                found.left_out.append(LeftOut.model_validate(values))
             else:
                 whole.append([own[place].of_seeds(frame.seeds) for place in frame.data])
         for cells in whole:
             interval = resampled_mean([cell.correct for cell in cells])
-            found.means.append(
-                {**_over(group, frame), "prompt_set": cells[0].asked, **_named(interval, "accuracy")}
-            )
+            values = {**shared, "prompt_set": cells[0].asked, **_named(interval, "accuracy")}
+            found.means.append(MeanOverData.model_validate(values))
         for second, first in itertools.combinations(whole, 2):
             if _wanted(first[0], second[0], against):
                 interval = resampled_mean(
                     [ours.correct - theirs.correct for ours, theirs in zip(first, second, strict=True)]
                 )
-                sets = {"a": first[0].asked, "b": second[0].asked}
-                found.paired.append(
-                    {**_over(group, frame), **sets, **_named(interval, "difference"), "mcnemar": None}
-                )
+                values = {**shared, "a": first[0].asked, "b": second[0].asked}
+                values |= {**_named(interval, "difference"), "mcnemar": None}
+                found.paired.append(PairedOverData.model_validate(values))
     return found
 
 
@@ -216,10 +208,8 @@ def _wanted(first: Cell, second: Cell, against: Collection[str]) -> bool:
 
 
 def _cells(rows: Sequence[Row]) -> list[Cell]:
-    grouped: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
-    for row in rows:
-        grouped.setdefault((row.asked, (str(row.folder), *_key(row.facts, (*_ACROSS, "n")))), []).append(row)
-    return [Cell(asked, condition, tuple(cell)) for (asked, condition), cell in grouped.items()]
+    cells = grouped(rows, lambda row: (row.asked, (str(row.folder), *row.result.key(*_ACROSS, "n"))))
+    return [Cell(asked, condition, tuple(cell)) for (asked, condition), cell in cells.items()]
 
 
 class _Frame(NamedTuple):
@@ -237,7 +227,7 @@ def _frame(group: Sequence[Cell]) -> _Frame:
     seeds: dict[Path, set[int]] = {}
     for cell in widest:
         seeds.setdefault(cell.folder, set()).update(cell.seeds)
-    names = {(cell.folder, cell.n): cell.rows[0].facts["data"] for cell in widest}
+    names = {(cell.folder, cell.n): cell.rows[0].result.data for cell in widest}
     everywhere, known = (
         set.intersection(*seeds.values()),
         dict.fromkeys(seed for cell in widest for seed in cell.seeds),
@@ -245,23 +235,11 @@ def _frame(group: Sequence[Cell]) -> _Frame:
     return _Frame(names, tuple(seed for seed in known if seed in everywhere))
 
 
-def _over(group: Sequence[Cell], frame: _Frame) -> Facts:
-    shared = _shared(group[0].rows[0].facts, _ACROSS)
-    return {
-        **shared,
-        "data": list(frame.data.values()),
-        "seeds": list(frame.seeds),
-        "n_each": [n for _, n in frame.data],
-    }
+def _over(group: Sequence[Cell], frame: _Frame) -> dict[str, Any]:
+    shared = group[0].rows[0].result.part(*_ACROSS)
+    own = {"data": [*frame.data.values()], "seeds": frame.seeds, "n_each": [n for _, n in frame.data]}
+    return {**shared, **own}
 
 
-def _shared(facts: Facts, names: Sequence[str]) -> Facts:
-    return {name: facts[name] for name in names if name in facts}
-
-
-def _key(facts: Facts, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(facts.get(name)) for name in names)
-
-
-def _named(interval: Interval, value: str) -> Facts:
+def _named(interval: Interval, value: str) -> dict[str, float]:
     return {value: interval.value, "low": interval.low, "high": interval.high}

@@ -1,13 +1,11 @@
-"""What defenses only seem to hold: accuracy on pictures that were made without the defense, less that under
-the worst attack on the defense itself.
+"""How strong defenses look, and how strong they are: accuracy on pictures that were attacked without the
+defense, less accuracy under the worst attack on the defense itself.
 
-A report on a defended classifier shows both side by side (ROBUSTNESS 1); this is their difference on the same
-pictures, and what is left of the defense against the worst attack on no defense at all.
+The same worst attack is compared with the worst attack on no defense at all, on the same pictures.
 
-The worst of several attacks is taken picture by picture, except where the chain is random: such a chain is
-judged by draws, and what stands before several such juries is less than what stands before one, by luck
-alone. There the worst is the one attack that leaves least, on both sides, and T3, which is the worst of
-several juries itself, is none of them.
+The worst of several attacks is taken picture by picture, except where the chain is random. Such a chain is
+judged by draws, and fewer pictures stand before several juries than before one by luck alone. There the worst
+is the one attack that leaves least, on both sides. T3 is the worst of several juries itself and is left out.
 
 Chains that differ in nothing but what attackers get for a gradient (`backward`) are one defense, attacked in
 several ways.
@@ -23,63 +21,53 @@ from robustclip.defenses import parse_defenses
 from robustclip.measuring import accuracy, mcnemar, paired_difference
 from training.measuring.evaluation.question import NO_DEFENSE, effort_of
 from training.measuring.evaluation.rows import Row
-from training.measuring.pages.difference import decided
+from training.measuring.schema.base import Difference
+from training.measuring.schema.evaluation import Illusion, Unequal
 
-Facts: TypeAlias = dict[str, Any]
 Levels: TypeAlias = Mapping[str, Sequence[Row]]
 
-AWARE = ("T2", "T3", "black-box")  # attacks on the deployed chain
+AWARE = ("T2", "T3", "black-box")  # attacks that know the defense
 SEVERAL_JURIES = ("T3",)
 _CONDITION = ("backbone", "data", "split", "classes", "among", "eps", "seed")
 
 
-def illusions(rows: Sequence[Row]) -> list[Facts]:
-    """A line for each prompt set behind each defense of which there are `static` and an aware attack on the
-    same pictures at the same radius.
+def illusions(rows: Sequence[Row]) -> list[Illusion]:
+    """A line for each prompt set behind each defense that was measured under `static` and under an attack
+    that knows the defense, on the same pictures at the same radius.
 
     `difference`: static - worst, paired; `only_looks_strong` where it is above 0 and decided. `gain`: worst -
     what the same attacks leave of the undefended classifier, paired; None where nobody measured that.
-    `unequal`: what either side was attacked harder with. `holds`: "more" than no defense where the gain says
-    so and the defense was attacked at least as hard, "less" where it says so and it was attacked no harder,
-    else None.
+    `unequal`: effort that differs between both sides. `holds`: "more" than no defense where the gain says so
+    and the defense was attacked at least as hard; "less" where the gain says so and the defense was attacked
+    no harder; else None.
     """
     levels: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        levels.setdefault(_key(row, served(row.facts["defense"])), {}).setdefault(
-            row.facts["threat"], []
-        ).append(row)
-    found: list[Facts] = []
+        behind = levels.setdefault(_key(row, served(row.result.defense)), {})
+        behind.setdefault(row.result.threat, []).append(row)
+    found: list[Illusion] = []
     for row in rows:
-        behind = levels[_key(row, served(row.facts["defense"]))]
-        random = any(link.randomized for link in parse_defenses(row.facts["defense"]))
+        result = row.result
+        behind = levels[_key(row, served(result.defense))]
+        random = any(link.randomized for link in parse_defenses(result.defense))
         attacks = [
             threat for threat in AWARE if threat in behind and not (random and threat in SEVERAL_JURIES)
         ]
-        if row.facts["threat"] != "static" or row.facts["defense"] == NO_DEFENSE or not attacks:
+        if result.threat != "static" or result.defense == NO_DEFENSE or not attacks:
             continue
         of, left = _worst(behind, attacks, singly=random)
         share, gap = accuracy(left), _difference(row.correct, left)
-        subject = {
-            name: row.facts[name]
-            for name in ("method", "prompt_set", "defense", *_CONDITION, "n")
-            if name in row.facts
+        bare = levels.get(_key(row, served(NO_DEFENSE)), {})
+        values = {
+            **result.part("method", "prompt_set", "defense", *_CONDITION, "n"),
+            "static": result.accuracy,
+            "random": random,
+            "worst": {**share._asdict(), "of": of},
+            **gap.as_json(),
+            "only_looks_strong": gap.difference > 0 and gap.decided,
+            **_compared(left, behind, bare, attacks, singly=random),
         }
-        worst = {"value": share.value, "low": share.low, "high": share.high, "of": of}
-        strong = {"only_looks_strong": gap["difference"] > 0 and decided(gap)}
-        compared = _compared(
-            left, behind, levels.get(_key(row, served(NO_DEFENSE)), {}), attacks, singly=random
-        )
-        found.append(
-            {
-                **subject,
-                "static": row.facts["accuracy"],
-                "random": random,
-                "worst": worst,
-                **gap,
-                **strong,
-                **compared,
-            }
-        )
+        found.append(Illusion.model_validate(values))
     return found
 
 
@@ -89,62 +77,58 @@ def served(chain: str) -> str:
     return "".join(part.model_dump_json(exclude={"backward"}) for part in parse_defenses(chain))
 
 
-def _compared(left: Tensor, behind: Levels, bare: Levels, attacks: Sequence[str], *, singly: bool) -> Facts:
+def _compared(
+    left: Tensor, behind: Levels, bare: Levels, attacks: Sequence[str], *, singly: bool
+) -> dict[str, Any]:
     """What is left behind a defense beside what is left without one."""
     if any(threat not in bare for threat in attacks):
         return {"gain": None, "unequal": [], "holds": None}
     gain = _difference(left, _worst(bare, attacks, singly=singly)[1])
     unequal = [part for threat in attacks for part in _unequal(behind[threat], bare[threat])]
     holds = None
-    if decided(gain):
-        holds = "more" if gain["difference"] > 0 else "less"
-        if any((part["taken"] < part["against"]) == (holds == "more") for part in unequal):
+    if gain.decided:
+        holds = "more" if gain.difference > 0 else "less"
+        if any((part.taken < part.against) == (holds == "more") for part in unequal):
             holds = None
     return {"gain": gain, "unequal": unequal, "holds": holds}
 
 
-def _unequal(behind: Sequence[Row], bare: Sequence[Row]) -> list[Facts]:
+def _unequal(behind: Sequence[Row], bare: Sequence[Row]) -> list[Unequal]:
     """Numbers in which the hardest attack on a defense differs from that on none.
 
-    Draws of a random chain are no steps and no queries: they do not make up for fewer of those. What has no
-    draws counts as attacked with the level's own, so that a random chain was attacked as hard only if it was
-    with at least these.
+    Draws of a random chain do not make up for fewer steps or queries. A chain that is not random counts as
+    attacked with the level's own draws: a random chain was attacked as hard only with at least so many.
     """
     taken, against = (
-        max((effort_of(row.facts) for row in rows), key=lambda effort: [*effort.values()])
+        max((effort_of(row.result) for row in rows), key=lambda effort: [*effort.values()])
         for rows in (behind, bare)
     )
-    threat = behind[0].facts["threat"]
+    threat = behind[0].result.threat
     return [
-        {"threat": threat, "what": name, "taken": taken[name], "against": against[name]}
+        Unequal(threat=threat, what=name, taken=taken[name], against=against[name])
         for name in taken
         if taken[name] != against[name]
     ]
 
 
 def _key(row: Row, defense: str) -> tuple[Any, ...]:
-    return (row.asked, str(row.folder), row.pictures, defense, *(row.facts.get(name) for name in _CONDITION))
+    return (row.asked, str(row.folder), row.pictures, defense, *row.result.key(*_CONDITION))
 
 
 def _worst(levels: Levels, attacks: Sequence[str], *, singly: bool) -> tuple[list[str], Tensor]:
-    """[n] what every one of these attacks left right, or what the one did that left least; and which they
-    were.
+    """Which pictures [n] all of these attacks left right, or `singly` the one that left least; and which
+    attacks these were.
     """
     rows = [row for threat in attacks for row in levels[threat]]
     if singly:
         least = min(rows, key=lambda row: int(row.correct.sum()))
-        return [least.facts["threat"]], least.correct
+        return [least.result.threat], least.correct
     first, *others = [row.correct for row in rows]
     for correct in others:
         first = first & correct
     return [*attacks], first
 
 
-def _difference(first: Tensor, second: Tensor) -> Facts:
-    interval = paired_difference(first, second)
-    return {
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "mcnemar": mcnemar(first, second),
-    }
+def _difference(first: Tensor, second: Tensor) -> Difference:
+    value, low, high = paired_difference(first, second)
+    return Difference(difference=value, low=low, high=high, mcnemar=mcnemar(first, second))

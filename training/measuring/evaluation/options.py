@@ -4,38 +4,26 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, check_template
 from training.data.presets import facts, preset_sources
-from training.measuring.evaluation.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, THREATS, Question
+from training.measuring.evaluation.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, Question
 from training.options import DEFAULT_RUNS, check_device, default_store, read_fields, words
-from training.threats.defended import QUERIES, QUERY_DRAWS
-from training.threats.judging import GRADIENT_DRAWS
-from training.threats.levels import T2_STEPS
+from training.threats import THREAT_LEVELS
+from training.threats.base import Effort, threat_level
 
-EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with
-commas, or the option repeated) and
---defense (repeated) multiply. Prompt sets under the same condition are compared picture by picture; a
-difference whose interval contains 0 is none.
+_EPILOG = f"""Several values of --backbone, --prompt-set, --data, --classes, --threat, --eps, --seed (with
+commas, or the option repeated) and --defense (repeated) multiply. Prompt sets under the same condition are
+compared picture by picture; a difference whose interval contains 0 is none.
 What was measured is kept below --runs: a killed evaluation goes on where it was, and a wider question pays
 only for what is new.
 
 threats:
-  clean  nobody attacks
-  T0     the image tower without prompts is attacked by its embeddings alone: PGD-40, knows no text, labels,
-         prompts or defense
-  T0b    another network is attacked (--surrogate) and its pictures tried here
-  T1     the image tower, its visual prompts and the labels are known, written words stand in for the learned
-         text: cross-entropy, PGD-100
-  static the defense alone is unknown: T2's attack without it, judged behind it; far above T2 it is an
-  illusion
-  T2     everything is attacked: cross-entropy, PGD-100, through prompts and defense
-  black-box  nothing is known but the scores that the deployed chain answers: Square; below T2 it says that
-             T2's gradients were no good
-  T3     the worst of T0, T1, T2, and the ensemble on what these leave standing: the only headline
+{{threats}}
 
 examples:
   robustclip evaluate --prompt-set handcrafted --data pictures/caltech-101 --threat clean,T0,T2 \\
@@ -59,6 +47,12 @@ _OPTIONS = {
     "seeds": "seed",
     "surrogates": "surrogate",
 }
+
+
+def epilog() -> str:
+    """What stands below the options in the help: what multiplies, a line for each threat level, examples."""
+    lines = [f"  {name:<9}  {threat_level(name).knows}" for name in THREAT_LEVELS]
+    return _EPILOG.format(threats="\n".join(fill(line, 110, subsequent_indent=" " * 13) for line in lines))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"without --preset, what T1 takes for the learned text; repeat it for an average (default: "
         f"{HANDCRAFTED_TEMPLATE})",
     )
-    several("--threat", "clean", f"of {', '.join(THREATS)}")
+    several("--threat", "clean", f"of {', '.join(THREAT_LEVELS)}")
     several("--eps", "1/255", "radius of the attack (Linf, pixel units)")
     parser.add_argument(
         "--defense",
@@ -137,28 +131,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})",
     )
     several("--seed", "0", "all randomness of attacks and defenses")
-    one("--strength", "standard", "of T3's ensemble: quick, standard or thorough")
-    one(
-        "--steps",
-        T2_STEPS,
-        "of T2's attack; other numbers on train:validation, to choose settings by (20), and behind dear "
-        "defenses",
-    )
-    one("--restarts", 1, "random starts of T2's attack, a picture falls to any of them")
-    parser.add_argument(
-        "--draws",
-        metavar="VALUE",
-        help=f"of a randomized defense, behind each gradient of T2 and each query of black-box (default: "
-        f"{GRADIENT_DRAWS} and {QUERY_DRAWS})",
-    )
-    one("--queries", QUERIES, "of black-box, at most")
-    one(
-        "--search",
-        "float32",
-        "precision in which T2 and T3 search, or bfloat16: faster on recent processors; float32 judges what "
-        "is found",
-    )
-    several("--surrogate", "none", "what T0b attacks instead: efficientnet-lite0, or another backbone")
+    for name in ("strength", "steps", "restarts", "draws", "queries", "search"):
+        field = Effort.model_fields[name]
+        one(f"--{name}", field.default, field.description or "")
+    several("--surrogate", "none", Effort.model_fields["surrogates"].description or "")
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
     one("--store", default_store(), "where prompt sets are looked up, before those that are shipped")

@@ -4,26 +4,18 @@ and a guess of the time.
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from robustclip.attacks.pgd import PGD
 from robustclip.models.clip import Clip
 from robustclip.models.towers import encode_image
 from robustclip.scores.kinds import EmbeddingShift
 from robustclip.seeds import draw_seeds
-from robustclip.threat import Linf, radius_text
-from robustclip.types import Cost, price
-from training.measuring.evaluation.question import Question, Threat
-from training.measuring.evaluation.rows import Subject, cell_of
-from training.threats.bank import feature_attack
-from training.threats.defended import black_box_attack
-from training.threats.judging import jury_of
-from training.threats.levels import T0_STEPS, WITHIN_T3
-from training.threats.strongest import leaving_jury, strong_ensemble
-from training.threats.surrogates import STEPS as SURROGATE_STEPS
-from training.threats.transfers import carried_attack
+from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.rows import cell_of
+from training.measuring.evaluation.subjects import Subject
+from training.threats.base import ThreatSet, threat_level
 
 _ROWS = 8  # of the trial that tells how long a pass takes
 
@@ -34,8 +26,8 @@ class Planned(NamedTuple):
     """
 
     subject: Subject
-    threat: Threat
-    eps: float
+    threat: str
+    within: ThreatSet[Any]
     charged: int
     measured: bool
 
@@ -51,13 +43,13 @@ def plan(
     settled = set() if settled is None else settled
     planned: list[Planned] = []
     for subject in subjects:
-        for threat, eps in question.conditions():
-            path, _ = cell_of(question, subject, threat, eps)
+        for threat, within in question.conditions():
+            path, _ = cell_of(question, subject, threat, within)
             measured = path.exists() and not fresh
             twin = path.name in settled  # the same words under another name
-            charged = 0 if measured or twin else _charged(question, subject, threat, eps, settled)
+            charged = 0 if measured or twin else _charged(question, subject, threat, within, settled)
             settled.add(path.name)
-            planned.append(Planned(subject, threat, eps, charged, measured))
+            planned.append(Planned(subject, threat, within, charged, measured))
     return planned
 
 
@@ -101,7 +93,7 @@ def as_facts(planned: Planned) -> dict[str, object]:
         "prompt_set": subject.prompt_set,
         "defense": subject.defense,
         "threat": planned.threat,
-        "eps": radius_text(planned.eps),
+        "eps": planned.within.text,
         "seed": subject.pictures.seed,
         "n": len(subject.pictures.indices),
         "charged": planned.charged,
@@ -120,66 +112,22 @@ def duration(seconds: float) -> str:
     )
 
 
-def _charged(question: Question, subject: Subject, threat: Threat, eps: float, settled: set[str]) -> int:
-    """Charged passes of a cell; what is made for several, and T3's parts, are billed to the first that needs
-    them, and entered in `settled`.
+def _charged(
+    question: Question, subject: Subject, threat: str, within: ThreatSet[Any], settled: set[str]
+) -> int:
+    """Charged passes of a cell. What is made for several, and the parts of a level, are billed to the first
+    that needs them, and entered in `settled`.
     """
-    n, labels = len(subject.pictures.indices), len(subject.classifier.labels)
-    jury, draws = (
-        jury_of(subject.rule, randomized=subject.randomized),
-        question.draws_at(threat) if subject.randomized else 1,
-    )
-    defended = subject.classifier
-    if threat == "clean":
-        return price(defended, n * jury.draws).charged
-    judged = price(defended, 3 * n * jury.draws).charged  # untouched, attacked, rounded to 8 bits
-    ball = Linf(radius=eps)
-    if threat == "T2":
-        attack = PGD(ball=ball, steps=question.steps, starts=("random",), restarts=question.restarts)
-        searched = attack.bill(n * draws)
-        again = Cost(
-            searched.forward if question.search != "float32" else 0
-        )  # near the boundary what was reduced is asked in full
-        return judged + searched.plus(again).through(defended).charged
-    if threat == "black-box":
-        attack = black_box_attack(eps, queries=question.queries, randomized=subject.randomized)
-        return judged + attack.bill(n * draws).through(defended).charged
-    if threat == "T3":
-        within = 0
-        for part in WITHIN_T3:
-            path, _ = cell_of(question, subject, part, eps)
-            if path.name not in settled and not path.exists():
-                settled.add(path.name)
-                within += _charged(question, subject, part, eps, settled)
-        ensemble = strong_ensemble(
-            eps, question.strength, randomized=subject.randomized, search=question.search
-        )
-        searched = ensemble.bill(n * draws, labels=labels, judged=subject.randomized)
-        if subject.randomized:  # the picture itself and what each variant of an attack finds
-            candidates = 1 + sum(len(stage.variants) for stage in ensemble.stages(labels))
-            judged += price(defended, n * candidates * leaving_jury(jury).draws).charged
-        return judged + within + searched.through(defended).charged
-    made = {
-        "T0": feature_attack(eps, steps=T0_STEPS).bill(1).charged + 1,
-        "T0b": 2 * len(question.surrogates) * (3 * SURROGATE_STEPS + 1),
-        "T1": carried_attack(eps).bill(1).charged,
-        "static": carried_attack(eps).bill(1).charged,
-    }[threat]
-    own_tower = threat == "T1" and subject.prompts.visual is not None
-    own = threat == "static" or own_tower
-    once = repr(
-        (
-            subject.backbone,
-            subject.source,
-            n,
-            threat,
-            eps,
-            subject.pictures.seed,
-            subject.prompts.digest() if own else None,
-        )
-    )
-    if once in settled:
-        return judged
+    level = threat_level(threat)
+    bill = level.bill(subject, within, question)
+    pictures = subject.pictures
+    whose = (subject.backbone, subject.source, len(pictures.indices), pictures.seed, bill.made_for)
+    once = repr((threat, within, *whose))
+    charged = bill.own + (0 if once in settled else bill.made)
     settled.add(once)
-    untouched = price(defended, n).charged if own_tower else 0  # who is wrong is not attacked
-    return judged + untouched + n * made
+    for part in level.parts:
+        path, _ = cell_of(question, subject, part, within)
+        if path.name not in settled and not path.exists():
+            settled.add(path.name)
+            charged += _charged(question, subject, part, within, settled)
+    return charged

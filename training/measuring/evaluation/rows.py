@@ -6,28 +6,20 @@ rows.
 
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from robustclip.certificates.vote import smoothing_of
-from robustclip.defenses import bind_chain, network_digests, parse_defenses
-from robustclip.defenses.smoothing import Smoothing
+from robustclip.defenses import network_digests, parse_defenses
 from robustclip.digests import json_digest
-from robustclip.errors import InvalidInput
 from robustclip.files import claimed
 from robustclip.measuring import accuracy
-from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
-from robustclip.models.clip import Clip, load_clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from robustclip.threat import radius_text
+from robustclip.models.clip import Clip
+from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.types import Progress
 from training.data.labelled import LabelledImages
-from training.data.sampling import HELD_OUT, balanced_subset
-from training.data.sources import Source
 from training.measuring.evaluation.cells import (
     cell_path,
     forget,
@@ -37,109 +29,23 @@ from training.measuring.evaluation.cells import (
     parts_of,
     recall,
 )
-from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
-from training.measuring.evaluation.question import NO_DEFENSE, Question, Threat
-from training.threats.defended import measure_black_box, measure_static
-from training.threats.judging import AtLevel, Pictures, jury_of
-from training.threats.levels import T2_STEPS, WITHIN_T3, Level, measure_level
-from training.threats.surrogates import measure_transfer, surrogate_fingerprint
-
-SUBSET_SEED = 0  # the same pictures for every seed, so that seeds can be compared on them
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A prompt set on a backbone, behind a defense, on some pictures, with a seed. `asked`: how the prompt
-    set was asked for.
-    """
-
-    backbone: str
-    clip: Clip
-    source: Source
-    pictures: Pictures
-    asked: str
-    found: AskedSet
-    defense: str
-    classifier: Defended
-
-    @property
-    def prompt_set(self) -> str:
-        return self.found.name
-
-    @property
-    def prompts(self) -> Prompts:
-        return self.found.prompts
-
-    @property
-    def randomized(self) -> bool:
-        return self.classifier.defense.randomized
-
-    @property
-    def rule(self) -> Smoothing | None:
-        """The vote that would be served."""
-        return smoothing_of(parse_defenses(self.defense))
+from training.measuring.evaluation.question import NO_DEFENSE, Question
+from training.measuring.evaluation.subjects import Subject
+from training.measuring.schema.rows import Result
+from training.threats.base import ThreatSet, Work, threat_level
+from training.threats.judging import AtLevel
 
 
 class Row(NamedTuple):
-    """One number with its facts, as JSON; how its prompt set was asked for; the pictures behind it, by folder
-    and name; whether each was right.
+    """One number; how its prompt set was asked for; the pictures behind it, by folder and name; whether each
+    was right.
     """
 
-    facts: dict[str, Any]
+    result: Result
     asked: str
     folder: Path
     pictures: tuple[str, ...]
     correct: Tensor
-
-
-def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = None) -> list[Subject]:
-    """Everything that is to be measured, opened. Raises InvalidInput and its siblings for whatever can't be,
-    before anything is computed.
-
-    `known` prompt sets are taken as they are, whatever the store holds under their names: those that are only
-    to be learned.
-    """
-    for text in question.defenses:
-        parse_defenses(text, field="--defense")
-    if any(threat != "clean" and eps <= 0 for threat, eps in question.conditions()):
-        raise InvalidInput(
-            "expected a radius above 0 for an attack, found 0.",
-            field="--eps",
-            help='Write it like "4/255", or ask for clean.',
-        )
-    if ("T0b" in question.threats) != bool(question.surrogates):
-        raise InvalidInput(
-            "T0b needs a surrogate to attack, and a surrogate serves T0b alone.",
-            field="--surrogate",
-            help="Name both or neither.",
-        )
-    _refuse_weak_attacks(question)
-    opened = [source.open() for source in question.data]
-    subjects: list[Subject] = []
-    for backbone, (source, data) in itertools.product(
-        question.backbones, zip(question.data, opened, strict=True)
-    ):
-        clip = load_clip(backbone, question.pretrained, device=question.device)
-        indices = balanced_subset(data, question.limit, SUBSET_SEED)
-        encoder = TorchImageEncoder(clip)
-        for asked, defense, seed in itertools.product(
-            question.prompt_sets, question.defenses, question.seeds
-        ):
-            name = of_seed(asked, source, seed)
-            found = (
-                known[name]
-                if known and name in known
-                else load_prompts(name, clip, data.labels, question.store)
-            )
-            classifier = Defended(
-                zero_shot(clip, found.prompts, data.labels, encoder=encoder),
-                bind_chain(parse_defenses(defense, field="--defense"), encoder),
-            )
-            pictures = Pictures(
-                data, indices, seed, question.runs / "cache", question.batch, source.templates
-            )
-            subjects.append(Subject(backbone, clip, source, pictures, asked, found, defense, classifier))
-    return subjects
 
 
 def answer(
@@ -157,11 +63,11 @@ def answer(
     A cell that another process is at is waited for, or left out unless `wait`.
     """
     if fresh:
-        for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
-            for part in (threat, *(WITHIN_T3 if threat == "T3" else ())):
-                forget(cell_of(question, subject, part, eps)[0])
-    for subject, (threat, eps) in itertools.product(subjects, question.conditions()):
-        if only_kept and not cell_of(question, subject, threat, eps)[0].exists():
+        for subject, (threat, within) in itertools.product(subjects, question.conditions()):
+            for part in (threat, *threat_level(threat).parts):
+                forget(cell_of(question, subject, part, within)[0])
+    for subject, (threat, within) in itertools.product(subjects, question.conditions()):
+        if only_kept and not cell_of(question, subject, threat, within)[0].exists():
             continue
 
         def named(
@@ -169,16 +75,16 @@ def answer(
             total: int,
             what: str,
             *,
-            about: str = f"{subject.source.name} {subject.prompt_set} {radius_text(eps)}",
+            about: str = f"{subject.source.name} {subject.prompt_set} {within.text}",
         ) -> None:
             progress(done, total, f"{what} {about}")
 
-        found = _measured(question, subject, threat, eps, named, wait=wait)
+        found = _measured(question, subject, threat, within, named, wait=wait)
         if found is None:
             continue
         names = tuple(subject.pictures.data.names[index] for index in subject.pictures.indices.tolist())
         yield Row(
-            _facts(question, subject, threat, eps, found),
+            _result(question, subject, threat, within, found),
             subject.asked,
             subject.source.folder.resolve(),
             names,
@@ -194,10 +100,10 @@ def measured_on(clip: Clip, data: LabelledImages, indices: Tensor) -> str:
 
 
 def cell_of(
-    question: Question, subject: Subject, threat: Threat, eps: float
+    question: Question, subject: Subject, threat: str, within: ThreatSet[Any]
 ) -> tuple[Path, dict[str, object]]:
     """Where the answer about a subject under a condition is kept, and all that it depends on."""
-    pictures = subject.pictures
+    pictures, level = subject.pictures, threat_level(threat)
     key: dict[str, object] = {
         "clip": subject.clip.fingerprint,
         "data": pictures.data.digest,
@@ -208,62 +114,36 @@ def cell_of(
         **({"networks": networks} if (networks := network_digests(parse_defenses(subject.defense))) else {}),
         **({} if subject.rule is None else {"judged_by": "votes"}),
         "threat": threat,
-        "eps": eps,
+        **within.key,
         "seed": pictures.seed,
         "batch": pictures.batch,
         "device": question.device,
-        **({"templates": list(pictures.templates)} if threat in ("T0b", "T1", "T3") else {}),
-        **({"strength": question.strength} if threat == "T3" else {}),
-        **question.unusual(threat, randomized=subject.randomized),
-        **(
-            {
-                "surrogates": {
-                    name: surrogate_fingerprint(name, question.device) for name in question.surrogates
-                }
-            }
-            if threat == "T0b"
-            else {}
-        ),
+        **({"templates": list(pictures.templates)} if level.reads_templates else {}),
+        **level.key(subject, question),
     }
     return cell_path(question.runs / "evaluate", key), key
 
 
-def _refuse_weak_attacks(question: Question) -> None:
-    """Fewer steps than T2's, or fewer draws, flatter a prompt set. A defense may be too dear for all of them:
-    its rows say what they had.
-    """
-    choosing = all(source.split == HELD_OUT for source in question.data)
-    if question.steps != T2_STEPS and (
-        "T3" in question.threats or not (choosing or all(map(parse_defenses, question.defenses)))
-    ):
-        raise InvalidInput(
-            f"T2 has {T2_STEPS} steps where it is reported without a defense; others are for choosing "
-            f"settings, and for dear defenses.",
-            field="--steps",
-            help=f"Leave it out, or measure on --split {HELD_OUT}, or behind --defense alone, without T3.",
-        )
-    if question.draws is not None and "T3" in question.threats:
-        raise InvalidInput(
-            "T3 is the strongest attack, with all its draws.",
-            field="--draws",
-            help="Leave it out, or ask for T2 and black-box without T3.",
-        )
-
-
 def _measured(
-    question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool
+    question: Question,
+    subject: Subject,
+    threat: str,
+    within: ThreatSet[Any],
+    progress: Progress,
+    *,
+    wait: bool,
 ) -> AtLevel | None:
     """The cell, from wherever it is had; None if another process is at it, or at a part of it, and we don't
     `wait`.
     """
-    path, key = cell_of(question, subject, threat, eps)
+    path, key = cell_of(question, subject, threat, within)
     found = recall(path, len(subject.pictures.indices))
     if found is not None:
         return found
     with claimed(path, wait=wait) as ours:
         found = recall(path, len(subject.pictures.indices))
         if found is None and ours:
-            found = _measure(question, subject, threat, eps, progress, wait=wait)
+            found = _measure(question, subject, threat, within, progress, folder=parts_of(path), wait=wait)
             if found is not None:
                 keep(path, key, found)
                 forget_parts(path)
@@ -271,60 +151,30 @@ def _measured(
 
 
 def _measure(
-    question: Question, subject: Subject, threat: Threat, eps: float, progress: Progress, *, wait: bool
+    question: Question,
+    subject: Subject,
+    threat: str,
+    within: ThreatSet[Any],
+    progress: Progress,
+    *,
+    folder: Path,
+    wait: bool,
 ) -> AtLevel | None:
-    clip, classifier, pictures = subject.clip, subject.classifier, subject.pictures
-    jury, randomized = jury_of(subject.rule, randomized=subject.randomized), subject.randomized
-    if threat == "T0b":
-        return measure_transfer(
-            question.surrogates, eps, clip, classifier, pictures, jury=jury, progress=progress
-        )
-    if threat == "static":
-        return measure_static(eps, clip, subject.prompts, classifier, pictures, jury=jury, progress=progress)
-    if threat == "black-box":
-        queries, draws = question.queries, question.draws_at(threat)
-        return measure_black_box(
-            eps,
-            clip,
-            classifier,
-            pictures,
-            randomized=randomized,
-            jury=jury,
-            progress=progress,
-            queries=queries,
-            draws=draws,
-        )
-    known: dict[Level, AtLevel] = {}
-    for part in WITHIN_T3 if threat == "T3" else ():
-        within = _measured(question, subject, part, eps, progress, wait=wait)
-        if within is None:
+    level, parts = threat_level(threat), dict[str, AtLevel]()
+    for part in level.parts:
+        found = _measured(question, subject, part, within, progress, wait=wait)
+        if found is None:
             return None
-        known[part] = within
-    return measure_level(
-        threat,
-        eps,
-        clip,
-        classifier,
-        pictures,
-        randomized=randomized,
-        rule=subject.rule,
-        progress=progress,
-        strength=question.strength,
-        steps=question.steps,
-        restarts=question.restarts,
-        draws=question.draws_at(threat),
-        search=question.search,
-        known=known,
-        parts=parts_of(cell_of(question, subject, threat, eps)[0]),
-    )
+        parts[part] = found
+    return level.measure(subject, within, question, Work(progress, folder, parts))
 
 
-def _facts(
-    question: Question, subject: Subject, threat: Threat, eps: float, found: AtLevel
-) -> dict[str, Any]:
+def _result(
+    question: Question, subject: Subject, threat: str, within: ThreatSet[Any], found: AtLevel
+) -> Result:
     measured, source = found.measured, subject.source
     share = accuracy(measured.correct)
-    return {
+    values = {
         "backbone": subject.backbone,
         "prompt_set": subject.prompt_set,
         **_seen(subject),
@@ -333,7 +183,7 @@ def _facts(
         **({} if source.classes is None else {"classes": source.classes.name, "among": source.among}),
         "defense": subject.defense,
         "threat": threat,
-        "eps": radius_text(eps),
+        "eps": within.text,
         "n": len(measured.correct),
         "accuracy": share.value,
         "low": share.low,
@@ -341,15 +191,16 @@ def _facts(
         "accuracy_8bit": accuracy(measured.correct_8bit).value,
         **({} if measured.abstained is None else {"abstained": accuracy(measured.abstained).value}),
         "attack": found.attack,
-        **question.unusual(threat, randomized=subject.randomized),
+        **threat_level(threat).unusual(question, randomized=subject.randomized),
         **({} if found.fell_to is None else {"fell_to": found.fell_to}),
         "measured_on": measured_on(subject.clip, subject.pictures.data, subject.pictures.indices),
         "right": packed(measured.correct),
         "seed": subject.pictures.seed,
         "seconds": round(measured.seconds, 3),
         "cost": measured.cost._asdict(),
-        "command": _command(question, subject, threat, eps),
+        "command": _command(question, subject, threat, within),
     }
+    return Result.model_validate(values)
 
 
 def _seen(subject: Subject) -> dict[str, int | str]:
@@ -364,10 +215,10 @@ def _seen(subject: Subject) -> dict[str, int | str]:
     return seen if subject.found.selection is None else {**seen, "selection": subject.found.selection}
 
 
-def _command(question: Question, subject: Subject, threat: Threat, eps: float) -> str:
+def _command(question: Question, subject: Subject, threat: str, within: ThreatSet[Any]) -> str:
     """What measures this one row again: every choice spelled out, the prompt set by its version."""
-    source = subject.source
-    written = threat in ("T0b", "T1", "T3") and source.templates != (HANDCRAFTED_TEMPLATE,)
+    source, level = subject.source, threat_level(threat)
+    written = level.reads_templates and source.templates != (HANDCRAFTED_TEMPLATE,)
     words = ["robustclip", "evaluate", "--backbone", subject.backbone]
     words += ["--pretrained", question.pretrained] if question.pretrained else []
     words += [
@@ -381,19 +232,9 @@ def _command(question: Question, subject: Subject, threat: Threat, eps: float) -
         threat,
     ]
     words += [] if source.classes is None else ["--classes", str(source.classes), "--among", source.among]
-    words += [] if threat == "clean" else ["--eps", radius_text(eps)]
+    words += within.words
     words += [word for template in source.templates for word in ("--template", template)] if written else []
-    words += ["--strength", question.strength] if threat == "T3" else []
-    words += [
-        word
-        for name, number in question.unusual(threat, randomized=subject.randomized).items()
-        for word in (f"--{name}", str(number))
-    ]
-    words += (
-        [word for surrogate in question.surrogates for word in ("--surrogate", surrogate)]
-        if threat == "T0b"
-        else []
-    )
+    words += level.words(question, randomized=subject.randomized)
     words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
     words += [
         "--limit",

@@ -2,26 +2,28 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from training.measuring.pages.difference import decided
 from training.measuring.pages.wording import attacked
+from training.measuring.schema.base import grouped
+from training.measuring.schema.evaluation import SUBJECT, Check, Evaluation, Headline
+from training.measuring.schema.rows import Mean, MeanOverData, Paired, PairedOverData, Result
 
-Facts: TypeAlias = Mapping[str, Any]
 _WIDE = 170
 
 
-def print_evaluation(found: Facts) -> None:
-    """Every row with the checks that contradict it, then what follows from the rows."""
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Every row with the checks that speak against it, then what follows from the rows."""
     console = _console()
-    flags = _flags(found.get("checks", ()))
-    several = len({facts["seed"] for facts in found["results"]}) > 1
+    results = evaluation.results
+    flags = _flags(evaluation.fired)
+    several = len({result.seed for result in results}) > 1
     heads = ("backbone", "data", "prompt set", "defense", "threat", "eps", *(("seed",) if several else ()))
-    voted = any("abstained" in facts for facts in found["results"])
-    unseen = any(facts.get("seen_labels") != facts.get("measured_labels") for facts in found["results"])
+    voted = any(result.abstained is not None for result in results)
+    unseen = any(result.seen_labels != result.measured_labels for result in results)
     table = Table(
         *heads,
         "accuracy",
@@ -33,64 +35,54 @@ def print_evaluation(found: Facts) -> None:
         *(("abstained",) if voted else ()),
         *(("names trained on",) if unseen else ()),
     )
-    for facts in found["results"]:
-        raised = flags.get(_row_of(facts), [])
-        named = [_name(facts, head) for head in heads]
-        interval = f"{facts['low']:.1%} - {facts['high']:.1%}"
-        rest = [
-            f"{facts['accuracy']:.1%}",
-            interval,
-            f"{facts['accuracy_8bit']:.1%}",
-            str(facts["n"]),
-            f"{facts['seconds']:.1f}",
-        ]
-        seen = f"{facts['seen_labels']} of {facts['measured_labels']}" if "seen_labels" in facts else ""
-        silent = f"{facts['abstained']:.1%}" if "abstained" in facts else ""
+    for result in results:
+        raised = flags.get(result.key(*SUBJECT, "threat", "eps"), [])
+        seen = "" if result.seen_labels is None else f"{result.seen_labels} of {result.measured_labels}"
+        silent = "" if result.abstained is None else f"{result.abstained:.1%}"
         table.add_row(
-            *named, *rest, ", ".join(raised), *((silent,) if voted else ()), *((seen,) if unseen else ())
+            *(_cell(result, head) for head in heads),
+            f"{result.accuracy:.1%}",
+            _interval(result),
+            f"{result.accuracy_8bit:.1%}",
+            str(result.n),
+            f"{result.seconds:.1f}",
+            ", ".join(raised),
+            *((silent,) if voted else ()),
+            *((seen,) if unseen else ()),
         )
     console.print(table)
-    for check in (check for check in found.get("checks", ()) if check["fired"]):
-        about = f"{check['data']}, {check['prompt_set']}"
+    for check in evaluation.fired:
+        about = f"{check.data}, {check.prompt_set}"
         console.print(
-            f"{check['id']} {check['name']} ({about}): {check['sentence']} ({check['number']:.3g}, "
-            f"threshold {check['threshold']:.3g})."
+            f"{check.id} {check.name} ({about}): {check.sentence} ({check.number:.3g}, "
+            f"threshold {check.threshold:.3g})."
         )
-    for title, names in (("over_seeds", "over seeds"), ("over_data", "over data sets")):
-        _print_means(console, found.get(title, ()), names)
-    _print_paired(console, found.get("paired", ()), "same pictures")
-    _print_paired(console, found.get("paired_over_data", ()), "means over data sets")
-    _print_headlines(console, found.get("headlines", ()))
+    _print_means(console, evaluation.over_seeds, "over seeds")
+    _print_means(console, evaluation.over_data, "over data sets")
+    _print_paired(console, evaluation.paired, "same pictures")
+    _print_paired(console, evaluation.paired_over_data, "means over data sets")
+    _print_headlines(console, evaluation.headlines)
 
 
-def print_plan(cells: Sequence[Facts], summary: str) -> None:
+def print_plan(cells: Sequence[Mapping[str, object]], summary: str) -> None:
+    """The cells as `plan.as_facts` has them."""
     console = _console()
-    table = Table(
-        "backbone", "data", "prompt set", "defense", "threat", "eps", "seed", "n", "charged passes, at most"
-    )
+    heads = ("backbone", "data", "prompt set", "defense", "threat", "eps", "seed", "n")
+    table = Table(*heads, "charged passes, at most")
     for cell in cells:
         charged = "measured already" if cell["measured"] else f"{cell['charged']:,}"
-        table.add_row(
-            *(
-                str(cell[name])
-                for name in ("backbone", "data", "prompt_set", "defense", "threat", "eps", "seed", "n")
-            ),
-            charged,
-        )
+        table.add_row(*(str(cell[head.replace(" ", "_")]) for head in heads), charged)
     console.print(table)
     console.print(summary)
 
 
-def print_transfer(rows: Sequence[Facts]) -> None:
-    """A matrix for each backbone, data set, radius and seed: a row for what pictures were made against, a
-    column for what they are judged under.
+def print_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `transfer_matrix` as a table for each backbone, data set, radius and seed: a line for the
+    prompt set that pictures were made against, a column for the one that they are judged under.
     """
     console = _console()
-    groups: dict[tuple[str, ...], list[Facts]] = {}
-    for row in rows:
-        groups.setdefault(
-            tuple(str(row[name]) for name in ("backbone", "data", "split", "eps", "seed", "n")), []
-        ).append(row)
+    about = ("backbone", "data", "split", "eps", "seed", "n")
+    groups = grouped(rows, lambda row: tuple(str(row[name]) for name in about))
     for (backbone, data, split, eps, seed, n), group in groups.items():
         names = list(dict.fromkeys(row["judged_under"] for row in group))
         table = Table(
@@ -104,120 +96,64 @@ def print_transfer(rows: Sequence[Facts]) -> None:
         console.print(table)
 
 
-def _print_means(console: Console, means: Sequence[Facts], what: str) -> None:
+def _print_means(console: Console, means: Sequence[Mean | MeanOverData], what: str) -> None:
     if not means:
         return
-    table = Table(
-        "backbone",
-        "data",
-        "prompt set",
-        "defense",
-        "threat",
-        "eps",
-        "seeds",
-        "mean",
-        "95 % interval",
-        "deviation",
-        title=f"means {what}",
-    )
-    for facts in means:
-        deviation = f"{facts['deviation']:.1%}" if "deviation" in facts else ""
-        named = [
-            _name(facts, head) for head in ("backbone", "data", "prompt set", "defense", "threat", "eps")
-        ]
+    heads = ("backbone", "data", "prompt set", "defense", "threat", "eps")
+    table = Table(*heads, "seeds", "mean", "95 % interval", "deviation", title=f"means {what}")
+    for mean in means:
         table.add_row(
-            *named,
-            _several(facts["seeds"]),
-            f"{facts['accuracy']:.1%}",
-            f"{facts['low']:.1%} - {facts['high']:.1%}",
-            deviation,
+            *(_cell(mean, head) for head in heads),
+            ", ".join(map(str, mean.seeds)),
+            f"{mean.accuracy:.1%}",
+            _interval(mean),
+            f"{mean.deviation:.1%}" if isinstance(mean, Mean) else "",
         )
     console.print(table)
 
 
-def _print_paired(console: Console, paired: Sequence[Facts], what: str) -> None:
+def _print_paired(console: Console, paired: Sequence[Paired | PairedOverData], what: str) -> None:
     if not paired:
         return
-    table = Table(
-        "backbone",
-        "data",
-        "defense",
-        "threat",
-        "eps",
-        "a",
-        "b",
-        "a - b, points",
-        "95 % interval",
-        "says",
-        title=what,
-    )
-    for facts in paired:
-        named = [_name(facts, head) for head in ("backbone", "data", "defense", "threat", "eps", "a", "b")]
-        points = f"{100 * facts['difference']:+.1f}"
-        interval = f"{100 * facts['low']:+.1f} to {100 * facts['high']:+.1f}"
+    heads = ("backbone", "data", "defense", "threat", "eps", "a", "b")
+    table = Table(*heads, "a - b, points", "95 % interval", "says", title=what)
+    for pair in paired:
         table.add_row(
-            *named,
-            points,
-            interval,
-            f"{'a' if facts['low'] > 0 else 'b'} is better" if decided(facts) else "no difference",
+            *(_cell(pair, head) for head in heads),
+            f"{100 * pair.difference:+.1f}",
+            f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
+            pair.better,
         )
     console.print(table)
 
 
-def _print_headlines(console: Console, headlines: Sequence[Facts]) -> None:
-    for facts in headlines:
-        about = (
-            f"{facts['prompt_set']} on {facts['data']} ({facts['backbone']}, defense "
-            f"{facts['defense']}, seed {facts['seed']}) at {facts['eps']}"
-        )
-        if facts["refused"]:
-            console.print(f"inconclusive: {about}: no headline, because of {', '.join(facts['refused'])}.")
+def _print_headlines(console: Console, headlines: Sequence[Headline]) -> None:
+    for headline in headlines:
+        about = f"{headline.words} at {headline.eps}"
+        if headline.refused:
+            console.print(f"inconclusive: {about}: no headline, because of {', '.join(headline.refused)}.")
         else:
             console.print(
-                f"{about}: {facts['accuracy']:.1%} of {facts['n']} not broken by T3 ({facts['low']:.1%} - "
-                f"{facts['high']:.1%})."
+                f"{about}: {headline.accuracy:.1%} of {headline.n} not broken by T3 ({_interval(headline)})."
             )
 
 
-def _flags(checks: Sequence[Facts]) -> dict[tuple[str, ...], list[str]]:
-    """Row -> identifiers of the checks that fired over it. A check speaks against the attack that should have
-    found more: the last of its rows.
-    """
+def _flags(fired: Sequence[Check]) -> dict[tuple[str, ...], list[str]]:
+    """Row -> identifiers of the checks that speak against it."""
     flags: dict[tuple[str, ...], list[str]] = {}
-    for check in (check for check in checks if check["fired"]):
-        threat, eps = check["rows"][-1]
-        flags.setdefault(_row_of({**check, "threat": threat, "eps": eps}), []).append(check["id"])
+    for check in fired:
+        flags.setdefault((*check.key(*SUBJECT), *check.rows[-1]), []).append(check.id)
     return flags
 
 
-def _row_of(facts: Facts) -> tuple[str, ...]:
-    return tuple(
-        str(facts.get(name))
-        for name in (
-            "backbone",
-            "data",
-            "split",
-            "classes",
-            "among",
-            "prompt_set",
-            "defense",
-            "seed",
-            "threat",
-            "eps",
-        )
-    )
-
-
-def _name(facts: Facts, head: str) -> str:
-    value = facts[head.replace(" ", "_")]
+def _cell(line: Result | Mean | MeanOverData | Paired | PairedOverData, head: str) -> str:
     if head == "data":
-        value = _several(value) if isinstance(value, list) else value
-        return f"{value} ({facts['classes']})" if "classes" in facts else value
-    return attacked(facts) if head == "threat" else str(value)
+        return line.data_name + (f" ({line.classes})" if line.classes is not None else "")
+    return attacked(line) if head == "threat" else str(getattr(line, head.replace(" ", "_")))
 
 
-def _several(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
+def _interval(line: Result | Mean | MeanOverData | Headline) -> str:
+    return f"{line.low:.1%} - {line.high:.1%}"
 
 
 def _console() -> Console:

@@ -1,6 +1,5 @@
-"""The results page, made from committed JSON: `results` puts it together, `defense`, `certified` and
-`selection` are its tables that are not plain rows.
+"""The results page, made from committed JSON. `results` puts it together; `defense`, `certified` and
+`selection` make the sections that are no tables of plain rows.
 
-`wording` and `difference` say a number and whether a difference is one, here and on a terminal. No tensors:
-the page is made in no time.
+`wording` has what the terminal says too. Nothing here imports torch, so that the page is made at once.
 """

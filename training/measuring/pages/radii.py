@@ -4,37 +4,30 @@ results page.
 
 import statistics
 from fractions import Fraction
-from typing import Any, TypeAlias
 
 from robustclip.reports.charts import Curve, chart_file
-
-Facts: TypeAlias = dict[str, Any]
+from training.measuring.schema.files import TableFile
 
 _LEVEL, _HEADLINE = "T2", "T3"
 
 
-def radius_chart(content: Facts) -> str:
+def radius_chart(content: TableFile) -> str:
     """Means over data sets of one seed: untouched at 0, then under T2, of whoever was attacked under T3 or
     all are compared with; an SVG file.
 
     Nothing where nobody has two radii on all data sets of a table. Untouched pictures may be more than
     attacked ones, as the table says.
     """
-    results: list[Facts] = [
-        row for row in content.get("results", ()) if row.get("defense") == "none" and "method" in row
-    ]
+    rows = [row for row in content.results if row.defense == "none" and row.method is not None]
     measures = _measures(content)
-    shown = dict.fromkeys(
-        row["method"] for row in results if row["threat"] == _HEADLINE or row["method"] in measures
-    )
-    data = {row["data"] for row in results}
-    for seed in sorted({row["seed"] for row in results}):
+    shown = dict.fromkeys(row.label for row in rows if row.threat == _HEADLINE or row.label in measures)
+    data = {row.data for row in rows}
+    for seed in sorted({row.seed for row in rows}):
         found: dict[str, dict[Fraction, dict[str, float]]] = {name: {} for name in shown}
-        for row in results:
-            if row["seed"] == seed and row["threat"] in ("clean", _LEVEL) and row["method"] in found:
-                found[row["method"]].setdefault(255 * Fraction(row["eps"]), {})[row["data"]] = (
-                    100 * row["accuracy"]
-                )
+        for row in rows:
+            if row.seed == seed and row.threat in ("clean", _LEVEL) and row.label in found:
+                at_radius = found[row.label].setdefault(255 * Fraction(row.eps), {})
+                at_radius[row.data] = 100 * row.accuracy
         means = {
             name: sorted(
                 (float(radius), statistics.fmean(own.values()))
@@ -53,11 +46,11 @@ def radius_chart(content: Facts) -> str:
     return ""
 
 
-def _measures(content: Facts) -> set[str]:
+def _measures(content: TableFile) -> set[str]:
     """Whoever all others are compared with."""
     partners: dict[str, set[str]] = {}
-    for row in content.get("paired_over_data", ()):
-        for one, other in ((row["a"], row["b"]), (row["b"], row["a"])):
-            partners.setdefault(one, set()).add(other)
+    for pair in content.paired_over_data:
+        partners.setdefault(pair.a, set()).add(pair.b)
+        partners.setdefault(pair.b, set()).add(pair.a)
     most = max(map(len, partners.values()), default=0)
     return {name for name, others in partners.items() if len(others) == most}

@@ -8,26 +8,33 @@ can't drift from the command that made it.
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from robustclip.files import write_atomically
 from training.measuring.pages.certified import certified_section
-from training.measuring.pages.columns import accuracies, behind, differences, group, headline, subject
+from training.measuring.pages.columns import accuracies, differences, headline
 from training.measuring.pages.defense import defense_tables, draws_chart
-from training.measuring.pages.markdown import line, table
+from training.measuring.pages.markdown import line, section, table
 from training.measuring.pages.radii import radius_chart
 from training.measuring.pages.selection import selection_section
-from training.measuring.pages.wording import absent, condition, data_of, seeds_words, split_of
+from training.measuring.pages.wording import absent, condition, seeds_words
+from training.measuring.schema.base import grouped
+from training.measuring.schema.files import (
+    CertifiedFile,
+    ResultsFile,
+    SelectionFile,
+    TableFile,
+    Training,
+    read_results,
+)
+from training.measuring.schema.rows import LeftOut, Mean, OverData, Result
 
 FOLDER = Path(__file__).parents[2] / "results"
 PAGE = Path(__file__).parents[2] / "RESULTS.md"
 _INTRODUCTION = Path(__file__).with_name("introduction.md").read_text(encoding="utf-8")
-Facts: TypeAlias = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="write nothing; exit 1 if the page is not what the files make"
     )
     arguments = parser.parse_args(argv)
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*.json"))}
-    charts = {arguments.folder / _chart(name, content): _drawn(content) for name, content in found.items()}
-    for path, made in {
-        arguments.page: render(found),
-        **{path: chart for path, chart in charts.items() if chart},
-    }.items():
+    found = {path.stem: read_results(path) for path in sorted(arguments.folder.glob("*.json"))}
+    made = {arguments.page: render(found)}
+    for name, content in found.items():
+        if isinstance(content, TableFile) and (chart := _drawn(content)):
+            made[arguments.folder / _chart(name, content)] = chart
+    for path, text in made.items():
         if not arguments.check:
-            write_atomically(path, made.encode())
-        elif not path.is_file() or path.read_text() != made:
+            write_atomically(path, text.encode())
+        elif not path.is_file() or path.read_text() != text:
             print(
                 f"{path.name} is not what {arguments.folder.name}/*.json make: run `make results`.",
                 file=sys.stderr,
@@ -58,187 +65,172 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def render(found: dict[str, Facts]) -> str:
+def render(found: Mapping[str, ResultsFile]) -> str:
     """The page, a section for each file in the order of their names."""
     return "\n".join([_INTRODUCTION, *(_section(name, content) for name, content in found.items())])
 
 
-def _section(name: str, content: Facts) -> str:
-    if content.get("kind") == "certified":
+def _section(name: str, content: ResultsFile) -> str:
+    if isinstance(content, CertifiedFile):
         return certified_section(name, content)
-    if "candidates" in content:
+    if isinstance(content, SelectionFile):
         return selection_section(name, content)
-    results: list[Facts] = content["results"]
-    about = _about(results)
-    lines = [
-        f"## {content['title']}",
-        "",
-        f"{'; '.join(about)} (`results/{name}.json`).",
-        "",
-        content["says"],
-        "",
-    ]
-    groups = list(dict.fromkeys(map(group, results)))
-    refused = {headline(row): row["refused"] for row in content.get("headlines", ()) if row["refused"]}
-    if _of_defenses(content):
-        lines, groups = [*lines, *defense_tables(content, chart=f"results/{_chart(name, content)}")], []
-    for about_group in groups:
-        lines += [f"### {about_group}", ""] if len(groups) > 1 else []
-        rows = [row for row in _with_means(content) if group(row) == about_group]
-        lines += accuracies(rows, refused)
-        lines += differences([row for row in content.get("paired", ()) if group(row) == about_group])
-        lines += [""] if len(groups) > 1 else []
+    chart = f"results/{_chart(name, content)}"
+    lines = defense_tables(content, chart=chart) if _of_defenses(content) else _tables(content)
     lines += _over_data(content)
     if not _of_defenses(content) and _drawn(content):
-        lines += ["", f"![Mean accuracy over the radius](results/{_chart(name, content)})"]
-    lines += _checks(content)
-    lines += _methods(content)
-    lines += _trainings(content)
-    options = (
-        content.get("command")
-        or re.sub(r" --(prompt-set|threat|eps|defense) \S+", "", results[0]["command"]) + " ..."
-    )
-    return "\n".join([*lines, "", f"    {options}", ""])
+        lines += ["", f"![Mean accuracy over the radius]({chart})"]
+    lines += [*_checks(content), *_methods(content), *_trainings(content)]
+    unasked = r" --(prompt-set|threat|eps|defense) \S+"
+    command = content.command or re.sub(unasked, "", content.results[0].command) + " ..."
+    about = "; ".join(_about(content.results))
+    return section(name, content.title, about, content.says, [*lines, "", f"    {command}"])
 
 
-def _of_defenses(content: Facts) -> bool:
-    return len(content.get("defenses", ())) > 1
+def _tables(content: TableFile) -> list[str]:
+    """A table for each tower and data set, with its differences."""
+    groups = dict.fromkeys(row.group for row in content.results)
+    refused = {headline(row): row.refused for row in content.headlines if row.refused}
+    lines: list[str] = []
+    for group in groups:
+        lines += [f"### {group}", ""] if len(groups) > 1 else []
+        lines += accuracies([row for row in _with_means(content) if row.group == group], refused)
+        lines += differences([pair for pair in content.paired if pair.group == group])
+        lines += [""] if len(groups) > 1 else []
+    return lines
 
 
-def _chart(name: str, content: Facts) -> str:
+def _of_defenses(content: TableFile) -> bool:
+    return len(content.defenses) > 1
+
+
+def _chart(name: str, content: TableFile) -> str:
     return f"{name}-{'draws' if _of_defenses(content) else 'radii'}.svg"
 
 
-def _drawn(content: Facts) -> str:
+def _drawn(content: TableFile) -> str:
     """The chart that belongs to a section, if there is one."""
     return draws_chart(content) if _of_defenses(content) else radius_chart(content)
 
 
-def _about(results: Sequence[Facts]) -> list[str]:
+def _about(results: Sequence[Result]) -> list[str]:
     """What was measured on: each data set under each tower, on how many pictures, with which seeds."""
-    seeds: dict[tuple[str, str], dict[int, set[int]]] = {}
-    for row in results:
-        seeds.setdefault((row["backbone"], data_of(row)), {}).setdefault(row["n"], set()).add(row["seed"])
     lines: list[str] = []
-    for (backbone, data), by_count in sorted(seeds.items()):
-        counts: dict[str, list[int]] = {}
-        for count, own in sorted(by_count.items()):
-            counts.setdefault(seeds_words(sorted(own)), []).append(count)
-        on = [
-            f"{' and '.join(f'{count:,}' for count in numbers)} pictures, {words}"
-            for words, numbers in counts.items()
-        ]
-        lines.append(f"{backbone}, {data}, {', '.join(on)}")
+    places = grouped(results, lambda row: (row.backbone, row.data_words))
+    for place, rows in sorted(places.items()):
+        counts: dict[str, list[str]] = {}
+        for count, own in sorted(grouped(rows, lambda row: row.n).items()):
+            words = seeds_words(sorted({row.seed for row in own}))
+            counts.setdefault(words, []).append(f"{count:,}")
+        on = [f"{' and '.join(numbers)} pictures, {words}" for words, numbers in counts.items()]
+        lines.append(", ".join([*place, *on]))
     return lines
 
 
-def _with_means(content: Facts) -> list[Facts]:
+def _with_means(content: TableFile) -> list[Result | Mean]:
     """A row a cell: the mean where several seeds were measured, else the one row."""
-    means: list[Facts] = content.get("over_seeds", [])
-    covered = {(*_cell(row), seed) for row in means for seed in row["seeds"]}
-    return [*means, *(row for row in content["results"] if (*_cell(row), row["seed"]) not in covered)]
+    covered = {(*_cell(mean), seed) for mean in content.over_seeds for seed in mean.seeds}
+    alone = [row for row in content.results if (*_cell(row), row.seed) not in covered]
+    return [*content.over_seeds, *alone]
 
 
-def _cell(row: Facts) -> tuple[str, ...]:
-    return (group(row), str(row.get("method")), row["defense"], condition(row), str(row["n"]))
+def _cell(row: Result | Mean) -> tuple[str, ...]:
+    return (row.group, str(row.method), row.defense, condition(row), str(row.n))
 
 
-def _over_data(content: Facts) -> list[str]:
+def _over_data(content: TableFile) -> list[str]:
     """Means over data sets and their differences, a table for each choice of data sets and seeds; and who has
     no mean, for want of which cells.
     """
-    groups: dict[str, dict[str, list[Facts]]] = {}
-    for name in ("over_data", "paired_over_data", "left_out_over_data"):
-        for row in content.get(name, ()):
-            about = (
-                f"{', '.join(row['data'])}: {row['backbone']}, {split_of(row)}, {seeds_words(row['seeds'])}"
-            )
-            groups.setdefault(about, {}).setdefault(name, []).append(row)
+    means, pairs = grouped(content.over_data, _choice), grouped(content.paired_over_data, _choice)
+    left_out = grouped(content.left_out_over_data, _choice)
     lines: list[str] = []
-    for about, own in groups.items():
-        means, paired, left_out = (
-            own.get(name, []) for name in ("over_data", "paired_over_data", "left_out_over_data")
-        )
-        tables = [*accuracies(means, {}), *differences(paired)] if means else ["Nobody has them all."]
-        lines += ["", f"### Means over {about}", "", *tables, *_left_out(left_out)]
+    for about in dict.fromkeys((*means, *pairs, *left_out)):
+        tables = ["Nobody has them all."]
+        if about in means:
+            tables = [*accuracies(means[about], {}), *differences(pairs.get(about, []))]
+        lines += ["", f"### Means over {about}", "", *tables, *_left_out(left_out.get(about, []))]
     return lines
 
 
-def _left_out(rows: Sequence[Facts]) -> list[str]:
+def _choice(row: OverData) -> str:
+    return f"{row.data_name}: {row.backbone}, {row.split_words}, {seeds_words(row.seeds)}"
+
+
+def _left_out(rows: Sequence[LeftOut]) -> list[str]:
     """A line for each that lacks the same cells under some conditions."""
-    conditions: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        missing = "; ".join(f"{part['data']}, {seeds_words(part['seeds'])}" for part in row["missing"])
-        conditions.setdefault((subject(row), missing), []).append(condition(row))
+
+    def lacking(row: LeftOut) -> tuple[str, str]:
+        missing = "; ".join(f"{part.data}, {seeds_words(part.seeds)}" for part in row.missing)
+        return row.title, missing
+
     lines = [
-        f"- no mean of {name} under {', '.join(under)}: not measured on {missing}"
-        for (name, missing), under in conditions.items()
+        f"- no mean of {name} under {', '.join(map(condition, own))}: not measured on {missing}"
+        for (name, missing), own in grouped(rows, lacking).items()
     ]
-    return [*([""] if lines else []), *lines]
+    return _below(lines)
 
 
-def _methods(content: Facts) -> list[str]:
+def _methods(content: TableFile) -> list[str]:
     """In which settings the methods of a table are not what their names alone mean."""
-    methods: dict[str, Facts] = content.get("methods", {})
-    if not methods:
+    if not content.methods:
         return []
     lines = [
         "",
         "What the methods are here: settings that are not an objective's own defaults (as published, or as "
         "we specify it), and what chose them.",
         "",
+        *table(["method", "objective", "settings", "chosen by"]),
     ]
-    lines += table(["method", "objective", "settings", "chosen by"])
-    for label, about in methods.items():
-        settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
-        chosen = (
-            ": ".join(filter(None, [f"`{about['selection']}`", ", ".join(about["chosen"])]))
-            if about["selection"]
-            else ""
-        )
-        lines.append(line([label, about["kind"], settings or "its own", chosen]))
+    for label, method in content.methods.items():
+        settings = ", ".join(f"{name} {value}" for name, value in method.settings.items())
+        record = f"`{method.selection}`" if method.selection else ""
+        chosen = ": ".join(filter(None, [record, ", ".join(method.chosen)])) if record else ""
+        lines.append(line([label, method.kind, settings or "its own", chosen]))
     return lines
 
 
-def _trainings(content: Facts) -> list[str]:
+def _trainings(content: TableFile) -> list[str]:
     """What each method of a table took, and what is not there."""
-    trainings: list[Facts] = content.get("trainings", [])
     lines: list[str] = []
-    if trainings:
-        cap = f"{content['max_passes']:,}"
+    if content.trainings:
         lines = [
             "",
-            f"Trainings, means over data sets and seeds; no method may take more than {cap} charged image "
-            f"passes (forward + 2 backward).",
+            f"Trainings, means over data sets and seeds; no method may take more than {content.max_passes:,} "
+            f"charged image passes (forward + 2 backward).",
             "",
+            *table(["method", "trainings", "epochs", "charged passes", "text passes", "seconds"]),
         ]
-        lines += table(["method", "trainings", "epochs", "charged passes", "text passes", "seconds"])
-        for method in dict.fromkeys(row["method"] for row in trainings):
-            own = [row for row in trainings if row["method"] == method]
-            means = [
-                sum(row[name] for row in own) / len(own)
-                for name in ("epochs", "charged", "text_passes", "seconds")
-            ]
-            lines.append(line([method, str(len(own)), *(f"{mean:,.0f}" for mean in means)]))
-    gaps = [f"- {sentence}" for sentence in absent(content.get("missing", ()))]
-    return [*lines, *([""] if gaps else []), *gaps]
+    for method, own in grouped(content.trainings, lambda training: training.method).items():
+        lines.append(line([method, str(len(own)), *_mean_of(own)]))
+    return [*lines, *_below([f"- {sentence}" for sentence in absent(content.missing)])]
 
 
-def _checks(content: Facts) -> list[str]:
+def _mean_of(trainings: Sequence[Training]) -> Iterable[str]:
+    """Epochs, charged passes, text passes and seconds, in the order of the table's columns."""
+    counts = [(each.epochs, each.charged, each.text_passes, each.seconds) for each in trainings]
+    return (f"{sum(column) / len(counts):,.0f}" for column in zip(*counts, strict=True))
+
+
+def _checks(content: TableFile) -> list[str]:
     """One sentence for all masking checks, one line for each that fired."""
-    checks: list[Facts] = content.get("checks", [])
-    if not checks and not content.get("checks_made"):
+    count = len(content.checks) if content.checks_made is None else content.checks_made
+    if not content.checks and not count:
         return []
-    fired = [check for check in checks if check["fired"]]
-    lines = ["", f"Masking checks: {content.get('checks_made', len(checks))}, {len(fired)} of them fired."]
     return [
-        *lines,
+        "",
+        f"Masking checks: {count}, {len(content.fired)} of them fired.",
         *(
-            f"- {check['id']} {check['name']}: {behind(check['prompt_set'], check)}, {data_of(check)}: "
-            f"{check['sentence']}."
-            for check in fired
+            f"- {check.id} {check.name}: {check.behind(check.prompt_set)}, {check.data_words}: "
+            f"{check.sentence}."
+            for check in content.fired
         ),
     ]
+
+
+def _below(lines: list[str]) -> list[str]:
+    """What stands below a table, apart from it."""
+    return ["", *lines] if lines else []
 
 
 if __name__ == "__main__":

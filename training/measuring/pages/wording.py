@@ -1,39 +1,22 @@
-"""How rows of numbers are said on the results page. No tensors, so that the page is made in no time."""
+"""How rows of numbers are said on the results page and on a terminal."""
 
-from collections.abc import Collection, Mapping, Sequence
-from fractions import Fraction
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterable, Mapping
 
-from training.measuring.pages.difference import decided
-
-Facts: TypeAlias = Mapping[str, Any]
+from training.measuring.schema.base import Difference
+from training.measuring.schema.evaluation import Illusion
+from training.measuring.schema.files import Gap
+from training.measuring.schema.rows import (
+    UNUSUAL,
+    Condition,
+    Mean,
+    MeanOverData,
+    OverData,
+    Paired,
+    PairedOverData,
+    Result,
+)
 
 FEW = 64  # pictures: of fewer a percentage would say more than was measured
-# What a row names where an attack took other than the level's own, and how it is said.
-UNUSUAL = {
-    "steps": "{} steps",
-    "queries": "{} queries",
-    "restarts": "{} starts",
-    "draws": "{} draws",
-    "search": "searched in {}",
-}
-
-_LEVELS = ("clean", "T0", "T0b", "T1", "static", "T2", "black-box", "T3")
-
-
-def rank(row: Facts) -> tuple[int, Fraction]:
-    """Where a condition stands among others: by what the attacker knows, then by the radius."""
-    return _LEVELS.index(row["threat"]), Fraction(row["eps"])
-
-
-def data_of(row: Facts) -> str:
-    """Data set and split, and which of its classes."""
-    return f"{row['data']} {split_of(row)}"
-
-
-def split_of(row: Facts) -> str:
-    """Split, and which of its classes."""
-    return row["split"] + (f" ({row['classes']} among {row['among']})" if "classes" in row else "")
 
 
 def seeds_words(seeds: Collection[int]) -> str:
@@ -41,66 +24,70 @@ def seeds_words(seeds: Collection[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def absent(gaps: Sequence[Facts]) -> list[str]:
+def absent(gaps: Iterable[Gap]) -> list[str]:
     """A sentence for each thing that can't be had, with its reason, and one for all that was only not done
     yet.
     """
-    said = [
-        f"not there: {gap['method']}, {gap['data']}, seed {gap['seed']}: {gap['why']}"
-        for gap in gaps
-        if not gap.get("pending")
-    ]
+    said: list[str] = []
     to_come: dict[str, set[int]] = {}
     for gap in gaps:
-        if gap.get("pending"):
-            to_come.setdefault(gap["data"], set()).add(gap["seed"])
+        if gap.pending:
+            to_come.setdefault(gap.data, set()).add(gap.seed)
+        else:
+            said.append(f"not there: {gap.method}, {gap.data}, seed {gap.seed}: {gap.why}")
     places = ", ".join(f"{data} ({seeds_words(sorted(seeds))})" for data, seeds in to_come.items())
     return [*said, *([f"still to come, all or in part: {places}"] if places else [])]
 
 
-def condition(row: Facts) -> str:
+def condition(line: Condition) -> str:
     """The column that a row stands in: threat level and radius, and what the attack took where that is not
     the level's own.
     """
-    return attacked(row, " " + row["eps"] if row["threat"] != "clean" else "")
+    return attacked(line, " " + line.eps if line.threat != "clean" else "")
 
 
-def attacked(row: Facts, radius: str = "") -> str:
+def attacked(line: Condition, radius: str = "") -> str:
     """The threat level, and what the attack took where that is not the level's own."""
-    return ", ".join(filter(None, [row["threat"] + radius, effort(row)]))
+    return ", ".join(filter(None, [line.threat + radius, effort(line.unusual)]))
 
 
-def effort(row: Facts, *, without: Collection[str] = ()) -> str:
-    """What the attack took, where that is not the level's own."""
-    said = [(row[name], words) for name, words in UNUSUAL.items() if name in row and name not in without]
-    return ", ".join(words.format(taken).removesuffix("s" if taken == 1 else "") for taken, words in said)
+def effort(taken: Mapping[str, object], *, without: Collection[str] = ()) -> str:
+    """What an attack took, by the names of `UNUSUAL`."""
+    said = [(taken[name], words) for name, words in UNUSUAL.items() if name in taken and name not in without]
+    return ", ".join(words.format(value).removesuffix("s" if value == 1 else "") for value, words in said)
 
 
-def accuracy(row: Facts) -> str:
+def accuracy(row: Result | Mean | MeanOverData) -> str:
     """Per cent with the interval, or of few pictures how many of them."""
-    if row.get("n", FEW) < FEW:
-        total = row["n"] * len(row.get("seeds", "1"))
-        silent = f"; abstained {round(row['abstained'] * total)}" if "abstained" in row else ""
-        return f"{round(row['accuracy'] * total)}/{total}{silent}"
-    deviation = f"; sd {100 * row['deviation']:.1f}" if "deviation" in row else ""
-    silent = f"; abstained {100 * row['abstained']:.1f}" if "abstained" in row else ""
-    return (
-        f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f}{deviation}{silent})"
-    )
+    outcomes = _few(row)
+    abstained = row.abstained if isinstance(row, Result) else None
+    if outcomes is not None:
+        silent = "" if abstained is None else f"; abstained {round(abstained * outcomes)}"
+        return f"{round(row.accuracy * outcomes)}/{outcomes}{silent}"
+    deviation = f"; sd {100 * row.deviation:.1f}" if isinstance(row, Mean) else ""
+    silent = "" if abstained is None else f"; abstained {100 * abstained:.1f}"
+    return f"{100 * row.accuracy:.1f} ({100 * row.low:.1f} to {100 * row.high:.1f}{deviation}{silent})"
 
 
-def difference(row: Facts | None, *, claimed: bool = True) -> str:
+def difference(
+    gap: Difference, row: Paired | PairedOverData | Illusion | None = None, *, claimed: bool = True
+) -> str:
     """Points with the interval and, where there is one, the p-value, bold where both exclude 0; of few
-    pictures how many of them.
+    pictures, which the `row` tells, how many of them.
 
     One that is not `claimed` is never bold.
     """
-    if row is None:
-        return ""
-    test = "" if row["mcnemar"] is None else f"; p {row['mcnemar']:.2g}"
-    if row.get("n", FEW) < FEW:
-        total = row["n"] * len(row.get("seeds", "1"))
-        text = f"{round(row['difference'] * total):+d} of {total}{test.replace(';', ',')}"
+    test = "" if gap.mcnemar is None else f"; p {gap.mcnemar:.2g}"
+    outcomes = None if row is None else _few(row)
+    if outcomes is not None:
+        text = f"{round(gap.difference * outcomes):+d} of {outcomes}{test.replace(';', ',')}"
     else:
-        text = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}{test})"
-    return f"**{text}**" if claimed and decided(row) else text
+        text = f"{100 * gap.difference:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}{test})"
+    return f"**{text}**" if claimed and gap.decided else text
+
+
+def _few(row: Result | Mean | Paired | Illusion | OverData) -> int | None:
+    """Outcomes that are counted because pictures are few: one for each of them and each seed."""
+    if isinstance(row, OverData) or row.n >= FEW:
+        return None
+    return row.n * max(1, len(row.seeds))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import measured
 import pytest
 from pictures import write_pictures
 
@@ -13,7 +14,7 @@ from robustclip.errors import DataRefused, InvalidInput
 from robustclip.files import claimed
 from training.measuring.campaigns.declaration import read_table
 from training.measuring.campaigns.suite import main
-from training.measuring.pages.results import FOLDER, render
+from training.measuring.pages.results import FOLDER
 
 TABLE = """
 title = "Toys"
@@ -144,7 +145,7 @@ def test_a_table_is_filled_over_several_sittings_and_makes_a_page(workshop: Work
         "chosen": [],
         "selection": None,
     }
-    page = render({"toys": content})
+    page = measured.page("toys", content)
     assert (
         "| prompt set | clean, 9 pictures, seeds 0, 1 | T0 2/255, 6 pictures, seeds 0, 1 | T0 4/255, 6 "
         "pictures, seed 0 |" in page
@@ -336,7 +337,7 @@ def test_defenses_multiply_with_what_they_are_attacked_by_and_one_that_is_not_th
         ["T2", "black-box"],
         False,
     )
-    page = render({"toys": content})
+    page = measured.page("toys", content)
     assert told["unequal"] == []  # as many queries on both sides
     assert "| bits | 4 |" in page
     assert "2 steps, 2 draws |" in page

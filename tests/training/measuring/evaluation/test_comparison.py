@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import measured
 import pytest
 import torch
 from torch import Tensor
@@ -7,23 +8,22 @@ from torch import Tensor
 from robustclip.measuring import mcnemar, paired_difference
 from training.measuring.evaluation.comparison import compare, over_data, over_seeds, resampled_mean
 from training.measuring.evaluation.rows import Row
-from training.measuring.pages.difference import decided
+from training.measuring.schema.base import Difference
+from training.measuring.schema.rows import Result
 
 
 def row(asked: str, correct: Tensor, *, seed: int = 0, data: str = "cats", version: str = "@1") -> Row:
-    facts = {
-        "backbone": "tiny",
-        "prompt_set": asked.replace("%", str(seed)) + version,
-        "data": data,
-        "split": "test",
-        "defense": "none",
-        "threat": "T2",
-        "eps": "1/255",
-        "n": len(correct),
-        "accuracy": float(correct.float().mean()),
-        "seed": seed,
-    }
-    return Row(facts, asked, Path(data), tuple(map(str, range(len(correct)))), correct)
+    values = measured.row(
+        prompt_set=asked.replace("%", str(seed)) + version,
+        data=data,
+        threat="T2",
+        eps="1/255",
+        n=len(correct),
+        accuracy=float(correct.float().mean()),
+        seed=seed,
+    )
+    names = tuple(map(str, range(len(correct))))
+    return Row(Result.model_validate(values), asked, Path(data), names, correct)
 
 
 def drawn(share: float, n: int = 200, *, seed: int = 0) -> Tensor:
@@ -34,10 +34,10 @@ def test_one_seed_is_compared_picture_by_picture() -> None:
     plain, learned = drawn(0.4, seed=1), drawn(0.6, seed=2)
     (pair,) = compare([row("plain", plain), row("learned", learned)])
     expected = paired_difference(learned, plain)
-    assert (pair["a"], pair["b"]) == ("learned@1", "plain@1")
-    assert (pair["difference"], pair["low"], pair["high"]) == expected
-    assert pair["mcnemar"] == mcnemar(learned, plain)
-    assert "seeds" not in pair
+    assert (pair.a, pair.b) == ("learned@1", "plain@1")
+    assert (pair.difference, pair.low, pair.high) == expected
+    assert pair.mcnemar == mcnemar(learned, plain)
+    assert "seeds" not in pair.as_json()
 
 
 def test_several_seeds_are_drawn_again_with_the_pictures() -> None:
@@ -45,16 +45,15 @@ def test_several_seeds_are_drawn_again_with_the_pictures() -> None:
     share) in enumerate((("plain", 0.4), ("own-%", 0.6)))
             for seed in (0, 1, 2)]  # fmt: skip
     (pair,) = compare(rows)
-    assert (pair["a"], pair["b"], pair["seeds"], pair["mcnemar"]) == ("own-%", "plain@1", [0, 1, 2], None)
-    assert pair["low"] < pair["difference"] < pair["high"]
-    assert pair["difference"] == pytest.approx(
-        sum(found.facts["accuracy"] for found in rows[3:]) / 3
-        - sum(f.facts["accuracy"] for f in rows[:3]) / 3
+    assert (pair.a, pair.b, pair.seeds, pair.mcnemar) == ("own-%", "plain@1", (0, 1, 2), None)
+    assert pair.low < pair.difference < pair.high
+    assert pair.difference == pytest.approx(
+        sum(found.result.accuracy for found in rows[3:]) / 3 - sum(f.result.accuracy for f in rows[:3]) / 3
     )
     means = over_seeds(rows)
-    assert [facts["prompt_set"] for facts in means] == ["plain@1", "own-%"]
-    assert means[0]["deviation"] == pytest.approx(
-        torch.tensor([found.facts["accuracy"] for found in rows[:3]]).std().item()
+    assert [mean.prompt_set for mean in means] == ["plain@1", "own-%"]
+    assert means[0].deviation == pytest.approx(
+        torch.tensor([found.result.accuracy for found in rows[:3]]).std().item()
     )
 
 
@@ -74,11 +73,11 @@ def test_data_sets_count_the_same_whatever_their_size() -> None:
     ]
     means, (pair,), left_out = over_data(rows)
     assert left_out == []
-    accuracy = {(found.asked, found.facts["data"]): found.facts["accuracy"] for found in rows}
-    assert means[0]["accuracy"] == pytest.approx((accuracy["plain", "cats"] + accuracy["plain", "dogs"]) / 2)
-    assert pair["difference"] == pytest.approx(means[1]["accuracy"] - means[0]["accuracy"])
-    assert pair["data"] == ["cats", "dogs"]
-    assert decided(pair)
+    accuracy = {(found.asked, found.result.data): found.result.accuracy for found in rows}
+    assert means[0].accuracy == pytest.approx((accuracy["plain", "cats"] + accuracy["plain", "dogs"]) / 2)
+    assert pair.difference == pytest.approx(means[1].accuracy - means[0].accuracy)
+    assert pair.data == ("cats", "dogs")
+    assert pair.decided
     assert over_data(rows[:2]) == ([], [], [])
 
 
@@ -112,11 +111,11 @@ def test_who_lacks_a_data_set_or_a_seed_has_no_mean_and_is_named(
     lacking: list[tuple[str, str, int]], missing: list[dict[str, object]]
 ) -> None:
     found, whole = over_data(grid(*lacking)), over_data(grid())
-    assert [(mean["prompt_set"], mean["data"], mean["seeds"]) for mean in found.means] == [
-        (name, ["cats", "dogs"], [0, 1]) for name in ("plain", "learned")
+    assert [(mean.prompt_set, mean.data, mean.seeds) for mean in found.means] == [
+        (name, ("cats", "dogs"), (0, 1)) for name in ("plain", "learned")
     ]
-    assert [(pair["a"], pair["b"]) for pair in found.paired] == [("learned", "plain")]
-    assert [(out["prompt_set"], out["threat"], out["missing"]) for out in found.left_out] == [
+    assert [(pair.a, pair.b) for pair in found.paired] == [("learned", "plain")]
+    assert [(out.prompt_set, out.threat, out.as_json()["missing"]) for out in found.left_out] == [
         ("dear", "T2", missing)
     ]
     assert len(whole.means) == len(whole.paired) == 3
@@ -125,12 +124,12 @@ def test_who_lacks_a_data_set_or_a_seed_has_no_mean_and_is_named(
 
 def test_a_seed_that_a_data_set_has_of_nobody_yet_is_in_no_mean() -> None:
     begun = [
-        found for found in grid(seeds=(0, 1, 2)) if (found.facts["data"], found.facts["seed"]) != ("dogs", 2)
+        found for found in grid(seeds=(0, 1, 2)) if (found.result.data, found.result.seed) != ("dogs", 2)
     ]
     found, finished = over_data(begun), over_data(grid())
-    assert [mean["seeds"] for mean in found.means] == [[0, 1]] * 3
-    assert [mean["accuracy"] for mean in found.means] == pytest.approx(
-        [mean["accuracy"] for mean in finished.means]
+    assert [mean.seeds for mean in found.means] == [(0, 1)] * 3
+    assert [mean.accuracy for mean in found.means] == pytest.approx(
+        [mean.accuracy for mean in finished.means]
     )
 
 
@@ -141,7 +140,7 @@ def test_a_data_set_counts_once_with_as_many_pictures_as_were_measured() -> None
         for seed in (0, 1)
     ]
     found = over_data([*fewer, *grid()])
-    assert [mean["n_each"] for mean in found.means] == [[200, 200]] * 3
+    assert [mean.n_each for mean in found.means] == [(200, 200)] * 3
     assert over_data([row("plain", drawn(0.5, n)) for n in (50, 200)]) == ([], [], [])
 
 
@@ -165,4 +164,4 @@ def test_seeds_that_agree_add_nothing_and_seeds_that_differ_widen() -> None:
 def test_a_difference_is_one_if_all_tests_say_so(
     low: float, high: float, p: float | None, says: bool
 ) -> None:
-    assert decided({"low": low, "high": high, "mcnemar": p}) is says
+    assert Difference(difference=low, low=low, high=high, mcnemar=p).decided is says

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.measuring.pages.results import render
+import measured
 
 
 def part(count: int, n: int = 200) -> dict[str, Any]:
@@ -28,15 +28,15 @@ def row(sigma: float, **changes: Any) -> dict[str, Any]:
         "ceiling_l2": 2.2 * sigma,
         "command": f"robustclip certified --sigma {sigma}",
     }
-    found = {"right": part(120), "abstained": part(10), "certified": part(150)}
+    found = {"exploratory": False, "cost": {"forward": 1, "backward": 0}}
+    found |= {"right": part(120), "abstained": part(10), "certified": part(150)}
     within = [{"l2": 0.05, "linf": "0.0768/255", **part(100)}, {"l2": 0.25, "linf": "0.384/255", **part(60)}]
     return {**asked, **rule, **found, "within": within, **changes}
 
 
 def page(*rows: dict[str, Any]) -> str:
-    return render(
-        {"votes": {"kind": "certified", "title": "Votes", "says": "Most hold.", "results": list(rows)}}
-    )
+    words = {"title": "Votes", "says": "Most hold."}
+    return measured.page("votes", {"kind": "certified", **words, "results": list(rows)})
 
 
 def test_each_rule_is_a_column_and_each_count_a_line() -> None:
@@ -63,8 +63,8 @@ def test_answers_by_other_numbers_of_votes_stand_in_lines_of_their_own() -> None
 
 def test_what_fell_is_told_of_those_that_were_attacked() -> None:
     attacks = [
-        {"norm": "l2", "factor": 0.99, "n": 120, "fell": 0, "low": 0.0, "high": 0.031},
-        {"norm": "linf", "factor": 4, "n": 0, "fell": 0},
+        {"norm": "l2", "factor": 0.99, "n": 120, "fell": 0, "no_answer": 0, "low": 0.0, "high": 0.031},
+        {"norm": "linf", "factor": 4, "n": 0, "fell": 0, "no_answer": 0},
     ]
     told = page(row(0.1, attacks=attacks, direct={"n": 10, "same": 10}), row(0.25))
     assert "| fell to an attack at 0.99 of the L2 radius | 0 of 120 (0.0 to 3.1 %) |  |" in told

@@ -4,17 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.measuring.pages.defense import draws_chart
-from training.measuring.pages.results import main, render
+import measured
 
-SUBJECT = {
-    "backbone": "tiny",
-    "data": "toys",
-    "split": "test",
-    "method": "plain",
-    "prompt_set": "plain@1",
-    "seed": 0,
-}
+from training.measuring.pages.defense import draws_chart
+from training.measuring.pages.results import main
 
 
 def row(
@@ -30,7 +23,7 @@ def row(
         "attack": None if clean else {"draws": taken},
     }
     search = {"search": "bfloat16"} if threat == "T2" else {}
-    return {**SUBJECT, **about, **search, "accuracy": share, "low": share - 0.1, "high": share + 0.1, **facts}
+    return measured.row(method="plain", accuracy=share, **about, **search, **facts)
 
 
 def illusion(
@@ -45,7 +38,9 @@ def illusion(
             "mcnemar": 0.01 if decided else 0.5,
         }
 
+    worst = {"value": 0.5 - difference, "low": 0.0, "high": 1.0, "of": ["T2"]}
     strong = {
+        "worst": worst,
         "only_looks_strong": difference > 0.1,
         "random": False,
         "gain": None if gain is None else of(gain),
@@ -53,7 +48,8 @@ def illusion(
     holds = None if gain is None or abs(gain) < 0.1 else "more" if gain > 0 else "less"
     compared = {"unequal": [], "holds": holds, **told}
     return {
-        **SUBJECT,
+        **measured.SUBJECT,
+        "method": "plain",
         "defense": defense,
         "eps": "2/255",
         "n": n,
@@ -93,7 +89,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_defense_is_a_line_with_what_it_seems_and_what_it_holds() -> None:
-    page = render({"glass": content()})
+    page = measured.page("glass", content())
     assert "### plain, toys test, seed 0" in page
     columns = "clean | static 2/255 | T2 2/255, searched in bfloat16"
     assert (
@@ -110,11 +106,11 @@ def test_a_defense_is_a_line_with_what_it_seems_and_what_it_holds() -> None:
 
 
 def test_which_defenses_only_look_strong_is_a_sentence() -> None:
-    page = render({"glass": content()})
+    page = measured.page("glass", content())
     assert "- **Only look strong**: jpeg." in page
     assert "Hold more than no defense does, each under its worst attack: rescale." in page
     assert "Hold less than no defense does, each under its worst attack: jpeg." in page
-    honest = render({"glass": content(illusions=[illusion("jpeg:75", 0.0, 0.0)])})
+    honest = measured.page("glass", content(illusions=[illusion("jpeg:75", 0.0, 0.0)]))
     assert "None of them is shown to look stronger than it is." in honest
     assert "Hold more than no defense does, each under its worst attack: none is shown to." in honest
 
@@ -123,7 +119,7 @@ def test_who_was_attacked_less_hard_is_named_with_the_numbers_and_not_said_to_ho
     parts = [("T2", "steps", 20, 100), ("T2", "draws", 1, 20), ("black-box", "queries", 25, 100)]
     less = [dict(zip(("threat", "what", "taken", "against"), part, strict=True)) for part in parts]
     unlike = illusion("resize_pad:0.9", 0.05, 0.3, n=64, unequal=less, holds=None, random=True)
-    page = render({"glass": content(illusions=[illusion("jpeg:75", 0.4, 0.2), unlike])})
+    page = measured.page("glass", content(illusions=[illusion("jpeg:75", 0.4, 0.2), unlike]))
     assert "Hold more than no defense does, each under its worst attack: jpeg." in page
     numbers = (
         "T2: 20 steps against 100, T2: 1 draw against the level's own 20, black-box: 25 queries against 100"
@@ -135,7 +131,7 @@ def test_who_was_attacked_less_hard_is_named_with_the_numbers_and_not_said_to_ho
     assert "| +30.0 (+25.0 to +35.0; p 0.01); attacked less hard |" in page
     assert "- Random, so that every judging has its luck: rescale." in page
     harder = illusion("jpeg:75", 0.4, -0.3, unequal=[{**less[0], "taken": 200}], holds=None)
-    page = render({"glass": content(illusions=[harder])})
+    page = measured.page("glass", content(illusions=[harder]))
     assert (
         "- Attacked harder than no defense was, so that none of these is said to hold less: jpeg (T2: 200 "
         "steps against 100)." in page
@@ -145,7 +141,7 @@ def test_who_was_attacked_less_hard_is_named_with_the_numbers_and_not_said_to_ho
 
 
 def test_how_many_draws_a_gradient_needs_is_counted_on_few_pictures() -> None:
-    page = render({"glass": content()})
+    page = measured.page("glass", content())
     assert "| left standing | 1 draw | 4 draws | 20 draws |" in page
     assert (
         "| diffusion, plain, toys test, seed 0, T2 2/255, 20 steps, searched in bfloat16, 8 pictures | 6/8 "
@@ -153,9 +149,9 @@ def test_how_many_draws_a_gradient_needs_is_counted_on_few_pictures() -> None:
     )
     assert "| diffusion | 8 |" not in page
     assert "(results/glass-draws.svg)" in page
-    drawn = draws_chart(content())
+    drawn = draws_chart(measured.table(content()))
     assert "diffusion, plain, 8 pictures: 6 at 1, 3 at 20 (draws behind a gradient)." in drawn
-    assert draws_chart({**content(), "results": content()["results"][:6]}) == ""
+    assert draws_chart(measured.table({**content(), "results": content()["results"][:6]})) == ""
 
 
 def test_the_chart_is_written_and_compared_with_the_page(tmp_path: Path) -> None:
@@ -168,21 +164,18 @@ def test_the_chart_is_written_and_compared_with_the_page(tmp_path: Path) -> None
 
 
 def test_prompt_sets_are_compared_behind_each_defense() -> None:
-    shared = {name: SUBJECT[name] for name in ("backbone", "data", "split")} | {
-        "threat": "T2",
-        "eps": "2/255",
-        "n": 100,
-    }
-    pair = {
-        **shared,
-        "defense": "jpeg:75",
-        "a": "advpt",
-        "b": "plain",
-        "difference": 0.02,
-        "low": -0.01,
-        "high": 0.05,
-        "mcnemar": 0.5,
-    }
-    page = render({"glass": content(paired=[pair])})
+    pair = measured.paired(
+        threat="T2",
+        eps="2/255",
+        n=100,
+        defense="jpeg:75",
+        a="advpt",
+        b="plain",
+        difference=0.02,
+        low=-0.01,
+        high=0.05,
+        mcnemar=0.5,
+    )
+    page = measured.page("glass", content(paired=[pair]))
     assert "### advpt - plain, toys test" in page
     assert "| jpeg | 100 | +2.0 (-1.0 to +5.0; p 0.5) |" in page

@@ -4,30 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import measured
+
 from training.measuring.pages.radii import radius_chart
 from training.measuring.pages.results import main
 
 
 def row(method: str, threat: str, eps: str, share: float, data: str, seed: int = 0) -> dict[str, Any]:
-    about = {
-        "backbone": "tiny",
-        "split": "test",
-        "defense": "none",
-        "data": data,
-        "seed": seed,
-        "n": 100,
-        "command": "robustclip evaluate",
-    }
-    return {
-        **about,
-        "method": method,
-        "prompt_set": method,
-        "threat": threat,
-        "eps": eps,
-        "accuracy": share,
-        "low": share - 0.1,
-        "high": share + 0.1,
-    }
+    about = {"method": method, "prompt_set": method, "data": data, "seed": seed}
+    return measured.row(threat=threat, eps=eps, accuracy=share, **about)
+
+
+def pairs(*sets: str) -> list[dict[str, Any]]:
+    """Differences of means, of two methods each."""
+    over = {"data": ["toys", "tools"], "seeds": [0], "n_each": [100, 100]}
+    return [measured.paired(**over, **dict(zip("ab", names.split(), strict=True))) for names in sets]
 
 
 def methods() -> list[dict[str, Any]]:
@@ -47,32 +38,31 @@ def test_who_makes_headlines_has_a_curve_over_the_radii_of_all_data_sets() -> No
         row("learned", "T2", "8/255", 0.1, "toys"),
         row("learned", "T2", "4/255", 0.9, "toys", seed=1),
     ]  # on one data set only; of another seed
-    made = radius_chart({"results": methods() + more})
+    made = radius_chart(measured.table({"results": methods() + more}))
     assert made.startswith("<svg ")
     assert "over 2 data sets, seed 0" in made
     assert "plain: 80 at 0, 25 at 4" in made
     assert "learned: 80 at 0, 25 at 4" in made
     assert "aside" not in made
-    pairs = [
-        {"a": "learned", "b": "aside"},
-        {"a": "other", "b": "aside"},
-        {"a": "other", "b": "learned"},
-        {"a": "last", "b": "aside"},
-    ]
+    compared = pairs("learned aside", "other aside", "other learned", "last aside")
     assert "aside: 80 at 0" in radius_chart(
-        {"results": methods(), "paired_over_data": pairs}
+        measured.table({"results": methods(), "paired_over_data": compared})
     )  # all others are compared with it
     assert "aside" not in radius_chart(
-        {
-            "results": methods(),
-            "paired_over_data": [*pairs, {"a": "last", "b": "learned"}, {"a": "more", "b": "learned"}],
-        }
+        measured.table(
+            {
+                "results": methods(),
+                "paired_over_data": [*compared, *pairs("last learned", "more learned")],
+            }
+        )
     )
 
 
 def test_one_radius_is_no_curve() -> None:
-    assert radius_chart({"results": [row for row in methods() if row["eps"] != "4/255"]}) == ""
-    assert radius_chart({}) == ""
+    assert (
+        radius_chart(measured.table({"results": [row for row in methods() if row["eps"] != "4/255"]})) == ""
+    )
+    assert radius_chart(measured.table({"results": []})) == ""
 
 
 def test_the_page_shows_the_chart_and_the_check_sees_another_one(tmp_path: Path) -> None:

@@ -5,15 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import measured
 import pytest
 import torch
 from torch import Tensor
 
 from robustclip.measuring import accuracy
 from training.measuring.evaluation.cells import unpacked
-from training.measuring.pages.results import FOLDER, PAGE, main, render
-
-SHARED = {"backbone": "tiny", "data": "toys", "split": "test", "n": 100, "defense": "none"}
+from training.measuring.pages.results import FOLDER, PAGE, main
 
 
 def row(prompt_set: str, threat: str, eps: str, accuracy: float, defense: str = "none") -> dict[str, Any]:
@@ -21,31 +20,13 @@ def row(prompt_set: str, threat: str, eps: str, accuracy: float, defense: str = 
         f"robustclip evaluate --backbone tiny --prompt-set {prompt_set} --data toys --threat {threat} "
         f"--eps {eps} --seed 0 --json"
     )
-    numbers = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
-    return {
-        **SHARED,
-        "prompt_set": prompt_set,
-        "threat": threat,
-        "eps": eps,
-        "seed": 0,
-        "command": command,
-        "defense": defense,
-        **numbers,
-    }
+    about = {"prompt_set": prompt_set, "threat": threat, "eps": eps, "command": command, "defense": defense}
+    return measured.row(accuracy=accuracy, **about)
 
 
 def pair(low: float, p: float) -> dict[str, Any]:
-    return {
-        **SHARED,
-        "a": "learned@22",
-        "b": "plain@11",
-        "threat": "T0",
-        "eps": "1/255",
-        "difference": 0.2,
-        "low": low,
-        "high": 0.4,
-        "mcnemar": p,
-    }
+    sets = {"a": "learned@22", "b": "plain@11"}
+    return measured.paired(**sets, threat="T0", eps="1/255", n=100, low=low, high=0.4, mcnemar=p)
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -64,7 +45,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def test_every_number_stands_in_the_column_of_its_condition() -> None:
-    page = render({"toys": content()})
+    page = measured.page("toys", content())
     assert "| prompt set | clean | T0 1/255 |" in page
     assert "| plain@11 | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |" in page
     assert "| learned@22 | 70.0 (60.0 to 80.0) | 70.0 (60.0 to 80.0) |" in page
@@ -75,14 +56,14 @@ def test_every_number_stands_in_the_column_of_its_condition() -> None:
 
 @pytest.mark.parametrize(("low", "p", "bold"), [(0.1, 0.01, True), (-0.1, 0.01, False), (0.1, 0.2, False)])
 def test_a_difference_is_bold_where_both_tests_say_so(low: float, p: float, bold: bool) -> None:
-    page = render({"toys": content(paired=[pair(low, p)])})
+    page = measured.page("toys", content(paired=[pair(low, p)]))
     cell = f"+20.0 ({100 * low:+.1f} to +40.0; p {p:.2g})"
     assert (f"**{cell}**" if bold else f"| {cell} |") in page
 
 
 def test_defenses_are_rows_and_what_was_not_measured_is_empty() -> None:
     rows = [row("plain@11", "clean", "0", 0.5), row("plain@11", "T2", "1/255", 0.25, "jpeg:75")]
-    page = render({"toys": {"title": "Toys", "says": "", "results": rows}})
+    page = measured.page("toys", {"title": "Toys", "says": "", "results": rows})
     assert "| plain@11 | 50.0 (40.0 to 60.0) |  |" in page
     assert "| plain@11 behind jpeg:75 |  | 25.0 (15.0 to 35.0) |" in page
 
@@ -91,17 +72,18 @@ def test_several_data_sets_have_a_table_each_and_one_of_means() -> None:
     rows = [{**found, "data": data} for data in ("toys", "tools") for found in content()["results"]]
     means = [over(["toys", "tools"], [0])]
     paired = [
-        {
-            **pair(0.1, 0.5),
-            **OVER,
-            "data": ["toys", "tools"],
-            "seeds": [0],
-            "n_each": [100, 100],
-            "mcnemar": None,
-        }
+        measured.paired(
+            a="learned",
+            b="plain",
+            low=0.1,
+            high=0.4,
+            data=["toys", "tools"],
+            seeds=[0],
+            n_each=[100, 100],
+        )
     ]
-    page = render(
-        {"toys": content(results=rows, paired=[pair(0.1, 0.01)], over_data=means, paired_over_data=paired)}
+    page = measured.page(
+        "toys", content(results=rows, paired=[pair(0.1, 0.01)], over_data=means, paired_over_data=paired)
     )
     toys, tools = page.index("### tiny, toys test"), page.index("### tiny, tools test")
     assert toys < page.index("| learned - plain |") < tools < page.index("### Means over toys, tools")
@@ -110,12 +92,9 @@ def test_several_data_sets_have_a_table_each_and_one_of_means() -> None:
     assert "**+20.0 (+10.0 to +40.0)**" in page
 
 
-OVER = {"backbone": "tiny", "split": "test", "defense": "none"}
-
-
 def over(data: list[str], seeds: list[int], *, n: int = 100, threat: str = "clean") -> dict[str, Any]:
     about = {
-        **OVER,
+        **measured.PICTURES,
         "data": data,
         "seeds": seeds,
         "n_each": [n] * len(data),
@@ -125,18 +104,23 @@ def over(data: list[str], seeds: list[int], *, n: int = 100, threat: str = "clea
     return {**about, "prompt_set": "plain", "accuracy": 0.25, "low": 0.2, "high": 0.3}
 
 
+def left_out(data: list[str], seeds: list[int], threat: str, missing: list[Any]) -> dict[str, Any]:
+    mean = over(data, seeds, threat=threat)
+    about = {name: value for name, value in mean.items() if name not in ("accuracy", "low", "high")}
+    return {**about, "prompt_set": "dear", "missing": missing}
+
+
 def test_means_over_other_data_sets_or_seeds_are_no_rows_of_one_table() -> None:
     four, two = ["toys", "tools", "pets", "cars"], ["toys", "tools"]
-    page = render(
-        {
-            "toys": content(
-                over_data=[
-                    over(four, [0, 1]),
-                    {**over(two, [0, 1]), "prompt_set": "dear"},
-                    over(four, [0], threat="T3"),
-                ]
-            )
-        }
+    page = measured.page(
+        "toys",
+        content(
+            over_data=[
+                over(four, [0, 1]),
+                {**over(two, [0, 1]), "prompt_set": "dear"},
+                over(four, [0], threat="T3"),
+            ]
+        ),
     )
     headings = [
         f"### Means over {', '.join(data)}: tiny, test, {seeds}"
@@ -149,15 +133,12 @@ def test_means_over_other_data_sets_or_seeds_are_no_rows_of_one_table() -> None:
 
 def test_who_has_no_mean_is_named_with_what_it_lacks() -> None:
     lacking = [{"data": "toys", "seeds": [0, 1]}, {"data": "tools", "seeds": [1]}]
-    out = [
-        {**over(["toys", "tools"], [0, 1], threat=threat), "prompt_set": "dear", "missing": lacking}
-        for threat in ("clean", "T2")
-    ]
+    out = [left_out(["toys", "tools"], [0, 1], threat, lacking) for threat in ("clean", "T2")]
     named = "- no mean of dear under clean, T2 1/255: not measured on toys, seeds 0, 1; tools, seed 1"
-    assert named in render(
-        {"toys": content(over_data=[over(["toys", "tools"], [0, 1])], left_out_over_data=out)}
+    assert named in measured.page(
+        "toys", content(over_data=[over(["toys", "tools"], [0, 1])], left_out_over_data=out)
     )
-    page = render({"toys": content(left_out_over_data=out)})
+    page = measured.page("toys", content(left_out_over_data=out))
     assert (
         page.index("### Means over toys, tools: tiny, test, seeds 0, 1")
         < page.index("Nobody has them all.")
@@ -171,39 +152,37 @@ def test_columns_on_other_pictures_say_on_how_many() -> None:
         row("plain@11", "T2", "1/255", 0.25),
         {**row("plain@11", "T2", "1/255", 0.3), "n": 400},
     ]
-    page = render(
+    page = measured.page(
+        "toys",
         {
-            "toys": {
-                "title": "Toys",
-                "says": "",
-                "results": rows,
-                "paired": [pair(0.1, 0.01), {**pair(0.2, 0.01), "n": 400}],
-            }
-        }
+            "title": "Toys",
+            "says": "",
+            "results": rows,
+            "paired": [pair(0.1, 0.01), {**pair(0.2, 0.01), "n": 400}],
+        },
     )
     assert "| prompt set | clean, 2,000 pictures | T2 1/255, 100 pictures | T2 1/255, 400 pictures |" in page
     assert "| plain@11 | 50.0 (40.0 to 60.0) | 25.0 (15.0 to 35.0) | 30.0 (20.0 to 40.0) |" in page
     assert "| paired | T0 1/255, 100 pictures | T0 1/255, 400 pictures |" in page
     means = [over(["toys", "tools"], [0], n=1000), over(["toys", "tools"], [0], threat="T2")]
-    assert "| prompt set | clean, 2,000 pictures | T2 1/255, 200 pictures |" in render(
-        {"toys": content(over_data=means)}
+    assert "| prompt set | clean, 2,000 pictures | T2 1/255, 200 pictures |" in measured.page(
+        "toys", content(over_data=means)
     )
 
 
 def test_columns_and_cells_of_other_seeds_say_which() -> None:
     means = [
-        {**row(name, "clean", "0", 0.6), "seeds": seeds, "deviation": 0.1}
+        measured.mean(prompt_set=name, accuracy=0.6, seeds=seeds, deviation=0.1)
         for name, seeds in (("plain@11", [0, 1]), ("learned@22", [0, 1, 2]))
     ]
-    page = render(
+    page = measured.page(
+        "toys",
         {
-            "toys": {
-                "title": "Toys",
-                "says": "",
-                "results": [row("plain@11", "T2", "1/255", 0.2)],
-                "over_seeds": means,
-            }
-        }
+            "title": "Toys",
+            "says": "",
+            "results": [row("plain@11", "T2", "1/255", 0.2)],
+            "over_seeds": means,
+        },
     )
     assert "| prompt set | clean, seeds 0, 1, 2 | T2 1/255, seed 0 |" in page
     assert "| plain@11 | 60.0 (50.0 to 70.0; sd 10.0); seeds 0, 1 | 20.0 (10.0 to 30.0) |" in page
@@ -212,16 +191,16 @@ def test_columns_and_cells_of_other_seeds_say_which() -> None:
 
 def test_several_seeds_are_their_mean() -> None:
     rows = [{**row("plain@11", "clean", "0", share), "seed": seed} for seed, share in ((0, 0.5), (1, 0.7))]
-    mean = {**rows[0], "seeds": [0, 1], "accuracy": 0.6, "low": 0.55, "high": 0.65, "deviation": 0.141}
-    page = render(
+    seeds = {"prompt_set": "plain@11", "seeds": [0, 1]}
+    mean = measured.mean(**seeds, accuracy=0.6, low=0.55, high=0.65, deviation=0.141)
+    page = measured.page(
+        "toys",
         {
-            "toys": {
-                "title": "Toys",
-                "says": "",
-                "results": [*rows, row("plain@11", "T2", "1/255", 0.2)],
-                "over_seeds": [mean],
-            }
-        }
+            "title": "Toys",
+            "says": "",
+            "results": [*rows, row("plain@11", "T2", "1/255", 0.2)],
+            "over_seeds": [mean],
+        },
     )
     assert "| plain@11 | 60.0 (55.0 to 65.0; sd 14.1) | 20.0 (10.0 to 30.0) |" in page
     assert "50.0 (" not in page
@@ -229,25 +208,18 @@ def test_several_seeds_are_their_mean() -> None:
 
 def test_a_cell_that_a_check_contradicts_is_inconclusive() -> None:
     rows = [row("plain@11", threat, "1/255", share) for threat, share in (("T1", 0.1), ("T3", 0.6))]
-    headline = {**SHARED, "prompt_set": "plain@11", "eps": "1/255", "refused": ["M5"]}
-    check = {
-        **SHARED,
-        "prompt_set": "plain@11",
-        "id": "M5",
-        "name": "transfer beats adaptive",
-        "sentence": "T3 finds less",
-        "fired": True,
-    }
-    page = render(
+    headline = measured.headline(prompt_set="plain@11", refused=["M5"])
+    said = {"name": "transfer beats adaptive", "sentence": "T3 finds less"}
+    check = measured.check(prompt_set="plain@11", **said)
+    page = measured.page(
+        "toys",
         {
-            "toys": {
-                "title": "Toys",
-                "says": "",
-                "results": rows,
-                "headlines": [headline],
-                "checks": [check, {**check, "fired": False}],
-            }
-        }
+            "title": "Toys",
+            "says": "",
+            "results": rows,
+            "headlines": [headline],
+            "checks": [check, {**check, "fired": False}],
+        },
     )
     assert "| plain@11 | 10.0 (0.0 to 20.0) | inconclusive (M5) |" in page
     assert "Masking checks: 2, 1 of them fired." in page
@@ -255,17 +227,10 @@ def test_a_cell_that_a_check_contradicts_is_inconclusive() -> None:
 
 
 def test_what_a_check_says_of_a_defense_names_it() -> None:
-    check = {
-        **SHARED,
-        "prompt_set": "plain@11",
-        "defense": "jpeg:75",
-        "id": "M6",
-        "name": "black box",
-        "sentence": "so it is",
-        "fired": True,
-    }
-    assert "- M6 black box: plain@11 behind jpeg:75, toys test: so it is." in render(
-        {"toys": content(checks=[check])}
+    said = {"id": "M6", "name": "black box", "sentence": "so it is"}
+    check = measured.check(prompt_set="plain@11", defense="jpeg:75", **said)
+    assert "- M6 black box: plain@11 behind jpeg:75, toys test: so it is." in measured.page(
+        "toys", content(checks=[check])
     )
 
 
@@ -274,29 +239,28 @@ def test_few_pictures_are_counted_and_have_no_percentage() -> None:
         {**row("plain@11", "T2", "1/255", 0.5), "n": 8, "abstained": 0.125},
         {**row("learned@22", "T2", "1/255", 0.75), "n": 8},
     ]
-    page = render(
+    page = measured.page(
+        "toys",
         {
-            "toys": {
-                "title": "Toys",
-                "says": "",
-                "results": rows,
-                "paired": [{**pair(0.1, 0.2), "n": 8, "difference": 0.25}],
-            }
-        }
+            "title": "Toys",
+            "says": "",
+            "results": rows,
+            "paired": [{**pair(0.1, 0.2), "n": 8, "difference": 0.25}],
+        },
     )
     assert "| plain@11 | 4/8; abstained 1 |" in page
     assert "| learned@22 | 6/8 |" in page
     assert "| learned - plain | +2 of 8, p 0.2 |" in page
-    mean = {**rows[1], "seeds": [0, 1], "accuracy": 0.8125, "deviation": 0.1}
-    page = render(
+    condition = {"prompt_set": "learned@22", "threat": "T2", "eps": "1/255", "n": 8}
+    mean = measured.mean(**condition, seeds=[0, 1], accuracy=0.8125, deviation=0.1)
+    page = measured.page(
+        "toys",
         {
-            "toys": {
-                "title": "Toys",
-                "says": "",
-                "results": [rows[1], {**rows[1], "seed": 1}],
-                "over_seeds": [mean],
-            }
-        }
+            "title": "Toys",
+            "says": "",
+            "results": [rows[1], {**rows[1], "seed": 1}],
+            "over_seeds": [mean],
+        },
     )
     assert "| learned@22 | 13/16 |" in page
 
@@ -306,15 +270,15 @@ def test_what_an_attack_took_beside_the_usual_is_in_the_head_of_its_column() -> 
         row("plain@11", "T2", "1/255", 0.5),
         {**row("plain@11", "T2", "1/255", 0.75), "steps": 20, "draws": 1, "search": "bfloat16"},
     ]
-    page = render({"toys": {"title": "Toys", "says": "", "results": rows}})
+    page = measured.page("toys", {"title": "Toys", "says": "", "results": rows})
     assert "| prompt set | T2 1/255 | T2 1/255, 20 steps, 1 draw, searched in bfloat16 |" in page
     assert "| plain@11 | 50.0 (40.0 to 60.0) | 75.0 (65.0 to 85.0) |" in page
 
 
 def test_a_refused_headline_is_found_whatever_the_attack_took() -> None:
     rows = [{**row("plain@11", "T3", "1/255", 0.6), "restarts": 3}, row("plain@11", "T2", "1/255", 0.5)]
-    headline = {**SHARED, "prompt_set": "plain@11", "eps": "1/255", "refused": ["M5"]}
-    page = render({"toys": {"title": "Toys", "says": "", "results": rows, "headlines": [headline]}})
+    headline = measured.headline(prompt_set="plain@11", refused=["M5"])
+    page = measured.page("toys", {"title": "Toys", "says": "", "results": rows, "headlines": [headline]})
     assert "| plain@11 | 50.0 (40.0 to 60.0) | inconclusive (M5) |" in page  # columns go by level
 
 
@@ -339,7 +303,7 @@ def test_what_can_t_be_had_is_said_with_its_reason_and_what_is_to_come_in_one_se
         for data in ("toys", "tools")
         for seed in (2, 1)
     ]
-    lines = render({"toys": content(missing=[gap, *later])}).splitlines()
+    lines = measured.page("toys", content(missing=[gap, *later])).splitlines()
     assert [line for line in lines if line.startswith(("- not there", "- still"))] == [
         "- not there: capt, toys, seed 0: it collapsed",
         "- still to come, all or in part: toys (seeds 1, 2), tools (seeds 1, 2)",
@@ -411,6 +375,6 @@ def test_settings_that_are_not_a_methods_own_stand_below_its_numbers() -> None:
         },
         "coop": {"kind": "coop", "settings": {}, "chosen": [], "selection": None},
     }
-    page = render({"toys": content(methods=methods)})
+    page = measured.page("toys", content(methods=methods))
     assert "| capt | capt | coupling none, eps 2/255 | `select-capt.json`: coupling |" in page
     assert "| coop | coop | its own |  |" in page

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.measuring.pages.results import render
+import measured
 
 SETTINGS = {"kind": "capt", "learning_rate": 0.0035, "class_specific": False, "words": ""}
 
@@ -29,6 +29,7 @@ def candidate(
 def page(*candidates: dict[str, Any], chosen: int = 0, **changes: Any) -> str:
     judged = [{"data": "toys", "n": 64}, {"data": "pets", "n": 32}]
     asked = {
+        "by": "T2",
         "shots": 16,
         "seeds": [0],
         "max_passes": 250_000,
@@ -37,17 +38,8 @@ def page(*candidates: dict[str, Any], chosen: int = 0, **changes: Any) -> str:
         "command": "robustclip select --objective capt",
     }
     words = {"title": "Rates", "says": "The higher one."}
-    return render(
-        {
-            "select-capt": {
-                **words,
-                **asked,
-                "candidates": list(candidates),
-                "chosen": candidates[chosen]["settings"],
-                **changes,
-            }
-        }
-    )
+    found = {"candidates": list(candidates), "chosen": candidates[chosen]["settings"]}
+    return measured.page("select-capt", {**words, **asked, **found, **changes})
 
 
 def test_each_candidate_is_a_line_and_others_name_what_they_have_differently() -> None:

@@ -12,9 +12,10 @@ from robustclip.attacks.ensemble import Preset
 from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, measure
 from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
+from robustclip.threat import Linf
 from robustclip.types import Attacked, Pixels, Score, Seeds
 from training.threats.judging import GRADIENT_DRAWS, JUDGING_DRAWS, score_of
-from training.threats.strongest import strong_attack, strong_ensemble
+from training.threats.t3 import strong_attack, strong_ensemble
 
 EPS = 4 / 255
 
@@ -22,7 +23,7 @@ EPS = 4 / 255
 def against_lottery(count: int, eps: float) -> tuple[Measured, Attacked, Counter[str]]:
     """Gray pictures, which three draws in ten get wrong by far, under T3's own search."""
     fell_to, attacks = Counter[str](), list[Attacked]()
-    ensemble = strong_ensemble(eps, "quick", randomized=True)
+    ensemble = strong_ensemble(Linf(radius=eps), "quick", randomized=True)
     search = strong_attack(ensemble, Jury(JUDGING_DRAWS), fell_to)
 
     def attack(score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
@@ -57,14 +58,18 @@ def test_who_withstands_t3_behind_a_randomized_defense_fell_to_none_of_its_attac
         "ten draws, three of them wrong, are deceived now and then"
     )
     costs = [against_lottery(1, eps)[1].cost.charged for eps in (0.5 / 400, EPS)]
-    bill = strong_ensemble(EPS, "quick", randomized=True).bill(GRADIENT_DRAWS, labels=2, judged=True).charged
+    bill = (
+        strong_ensemble(Linf(radius=EPS), "quick", randomized=True)
+        .bill(GRADIENT_DRAWS, labels=2, judged=True)
+        .charged
+    )
     assert costs[1] < costs[0] <= bill + 5 * 64
 
 
 @pytest.mark.parametrize("preset", ["quick", "standard"])
 def test_t3_hands_over_the_points_of_the_ensemble_where_nothing_is_drawn(preset: Preset) -> None:
     pixels, targets = gratings(12, seed=9)
-    ensemble, fell_to = strong_ensemble(2 / 255, preset, randomized=False), Counter[str]()
+    ensemble, fell_to = strong_ensemble(Linf(radius=2 / 255), preset, randomized=False), Counter[str]()
     arguments = (label_score("margin", trained_conv(), targets), pixels, draw_seeds(3, 12))
     found, plain = strong_attack(ensemble, ONE_ANSWER, fell_to)(*arguments), ensemble(*arguments)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[:4], plain[:4], strict=True))
