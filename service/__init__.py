@@ -1,3 +1,1 @@
-"""The online service: a thin FastAPI application over robustclip and prompts_store. Start it with `robustclip
-serve`.
-"""
+"""The online service: a thin FastAPI application over robustclip and prompts_store."""

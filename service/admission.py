@@ -1,5 +1,5 @@
-"""How much may be on its way at once. Beyond that a request is refused at once: that costs nothing, an answer
-too late costs all the work.
+"""How many images may be in work at the same time. Beyond that a request is refused immediately: a refusal
+costs nothing, an answer that comes too late costs all the work.
 """
 
 import math
@@ -15,7 +15,7 @@ _LONGEST_WAIT_SECONDS = 60
 
 
 class Admission:
-    """A budget of images. Lives on the event loop, so that it needs no lock."""
+    """A budget of images. Only the event loop uses it, so it needs no lock."""
 
     def __init__(self, images: int, metrics: Metrics) -> None:
         self._free = self._budget = images
@@ -25,9 +25,7 @@ class Admission:
 
     @contextmanager
     def images(self, count: int) -> Generator[None]:
-        """Take room for `count` images while the block runs. Raises Problem `queue-full` with the time after
-        which to ask again.
-        """
+        """Reserve room for `count` images during the block. Raises Problem `queue-full` with Retry-After."""
         if count > self._free:
             waiting = self._budget - self._free
             raise Problem(
@@ -49,8 +47,8 @@ class Admission:
     def _count(self, done: int) -> None:
         now = time.monotonic()
         elapsed, self._updated = now - self._updated, now
-        kept = math.exp(-elapsed / _HORIZON_SECONDS)
-        self._rate = self._rate * kept + done / _HORIZON_SECONDS
+        decay = math.exp(-elapsed / _HORIZON_SECONDS)
+        self._rate = self._rate * decay + done / _HORIZON_SECONDS
 
     def _retry_after(self, images: int) -> int:
         return max(1, min(_LONGEST_WAIT_SECONDS, math.ceil(images / self._rate) if self._rate > 0 else 1))

@@ -39,8 +39,8 @@ def create_app(
 ) -> FastAPI:
     """The service as an ASGI application; settings from the environment unless given.
 
-    `report(phase)` hears what the start is doing. `on_started(service)` is called on the event loop when it
-    is over; `service.failure` then says whether it failed. Without it a failure is logged.
+    `report(phase)` is called with each phase of the start. `on_started(service)` is called on the event loop
+    when the start is over; `service.failure` then says whether it failed. Without it a failure is logged.
     """
     settings = settings or load_settings()
     service = Service(settings, report)
@@ -79,7 +79,7 @@ def create_app(
 
 
 async def _start(service: Service, on_started: Callable[[Service], None]) -> None:
-    with suppress(Exception):  # the service remembers it
+    with suppress(Exception):  # it is in service.failure
         await asyncio.to_thread(service.start)
     on_started(service)
 
@@ -95,7 +95,7 @@ def _log_failure(service: Service) -> None:
 
 
 async def _watch_lag(metrics: Metrics) -> None:
-    """Measure how late the loop wakes up: the alarm for work that should not run on it."""
+    """Measure how late the event loop wakes up: late means that somebody blocks it."""
     clock = asyncio.get_running_loop().time
     while True:
         due = clock() + _LAG_INTERVAL_SECONDS
@@ -126,6 +126,6 @@ def _of_framework(error: Exception) -> Problem:
 
 
 def _of_parameters(error: RequestValidationError) -> Problem:
-    """What FastAPI says of a path or header parameter; bodies are parsed and judged by our own models."""
+    """What FastAPI says of a path or header parameter. It does not see bodies: `bodies` parses them."""
     first = error.errors()[0]
     return invalid(f"#/{first['loc'][-1]}", f"{first['msg']}, found {reprlib.repr(first['input'])}.")

@@ -1,8 +1,8 @@
-"""Pull when idle: one thread takes what waits, runs it as a batch, and takes again. Nobody waits for company
-that may not come.
+"""One thread takes the pictures that wait, runs them as a batch, and takes again. It never waits for a batch
+to fill up.
 
 Lanes keep apart what can't share a pass: pictures under different visual prompts or defenses. Randomness
-comes from row seeds, so batch mates change nothing.
+comes from row seeds, so a picture's result does not depend on the others in its batch.
 """
 
 import asyncio
@@ -52,10 +52,11 @@ class _Ticket(Generic[LaneT]):
 
 
 class Batcher(Generic[LaneT]):
-    """Turns single pictures into batches. `run(lane, pixels, seeds)` computes one; `on_drop(reason)` hears of
-    pictures that were not computed.
+    """Turns single pictures into batches.
 
-    A batch that fails is repeated picture by picture, so that one of them fails alone.
+    `run(lane, pixels, seeds)` computes a batch; `on_batch(size)` is called after each; `on_drop(reason)` for
+    each picture that nobody waits for any more. A batch that fails is repeated picture by picture, so that
+    only the picture at fault fails.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Batcher(Generic[LaneT]):
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what waits, then return."""
+        """Compute what waits, then return."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -164,7 +165,7 @@ class Batcher(Generic[LaneT]):
 
 
 def _settle(outcomes: "Sequence[tuple[_Ticket[LaneT], Encoded | Exception]]") -> None:
-    """Deliver on the event loop, all at once: waking it up costs more than the rest."""
+    """Deliver on the event loop, all together: waking it up costs more than the rest."""
 
     def deliver() -> None:
         for ticket, outcome in outcomes:

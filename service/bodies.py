@@ -27,9 +27,8 @@ _SMALL_BODY = 256 * 1024  # parsed on the event loop in well under a millisecond
 _SLOWEST_BYTES_A_SECOND = 10_000
 _WORDS = ("labels", "prompt_sets", "modes", "return")  # a comma list, a JSON list, or repeated
 _LISTS = ("defenses", "attacks")  # a JSON list, or repeated
-_LAST = {
-    "Connection": "close"
-}  # where the rest of a body is not read, its connection can't carry another request
+# Where the rest of a body is not read, its connection can't carry another request.
+_CLOSE = {"Connection": "close"}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,10 +46,9 @@ async def read_request(
         body, fields = await read_body(request, limits), dict[str, Any]()
 
     def finish() -> Model:
-        said = fields if kind == FORM else load_json(body) if kind == JSON else {"image": body}
-        return parse(
-            model, _merged(said, _from_texts(request.query_params.multi_items())), limits, labels=labels
-        )
+        sent = fields if kind == FORM else load_json(body) if kind == JSON else {"image": body}
+        query = _from_texts(request.query_params.multi_items())
+        return parse(model, _merged(sent, query), limits, labels=labels)
 
     large = len(body) > _SMALL_BODY or kind == FORM
     return await asyncio.to_thread(finish) if large else finish()
@@ -73,7 +71,7 @@ async def read_body(request: Request, limits: LimitSettings) -> bytes:
 
 
 def load_json(body: bytes) -> dict[str, Any]:
-    """A JSON object. orjson knows no NaN and bounds the depth."""
+    """A JSON object. orjson refuses NaN, and nesting that is too deep."""
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -102,7 +100,7 @@ async def _patience(limits: LimitSettings) -> AsyncGenerator[asyncio.Timeout, No
         raise Problem(
             "body-too-slow",
             f"waited {limits.body_seconds:g} seconds for the next part of the body.",
-            headers=_LAST,
+            headers=_CLOSE,
         ) from error
     except ClientDisconnect as error:
         raise Problem("client-gone", "the client left while it was sending.") from error
@@ -133,14 +131,12 @@ async def _chunks(
 def _check_size(size: int, limits: LimitSettings) -> None:
     if size > limits.body_bytes:
         raise Problem(
-            "body-too-large", f"expected a body of at most {limits.body_bytes} bytes.", headers=_LAST
+            "body-too-large", f"expected a body of at most {limits.body_bytes} bytes.", headers=_CLOSE
         )
 
 
 class _InMemoryParser(MultiPartParser):
-    """Starlette's, without its temporary files: the body is bounded, and a service writes no pictures to
-    disk.
-    """
+    """Starlette's parser without temporary files: bodies are small, and pictures are not written to disk."""
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: LimitSettings) -> None:
         self.spool_max_size = limits.body_bytes + 1
@@ -156,12 +152,12 @@ async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
             form = await _InMemoryParser(request.headers, _chunks(request, limits, patience), limits).parse()
         images: list[bytes | str] = []
         texts: list[tuple[str, str]] = []
-        said: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for name, value in form.multi_items():
             if name in ("image", "images"):
                 images.append(await value.read() if isinstance(value, UploadFile) else value)
             elif name == "request":
-                said = load_json(await value.read() if isinstance(value, UploadFile) else value.encode())
+                fields = load_json(await value.read() if isinstance(value, UploadFile) else value.encode())
             elif isinstance(value, UploadFile):
                 raise invalid(f"#/{name}", "expected text, found a file.")
             else:
@@ -177,7 +173,7 @@ async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
     except (FormParserError, ValueError, LookupError) as error:
         raise Problem("malformed-multipart", "the parts can't be told apart.") from error
     pictures = {} if not images else {"images": images} if several else {"image": images[0]}
-    return _merged(_merged(said, _from_texts(texts)), pictures)
+    return _merged(_merged(fields, _from_texts(texts)), pictures)
 
 
 def _from_texts(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -204,7 +200,7 @@ def _field(name: str, texts: list[str]) -> object:
     raise invalid(f"#/{name}", f"found {len(texts)} times, expected once.")
 
 
-def _merged(said: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    for name in said.keys() & more.keys():
-        raise invalid(f"#/{name}", "said twice.", help="Give each field in one place.")
-    return {**said, **more}
+def _merged(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    for name in fields.keys() & more.keys():
+        raise invalid(f"#/{name}", "given twice.", help="Give each field in one place.")
+    return {**fields, **more}

@@ -1,6 +1,4 @@
-"""`robustclip serve`: settings, one socket, uvicorn, and a few lines that tell a person what is there and
-what to try.
-"""
+"""`robustclip serve`: settings, one socket, uvicorn, and some lines that say what is served."""
 
 import argparse
 import os
@@ -36,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if server.failure is not None:
         raise server.failure
     if server.force_exit:
-        os._exit(
-            1
-        )  # somebody insisted: a thread may be in the middle of a long pass, and Python would wait for it
+        # After a second signal: a thread may be in the middle of a long pass, and Python would wait for it.
+        os._exit(1)
     return 0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal etiquette: a first SIGTERM or SIGINT finishes what was accepted and
+    """uvicorn with its own handling of signals: a first SIGTERM or SIGINT finishes what was accepted and
     exits 0, a second one exits now.
     """
 
@@ -92,7 +89,7 @@ def _check(settings: ServeSettings) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket before anything is loaded: a taken port is known at once."""
+    """A listening socket, before anything is loaded: a port in use is reported at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -174,9 +171,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, Any]] = {}
     for name, value in vars(arguments).items():
         section, dot, field = name.partition(".")
         if dot:
-            found.setdefault(section, {})[field] = value
-    return found
+            overrides.setdefault(section, {})[field] = value
+    return overrides

@@ -1,6 +1,7 @@
-"""What an operator can set. Built once by the command and passed down; nothing else reads the environment.
+"""What an operator can set. The command builds it once and passes it on; nothing else reads the environment.
 
-Order: command line > environment (ROBUSTCLIP_SECTION__FIELD) > robustclip.toml > the defaults below.
+Order: command line > environment (ROBUSTCLIP_SECTION__FIELD) > robustclip.toml > the defaults below. These
+settings are the service's only: training takes options alone, which the manifest of its prompt set records.
 """
 
 import difflib
@@ -118,6 +119,9 @@ class EngineSettings(_Section):
 
 
 class ProbeSettings(_Section):
+    # For ten labels, with transfer, checks and self-test, the `standard` attack through a deterministic
+    # defense may cost 5,100, `quick` through a randomized one 5,900, and the default attack through
+    # `counterattack`, whose own passes count too, 13,600 (robustclip.probing.plan.charged_passes).
     charged_passes: Count = Field(
         default=16_000, description="cost of one report at most: forward passes and twice the backward ones"
     )
@@ -127,6 +131,7 @@ class ProbeSettings(_Section):
     radius: RadiusSetting = Field(
         default=64 / 255, description="largest radius, Linf; for L2 that change of every value"
     )
+    # Long enough for the default probe on a ViT-B/32 with two CPUs.
     report_seconds: Seconds = Field(
         default=60.0,
         description="deadline of a probe that names none: so long for each report, 120 seconds at most",
@@ -213,8 +218,9 @@ class ServeSettings(BaseSettings):
 
 
 def load_settings(overrides: Mapping[str, Mapping[str, Any]] | None = None) -> ServeSettings:
-    """The settings of this process, `overrides` ({section: {field: value}}) first. Raises InvalidInput that
-    names the setting at fault.
+    """The settings of this process. `overrides` ({section: {field: value}}) win over all else.
+
+    Raises InvalidInput that names the setting at fault.
     """
     refuse_unknown_environment(os.environ)
     try:
@@ -257,9 +263,7 @@ def environment_name(section: str, field: str) -> str:
 
 
 def refuse_unknown_environment(environment: Mapping[str, str]) -> None:
-    """InvalidInput for a variable with our prefix that means nothing: a misspelt setting must not pass for a
-    set one.
-    """
+    """Raise InvalidInput for a variable with our prefix that is no setting: it may be misspelt."""
     known = [environment_name(section, field) for section, field, _ in each_setting()]
     for name in environment:
         if name.upper().startswith(PREFIX) and name.upper() not in known:

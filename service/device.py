@@ -1,4 +1,4 @@
-"""Who may compute when: one lock a device that lets the more urgent in first, and how many CPUs there are."""
+"""Who may compute when: a lock for the device that lets the most urgent in first, and the number of CPUs."""
 
 import heapq
 import itertools
@@ -24,7 +24,7 @@ class DeviceLock:
     """A mutex whose next owner is the most urgent waiter, first come first served among equals.
 
     `threading.Lock` promises no order: a probe that takes the lock for one gradient step after another would
-    starve classification. `on_wait(priority, seconds)` is told how long each owner waited. Not reentrant.
+    starve classification. `on_wait(priority, seconds)` gets the time that each owner waited. Not reentrant.
     """
 
     def __init__(self, on_wait: Callable[[Priority, float], None] = lambda priority, seconds: None) -> None:
@@ -35,12 +35,12 @@ class DeviceLock:
         self._waiting: list[tuple[Priority, int]] = []
 
     def at(self, priority: Priority) -> "Turn":
-        """A context manager for that urgency, to be entered again and again."""
+        """A context manager for that urgency, which can be entered again and again."""
         return Turn(self, priority)
 
     @property
     def waiting(self) -> int:
-        """How many wait right now."""
+        """How many threads wait now."""
         return len(self._waiting)
 
     def acquire(self, priority: Priority) -> None:
@@ -74,11 +74,11 @@ class Turn:
 
 
 class Turns:
-    """A turn for work in pieces: `next_piece` hands the device to whoever is more urgent and takes it again;
-    leaving the block gives it back.
+    """The device for work in pieces: `next_piece` lets others have it and takes it again; the end of the
+    block gives it back.
 
-    The device is taken at the first piece, not before: whoever only waits for another thread's result must
-    not hold it.
+    The device is taken at the first piece, not before: a thread that only waits for another thread's result
+    must not hold it.
     """
 
     def __init__(self, device: DeviceLock, priority: Priority) -> None:
@@ -104,9 +104,7 @@ class Turns:
 
 
 def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPUs that this process may use, at least 1: the affinity mask, and a container's quota (cgroup v2),
-    never the machine's total.
-    """
+    """CPUs that this process may use, by its affinity mask and the quota of its container (cgroup v2)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         share, _, period = quota.read_text().partition(" ")

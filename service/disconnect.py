@@ -1,4 +1,4 @@
-"""Work for a client that may leave."""
+"""Work for a client that may disconnect."""
 
 import asyncio
 import contextlib
@@ -13,24 +13,25 @@ T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; a client that leaves cancels the work. Only after the body was read: what arrives
-    now can only be the goodbye.
+    """The work's result; a client that disconnects cancels the work.
+
+    Call it after the body was read: the only message that can still arrive is the end of the connection.
     """
     task = asyncio.ensure_future(work)
-    goodbye = asyncio.ensure_future(_goodbye(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, goodbye}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise Problem("client-gone", "the client left before its answer.")
     finally:
-        for pending in (task, goodbye):
+        for pending in (task, disconnected):
             if not pending.done():
                 pending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await pending
 
 
-async def _goodbye(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue

@@ -1,4 +1,4 @@
-"""OpenAPI, and a page for it whose assets come with the package: it works without a network."""
+"""OpenAPI, and a page for it that works without a network: its assets come from a package."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -77,7 +77,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def install_docs(app: FastAPI) -> None:
-    """`/docs`, and an `/openapi.json` that knows the models which routes parse by themselves."""
+    """`/docs`, and an `/openapi.json` that has the models which the routes parse themselves."""
     app.mount(
         "/docs/assets",
         StaticFiles(directory=Path(str(files("fastapi_offline"))) / "static"),
@@ -123,7 +123,7 @@ def _form(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field as a text in a form or query can say it: unions of structures are text there."""
+    """The schema of a field in a form or a query, where structures are text."""
     if schema.get("type") in ("array", "integer", "number", "string"):
         return schema
     simple = [

@@ -1,5 +1,5 @@
-"""The data path of the service: bytes -> pixels -> batch -> defense -> features -> scores. Owns every model
-and every thread; knows no HTTP.
+"""The data path of the service: bytes -> pixels -> batch -> defense -> features -> scores. It owns all models
+and threads, and does not depend on HTTP.
 
 A pool decodes pictures, the batcher's one thread encodes them, and the pool ranks the labels; the event loop
 only waits.
@@ -99,8 +99,9 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Load and warm what the store's pointers name, and follow them from now on. Raises as
-        `Snapshot.named` without the default set.
+        """Load and warm what the store's pointers name, and follow them from now on.
+
+        Raises as `Snapshot.named` when the default set can't be served.
         """
         self.sets.follow(self.sets.store.active(self.clip.fingerprint))
         default = self.sets.snapshot.named(self.settings.store.default_set)
@@ -112,7 +113,7 @@ class Engine:
         self._watcher.start()
 
     def close(self) -> None:
-        """Stop the threads after the work they have."""
+        """Finish the accepted work and stop the threads."""
         self._watcher.stop()
         self._batcher.stop()
         for pool in (self._pool, self._text_pool, self._store_pool):
@@ -123,8 +124,9 @@ class Engine:
         return self._batcher.alive
 
     async def classify(self, request: ClassifyRequest, timing: Timing) -> Classified:
-        """Answer one request. Raises Problem and RobustClipError for what concerns all of it; an image that
-        fails alone is a result.
+        """Answer one request. An image that fails alone is a result.
+
+        Raises Problem and RobustClipError for what concerns the whole request.
         """
         pictures, chain = request.pictures(), self.chain(request.defense)
         passes = self._check_votes(len(pictures), chain, "defense/0/votes")
@@ -146,11 +148,11 @@ class Engine:
         ref = Ref.parse(text or self.settings.store.default_set)
         return self.sets.find(ref) or await self.blocking(self.sets.fetch, ref)
 
-    def chain(self, asked: DefenseChain, *, pointer: str = "defense") -> tuple[AnyDefense, ...]:
+    def chain(self, requested: DefenseChain, *, pointer: str = "defense") -> tuple[AnyDefense, ...]:
         """The defense that a request asks for."""
-        if asked == "default":
+        if requested == "default":
             return self.default_chain
-        chain = parse_defenses(asked, field=pointer)
+        chain = parse_defenses(requested, field=pointer)
         if len(chain) > self.settings.limits.defenses:
             raise InvalidInput(
                 f"expected at most {self.settings.limits.defenses} defenses, found {len(chain)}.",
@@ -159,21 +161,20 @@ class Engine:
         for index, spec in enumerate(chain):
             if spec not in self.default_chain and any(is_file(network.weights) for network in spec.networks):
                 raise InvalidInput(
-                    "a file is for the operator to name.",
+                    "only the operator may name a file.",
                     field=f"{pointer}/{index}",
                     help='Name shipped weights, or ask for "default".',
                 )
         return chain
 
     async def blocking(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run what reads or moves prompt sets: it may take seconds, and classification must not wait behind
-        it.
-        """
+        """Run slow work on prompt sets, in threads of its own so that it does not delay classification."""
         return await _on(self._store_pool, function, *arguments)
 
     def _check_votes(self, pictures: int, chain: tuple[AnyDefense, ...], field: str) -> int:
-        """Passes that so many pictures take, a vote each under smoothing. InvalidInput for more than ever fit
-        the queue.
+        """Passes that so many pictures take: under smoothing one for each vote.
+
+        Raises InvalidInput for more than the queue can hold.
         """
         rule, room = smoothing_of(chain), self.settings.engine.queue_images
         passes = pictures * (1 if rule is None else rule.votes)
@@ -199,7 +200,7 @@ class Engine:
         rows = draw_seeds(seed or 0, len(pictures)).tolist()
         lane = Lane.of(loaded, chain)
         images = (
-            self._one(lane, picture, row, deadline, timing)
+            self._encoded(lane, picture, row, deadline, timing)
             for picture, row in zip(pictures, rows, strict=True)
         )
         texts = _on(self._text_pool, self.text.of, loaded, request.labels)
@@ -222,11 +223,12 @@ class Engine:
         ]
         return Classified(loaded, chain, seed, results)
 
-    async def _one(
+    async def _encoded(
         self, lane: Lane, picture: tuple[str, bytes], seed: int, deadline: float, timing: Timing
     ) -> tuple[Tensor, ImageInfo] | Problem:
-        """Features [V, E] of one picture, a row a vote and else one row, or its own problem; what is not the
-        picture's fault is raised.
+        """Features [V, E] of one picture, one row (under smoothing one a vote), or its problem.
+
+        Raises what is not the picture's fault.
         """
         pointer, data = picture
         try:

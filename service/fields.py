@@ -60,8 +60,8 @@ def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
 
 
 def _image(value: object, info: ValidationInfo) -> bytes:
-    """Encoded image bytes from a form's part, a base64 object or a data URI; their number is bounded before
-    they are decoded.
+    """Encoded image bytes from a part of a form, a base64 object or a data URI; too long ones are refused
+    before they are decoded.
     """
     if isinstance(value, bytes):
         return value

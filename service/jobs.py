@@ -1,7 +1,6 @@
-"""Probes that nobody waits for: what each is doing, what it told so far, and what came of it. All in memory;
-a restart forgets them.
+"""Probes in the background: their state, events and results. All in memory; a restart forgets them.
 
-A job's story can be read from any event on, as often as wanted, while it happens and after.
+A job's events can be read from any number on, as often as wanted, while it runs and afterwards.
 """
 
 import asyncio
@@ -21,14 +20,14 @@ from service.timing import Timing
 
 JobState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 
+# (result, the job's id, milliseconds by stage) -> the body of the answer
 Answer: TypeAlias = Callable[[Probed, str, Mapping[str, float]], Mapping[str, Any]]
-# (what came of it, the job's id, milliseconds by stage) -> the body of the result
 
 KEPT_EVENTS = 512  # of one job: older ones are forgotten
 _BETWEEN_PROGRESS_SECONDS = 0.25
 
 
-class Told(NamedTuple):
+class JobEvent(NamedTuple):
     """One event of a job; numbers rise by 1."""
 
     number: int
@@ -38,7 +37,7 @@ class Told(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One probe. Touched by the event loop alone."""
+    """One probe. Only the event loop touches it."""
 
     id: str
     runs: int
@@ -49,7 +48,7 @@ class Job:
     runs_done: int = 0
     result: Mapping[str, Any] | None = None
     problem: Mapping[str, Any] | None = None
-    events: deque[Told] = field(default_factory=lambda: deque[Told](maxlen=KEPT_EVENTS))
+    events: deque[JobEvent] = field(default_factory=lambda: deque[JobEvent](maxlen=KEPT_EVENTS))
     task: "asyncio.Task[None] | None" = None
     _number: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -60,12 +59,12 @@ class Job:
 
     def tell(self, name: str, data: str) -> None:
         self._number += 1
-        self.events.append(Told(self._number, name, data))
+        self.events.append(JobEvent(self._number, name, data))
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def story(self, after: int, *, patience_seconds: float) -> AsyncIterator[Told | None]:
-        """The events numbered above `after`, until the job is over; None after so many seconds of silence."""
+    async def follow(self, after: int, *, patience_seconds: float) -> AsyncIterator[JobEvent | None]:
+        """The events above number `after`, until the job is over; None after so many seconds without one."""
         while True:
             changed, over = self._changed, self.over
             fresh = [event for event in self.events if event.number > after]
@@ -91,10 +90,9 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def start(self, admitted: Admitted, answer: Answer) -> Job:
-        """Run an admitted request; the oldest jobs that are over make room. `answer` makes the body of a
-        result.
+        """Run an admitted request; the oldest jobs that are over make room.
 
-        Raises Problem where every job that is remembered still runs.
+        Raises Problem `queue-full` where every job that is remembered still runs.
         """
         self._expire()
         for old in [job for job in self._jobs.values() if job.over][
@@ -115,11 +113,11 @@ class Jobs:
         self._expire()
         job = self._jobs.get(id)
         if job is None:
-            raise Problem("unknown-job", "there is no such job, or it is forgotten.")
+            raise Problem("unknown-job", "there is no such job, or it was forgotten.")
         return job
 
     def cancel(self, id: str) -> Job:
-        """Stop a job at its next step; remove one that is over."""
+        """Stop a job at its next step, or remove it if it is over."""
         job = self.find(id)
         if job.over:
             del self._jobs[id]
@@ -168,7 +166,7 @@ class Jobs:
 
 
 class _Thinned:
-    """Lets progress by four times a second, and everything else always."""
+    """Passes on progress four times a second, and every other event."""
 
     def __init__(self) -> None:
         self._due = 0.0

@@ -1,5 +1,5 @@
-"""What a probe may use of the device, and when it has to stop: a few rows at a time, between those of
-everybody more urgent.
+"""How a probe shares the device, and when it has to stop: it computes a few rows at a time, and
+classification goes first.
 """
 
 import threading
@@ -33,9 +33,9 @@ class Leave:
         return self.gone.is_set() or self.closing.is_set()
 
     def check_wanted(self) -> None:
-        """Raises Cancelled when nobody waits."""
+        """Raises Cancelled when nobody waits any more."""
         if self.cancelled():
-            raise Cancelled("the caller is gone, the probe stopped.")
+            raise Cancelled("the caller left, the probe was stopped.")
 
     def check(self) -> None:
         """Raises Cancelled, or DeadlineExceeded when the time is over."""

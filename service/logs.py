@@ -1,5 +1,5 @@
-"""Log lines to stderr: JSON for machines, coloured columns for people. Pictures, labels and embeddings never
-appear in them.
+"""Log lines to stderr: JSON for machines, colored columns for people. They never hold pictures, labels or
+embeddings.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""What happens to every request: who may ask, an id, the clock, metrics, one log line, and a problem for
-whatever was not foreseen.
+"""What happens to every request: the check of its origin, an id, timing, metrics, one log line, and a problem
+for errors that nobody foresaw.
 
-Pure ASGI: no task and no copied body a request.
+Pure ASGI: a request costs no task and no copy of its body.
 """
 
 import logging
@@ -47,7 +47,7 @@ def context_of(request: Request) -> Context:
 
 
 class RequestContext:
-    """The outermost layer: nothing passes it without an id, and no exception leaves it."""
+    """The outermost layer: every answer has an id, and no exception leaves it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, log_requests: bool) -> None:
         self._app = app
@@ -110,8 +110,8 @@ class RequestContext:
 
 
 class SameMachine:
-    """Keeps other sites' pages out: a foreign Host on a loopback address (DNS rebinding), a foreign Origin on
-    anything that is not a mere read.
+    """Keeps other sites' pages out: it refuses a foreign Host on a loopback address (DNS rebinding), and a
+    foreign Origin for all that is not a read.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:

@@ -1,4 +1,4 @@
-"""Passes through the image tower behind its defenses, in turns with everything else that needs the device."""
+"""Passes through the image tower behind its defenses, under the device's lock."""
 
 import time
 from dataclasses import dataclass, field

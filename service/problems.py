@@ -1,7 +1,6 @@
-"""Errors as `application/problem+json` (RFC 9457). One table says what each code means; nothing else decides
-a status.
+"""Errors as `application/problem+json` (RFC 9457). One table gives the meaning and status of every code.
 
-An error that is not ours becomes `internal` and its text stays in the log.
+An error that is not ours becomes `internal`, and its text stays in the log.
 """
 
 import reprlib
@@ -16,7 +15,7 @@ from starlette.responses import Response
 from robustclip.errors import PromptSetRefused, RobustClipError, written_path
 
 MEDIA_TYPE = "application/problem+json"
-_MAX_ERRORS = 16  # of one answer: who sends 100,000 bad labels needs no list of them
+_MAX_ERRORS = 16  # in one answer: for 100,000 bad labels nobody needs the whole list
 
 
 class ProblemKind(NamedTuple):
@@ -121,7 +120,7 @@ class ProblemBody(BaseModel):
 
 @dataclass
 class Problem(Exception):
-    """An answer other than the one asked for; `code` is a key of PROBLEMS."""
+    """An error as the answer to a request; `code` is a key of PROBLEMS."""
 
     code: str
     detail: str
@@ -168,7 +167,7 @@ def invalid(pointer: str, detail: str, *, code: str = "validation", help: str | 
 
 
 def as_problem(error: Exception) -> Problem:
-    """What a client is told of an exception."""
+    """The problem that an exception is to the client."""
     match error:
         case Problem():
             return error
@@ -189,7 +188,7 @@ def as_problem(error: Exception) -> Problem:
 
 
 def of_validation(error: ValidationError, data: object) -> Problem:
-    """The first complaints of a request model about `data`, each with a pointer to what was written."""
+    """The first complaints of a request model about `data`, each with a pointer into it."""
     items: list[ErrorItem] = []
     for complaint in error.errors(include_url=False, include_context=False)[:_MAX_ERRORS]:
         value, missing = complaint["input"], complaint["type"] == "missing"

@@ -1,7 +1,7 @@
-"""What is served: one immutable snapshot, replaced as a whole. A request takes it once and keeps it, so that
-no answer mixes two versions.
+"""What is served: one immutable snapshot, replaced as a whole. A request reads it once, so that no answer
+mixes two versions.
 
-A set gets in only after it was read, verified, tried and warmed, off the request path. What is refused is
+A set is added after it was read, verified, tried and warmed, which no request waits for. A refused set is
 remembered with its reason, and the set that was served before stays.
 """
 
@@ -22,7 +22,7 @@ from service.loaded import LoadedSet
 from service.metrics import Metrics
 from service.problems import Problem
 
-PINNED_SETS = 8  # versions beside the active ones that stay in memory after somebody asked for them
+PINNED_SETS = 8  # versions that stay in memory after a request named them, beside the active ones
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +34,12 @@ class Refusal:
     ref: Ref
     reason: str
     message: str
-    files: object = None  # what the store's files looked like then: unchanged ones are not read again
+    files: object = None  # state of the store's files at that time: unchanged files are not read again
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The sets that are served, by name, and the versions that were to replace them and may not."""
+    """The sets that are served, by name, and the refused versions that should have replaced them."""
 
     generation: int = 0
     active: Mapping[str, LoadedSet] = field(default_factory=dict[str, LoadedSet])
@@ -64,8 +64,8 @@ class Snapshot:
 class ServedSets:
     """Keeps the snapshot in step with a store.
 
-    `admit` tries and warms a set before it is served and raises PromptSetRefused against it; `gate` compares
-    it with the version that it would replace. A rollback over HTTP passes no gate: the way back stays open.
+    `admit` tries and warms a set before it is served, or raises PromptSetRefused; `gate` compares it with the
+    version that it would replace. A rollback passes no gate, so that an operator can always go back.
     """
 
     def __init__(
@@ -86,10 +86,9 @@ class ServedSets:
         self.snapshot = Snapshot()
 
     def follow(self, pointers: Mapping[str, Ref]) -> bool:
-        """Serve what the pointers name now. What can't be served is refused with its reason and the old set
-        goes on.
+        """Serve what the pointers name now. A set that can't be served is refused, and the old one stays.
 
-        Answers whether all is as the pointers want it; if not, call again: a file may have arrived after its
+        Returns whether all that the pointers name is served. If not, call again: a file may arrive after its
         pointer.
         """
         with self._changing:
@@ -120,9 +119,7 @@ class ServedSets:
             return not refused
 
     def find(self, ref: Ref) -> LoadedSet | None:
-        """The set if it is in memory; None for a pinned version that would have to be read. Raises as
-        `Snapshot.named`.
-        """
+        """The set, or None for a pinned version that must be read first. Raises as `Snapshot.named`."""
         if not ref.pinned:
             return self.snapshot.named(ref.name)
         current = self.snapshot.active.get(ref.name)
@@ -141,7 +138,7 @@ class ServedSets:
             return found
 
     def activate(self, ref: Ref, *, if_match: str | None, force: bool = False) -> LoadedSet:
-        """Serve a pinned version and move the store's pointer to it. Blocks; `force` passes the gate by.
+        """Serve a pinned version and move the store's pointer to it. Blocks; `force` skips the gate.
 
         Raises PromptSetRefused and GateFailed before anything moved, `etag-mismatch` if `if_match` is given
         and another version is active meanwhile.
@@ -208,7 +205,7 @@ class ServedSets:
         return refusal
 
     def _files(self, ref: Ref) -> object:
-        """Something that changes whenever a version's file does."""
+        """A value that changes whenever a version's file does."""
         seen: list[tuple[int, int, int]] = []
         for place in (self._clip.fingerprint[:8], ANY):
             with contextlib.suppress(OSError):
@@ -217,7 +214,7 @@ class ServedSets:
         return tuple(seen)
 
     def _previous(self, name: str, generation: int) -> LoadedSet | None:
-        """At the start nothing is served yet: the version before a refused one is better than none."""
+        """The version before a refused one, for the start, when nothing is served yet."""
         try:
             pointer = self.store.pointer(name, self._clip.fingerprint)
             return (

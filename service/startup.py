@@ -1,4 +1,4 @@
-"""From settings to a running engine, in phases that people can watch."""
+"""From settings to a running engine, in phases that are reported."""
 
 import threading
 from collections.abc import Callable
@@ -24,9 +24,7 @@ Report: TypeAlias = Callable[[str], None]
 
 
 class Service:
-    """An application's engine and how far it has come. `phase` is what it does now; `failure` why it will
-    never be ready.
-    """
+    """An application's engine and the state of its start: its `phase`, and the `failure` that ended it."""
 
     def __init__(self, settings: ServeSettings, report: Report = lambda phase: None) -> None:
         self.settings = settings
@@ -38,7 +36,7 @@ class Service:
         self._running: tuple[Engine, ProbeRunner, Jobs] | None = None
 
     def start(self) -> None:
-        """Load, check, warm. Blocks; what goes wrong is raised and remembered."""
+        """Load, check, warm. Blocks; an error is raised, and remembered as `failure`."""
         try:
             self._running = self._start()
         except Exception as error:
@@ -118,10 +116,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch has no one kind of error for a device that is not there
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise InvalidInput(
             f"torch can't compute on {name!r}.",
             field="clip.device",

@@ -1,5 +1,5 @@
-"""Text features of label lists: cached, computed in turns with pictures, and computed ahead of time for a set
-that is about to be served.
+"""Text features of label lists: cached, computed in pieces between pictures, and ahead of time for a set that
+is about to be served.
 """
 
 import threading
@@ -18,7 +18,7 @@ from service.loaded import LoadedSet
 from service.metrics import Metrics
 
 RECENT_LISTS = 8
-WARM_SECONDS = 0.5  # a set must be served soon after its pointer moved, however long the lists of labels are
+WARM_SECONDS = 0.5  # a set must be served soon after its pointer moved, even if label lists are long
 
 
 class TextWeights:
@@ -33,10 +33,11 @@ class TextWeights:
         self._lock = threading.Lock()
 
     def of(self, loaded: LoadedSet, labels: tuple[str, ...], *, recent: bool = True) -> Tensor:
-        """The features; a list of labels seen before costs a look into the cache. Raises InvalidInput for
-        labels that the set does not know or that CLIP can't read or tell apart.
+        """The features, from the cache if it has them.
 
-        `recent`: remember the list, so that a set is warmed with it before it is served.
+        Raises InvalidInput for labels that the set does not know, or that CLIP can't read or tell apart.
+
+        `recent`: remember the list, so that the next set is warmed with it.
         """
         weights = self._get(loaded.prompt_set.prompts_for(labels), labels)
         if recent:
@@ -48,7 +49,7 @@ class TextWeights:
         return weights
 
     def warm(self, loaded: LoadedSet) -> None:
-        """Compute what recent requests would ask of this set, the latest first, for half a second at most."""
+        """Compute features for the labels of recent requests, latest first, for half a second at most."""
         until = time.monotonic() + WARM_SECONDS
         with self._lock:
             lists = list(reversed(self._recent))
@@ -57,7 +58,7 @@ class TextWeights:
                 return
             try:
                 self._get(loaded.prompt_set.prompts_for(labels), labels)
-            except InvalidInput:  # labels that this set can't take are refused when somebody asks, not here
+            except InvalidInput:  # labels that this set can't take: a request that has them will be refused
                 continue
 
     def _get(self, prompts: Prompts, labels: tuple[str, ...]) -> Tensor:

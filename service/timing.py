@@ -1,4 +1,4 @@
-"""Where the time of a request goes."""
+"""How long the stages of a request take."""
 
 import time
 from collections.abc import Generator
@@ -44,9 +44,7 @@ class Timing:
 
 
 class TimedDefense:
-    """A defense with a stop watch that its parts share, so that purifying and encoding can be told apart in
-    one pass.
-    """
+    """A defense that measures its own time, so that a pass knows its share and the tower's."""
 
     def __init__(self, defense: Defense, whole: "TimedDefense | None" = None) -> None:
         self._defense = defense

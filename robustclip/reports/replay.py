@@ -18,11 +18,10 @@ from robustclip.reports.witnesses import Witness
 from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Embed, Features, Logits, Seeds
 
-ROWS = 64  # pictures a pass where nobody else waits
+ROWS = 64  # pictures a pass where nobody else needs the device
 
-FeatureClassifier: TypeAlias = Callable[
-    [Features, tuple[str, ...]], Logits
-]  # raises InvalidInput for labels that the decision can't take
+# Raises InvalidInput for labels that the decision can't take.
+FeatureClassifier: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]
 
 
 class Rejudged(BaseModel):
@@ -71,7 +70,7 @@ class Replay(BaseModel):
 
     @property
     def fooled(self) -> tuple[Rejudged, ...]:
-        """Those that fool it, least conspicuous first."""
+        """Those that fool it, smallest change first."""
         return tuple(sorted((each for each in self.judged if each.fooled), key=lambda each: each.change))
 
 
@@ -123,7 +122,7 @@ def check_size(witnesses: Sequence[Witness], size: int) -> None:
 
 
 def newly_fooled(candidate: Replay, current: Replay) -> tuple[Rejudged, ...]:
-    """Witnesses that fool the candidate and do not fool what is served now, least conspicuous first."""
+    """Witnesses that fool the candidate and do not fool what is served now, smallest change first."""
     stood = {each.source for each in current.judged if not each.fooled}
     return tuple(each for each in candidate.fooled if each.source in stood)
 

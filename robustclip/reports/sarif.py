@@ -1,7 +1,7 @@
 """Probe reports as SARIF 2.1.0 (OASIS, 2020), which code hosts and build servers show beside other findings.
 
-A result is a finding about one picture. All rules are listed, also those that say nothing: who reads a log
-must see what was looked for.
+A result is a finding about one picture. All rules are listed, also those without a finding, so that a log
+shows what was looked for. Soft flags of the checks are notes: they do not make a result doubtful.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ RULES = (
         "An attack that knows the defense succeeds where one that does not know it fails.",
         "Count the defense as absent: whoever knows it is not stopped by it.",
     ),
-    Rule(
+    Rule(  # the change is larger than one level, and than the radius that was to be withstood
         "ROB004",
         "Broken",
         "warning",

@@ -24,9 +24,8 @@ from robustclip.threat import Norm
 
 MAX_BYTES = 64 * 2**20
 
-_SLACK = (
-    1e-6  # of a radius, absolute for Linf and relative for L2: what float32 adds to a change that keeps to it
-)
+# What float32 may add to a change that keeps to a radius: absolute for Linf, relative for L2.
+_SLACK = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +52,9 @@ class Collection(NamedTuple):
 
 
 def collect(paths: Iterable[Path]) -> Collection:
-    """The witnesses of report files, and of all `*.json` in folders, in the order of names; of two equal
-    pictures with equal questions the first.
+    """The witnesses of report files, and of all `*.json` in folders, in the order of names.
 
-    Raises ReportRefused, which names the file.
+    Of two equal pictures with equal questions the first is taken. Raises ReportRefused, which names the file.
     """
     witnesses: dict[tuple[object, ...], Witness] = {}
     pictureless: list[str] = []
@@ -78,8 +76,9 @@ def collect(paths: Iterable[Path]) -> Collection:
 
 
 def read_reports(path: Path) -> tuple[ProbeReport, ...]:
-    """The report in a file, or those in a saved answer of `POST /probe`. Raises ReportRefused for anything
-    else, with the place that is wrong.
+    """The report in a file, or those in a saved answer of `POST /probe`.
+
+    Raises ReportRefused for anything else, with the place that is wrong.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -103,8 +102,9 @@ def read_reports(path: Path) -> tuple[ProbeReport, ...]:
 
 
 def best_record(report: ProbeReport) -> AttackRecord | None:
-    """The attack to show: the least conspicuous witness, a PNG before float pixels; without one, the attack
-    that came nearest to changing the decision.
+    """The attack to show: the witness with the smallest change, a PNG before float pixels.
+
+    Without a witness it is the attack that came nearest to changing the decision.
     """
     return min(report.attacks, key=_rank, default=None)
 

@@ -1,6 +1,4 @@
-"""What a probe report says, in sentences for people who did not make it. No sentence promises more than the
-report holds.
-"""
+"""A probe report in sentences for people who did not make it. None promises more than the report holds."""
 
 import math
 from collections.abc import Sequence
@@ -112,33 +110,40 @@ def gap_sentence(report: ProbeReport) -> str | None:
     return "Neither the attack that knows the defense nor the one that does not succeeds."
 
 
-def bracket_words(found: MinimalRadius) -> str:
+def bracket_words(bracket: MinimalRadius) -> str:
     """The smallest radius, as far as it is known."""
-    spent = "" if found.complete else "; the search was ended before the bracket was as close as it could be"
-    if found.broken is None:
-        return f"nothing broke it, {found.unbroken_text} withstood, which proves nothing{spent}"
+    spent = (
+        "" if bracket.complete else "; the search was ended before the bracket was as close as it could be"
+    )
+    if bracket.broken is None:
+        return f"nothing broke it, {bracket.unbroken_text} withstood, which proves nothing{spent}"
     return (
-        f"{found.broken_text} breaks it (as {found.label!r}), {found.unbroken_text} withstood, which "
+        f"{bracket.broken_text} breaks it (as {bracket.label!r}), {bracket.unbroken_text} withstood, which "
         f"proves nothing{spent}"
     )
 
 
-def certificate_words(found: Certificate) -> str:
+def certificate_words(certificate: Certificate) -> str:
     """What is certain and of what. Claims no more than the certificate: radii are rounded down."""
-    votes = f"{found.hits} of {found.n} votes at sigma {found.sigma:g}"
-    if found.abstained:
-        said = f"abstains: {votes} for {found.label!r} prove no majority"
+    votes = f"{certificate.hits} of {certificate.n} votes at sigma {certificate.sigma:g}"
+    if certificate.abstained:
+        words = f"abstains: {votes} for {certificate.label!r} prove no majority"
     else:
         l2, levels = (
-            math.floor(radius * 1000) / 1000 for radius in (found.radius_l2, found.radius_linf * LEVELS)
+            math.floor(radius * 1000) / 1000
+            for radius in (certificate.radius_l2, certificate.radius_linf * LEVELS)
         )
-        said = (
-            f"{found.label!r} holds within {l2:g} (L2), {levels:g}/255 in every value: {votes}, alpha "
-            f"{found.alpha:g}"
+        words = (
+            f"{certificate.label!r} holds within {l2:g} (L2), {levels:g}/255 in every value: {votes}, alpha "
+            f"{certificate.alpha:g}"
         )
-    if isinstance(found, CertificatePart) and not found.served:
-        said += "; of the vote, which is not what is served"
-    return f"{said}; exploratory, this noise had answered another question" if found.exploratory else said
+    if isinstance(certificate, CertificatePart) and not certificate.served:
+        words += "; of the vote, which is not what is served"
+    return (
+        f"{words}; exploratory, this noise had answered another question"
+        if certificate.exploratory
+        else words
+    )
 
 
 def trust_sentence(report: ProbeReport) -> str:

@@ -1,1 +1,1 @@
-"""The HTTP routes, one noun a file: each parses, asks the engine, answers."""
+"""The HTTP routes, one noun a file: each parses a request, calls the engine and answers."""

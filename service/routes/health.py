@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what is it: answers for orchestrators, scrapers and people."""
+"""Health, readiness and facts of the service, for orchestrators, monitoring and people."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""/probe/jobs: probes that nobody waits for. `Prefer: respond-async` at POST /probe starts one."""
+"""/probe/jobs: probes in the background. `Prefer: respond-async` at POST /probe starts one."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -75,10 +75,10 @@ async def cancel(service: Serving, id: JobId) -> Response:
 
 async def _lines(service: Service, job: Job, after: int) -> AsyncIterator[str]:
     silent = 0
-    async for told in job.story(after, patience_seconds=1.0):
-        if told is not None:
+    async for event in job.follow(after, patience_seconds=1.0):
+        if event is not None:
             silent = 0
-            yield f"id: {told.number}\nevent: {told.name}\ndata: {told.data}\n\n"
+            yield f"id: {event.number}\nevent: {event.name}\ndata: {event.data}\n\n"
         elif service.draining.is_set():
             return
         elif (silent := silent + 1) % _SILENCE_SECONDS == 0:

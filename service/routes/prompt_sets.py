@@ -1,5 +1,6 @@
-"""/prompt-sets: what is served, which versions there are, and moving between them. Sets enter through the
-store alone; there is no upload.
+"""/prompt-sets: what is served, which versions there are, and serving another one.
+
+There is no upload: sets come from the store alone.
 """
 
 from functools import partial

@@ -163,7 +163,7 @@ def test_a_listener_that_comes_late_hears_all_and_silence_is_told() -> None:
         job = Job("prb_0", 1, "now")
         job.tell("clean", "{}")
         heard: list[str | None] = []
-        async for told in job.story(0, patience_seconds=0.01):
+        async for told in job.follow(0, patience_seconds=0.01):
             heard.append(None if told is None else told.name)
             if told is None:
                 job.state = "done"

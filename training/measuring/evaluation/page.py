@@ -1,5 +1,5 @@
-"""An evaluation as one HTML page that needs nothing else: a curve over the radius for each prompt set, all
-rows, all checks and all differences.
+"""An evaluation as one HTML page without other files: curves over the radius for each prompt set, all rows,
+the checks that fired, all differences.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ _CHART_BY = ("backbone", "data", "split", "classes", "defense")
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
-    """The page for what `robustclip evaluate --json` prints. All text from outside is escaped."""
+    """The page for what `robustclip evaluate --json` prints."""
     return render(
         "evaluation.html",
         package="training.measuring.evaluation",
-        headlines=[_headline(headline) for headline in evaluation.headlines] or None,
+        headlines=[_headline(headline) for headline in evaluation.headlines],
         curves=_charts(evaluation.results),
         results=[_row(result) for result in evaluation.results],
         checked=len(evaluation.checks),
@@ -48,7 +48,7 @@ def _points(group: Sequence[Result], name: str, threat: str) -> list[tuple[float
     for result in group:
         if result.prompt_set == name and result.threat in ("clean", threat):
             shares.setdefault(round(parse_radius(result.eps) * LEVELS, 6), []).append(result.accuracy)
-    return [(radius, sum(found) / len(found)) for radius, found in sorted(shares.items())]
+    return [(radius, sum(each) / len(each)) for radius, each in sorted(shares.items())]
 
 
 def _headline(headline: Headline) -> dict[str, str]:
