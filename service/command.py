@@ -121,12 +121,16 @@ def _welcome(service: "Service", address: str) -> str:
 
 
 def _inventory(service: "Service") -> str:
+    from robustclip.backbones import terms_of
+
     clip, sets = service.engine.clip, service.engine.sets.snapshot
     facts = (
         f"{clip.pretrained}, {clip.image_size} pixels, {service.engine.encoder.backend}, fingerprint "
         f"{clip.fingerprint[:8]}"
     )
     lines = [f"  backbone     {clip.arch} ({facts})"]
+    if (terms := terms_of(clip.arch)) is not None:
+        lines.append(f"  terms        {terms}")
     for name, loaded in sorted(sets.active.items()):
         default = ", the default" if name == service.settings.store.default_set else ""
         lines.append(f"  prompt set   {loaded.ref} ({loaded.prompt_set.manifest.objective['kind']}{default})")

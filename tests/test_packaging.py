@@ -87,6 +87,7 @@ def test_the_installed_wheel_serves_without_git_make_or_a_checkout(wheel_file: P
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "all is well" in checked.stdout
+    assert "non-commercial research" in checked.stdout  # the terms of the shipped weights
     where = "import robustclip, service; print(robustclip.__file__, service.__file__)"
     found = subprocess.run([python, "-c", where], cwd=nowhere, capture_output=True, text=True, check=True)
     assert found.stdout.count(str(packages)) == 2

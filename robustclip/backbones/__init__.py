@@ -54,6 +54,14 @@ def read_config(name: str) -> dict[str, Any]:
     return TINY_CONFIG if name == "tiny" else json.loads(_json(name).read_text())
 
 
+def terms_of(name: str) -> str | None:
+    """The terms on which the weights of an embedded backbone, or of a backbone's JSON, may be used.
+
+    None for other names: then the terms of whoever published them hold.
+    """
+    return read_config(name).get("terms") if name in embedded_names() or name.endswith(".json") else None
+
+
 def _json(name: str) -> Path:
     return Path(name) if name.endswith(".json") else Path(str(files(__name__))) / f"{name}.json"
 

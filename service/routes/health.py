@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from robustclip.attacks import ATTACKS
+from robustclip.backbones import terms_of
 from robustclip.defenses import DEFENSES
 from service.answers import SERVICE, defense_facts, json_response, model_facts
 from service.docs import problems
@@ -59,6 +60,7 @@ async def info(service: Serving) -> Response:
             "service": SERVICE,
             "auth": "off",
             "model": model_facts(engine.clip, engine.encoder),
+            "terms": terms_of(engine.clip.arch),
             "generation": engine.sets.snapshot.generation,
             "default_prompt_set": settings.store.default_set,
             "default_defense": defense_facts(engine.default_chain),

@@ -66,6 +66,7 @@ def test_info_names_defenses_with_their_status_and_the_limits(server: Running) -
     assert {each["kind"]: each["status"] for each in info["defenses"]}["jpeg"] == "broken-adaptively"
     assert set(info["attacks"]) >= {"pgd", "fgsm"}
     assert info["limits"]["labels"] == 2000
+    assert info["terms"] is None  # drawn from a seed: nobody's data
 
 
 def test_every_problem_can_be_looked_up(server: Running) -> None:

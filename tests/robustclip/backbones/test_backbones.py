@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from robustclip.attacks.pgd import PGD
-from robustclip.backbones import embedded_names, read_config
+from robustclip.backbones import embedded_names, read_config, terms_of
 from robustclip.images import load_pixels
 from robustclip.models.classifier import TorchImageEncoder, text_weights, zero_shot
 from robustclip.models.clip import Clip, load_clip
@@ -147,3 +147,9 @@ def test_words_before_the_name_cost_at_most_three_points(mini: Clip, shared_data
                 ((features @ weights.T).argmax(dim=1) == pictures.targets[chosen]).float().mean().item()
             )
     assert max(accuracies) - min(accuracies) <= 0.03, accuracies
+
+
+def test_who_loads_shipped_weights_is_told_their_terms() -> None:
+    shipped = [name for name in embedded_names() if name != "tiny"]
+    assert all((terms_of(name) or "").startswith("non-commercial research") for name in shipped)
+    assert [terms_of(name) for name in ("tiny", "ViT-B-32")] == [None, None]

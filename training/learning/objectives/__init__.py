@@ -1,4 +1,4 @@
-"""The methods. A new one is a file beside these and a name in `AnyObjective`."""
+"""The methods. A new one is a file beside these and a name in `AnyMethod`."""
 
 from typing import Annotated, TypeAlias, get_args
 
