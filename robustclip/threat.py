@@ -1,7 +1,6 @@
-"""Where an attacker may go: a ball of changes around a picture, cut by the box [0, 1]. Balls know geometry,
-no models.
+"""The threat model: a ball of changes around a picture, cut by the box [0, 1].
 
-Radii are in pixel units of [0, 1]; people write "4/255". A radius belongs to the ball, or to each row
+Radii are in pixel units of [0, 1], written like "4/255". A radius belongs to the ball, or to each row
 (`radius=` [B]) when the rows of a batch are one picture at several radii.
 """
 
@@ -21,10 +20,8 @@ from robustclip.types import Pixels, Seeds
 Norm: TypeAlias = Literal["linf", "l2"]
 
 LEVELS = 255
-MAX_L2_RADIUS = (
-    10_000.0  # no picture below 3000 pixels a side has a longer diagonal, and its square is far from overflow
-)
-_NO_DIRECTION = 1e-12  # a gradient shorter than this points nowhere
+MAX_L2_RADIUS = 10_000.0  # longer than the diagonal of a picture of 3000 pixels a side
+_NO_DIRECTION = 1e-12  # a shorter gradient has no direction
 _LEVEL_SLACK = 1e-5  # levels; a radius of n/255 kept in float32 is up to 4e-6 levels short of n
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d{1,3}))?\s*(?:/\s*(\d{1,6})\s*)?", re.ASCII)
 
@@ -44,9 +41,7 @@ def parse_radius(text: str | float, field: str = "radius") -> float:
 
 
 def radius_text(radius: float, norm: Norm = "linf") -> str:
-    """How people write a radius: "4/255", or "0.5" and "0" if that is short and exact; for L2, a length and
-    no levels, "1.33" to three digits.
-    """
+    """A radius as text: "4/255", or "0.5" and "0" if that is short and exact; for L2 three digits, "1.33"."""
     decimal = f"{radius:.3g}"
     return decimal if norm == "l2" or float(decimal) == radius else f"{radius * LEVELS:.6g}/{LEVELS}"
 
@@ -195,9 +190,8 @@ class L2(BaseModel):
         change = pixels * LEVELS - center
         rounded = (center + change).round().clamp(0, LEVELS)
         while bool((outside := (length := _length(rounded - center)) > limit).any()):
-            factor = (limit / length.clamp_min(_NO_DIRECTION)).clamp_max(
-                0.99
-            )  # below half a level everything rounds to the origin: this ends
+            # this ends: below half a level everything rounds to the origin
+            factor = (limit / length.clamp_min(_NO_DIRECTION)).clamp_max(0.99)
             change = torch.where(outside, change * factor, change)
             rounded = torch.where(outside, (center + change).round().clamp(0, LEVELS), rounded)
         return rounded / LEVELS

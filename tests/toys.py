@@ -1,6 +1,4 @@
-"""Small classifiers on made-up pictures, for tests that need a decision to attack and no CLIP. They implement
-`robustclip.types.Classifier`.
-"""
+"""Small classifiers of synthetic pictures, for tests that need a decision to attack and no CLIP."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +41,7 @@ GRAY = torch.full((3, 4, 4), 0.5)
 
 
 def half_spaces(distance: float) -> LinearClassifier:
-    """Two labels, parted by a plane at that L2 distance from GRAY."""
+    """Two labels, separated by a plane at that L2 distance from GRAY."""
     normal = torch.randn(48, generator=torch.Generator().manual_seed(3))
     normal /= normal.norm()
     return LinearClassifier(

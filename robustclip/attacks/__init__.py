@@ -1,8 +1,8 @@
-"""The table of attacks. A new one is a file beside this and a name in `AnyAttack`: commands, requests,
-training and contract tests then have it.
+"""The table of attacks. A new one is a file beside this and a name in `AnyAttack`: commands, requests, probes
+and contract tests take it from here.
 """
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -17,6 +17,8 @@ from robustclip.errors import invalid_input
 AnyAttack: TypeAlias = Annotated[
     PGD | FGSM | APGD | Square | FMN | Noise | Ensemble, Field(discriminator="kind")
 ]
+
+ATTACKS: tuple[type[AnyAttack], ...] = get_args(get_args(AnyAttack)[0])
 
 _ADAPTER: TypeAdapter[AnyAttack] = TypeAdapter(AnyAttack)
 

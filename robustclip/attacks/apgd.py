@@ -7,24 +7,22 @@ reached it the one of the largest margin is kept; the last point needs no gradie
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from robustclip.attacks.base import BestPoints, check_seeds, finished, gradient_of, leaving, pick, radii_of
-from robustclip.seeds import derive
-from robustclip.threat import BallSpec
-from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.attacks.base import BallAttack, Options, Search, gradient_of
+from robustclip.types import Cost, Pixels
 
 MAX_STEPS = 10_000
 MAX_RESTARTS = 100
 _MOMENTUM = 0.75  # share of the new direction in every move but the first
 
 
-class APGD(BaseModel):
-    """Climb without a step length to choose, from random starts.
+class APGD(BallAttack):
+    """Climb from random starts with step lengths that adapt themselves.
 
     share     a row whose value rose in at most this share of the steps since the last checkpoint halves its
               step
@@ -33,66 +31,37 @@ class APGD(BaseModel):
               find its worst point
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    quick: ClassVar[Options] = {"steps": 25}
     kind: Literal["apgd"] = "apgd"
-    ball: BallSpec
     steps: int = Field(default=100, ge=1, le=MAX_STEPS)
     share: float = Field(default=0.75, gt=0, lt=1)
     restarts: int = Field(default=1, ge=1, le=MAX_RESTARTS)
     stop: Literal["broken", "never"] = "broken"
 
-    def __call__(
-        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
-    ) -> Attacked:
-        """Attack every row by itself; `radius` [B] overrides the ball's. Raises InvalidInput for a score that
-        offers no gradient.
-        """
-        return finished(self.search(score, pixels, seeds, radius=radius))
+    def passes(self) -> Cost:
+        return Cost(self.steps + 1, self.steps).times(self.restarts)
 
-    def search(
-        self,
-        score: Score,
-        pixels: Pixels,
-        seeds: Seeds,
-        *,
-        radius: Tensor | None = None,
-        teams: Tensor | None = None,
-    ) -> Iterator[BestPoints]:
-        """Step by step; `teams` [B]: rows of a team leave together."""
-        check_seeds(pixels, seeds)
-        radii = radii_of(pixels, self.ball.radius, radius)
-        steps, restarts = (self.steps, self.restarts) if bool(radii.any()) else (0, 1)
-        record = BestPoints.of(pixels, points=restarts * (steps + 1))
-        rows = torch.arange(len(pixels), device=pixels.device)
-        yield record
-        for restart in range(restarts):
-            start = self.ball.sample(
-                pixels[rows], derive(pick(seeds, rows), f"start-{restart}"), radius=radii[rows]
-            )
-            climb = _Climb.of(start, 2 * radii[rows])
-            checkpoints, since = set(_checkpoints(steps)), 0
-            for step in range(steps + 1):
-                if not len(rows):
-                    return
-                final = step == steps
-                seen = score.select(rows)(
-                    climb.pixels, derive(pick(seeds, rows), f"step-{restart}-{step}"), grad=not final
-                )
-                fooled = (seen.margin > 0) & (self.stop == "broken")
-                record.add(rows, climb.pixels, seen, restart * (steps + 1) + step)
+    def still(self) -> "APGD":
+        return self.model_copy(update={"steps": 0, "restarts": 1})
+
+    def explore(self, search: Search) -> Iterator[None]:
+        checkpoints = set(_checkpoints(self.steps))
+        for restart in range(self.restarts):
+            streams = search.streams(f"start-{restart}")
+            start = self.ball.sample(search.origin, streams, radius=search.limits)
+            climb, since = _Climb.of(start, 2 * search.limits), 0
+            for step in range(self.steps + 1):
+                final = step == self.steps
+                seen = search.ask(climb.pixels, search.streams(f"step-{restart}-{step}"), grad=not final)
                 if not final:
                     climb = climb.seen(seen.value, gradient_of(seen))
                     since += step > 0
                     if step in checkpoints:
                         climb, since = climb.checked(self.share * since), 0
-                    climb = self._moved(climb, pixels[rows], radii[rows], momentum=step > 0)
-                stay = ~leaving(fooled, None if teams is None else teams[rows])
-                rows, climb = rows[stay], _Climb(*(part[stay] for part in climb))
-                yield record
-
-    def bill(self, rows: int) -> Cost:
-        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
-        return Cost(self.steps + 1, self.steps).times(rows * self.restarts)
+                    climb = self._moved(climb, search.origin, search.limits, momentum=step > 0)
+                stay = search.leave((seen.margin > 0) & (self.stop == "broken"))
+                climb = _Climb(*(part[stay] for part in climb))
+                yield
 
     def _moved(self, climb: "_Climb", origin: Pixels, radii: Tensor, *, momentum: bool) -> "_Climb":
         ascended = self.ball.project(
@@ -107,8 +76,8 @@ class APGD(BaseModel):
 
 
 class _Climb(NamedTuple):
-    """Where each row is and how it fares; all [B, ...]. `best_before` and `halved_before` are what the last
-    checkpoint saw and did.
+    """The state of each row, all [B, ...]. `best_before`, `halved_before`: the best value at the last
+    checkpoint, and whether it halved the step.
     """
 
     pixels: Pixels
@@ -133,23 +102,22 @@ class _Climb(NamedTuple):
         )
 
     def seen(self, value: Tensor, gradient: Tensor) -> "_Climb":
-        """The present point turned out to be worth `value`."""
+        """The present point has this value and gradient."""
         better = value > self.best
+        rose = (value > self.value) & self.value.isfinite()  # the start itself is no rise
         wide = better[:, None, None, None]
         return self._replace(
             gradient=gradient,
             value=value,
-            rises=self.rises
-            + ((value > self.value) & self.value.isfinite()).to(value),  # nothing rises to the start
+            rises=self.rises + rose.to(value),
             best=torch.where(better, value, self.best),
             best_pixels=torch.where(wide, self.pixels, self.best_pixels),
             best_gradient=torch.where(wide, gradient, self.best_gradient),
         )
 
     def checked(self, least_rises: float) -> "_Climb":
-        """At a checkpoint: rows that rarely rose, or have the step and the best value they had at the last
-        one, go on from their best at half the step..
-
+        """At a checkpoint: a row that rose at most `least_rises` times, or has the step and the best value
+        that it had at the last checkpoint, goes on from its best point with half the step.
         """
         stuck = ~self.halved_before & (self.best <= self.best_before)
         halved = (self.rises <= least_rises) | stuck

@@ -1,7 +1,7 @@
-"""The engine of the strong attack: goes through stages of attacks over a batch of pictures, until each is
-broken or withstood all. `ensemble` says which.
+"""The engine of the strong attack: stages of attacks over a batch of pictures, until each is broken or no
+stage is left. `ensemble` defines the stages.
 
-A witness counts only when a fresh call of the score confirms it in float32, whatever the search believed.
+Attacks never decide success: every candidate is evaluated again in float32, and that margin counts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,17 +26,17 @@ from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.scores.kinds import decision, restated
 from robustclip.scores.losses import LossName, runners_up
-from robustclip.scores.wrappers import reduced, transferred
+from robustclip.scores.surrogates import transferred
+from robustclip.scores.wrappers import reduced
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds
 
-CandidateCheck: TypeAlias = Callable[
-    [Pixels, Tensor], Tensor
-]  # (candidates [n, 3, S, S], their pictures' rows [n]) -> [n] bool: does it count?
+# (candidates [n, 3, S, S], the rows of their pictures [n]) -> [n] bool: whether it is a witness
+CandidateCheck: TypeAlias = Callable[[Pixels, Tensor], Tensor]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
-RIVALS = 9  # labels that targeted attacks go for, one after the other
+RIVALS = 9  # labels that targeted attacks try, one after the other
 
 
 class Searching(Protocol):
@@ -56,10 +56,8 @@ class Searching(Protocol):
 
 
 class StandIn(NamedTuple):
-    """A stand-in whose gradients are tried on the victim: the undefended classifier, another prompt set, a
-    pool.
-
-    About the same rows as the victim.
+    """A model whose gradients are tried on the victim: the undefended classifier, another prompt set, a pool.
+    Its score is about the same rows as the victim's.
     """
 
     name: str
@@ -67,8 +65,8 @@ class StandIn(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One way to use an attack; `rival` is a place among the labels that come closest to the target on the
-    clean picture, 0 the closest.
+    """One way to use an attack; `rival` is the rank of a label by its logit on the clean picture, 0 the
+    highest beside the target.
     """
 
     loss: LossName
@@ -78,8 +76,8 @@ class Variant(NamedTuple):
 
 
 class CascadeStage(NamedTuple):
-    """An attack with its variants, which differ in nothing but rivals, temperatures and draws; `source`:
-    whose gradients, if not the victim's.
+    """An attack with its variants, which differ in rivals, temperatures and draws alone; `source`: the index
+    of the stand-in whose gradients are used, if not the victim's.
     """
 
     name: str
@@ -106,19 +104,21 @@ def bill(
 
 
 def _judged(attack: Searching, precision: Precision, *, transferred: bool = False) -> Cost:
-    """What was climbed on a stand-in is judged on the victim, what was reduced is asked in full."""
+    """The attack's bill with the evaluations on the victim beside a stand-in's, and in float32 beside
+    bfloat16.
+    """
     searched = attack.bill(1)
     return searched.plus(Cost(searched.forward * ((1 + transferred) * (1 + (precision != "float32")) - 1)))
 
 
 @dataclass(eq=False)
 class Cascade:
-    """One run over a batch of pictures; `events` goes through it once, and `record` holds what came of it.
+    """One run over a batch of pictures; `events` goes through it once, and `record` holds the result.
 
     together    how many variants of a stage share a batch
-    widening    an attack that goes on from a success, None: a success is enough
+    widening    an attack that goes on from a success; None: a success is enough
     precision   of the search
-    judge       has the last word on what breaks a picture, the untouched one included
+    judge       has the last word on what breaks a picture, the clean one included
     replays     [B, 3, S, S] earlier witnesses
     """
 
@@ -169,9 +169,7 @@ class Cascade:
         yield Done(tuple(self.standing.tolist()), self.meter.spent, self.meter.cut)
 
     def _untouched(self) -> Iterator[Event]:
-        """The pictures themselves, then what broke them earlier. What the first answer says about the other
-        labels is where targets come from.
-        """
+        """The pictures themselves, then earlier witnesses. The clean logits give the rivals."""
         seen = self.score(self.pixels, derive(self.seeds, "clean"), grad=False)
         if seen.logits is not None:
             self.rivals = runners_up(seen.logits, decision(self.score).targets, RIVALS)
@@ -184,9 +182,7 @@ class Cascade:
             yield from self._confirm("replay", inside[self.standing])
 
     def _try(self, stage: CascadeStage, variants: Sequence[Variant], start: int) -> Iterator[Event]:
-        """Some variants of one attack on every standing picture: rows picture by picture, and variant by
-        variant within.
-        """
+        """Some variants of one attack on every unbroken picture, the variants of a picture side by side."""
         rows = self.standing.repeat_interleave(len(variants))
         streams = [
             derive(pick(self.seeds, self.standing), f"{stage.name}-{start + index}")
@@ -241,7 +237,7 @@ class Cascade:
         return wider
 
     def _confirm(self, attack: str, candidates: Pixels) -> Iterator[Event]:
-        """Judge a candidate for every standing picture anew; the search's own word counts for nothing."""
+        """Evaluate a candidate for every unbroken picture again, since a search does not decide success."""
         streams = derive(pick(self.seeds, self.standing), f"confirm-{self.points}")
         seen = self.score.select(self.standing)(candidates, streams, grad=False)
         self.meter.pay(seen.cost)
@@ -250,7 +246,7 @@ class Cascade:
         yield from self._fallen(attack, candidates, seen.margin)
 
     def _fallen(self, attack: str, candidates: Pixels, margins: Tensor) -> Iterator[Event]:
-        """A witness for each fooled picture, which then leaves."""
+        """A witness for each picture that is broken, which then leaves."""
         fooled = margins > 0
         if self.judge is not None and bool(fooled.any()):
             fooled[fooled.clone()] = self.judge(candidates[fooled], self.standing[fooled])

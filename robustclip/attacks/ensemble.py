@@ -1,21 +1,20 @@
-"""The strong attack: a cascade, cheap attacks first, that stops for a picture as soon as one of them breaks
-it. There is no other definition of it.
+"""The strong attack: a cascade of attacks, cheap ones first, that ends for a picture as soon as one breaks
+it.
 
 After AutoAttack (Croce & Hein 2020, arXiv 2003.01690). Deviations: it works for two labels and more; margin
-PGD goes first and takes most of what is weak; cross-entropy is tried at several temperatures; FAB is left
-out; a witness counts only when a fresh call of the score confirms it. On a live probe the restarts, targets
-and temperatures of a picture run `together` as rows of one batch; over many pictures one at a time is
-cheaper.
+PGD goes first and breaks most pictures that break at all; cross-entropy is tried at several temperatures; FAB
+is left out; a fresh evaluation confirms every witness. For one picture, restarts, targets and temperatures
+run `together` as rows of one batch; over many pictures one at a time is cheaper.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from robustclip.attacks.apgd import APGD
-from robustclip.attacks.base import radii_of
+from robustclip.attacks.base import Options, radii_of
 from robustclip.attacks.cascade import (
     RIVALS,
     CandidateCheck,
@@ -47,14 +46,15 @@ class Ensemble(BaseModel):
                 labels)
     together    how many variants of an attack (targets, temperatures, restarts) of one picture share a batch;
                 the first that succeeds ends the others
-    widen       steps to go on from a success, still inside the ball: a barely fooled victim may not be fooled
-                after rounding or by another encoder
-    randomized  the victim draws: Square then asks about incumbent and candidate on equal draws. Give an
+    widen       steps to go on from a success, still inside the ball: a success of a small margin may not
+                survive rounding or another encoder
+    randomized  for a randomized victim: Square then evaluates incumbent and candidate on equal draws. Give an
                 `averaged` score
-    precision   of the search; what counts is judged in float32
+    precision   of the search; witnesses are confirmed in float32
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    quick: ClassVar[Options] = {"preset": "quick"}
     kind: Literal["ensemble"] = "ensemble"
     ball: BallSpec
     preset: Preset = "standard"
@@ -94,7 +94,7 @@ class Ensemble(BaseModel):
         replays: Pixels | None = None,
         radius: Tensor | None = None,
     ) -> Iterator[Event]:
-        """The same attack, telling what happens: `Started`, then for each attack its events, last `Done`.
+        """The same attack as events: `Started`, then those of each attack, last `Done`.
 
         `judge` has the last word on what breaks a picture; `sources` are tried between noise and PGD;
         `replays` [B, 3, S, S] are earlier witnesses. Stopping the iterator stops the attack. DeadlineExceeded
@@ -105,8 +105,8 @@ class Ensemble(BaseModel):
         ).events()
 
     def bill(self, rows: int, *, labels: int = RIVALS + 1, sources: int = 0, judged: bool = False) -> Cost:
-        """Upper bound for that many rows, if a score costs one pass a row; `judged`: a judge may refuse what
-        every attack found.
+        """Upper bound for that many rows, if a score costs one pass a row; `judged`: a judge may refuse every
+        attack's candidate.
         """
         return bill(
             self.stages(labels, sources=("",) * sources), self._widening(), self.precision, judged=judged
@@ -115,7 +115,7 @@ class Ensemble(BaseModel):
     def stages(
         self, labels: int, *, targeted: bool = False, sources: Sequence[str] = ()
     ) -> tuple[CascadeStage, ...]:
-        """What is tried, in this order, for a decision between that many labels."""
+        """The stages, in their order, for a decision between that many labels."""
         margin = (Variant("margin"),)
         pgd = PGD(ball=self.ball, steps=20)
         stages = [
@@ -128,10 +128,9 @@ class Ensemble(BaseModel):
         ]
         queries = {"quick": 100, "standard": 1000, "thorough": 5000}[self.preset]
         if self.preset != "quick":
-            temperatures, restarts = (
-                ((1.0, 10.0), 1) if self.preset == "standard" else ((1.0, 10.0, 100.0), 2)
-            )
-            steps = 50 if self.preset == "standard" else 100
+            standard = self.preset == "standard"
+            temperatures = (1.0, 10.0) if standard else (1.0, 10.0, 100.0)
+            restarts, steps = (1, 50) if standard else (2, 100)
             plain = APGD(ball=self.ball)
             entropy = [
                 Variant("cross_entropy", temperature=temperature, restart=restart)
@@ -140,21 +139,11 @@ class Ensemble(BaseModel):
             ]
             stages.append(CascadeStage("apgd-cross-entropy", plain, tuple(entropy)))
             if self.preset == "thorough" or labels == 2:
-                stages.append(
-                    CascadeStage(
-                        "apgd-margin",
-                        plain,
-                        tuple(Variant("margin", restart=restart) for restart in range(restarts)),
-                    )
-                )
+                drawn = tuple(Variant("margin", restart=restart) for restart in range(restarts))
+                stages.append(CascadeStage("apgd-margin", plain, drawn))
             if labels == 3 or (targeted and labels > 2):
-                stages.append(
-                    CascadeStage(
-                        "apgd-dlr",
-                        plain,
-                        tuple(Variant("dlr", restart=restart) for restart in range(restarts)),
-                    )
-                )
+                drawn = tuple(Variant("dlr", restart=restart) for restart in range(restarts))
+                stages.append(CascadeStage("apgd-dlr", plain, drawn))
             if labels > 2 and not targeted:
                 loss: LossName = (
                     "targeted_dlr" if labels >= LEAST_LABELS["targeted_dlr"] else "targeted_margin"
@@ -165,10 +154,8 @@ class Ensemble(BaseModel):
                     for rival in range(min(RIVALS, labels - 1))
                 ]
                 stages.append(CascadeStage("apgd-targeted", APGD(ball=self.ball, steps=steps), tuple(aimed)))
-        stages.append(
-            CascadeStage("square", Square(ball=self.ball, queries=queries, redraw=self.randomized), margin)
-        )
-        return tuple(stages)
+        square = Square(ball=self.ball, queries=queries, redraw=self.randomized)
+        return (*stages, CascadeStage("square", square, margin))
 
     def cascade(
         self,
@@ -182,7 +169,7 @@ class Ensemble(BaseModel):
         replays: Pixels | None = None,
         radius: Tensor | None = None,
     ) -> Cascade:
-        """The run behind `events`, for who wants its record of best points too."""
+        """The run behind `events`, which also holds the record of best points."""
         about = decision(score)
         stages = self.stages(
             len(about.classifier.labels), targeted=about.targeted, sources=[source.name for source in sources]

@@ -1,5 +1,5 @@
-"""What a long attack tells while it runs, and what stops it. After any event the listener holds a valid
-answer: witnesses are only ever added.
+"""The events of a long attack, and the meter that stops it. After any event the listener holds a valid
+answer: witnesses are only added, never withdrawn.
 """
 
 import time
@@ -32,9 +32,7 @@ class AttackStarted:
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """After one call of the score. `margin` is the attack's best so far over its pictures: above 0 one of
-    them is fooled.
-    """
+    """After one call of the score. `margin` is the largest so far over the pictures; above 0: success."""
 
     attack: str
     margin: float
@@ -43,9 +41,8 @@ class SearchProgress:
 
 @dataclass(frozen=True, eq=False)
 class CascadeWitness:
-    """`picture` (its row) was broken by `pixels` [3, S, S] at `distance` in the ball's norm, judged anew.
-
-    A later one of the same picture is nearer.
+    """`picture` (its row) was broken by `pixels` [3, S, S] at `distance` in the ball's norm, confirmed by a
+    fresh evaluation. A later witness of the same picture is nearer.
     """
 
     picture: int
@@ -57,7 +54,7 @@ class CascadeWitness:
 
 @dataclass(frozen=True)
 class AttackEnded:
-    """How many pictures fell to it, how many stand, and what everything took so far."""
+    """How many pictures the attack broke, how many are unbroken, and the whole cost so far."""
 
     attack: str
     broken: int
@@ -67,9 +64,8 @@ class AttackEnded:
 
 @dataclass(frozen=True)
 class Bracket:
-    """A picture's smallest radius so far: `broken` has a witness (None: none was found), `unbroken` is the
-    largest below it that withstood: effort, no bound..
-
+    """A picture's smallest radius so far: `broken` has a witness (None: there is none yet), `unbroken` is the
+    largest radius below it that withstood the search, which proves nothing.
     """
 
     unbroken: float
@@ -78,7 +74,7 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Done:
-    """`standing` are the rows that nothing broke; `cut` says what ended the attack before its time."""
+    """`standing` are the unbroken rows; `cut` is what ended the attack early."""
 
     standing: tuple[int, ...]
     cost: Cost
@@ -90,10 +86,8 @@ Event: TypeAlias = Started | AttackStarted | SearchProgress | CascadeWitness | A
 
 @dataclass(eq=False)
 class Meter:
-    """Counts what was spent and says when it is enough: `budget` in charged passes, `deadline` a
+    """Counts the cost and stops an attack between two score calls: `budget` in charged passes, `deadline` a
     `time.monotonic()`.
-
-    Looked at between score calls.
     """
 
     budget: int | None = None
@@ -103,9 +97,7 @@ class Meter:
     cut: Cut | None = None
 
     def metered(self, search: Iterator[BestPoints]) -> Iterator[BestPoints]:
-        """The search, until it ends or must; what it found so far stays in its record. A guarded score that
-        refuses to go on also ends it.
-        """
+        """The search until it ends or is stopped, also by a guarded score; its record stays valid."""
         before = self.spent
         try:
             for record in search:
@@ -119,11 +111,11 @@ class Meter:
             self.cut = "deadline"
 
     def pay(self, cost: Cost) -> None:
-        """Enter what was spent outside a search."""
+        """Count a cost outside a search."""
         self.spent = self.spent.plus(cost)
 
     def over(self) -> bool:
-        """Whether to stop; once it says so it stays so."""
+        """Whether to stop; once true it stays true."""
         if self.cut is None:
             if self.cancelled is not None and self.cancelled():
                 self.cut = "cancelled"

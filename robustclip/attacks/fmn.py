@@ -1,5 +1,5 @@
-"""The fast minimum-norm attack (Pintor et al. 2021, arXiv 2102.12827): goes for the nearest adversarial point
-instead of the worst within a radius.
+"""The fast minimum-norm attack (Pintor et al. 2021, arXiv 2102.12827): a search for the nearest adversarial
+point, not for the worst within a radius.
 
 Deviations: the search stays in a ball that is given; the nearest point that reached the goal is returned, not
 the last; a randomized victim draws fresh noise at every step.
@@ -7,23 +7,22 @@ the last; a randomized victim draws fresh noise at every step.
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from robustclip.attacks.base import BestPoints, check_seeds, finished, gradient_of, leaving, pick, radii_of
-from robustclip.seeds import derive
-from robustclip.threat import BallSpec, Linf
-from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.attacks.base import BallAttack, Options, Search, gradient_of
+from robustclip.threat import Linf
+from robustclip.types import Cost
 
 MAX_STEPS = 10_000
 _GAMMA = (0.05, 0.001)  # by what share the radius shrinks or grows: at the start, at the end
 _NO_LENGTH = 1e-12
 
 
-class FMN(BaseModel):
+class FMN(BallAttack):
     """Adapt the radius while climbing: outwards until the goal is reached, then inwards along the boundary.
     Give it a score that raises the margin.
 
@@ -31,71 +30,43 @@ class FMN(BaseModel):
           None: 1/255 a value
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    quick: ClassVar[Options] = {"steps": 20}
     kind: Literal["fmn"] = "fmn"
-    ball: BallSpec
     steps: int = Field(default=60, ge=1, le=MAX_STEPS)
     step: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
 
-    def __call__(
-        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
-    ) -> Attacked:
-        """Of each row the nearest point that reached the goal, else the one of largest value. `radius` [B]
-        overrides the ball's.
-        """
-        return finished(self.search(score, pixels, seeds, radius=radius))
+    def passes(self) -> Cost:
+        return Cost(self.steps + 1, self.steps)
 
-    def search(
-        self,
-        score: Score,
-        pixels: Pixels,
-        seeds: Seeds,
-        *,
-        radius: Tensor | None = None,
-        teams: Tensor | None = None,
-    ) -> Iterator[BestPoints]:
-        """Step by step. Nobody leaves early except where the picture itself reaches the goal (with its team):
-        the nearest point is yet to come.
+    def still(self) -> "FMN":
+        return self.model_copy(update={"steps": 0})
+
+    def explore(self, search: Search) -> Iterator[None]:
+        """No row leaves early, for the nearest point is yet to come; except where the picture itself reaches
+        the goal.
         """
-        check_seeds(pixels, seeds)
-        radii = radii_of(pixels, self.ball.radius, radius)
-        steps = self.steps if bool(radii.any()) else 0
-        record = BestPoints.of(pixels, points=steps + 1)
-        rows = torch.arange(len(pixels), device=pixels.device)
-        yield record
-        longest = self.step or math.sqrt(pixels.shape[1:].numel()) / 255
-        current, nearest = pixels, torch.full_like(radii, torch.inf)
-        limit = radii.clone()
-        for step in range(steps + 1):
-            if not len(rows):
-                return
-            final = step == steps
-            seen = score.select(rows)(current, derive(pick(seeds, rows), f"step-{step}"), grad=not final)
-            distance = self.ball.distance(current, pixels[rows])
-            record.add(rows, current, seen, step, rank=-distance)
+        current, limit = search.pixels, search.radii.clone()
+        nearest = torch.full_like(limit, torch.inf)
+        longest = self.step or math.sqrt(current.shape[1:].numel()) / 255
+        for step in range(self.steps + 1):
+            final, origin = step == self.steps, search.origin
+            distance = self.ball.distance(current, origin)
+            seen = search.ask(current, search.streams(f"step-{step}"), grad=not final, rank=-distance)
             reached = seen.margin > 0
             nearest = torch.where(reached, distance.minimum(nearest), nearest)
             if not final:
-                falling = 0.5 * (1 + math.cos(math.pi * step / steps))
+                falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
                 gamma = _GAMMA[1] + (_GAMMA[0] - _GAMMA[1]) * falling
                 gradient = gradient_of(seen)
-                limit = self._limit(limit, nearest, distance, reached, seen.margin, gradient, gamma).minimum(
-                    radii[rows]
-                )
+                limit = self._limit(limit, nearest, distance, reached, seen.margin, gradient, gamma)
+                limit = limit.minimum(search.limits)
                 length = longest * (0.01 + 0.99 * falling)
-                along = gradient / torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True).clamp_min(
-                    _NO_LENGTH
-                )
-                current = self.ball.project(
-                    current + length * along.nan_to_num(0.0), pixels[rows], radius=limit
-                )
-            stay = ~leaving(reached & (distance == 0), None if teams is None else teams[rows])
-            rows, current, nearest, limit = rows[stay], current[stay], nearest[stay], limit[stay]
-            yield record
-
-    def bill(self, rows: int) -> Cost:
-        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
-        return Cost(self.steps + 1, self.steps).times(rows)
+                norm = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
+                along = (gradient / norm.clamp_min(_NO_LENGTH)).nan_to_num(0.0)
+                current = self.ball.project(current + length * along, origin, radius=limit)
+            stay = search.leave(reached & (distance == 0))
+            current, nearest, limit = current[stay], nearest[stay], limit[stay]
+            yield
 
     def _limit(
         self,
@@ -107,14 +78,11 @@ class FMN(BaseModel):
         gradient: Tensor,
         gamma: float,
     ) -> Tensor:
-        """[B] how far the next point may be: a little nearer than now, a little farther, or, as long as
-        nothing was found, where a linear model ends..
-
+        """[B] how far the next point may be: a little nearer than now where the goal is reached, else a
+        little farther; before the first success, as far as a linear model says that the goal is.
         """
         flat = gradient.flatten(1)
-        slope = (flat.abs().sum(dim=1) if isinstance(self.ball, Linf) else flat.norm(dim=1)).clamp_min(
-            _NO_LENGTH
-        )
-        guess = distance + margin.abs() / slope
+        slope = flat.abs().sum(dim=1) if isinstance(self.ball, Linf) else flat.norm(dim=1)
+        guess = distance + margin.abs() / slope.clamp_min(_NO_LENGTH)
         outwards = torch.where(nearest.isfinite(), limit * (1 + gamma), guess)
         return torch.where(reached, (limit * (1 - gamma)).minimum(nearest), outwards)

@@ -9,40 +9,35 @@ from collections.abc import Iterator
 from typing import Annotated, Literal, Self, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from robustclip.attacks.base import BestPoints, check_seeds, finished, gradient_of, leaving, pick, radii_of
-from robustclip.seeds import derive
-from robustclip.threat import BallSpec, Radius
-from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
+from robustclip.attacks.base import BallAttack, Search, gradient_of
+from robustclip.threat import Radius
+from robustclip.types import Cost, Pixels
 
 Start: TypeAlias = Literal["zero", "random", "one_sided"]
 
 MAX_STEPS = 10_000
 MAX_STARTS = 100
-SIDE_BY_SIDE = (
-    8  # starts in one batch: more would be no faster, and a request for thousands must not fill the memory
-)
+SIDE_BY_SIDE = 8  # starts in one batch: more are no faster, and thousands must not fill the memory
 
 
-class PGD(BaseModel):
-    """Climb the score by gradient steps, back into the ball after each, from every start: side by side where
-    no row leaves, else in turn.
+class PGD(BallAttack):
+    """Climb the score by gradient steps, projected into the ball after each, from every start: side by side
+    if no row leaves, else in turn.
 
     step      length of a step in pixel units; None: 2.5 radius / steps
     starts    `zero` is the picture itself, `random` anywhere in the ball, `one_sided` the brighter part of it
               (as AdvPT's code)
-    restarts  how often each drawn start is repeated, with fresh draws
-    keep      `best`: of all points seen, the one past its goal by the largest margin, else the one of largest
-              value; `last`: of the end points only
+    restarts  how often each random start is repeated, with fresh draws
+    keep      `best`: of all points the one of the largest margin beyond the goal, else the one of the largest
+              value; `last`: of the end points alone
     stop      `broken`: a row that reached its goal leaves for good; `never`: every row takes all steps, to
               find its worst point
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["pgd"] = "pgd"
-    ball: BallSpec
     steps: int = Field(default=10, ge=1, le=MAX_STEPS)
     step: Annotated[Radius, Field(gt=0)] | None = None
     starts: tuple[Start, ...] = Field(default=("zero", "random"), min_length=1, max_length=MAX_STARTS)
@@ -56,132 +51,83 @@ class PGD(BaseModel):
             raise ValueError("restarts repeat drawn starts; add random to starts")
         return self
 
-    def __call__(
-        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
-    ) -> Attacked:
-        """Attack every row by itself: the result depends on its seed, not on batch mates. `radius` [B]
-        overrides the ball's.
+    def passes(self) -> Cost:
+        return Cost(self.steps + 1, self.steps).times(len(self._starts()))
 
-        A ball of radius 0 costs one forward pass. Raises InvalidInput for a wrong number of seeds and for a
-        score that offers no gradient.
-        """
-        return finished(self.search(score, pixels, seeds, radius=radius))
+    def still(self) -> "PGD":
+        return self.model_copy(update={"steps": 0, "starts": ("zero",)})
 
-    def search(
-        self,
-        score: Score,
-        pixels: Pixels,
-        seeds: Seeds,
-        *,
-        radius: Tensor | None = None,
-        begin: Pixels | None = None,
-        teams: Tensor | None = None,
-    ) -> Iterator[BestPoints]:
-        """Step by step. `begin`: where the start `zero` is, instead of the picture itself; `teams` [B]: rows
-        of a team leave together.
-        """
-        check_seeds(pixels, seeds)
-        radii = radii_of(pixels, self.ball.radius, radius)
-        lengths = 2.5 * radii / self.steps if self.step is None else torch.full_like(radii, self.step)
-        starts: tuple[Start, ...] = self._starts() if bool(radii.any()) else ("zero",)
-        steps = self.steps if bool(radii.any()) else 0
-        record = BestPoints.of(pixels, points=len(starts) * (steps + 1))
-        rows = torch.arange(len(pixels), device=pixels.device)  # those still in the batch
-        yield record
+    def explore(self, search: Search) -> Iterator[None]:
+        """From the pictures, or from `search.begin`, where a start is `zero`."""
+        length = 2.5 * search.radii / max(self.steps, 1)
+        return self.climb(search, length if self.step is None else torch.full_like(length, self.step))
+
+    def climb(self, search: Search, lengths: Tensor) -> Iterator[None]:
+        """By steps of `lengths` [B]."""
+        starts, record = self._starts(), search.record
         for wave in self._waves(len(starts)):
-            current = torch.cat(
-                [self._begun(starts[index], index, pixels, seeds, radii, rows, begin) for index in wave]
-            )
-            for step in range(steps + 1):
-                if not len(rows):
-                    return
-                final, copies = (
-                    step == steps,
-                    rows.repeat(len(wave)),
-                )  # the rows once for each start of the wave
-                streams = torch.cat([derive(pick(seeds, rows), f"step-{index}-{step}") for index in wave])
-                seen = score.select(copies)(current, streams, grad=not final)
+            current = torch.cat([self._begun(search, starts[index], index) for index in wave])
+            for step in range(self.steps + 1):
+                final, rows = step == self.steps, search.rows
+                copies = rows.repeat(len(wave))  # the rows once for each start of the wave
+                streams = torch.cat([search.streams(f"step-{index}-{step}") for index in wave])
+                seen = search.score.select(copies)(current, streams, grad=not final)
                 fooled = (seen.margin > 0) & (self.stop == "broken")
                 eligible = fooled | (self.keep == "best" or final)
-                for index, part in zip(
-                    wave, torch.arange(len(copies), device=copies.device).split(len(rows)), strict=True
-                ):
-                    record.add(
-                        rows,
-                        current[part],
-                        seen.rows(part),
-                        index * (steps + 1) + step,
-                        eligible=eligible[part],
-                    )
+                parts = torch.arange(len(copies), device=copies.device).split(len(rows))
+                for index, part in zip(wave, parts, strict=True):
+                    when = index * (self.steps + 1) + step
+                    record.add(rows, current[part], seen.rows(part), when, eligible=eligible[part])
                 record.cost = record.cost.plus(seen.cost)
                 if not final:
                     climbed = self.ball.ascend(current, gradient_of(seen), lengths[copies])
-                    current = self.ball.project(climbed, pixels[copies], radius=radii[copies])
+                    current = self.ball.project(climbed, search.pixels[copies], radius=search.radii[copies])
                 if self.stop == "broken":  # a wave is one start
-                    stay = ~leaving(fooled, None if teams is None else teams[rows])
-                    rows, current = rows[stay], current[stay]
-                yield record
+                    current = current[search.leave(fooled)]
+                yield
 
     def seen_from(self, start: Start) -> range:
-        """The points of the trace that the first such start leads to; empty where there is none."""
+        """The places in the trace of the first such start; empty if there is none."""
         starts = self._starts()
         first = starts.index(start) * (self.steps + 1) if start in starts else 0
         return range(first, first + (self.steps + 1) * (start in starts))
 
-    def bill(self, rows: int) -> Cost:
-        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
-        return Cost(self.steps + 1, self.steps).times(rows * len(self._starts()))
-
     def _waves(self, starts: int) -> list[range]:
-        """Starts that climb side by side: eight where every row takes every step, else one, so that a row
-        that fell needs no other.
+        """The starts of each batch: eight where every row takes every step, else one, so that a row that
+        reached its goal needs no other.
         """
         width = SIDE_BY_SIDE if self.stop == "never" else 1
         return [range(index, min(index + width, starts)) for index in range(0, starts, width)]
 
-    def _begun(
-        self,
-        start: Start,
-        index: int,
-        pixels: Pixels,
-        seeds: Seeds,
-        radii: Tensor,
-        rows: Tensor,
-        begin: Pixels | None,
-    ) -> Pixels:
+    def _begun(self, search: Search, start: Start, index: int) -> Pixels:
         """Where the rows begin their climb from a start."""
+        origin = search.origin
         if start == "zero":
-            return pixels[rows] if begin is None else begin[rows]
-        noise = derive(pick(seeds, rows), f"start-{index}")
-        return self.ball.sample(pixels[rows], noise, one_sided=start == "one_sided", radius=radii[rows])
+            return origin if search.begin is None else search.begin[search.rows]
+        streams = search.streams(f"start-{index}")
+        return self.ball.sample(origin, streams, one_sided=start == "one_sided", radius=search.limits)
 
     def _starts(self) -> tuple[Start, ...]:
         return tuple(start for start in self.starts for _ in range(1 if start == "zero" else self.restarts))
 
 
-class FGSM(BaseModel):
+class FGSM(BallAttack):
     """PGD of one step, the whole radius from the picture; `random_start`: 1.25 radius from a random point
     (Wong et al. 2020, arXiv 2001.03994).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["fgsm"] = "fgsm"
-    ball: BallSpec
     random_start: bool = False
 
-    def __call__(self, score: Score, pixels: Pixels, seeds: Seeds) -> Attacked:
-        return finished(self.search(score, pixels, seeds))
+    def passes(self) -> Cost:
+        return self._pgd().passes()
 
-    def search(self, score: Score, pixels: Pixels, seeds: Seeds) -> Iterator[BestPoints]:
-        """Call by call."""
-        return self._pgd().search(score, pixels, seeds)
+    def still(self) -> PGD:
+        return self._pgd().still()
 
-    def bill(self, rows: int) -> Cost:
-        """Upper bound for that many rows."""
-        return self._pgd().bill(rows)
+    def explore(self, search: Search) -> Iterator[None]:
+        length = self.ball.radius * (1.25 if self.random_start else 1.0)
+        return self._pgd().climb(search, length * (search.radii / self.ball.radius))
 
     def _pgd(self) -> PGD:
-        step = self.ball.radius * (1.25 if self.random_start else 1.0)
-        return PGD(
-            ball=self.ball, steps=1, step=step or None, starts=("random",) if self.random_start else ("zero",)
-        )
+        return PGD(ball=self.ball, steps=1, starts=("random",) if self.random_start else ("zero",))

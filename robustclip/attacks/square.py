@@ -1,117 +1,91 @@
 """Square (Andriushchenko et al. 2020, arXiv 1912.00049): random search over square patches at the ball's
-surface. It asks for values, never for gradients.
+surface, without gradients.
 
-Deviations from the authors' code: windows are drawn for each row by itself; a start shorter than five tiles a
-side still works; a randomized victim can be asked about the incumbent and the candidate on equal draws
+Deviations from the authors' code: windows are drawn for each row by itself; pictures of fewer than five
+pixels a side work; for a randomized victim incumbent and candidate can be evaluated on equal draws
 (`redraw`).
 """
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from robustclip.attacks.base import BestPoints, check_seeds, finished, leaving, pick, radii_of
-from robustclip.seeds import derive, row_uniform
-from robustclip.threat import BallSpec, Linf
-from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds
+from robustclip.attacks.base import BallAttack, Options, Search
+from robustclip.seeds import row_uniform
+from robustclip.threat import Linf
+from robustclip.types import Cost, Evaluation, Pixels, Seeds
 
 MAX_QUERIES = 100_000
 _TILES = 5  # a side of the L2 start
-_HALVINGS = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # queries of 10,000 after which the window's share of the picture halves
+# queries of 10,000 after which the window's share of the picture halves
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-class Square(BaseModel):
+class Square(BallAttack):
     """Change one window at a time, and keep the change where it raised the score.
 
-    queries  candidates tried, after the picture itself and the start
+    queries  candidates, after the picture itself and the start
     share    the first window's share of the picture
-    redraw   for a randomized victim: ask about the incumbent again with each candidate, on the same draws
-             (twice the price)
-    stop     `broken`: a row that reached its goal leaves, and the best point seen is the answer; `never`:
-             every row asks all its queries, and the answer is the incumbent of the end, since the best of all
-             seen on few draws is the luckiest
+    redraw   for a randomized victim: evaluate the incumbent again with each candidate, on the same draws
+             (twice the cost)
+    stop     `broken`: a row that reached its goal leaves, and its best point is the result; `never`: every
+             row takes all queries, and the last incumbent is the result, since the best of many noisy values
+             is a lucky one
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    quick: ClassVar[Options] = {"queries": 60}
     kind: Literal["square"] = "square"
-    ball: BallSpec
     queries: int = Field(default=5000, ge=1, le=MAX_QUERIES)
     share: float = Field(default=0.8, gt=0, le=1)
     redraw: bool = False
     stop: Literal["broken", "never"] = "broken"
 
-    def __call__(
-        self, score: Score, pixels: Pixels, seeds: Seeds, *, radius: Tensor | None = None
-    ) -> Attacked:
-        """Attack every row by itself; a row that reached its goal leaves. `radius` [B] overrides the
-        ball's.
-        """
-        return finished(self.search(score, pixels, seeds, radius=radius))
+    def passes(self) -> Cost:
+        return Cost(2 + self.queries * (2 if self.redraw else 1))
 
-    def search(
-        self,
-        score: Score,
-        pixels: Pixels,
-        seeds: Seeds,
-        *,
-        radius: Tensor | None = None,
-        teams: Tensor | None = None,
-    ) -> Iterator[BestPoints]:
-        """Query by query; `teams` [B]: rows of a team leave together."""
-        check_seeds(pixels, seeds)
-        radii = radii_of(pixels, self.ball.radius, radius)
-        queries = self.queries if bool(radii.any()) else 0
-        record = BestPoints.of(pixels, points=queries + 2)
-        rows = torch.arange(len(pixels), device=pixels.device)
-        yield record
-        current, value = pixels, torch.full_like(radii, -torch.inf)
-        margin, never = value, self.stop == "never"
-        linf = isinstance(self.ball, Linf)
-        for query in range(queries + 2 if queries else 1):  # the picture, the start, then windows
-            if not len(rows):
-                return
-            origin, limit, streams = pixels[rows], radii[rows], derive(pick(seeds, rows), f"query-{query}")
-            if query == 0:
-                candidate = origin
-            elif query == 1:
-                candidate = origin + (_stripes if linf else _tiles)(origin, limit, streams)
-            else:
-                side = _side(self.share, query - 2, queries, pixels.shape[-1])
-                candidate = (_window_linf if linf else _window_l2)(current, origin, limit, side, streams)
-            candidate = self.ball.project(candidate, origin, radius=limit)
-            judge = score.select(rows)
+    def points(self) -> int:
+        return self.queries + 2
+
+    def still(self) -> "Square":
+        return self.model_copy(update={"queries": 0})
+
+    def explore(self, search: Search) -> Iterator[None]:
+        current, never, last = search.pixels, self.stop == "never", self.queries + 1 if self.queries else 0
+        value = margin = torch.full_like(search.radii, -torch.inf)
+        for query in range(last + 1):
+            streams = search.streams(f"query-{query}")
+            candidate = self._candidate(search, current, query, streams)
             if self.redraw and query > 1:
-                again = judge(current, streams, grad=False)
-                value, margin, record.cost = again.value, again.margin, record.cost.plus(again.cost)
-            seen = judge(candidate, streams, grad=False)
+                again = search.score.select(search.rows)(current, streams, grad=False)
+                value, margin = again.value, again.margin
+                search.record.cost = search.record.cost.plus(again.cost)
+            kept = torch.full_like(search.rows, not never, dtype=torch.bool)
+            seen = search.ask(candidate, streams, grad=False, eligible=kept)
             fooled = (seen.margin > 0) & (not never)
-            record.add(rows, candidate, seen, query, eligible=torch.full_like(fooled, not never))
             better = (seen.value > value) | fooled | (query == 1)
             current = torch.where(better[:, None, None, None], candidate, current)
             value, margin = torch.where(better, seen.value, value), torch.where(better, seen.margin, margin)
-            stay = ~leaving(fooled, None if teams is None else teams[rows])
-            rows, current, value, margin = rows[stay], current[stay], value[stay], margin[stay]
-            if never and query == (queries + 1 if queries else 0):
-                record.add(rows, current, Evaluation(value, margin, None), query)
-            yield record
+            stay = search.leave(fooled)
+            current, value, margin = current[stay], value[stay], margin[stay]
+            if never and query == last:
+                search.record.add(search.rows, current, Evaluation(value, margin, None), query)
+            yield
 
-    def bill(self, rows: int) -> Cost:
-        """Upper bound for that many rows, if none leaves early and a score costs one pass a row."""
-        return Cost(2 + self.queries * (2 if self.redraw else 1)).times(rows)
+    def _candidate(self, search: Search, current: Pixels, query: int, streams: Seeds) -> Pixels:
+        """The picture itself, then the start, then the incumbent with one window changed."""
+        origin, limits, linf = search.origin, search.limits, isinstance(self.ball, Linf)
+        if query == 0:
+            candidate = origin
+        elif query == 1:
+            candidate = origin + (_stripes if linf else _tiles)(origin, limits, streams)
+        else:
+            side = _side(self.share, query - 2, self.queries, origin.shape[-1])
+            candidate = (_window_linf if linf else _window_l2)(current, origin, limits, side, streams)
+        return self.ball.project(candidate, origin, radius=limits)
 
 
 def _side(share: float, query: int, queries: int, size: int) -> int:

@@ -15,7 +15,8 @@ from robustclip.probing.plan import is_randomized, stand_ins
 from robustclip.probing.served import Aim
 from robustclip.reports.report import Knowledge
 from robustclip.scores.kinds import AnyScoreName, EmbeddingShift, label_score
-from robustclip.scores.wrappers import averaged, bypassed, pooled
+from robustclip.scores.surrogates import bypassed, pooled
+from robustclip.scores.wrappers import averaged
 from robustclip.types import Classifier, Defense, DeviceAccess, Pixels, Score, Seeds
 
 

@@ -7,9 +7,7 @@ from typing import NamedTuple
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.minimal import Minimal
-from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
-from robustclip.attacks.square import Square
 from robustclip.certificates.vote import smoothing_of
 from robustclip.deployed import DeployedClassifier
 from robustclip.errors import InvalidInput
@@ -170,7 +168,7 @@ def _trial(attack: AnyAttack, mode: Mode, *, randomized: bool) -> Trial:
         # The first success is the narrowest: it transfers worst, survives rounding and other encoders worst,
         # and under a randomized defense it is a lucky average. All of that would make the victim look better.
         attack = attack.model_copy(update={"stop": "never"})
-    return Trial(attack, "black_box" if mode == "adaptive" and isinstance(attack, Square | Noise) else mode)
+    return Trial(attack, "black_box" if mode == "adaptive" and not attack.bill(1).backward else mode)
 
 
 def _bill(

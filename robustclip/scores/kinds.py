@@ -1,9 +1,8 @@
-"""How badly a classifier is doing, row by row, with the gradient that says how to make it worse. Attacks
-raise scores and know nothing else.
+"""Scores: what attacks raise, a number for each row with its gradient in the pixels.
 
 Rows are independent: gradients come from the sum of the values, so that a row's gradient is the same in any
-batch. Whatever a score raises, its margin is that of the decision: an attack that climbs one loss still sees,
-and keeps, what fools the classifier. `robustclip/scores/wrappers.py` has scores of scores.
+batch. Whatever loss a score raises, its margin is that of the decision: an attack that climbs any loss still
+finds and keeps the points that fool the classifier. Wrappers are in `wrappers` and `surrogates`.
 """
 
 from collections.abc import Callable
@@ -23,33 +22,27 @@ from robustclip.scores.losses import (
     cross_entropy,
     untargeted_margin,
 )
-from robustclip.scores.wrappers import Averaged, Bypassed, Estimated, Guarded, Recorded, Reduced, Transferred
+from robustclip.scores.wrappers import Wrapper
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Score, Seeds, price
 
-AnyScoreName: TypeAlias = Literal[
-    "cross_entropy", "margin"
-]  # those that fit any number of labels and need nothing more to be said
+AnyScoreName: TypeAlias = Literal["cross_entropy", "margin"]  # those without a condition or a parameter
 Distance: TypeAlias = Literal["kl", "cosine", "l2"]
-
-_Wrapper: TypeAlias = Averaged | Bypassed | Estimated | Guarded | Recorded | Reduced | Transferred
 
 
 @dataclass(frozen=True, eq=False)
 class LabelScore:
     """A loss about the decision between a classifier's labels; made by `label_score`.
 
-    Label y = `targets` [B] is to lose; `targeted`: it is to win, value and margin have the other sign. Then
-    the margin is z_y - max_{i != y} z_i, and not the gap to the present label alone, which would leave every
-    third label free to win: among ten labels that reached 39 % of the goals at 8/255 where this reaches all
-    (`tiny`, PGD-20, 64 pictures of noise).
+    Label y = `targets` [B] is to lose; `targeted`: it is to win, and value and margin have the other sign.
+    Then the margin is z_y - max_{i != y} z_i, not the gap to the present label alone, which leaves every
+    third label free to win: among ten labels that gap reached 39 % of the goals at 8/255, where the margin
+    reached all (`tiny`, PGD-20, 64 pictures of noise).
     """
 
     classifier: Classifier
     targets: Tensor
     loss: LossName = "margin"
-    rivals: Tensor | None = (
-        None  # [B] where the loss names one label to go for; the margin does not care which label wins
-    )
+    rivals: Tensor | None = None  # [B] the label that a targeted loss goes for; the margin looks at all
     temperature: float | Tensor = 1.0
     targeted: bool = False
 
@@ -162,14 +155,14 @@ def restated(
     """
     if isinstance(score, LabelScore):
         return replace(score, loss=loss, rivals=rivals, temperature=temperature)
-    if isinstance(score, _Wrapper):
+    if isinstance(score, Wrapper):
         return replace(score, score=restated(score.score, loss, rivals=rivals, temperature=temperature))
     raise _no_decision()
 
 
 def decision(score: Score) -> LabelScore:
     """The label score inside the wrappers. Raises InvalidInput where there is none."""
-    while isinstance(score, _Wrapper):
+    while isinstance(score, Wrapper):
         score = score.score
     if isinstance(score, LabelScore):
         return score
@@ -201,8 +194,8 @@ def _shift(moved: Tensor, clean: Tensor, distance: Distance) -> Tensor:
 
 
 def _evaluate(judge: Callable[[Pixels], _Judged], pixels: Pixels, cost: Cost, *, grad: bool) -> Evaluation:
-    """What is judged and, if asked, d sum(value) / d pixels, nothing else. A value that does not depend on
-    the pixels has gradient 0.
+    """The judgement with, if `grad`, d sum(value) / d pixels: 0 where the value does not depend on the
+    pixels.
     """
     with torch.set_grad_enabled(grad):
         inputs = pixels.detach().requires_grad_(grad)

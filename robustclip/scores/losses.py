@@ -1,5 +1,4 @@
-"""What harm is, as a number for a row of logits: the losses that label scores raise. Pure mathematics;
-nothing here knows a model.
+"""The losses that label scores raise, as functions of logits alone.
 
 Every loss is [B] and rises as the decision for `targets` [B] gets worse. y is the target, z_(k) the k-th
 largest logit.
@@ -29,8 +28,8 @@ _NO_GAP = 1e-12  # keeps the ratio finite where the leading logits tie
 def untargeted_margin(logits: Logits, targets: Tensor) -> Tensor:
     """max_{i != y} z_i - z_y: > 0 means another label wins. A tie is not a win.
 
-    As a loss it is f_6 of Carlini & Wagner 2017 (arXiv 1608.04644), not clamped at 0: no softmax that could
-    saturate.
+    As a loss it is f_6 of Carlini & Wagner 2017 (arXiv 1608.04644), not clamped at 0. There is no softmax
+    that could saturate.
     """
     own = targets[:, None]
     return logits.scatter(1, own, -torch.inf).max(dim=1).values - logits.gather(1, own)[:, 0]
@@ -39,29 +38,31 @@ def untargeted_margin(logits: Logits, targets: Tensor) -> Tensor:
 def cross_entropy(logits: Logits, targets: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """-log softmax(z / temperature)_y; the temperature may be one a row.
 
-    At CLIP's logit scale of 100 and temperature 1 the gradient of a row that is 17 logits sure vanishes in
-    float32; 10 cures that.
+    At CLIP's logit scale of 100 and temperature 1 the gradient of a row whose margin is 17 logits vanishes in
+    float32; at temperature 10 it does not.
     """
     scale = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).reshape(-1, 1)
     return F.cross_entropy(logits / scale, targets, reduction="none")
 
 
 def dlr(logits: Logits, targets: Tensor) -> Tensor:
-    """The margin over z_(1) - z_(3) (Croce & Hein 2020, arXiv 2003.01690, eq.
+    """The margin over z_(1) - z_(3) (Croce & Hein 2020, arXiv 2003.01690, equation 6).
 
-    6): no scale or shift of the logits changes it. Three labels or more.
+    No scale or shift of the logits changes it. Three labels or more.
     """
     first, _, third = logits.topk(3, dim=1).values.unbind(dim=1)
     return untargeted_margin(logits, targets) / (first - third + _NO_GAP)
 
 
 def targeted_margin(logits: Logits, targets: Tensor, rivals: Tensor) -> Tensor:
-    """z_t - z_y: toward the label t = `rivals` [B] alone."""
+    """z_t - z_y: it rises toward the label t = `rivals` [B] alone."""
     return logits.gather(1, rivals[:, None])[:, 0] - logits.gather(1, targets[:, None])[:, 0]
 
 
 def targeted_dlr(logits: Logits, targets: Tensor, rivals: Tensor) -> Tensor:
-    """`targeted_margin` over z_(1) - (z_(3) + z_(4)) / 2 (Croce & Hein 2020, eq. 7). Four labels or more."""
+    """`targeted_margin` over z_(1) - (z_(3) + z_(4)) / 2 (Croce & Hein 2020, equation 7). Four labels or
+    more.
+    """
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(dim=1)
     return targeted_margin(logits, targets, rivals) / (first - (third + fourth) / 2 + _NO_GAP)
 

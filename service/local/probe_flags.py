@@ -3,6 +3,7 @@ words of the flags.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -54,6 +55,12 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
         choices=("quick", "standard", "thorough"),
         help="the strong attack instead of PGD: some 230, 3,100 or 13,000 charged passes where nothing "
         "breaks",
+    )
+    group.add_argument(
+        "--attack",
+        metavar="KIND",
+        help="another attack instead of PGD: its kind, or JSON with its parameters, such as "
+        '{"kind": "apgd", "steps": 50}',
     )
     group.add_argument("--steps", type=int, metavar="N", help=f"PGD steps a start (default: {_STEPS})")
     group.add_argument(
@@ -120,12 +127,18 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
     from robustclip.probing.options import ProbeOptions
 
     radii, _ = radii_of_flags(arguments)
-    for flag in ("steps", "restarts"):
+    for flag in ("steps", "restarts", "attack"):
         if arguments.preset is not None and getattr(arguments, flag) is not None:
             raise InvalidInput(
                 "found beside --preset.",
                 field=f"--{flag}",
                 help="A preset has its own steps: leave one of the two out.",
+            )
+        if arguments.attack is not None and flag != "attack" and getattr(arguments, flag) is not None:
+            raise InvalidInput(
+                "found beside --attack.",
+                field=f"--{flag}",
+                help='Write it into the attack: {"kind": "apgd", "steps": 50}.',
             )
     if arguments.sigma is not None and arguments.certify is None:
         raise InvalidInput("found without --certify.", field="--sigma", help="Noise is for certifying.")
@@ -137,6 +150,8 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
     )
     pgd: dict[str, Any] = {"kind": "pgd", "steps": steps, "restarts": restarts, "stop": "never"}
     attack = pgd if arguments.preset is None else {"kind": "ensemble", "preset": arguments.preset}
+    if arguments.attack is not None:
+        attack = _attack_of(arguments.attack)
     modes = [
         "static",
         "adaptive",
@@ -162,7 +177,25 @@ def options_of(arguments: argparse.Namespace) -> "ProbeOptions":
         try:
             return ProbeOptions.model_validate(asked)
         except ValidationError as error:
-            raise invalid_input(error, asked) from error
+            refusal = invalid_input(error, asked)
+            if arguments.attack is not None and re.match(r"attacks/\d+(?!\d|/ball)", refusal.field or ""):
+                refusal.field = "--attack"
+            raise refusal from error
+
+
+def _attack_of(text: str) -> dict[str, Any]:
+    """The parameters that --attack gives: all but the ball, which --norm and --eps give."""
+    if not text.lstrip().startswith("{"):
+        return {"kind": text.strip()}
+    try:
+        attack: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f"no JSON: {error}.", field="--attack", help='Write it like {"kind": "apgd", "steps": 50}.'
+        ) from error
+    if "ball" in attack:
+        raise InvalidInput("found a ball in it.", field="--attack", help="Give --norm and --eps instead.")
+    return attack
 
 
 def wants_status_alone(arguments: argparse.Namespace) -> bool:

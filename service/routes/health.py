@@ -1,11 +1,11 @@
 """Health, readiness and facts of the service, for orchestrators, monitoring and people."""
 
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from robustclip.attacks import AnyAttack
+from robustclip.attacks import ATTACKS
 from robustclip.defenses import DEFENSES
 from service.answers import SERVICE, defense_facts, json_response, model_facts
 from service.docs import problems
@@ -65,7 +65,7 @@ async def info(service: Serving) -> Response:
             "limits": settings.limits.model_dump(),
             "probe": settings.probe.model_dump(),
             "defenses": [_defense(defense) for defense in DEFENSES],
-            "attacks": [attack.model_fields["kind"].default for attack in get_args(get_args(AnyAttack)[0])],
+            "attacks": [attack.model_fields["kind"].default for attack in ATTACKS],
         }
     )
 

@@ -53,7 +53,8 @@ from training.learning.objectives.apd import TEMPLATE
 from training.learning.objectives.base import Batch, Examples, Task
 from training.learning.objectives.capt import CAPT, FROZEN
 from training.learning.objectives.contexts import Parameters
-from training.learning.objectives.pictures import PATCHES, opponent_of
+from training.learning.objectives.pictures import opponent_of
+from training.learning.objectives.predictions import PATCHES
 from training.processes import at_least_one
 from training.progress import bar
 from training.threats.bank import shift_embeddings

@@ -1,8 +1,8 @@
 """The inner attack of adversarial prompt learning: a few sign steps on pixels, everything else constant.
 
-Not `attacks.pgd.PGD`: that judges its last point, too, which here the training step's own forward does; with
-two steps that is a fifth of the cost. Prompts are fixed while pixels move, so text features are computed
-once, outside; towers are frozen, so that the backward reaches pixels only.
+It is not `attacks.pgd.PGD`, which also evaluates its last point: here the forward pass of the training step
+does that, and saves a fifth of the cost at two steps. Prompts are constant inside the attack, so text
+features are computed once, outside; towers are frozen, so the backward reaches pixels only.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ KEPT_LEVELS = 127  # a kept perturbation is int8, in units of eps / 127
 
 @dataclass(frozen=True, eq=False)
 class Opponent:
-    """What the inner attack looks at: unit text features [C, E] and visual prompts, both off any graph.
+    """The model that the inner attack climbs: unit text features [C, E] and visual prompts, both detached.
 
-    Towers run in bfloat16 if asked, which has float32's range: at CLIP's temperature nothing underflows, and
-    a sign needs no digits (where it would matter, in the loss, everything is float32).
+    Towers may run in bfloat16: it has float32's range, so that nothing underflows at CLIP's temperature, and
+    the sign of a gradient needs little precision. The training loss is in float32.
     """
 
     clip: Clip
@@ -81,5 +81,5 @@ def keep_change(attacked: Pixels, pixels: Pixels, eps: float) -> Tensor:
 
 
 def kept_start(pixels: Pixels, kept: Tensor, eps: float) -> Pixels:
-    """Where a kept change leads from the same picture."""
+    """The picture with a kept change, inside ball and box."""
     return Linf(radius=eps).project(pixels + kept.to(pixels) * (eps / KEPT_LEVELS), pixels)

@@ -1,10 +1,10 @@
-"""One family of losses; every method is a choice of its numbers.
+"""One family of losses; every method is a choice of its coefficients.
 
     L = a CE(p(x), y) + b CE(p(x_a), y) + c mean_i[ w_i sum_r share_ri D(r_i, p(x_a,i)) ] + feature terms +
     anchors
 
 x clean, x_a attacked pixels, p the tuned model's distribution over labels, r reference distributions, D a
-divergence. Whoever calls decides what is detached: nothing here stops a gradient but the weights that say so.
+divergence. The caller detaches what is to be constant; only `reliability` does so itself.
 """
 
 import math
@@ -22,8 +22,8 @@ RELIABILITY_RANGE = (0.2, 5.0)
 
 
 class Reference(NamedTuple):
-    """What attacked predictions are pulled toward: the logits [B, C] of a distribution, and its share, one
-    number or [B].
+    """A target of attacked predictions: the logits [B, C] of a distribution, and its share, one number or
+    [B].
     """
 
     logits: Logits
@@ -78,7 +78,7 @@ def divergence(reference: Logits, prediction: Logits, kind: DivergenceName = "fo
 
 def reliability(logits: Logits, targets: Tensor) -> Tensor:
     """[B] weights p(y|x) over their batch mean, clipped to [0.2, 5], detached: examples that the reference
-    misjudges count less.
+    misclassifies count less.
     """
     confidence = target_probability(logits, targets).detach()
     return (confidence / confidence.mean().clamp_min(torch.finfo(confidence.dtype).tiny)).clamp(

@@ -14,7 +14,8 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
 from robustclip.scores.kinds import label_score
-from robustclip.scores.wrappers import averaged, bypassed
+from robustclip.scores.surrogates import bypassed
+from robustclip.scores.wrappers import averaged
 from robustclip.seeds import draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import FREE, Cost

@@ -27,7 +27,8 @@ from robustclip.sanity import checks, selftest
 from robustclip.sanity.checks import Suspect, examine
 from robustclip.sanity.selftest import self_test
 from robustclip.scores.kinds import AnyScoreName, label_score
-from robustclip.scores.wrappers import Recorded, averaged, bypassed, recorded
+from robustclip.scores.surrogates import bypassed
+from robustclip.scores.wrappers import Recorded, averaged, recorded
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Cost, DeviceAccess, PixelFunction, Pixels, Score, Seeds

@@ -8,16 +8,8 @@ from toys import Noisy, drawn_linear, gratings, trained_conv
 
 from robustclip.errors import Cancelled, DeadlineExceeded, InvalidInput
 from robustclip.scores.kinds import label_score
-from robustclip.scores.wrappers import (
-    averaged,
-    bypassed,
-    estimated,
-    guarded,
-    pooled,
-    recorded,
-    reduced,
-    transferred,
-)
+from robustclip.scores.surrogates import bypassed, estimated, pooled, transferred
+from robustclip.scores.wrappers import averaged, guarded, recorded, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.types import NO_TOLL, Cost, Evaluation, Logits, Pixels, Seeds, Toll
 

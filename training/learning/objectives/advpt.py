@@ -1,28 +1,21 @@
 """AdvPT: Adversarial Prompt Tuning (Zhang et al., ECCV 2024, arXiv 2311.11261).
 
 The image tower is attacked once, without text or labels; the attacked embeddings are stored; a text context
-is tuned so that they are classified rightly. The defaults are the exact preset of METHODS 2.1, which follows
-the first release of the authors' code (a later one never reaches the bank and trains CoOp).
+is tuned to classify them. The defaults follow the first release of the authors' code (a later one never
+reaches the bank and trains CoOp).
 
 Deviations: one resize everywhere (theirs: bilinear for the bank, bicubic at test); the start is clipped to
 [0, 1] (theirs is not); prompts are float32 (theirs fp16); the last, smaller batch of an epoch is used.
 """
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.models.clip import Clip
 from robustclip.threat import LinfRadius
-from robustclip.types import Cost, Progress
-from training.data.labelled import LabelledImages
-from training.learning.objectives.base import Examples
-from training.learning.objectives.text import TextTuning, bank_examples
-from training.processes import ALONE, Processes
-from training.threats.bank import BankStart, bank_cost, embedding_bank, feature_attack
+from training.learning.objectives.text import Bank, TextTuning
+from training.threats.bank import BankStart, feature_attack
 
 
 class AdvPT(TextTuning):
@@ -43,34 +36,8 @@ class AdvPT(TextTuning):
     def attack(self) -> PGD:
         return feature_attack(self.eps, steps=self.steps, step=self.step, start=self.start)
 
-    def prepare(
-        self,
-        clip: Clip,
-        data: LabelledImages,
-        indices: Tensor,
-        *,
-        seed: int,
-        folder: Path,
-        progress: Progress,
-        processes: Processes = ALONE,
-    ) -> Examples:
-        bank = embedding_bank(
-            clip,
-            data,
-            indices,
-            self.attack(),
-            copies=self.bank_copies,
-            clean=self.bank_clean,
-            seed=seed,
-            folder=folder,
-            progress=progress,
-            processes=processes,
-        )
-        return bank_examples(bank, data.targets[indices], clip)
-
-    def bill(self, pictures: int) -> Cost:
-        made = bank_cost(self.attack(), copies=self.bank_copies, clean=self.bank_clean)
-        return Cost(pictures * made.forward, pictures * made.backward)
+    def bank(self) -> Bank:
+        return Bank(self.attack(), self.bank_copies, self.bank_clean)
 
     def attack_facts(self) -> dict[str, object] | None:
         return {"score": "embedding_shift", **self.attack().model_dump(mode="json")}

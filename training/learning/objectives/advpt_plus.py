@@ -1,33 +1,38 @@
-"""AdvPT with every switch of METHODS 2.4 on: our extension, no published method.
+"""AdvPT extended: ours, no published method.
 
-The bank knows prompts and labels, is attacked again at the current prompts, and keeps the harder of old and
-new; the clean embedding takes part; attacked predictions follow clean ones, the more so the more these can be
-relied on.
+The bank's attacks know prompts and labels and are repeated with the current prompts; the harder of the old
+and the new embedding stays; the clean embedding takes part; attacked predictions follow clean ones, weighted
+by how reliable these are.
 
 Left out: an adversary inside the span of the embeddings; refreshes that begin at the last perturbation (one a
 score and picture would have to be kept; each attack starts anew); several short contexts.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from prompts_store.handcrafted import ENSEMBLE
 from robustclip.attacks.pgd import PGD
-from robustclip.models.classifier import text_weights, zero_shot
+from robustclip.models.classifier import zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
 from training.data.labelled import LabelledImages
 from training.learning.losses import Reference, family, misalignment, reliability
-from training.learning.objectives.base import Batch, Examples, Step, Task, Tended, label_features, share_right
+from training.learning.objectives.base import Batch, Examples, Step, Task, Tended
 from training.learning.objectives.contexts import Parameters
-from training.learning.objectives.pictures import picture_examples, signs
+from training.learning.objectives.examples import picture_examples
+from training.learning.objectives.predictions import (
+    handcrafted_features,
+    label_features,
+    share_right,
+    signs,
+)
 from training.learning.objectives.text import TextContext
 from training.options import words
 from training.processes import ALONE, Processes
@@ -90,7 +95,7 @@ class AdvPTPlus(TextContext):
         progress: Progress,
         processes: Processes = ALONE,
     ) -> Examples:
-        """The first bank faces the handcrafted prompt: the learned one does not know anything yet."""
+        """The first bank is attacked through the handcrafted prompt, since nothing is learned yet."""
         bank = aware_bank(
             clip,
             data,
@@ -103,10 +108,7 @@ class AdvPTPlus(TextContext):
             processes=processes,
         )
         rows = bank.rows.to(clip.device)
-        constants: dict[str, Tensor] = {}
-        if self.anchor:
-            with torch.no_grad():
-                constants[HAND] = text_weights(clip, Prompts(templates=ENSEMBLE), data.labels)
+        constants = {HAND: handcrafted_features(clip, data.labels)} if self.anchor else {}
         pictures = picture_examples(clip, data, indices, constants={}, progress=progress, processes=processes)
 
         def take(chosen: Tensor) -> Tensor:
@@ -126,16 +128,12 @@ class AdvPTPlus(TextContext):
             hardest = _losses(attacked.detach(), batch.targets).argmax(dim=1)
             attacked = attacked[torch.arange(len(attacked)), hardest][:, None]
         copies = attacked.shape[1]
-        targets, reference = (
-            batch.targets.repeat_interleave(copies),
-            clean.detach().repeat_interleave(copies, dim=0),
-        )
+        targets = batch.targets.repeat_interleave(copies)
+        reference = clean.detach().repeat_interleave(copies, dim=0)
         flat = attacked.flatten(0, 1)
-        trust = (
-            reliability(clean, batch.targets).repeat_interleave(copies)
-            if self.weighting == "reliability"
-            else None
-        )
+        trust = None
+        if self.weighting == "reliability":
+            trust = reliability(clean, batch.targets).repeat_interleave(copies)
         terms = family(batch.targets, clean=clean, a=self.clean)
         terms |= family(
             targets,
@@ -155,9 +153,7 @@ class AdvPTPlus(TextContext):
         )
 
     def tend(self, task: Task, parameters: Parameters, *, epoch: int, seeds: Seeds) -> Tended:
-        """Attack the pictures again and keep, picture by picture and score by score, what the current prompts
-        find harder.
-        """
+        """Attack the pictures again and keep, for each picture and score, the embedding of higher loss."""
         if not self.refresh or epoch % self.refresh or task.examples.pixels is None:
             return Tended()
         with torch.no_grad():
@@ -182,13 +178,9 @@ class AdvPTPlus(TextContext):
             self.attack().cost().times(len(task.examples)), 1, {"bank_renewed": renewed / len(task.examples)}
         )
 
-    def weakened(self) -> Self | None:
-        return self.model_copy(update={"consistency": self.consistency / 2}) if self.consistency else None
-
     def bill(self, pictures: int) -> Cost:
-        fillings = pictures * (1 + ((self.epochs - 1) // self.refresh if self.refresh else 0))
-        made = self.attack().cost()
-        return Cost(fillings * made.forward, fillings * made.backward)
+        fillings = 1 + ((self.epochs - 1) // self.refresh if self.refresh else 0)
+        return self.attack().cost().times(pictures * fillings)
 
     def attack_facts(self) -> dict[str, object] | None:
         return {"score": ",".join(self.bank_scores), **self._pgd().model_dump(mode="json")}

@@ -3,20 +3,19 @@ our coefficients.
 
 Known: vectors in both towers; a teacher that is tuned on clean pictures, and not robust, is distilled into a
 student tuned on attacked ones, online and through both modalities; the attack raises the student's
-cross-entropy. Unknown to us, and therefore switches with defaults of our own (METHODS 4.2): coefficients,
+cross-entropy. Unknown to us, and therefore switches with defaults of our own: coefficients,
 direction of the divergence, the teacher's loss, what is distilled in each modality.
 
     teacher  L_T = CE(p_T(x), y) + feedback D(p_S(x_a), p_T(x))
     student  L_S = c D(p_T(x), p_S(x_a)) + mu CE(p_S(x_a), y) + gamma D(p_T(x), p_S(x))
-                   + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))          both 0:
-                                                                                                   logits
-                                                                                                   alone are
-                                                                                                   distilled
+                   + vision (1 - cos(f_S(x_a), f_T(x))) + text mean_c (1 - cos(t_S, t_T))
+
+    with vision = text = 0 logits alone are distilled
 
 What comes from the other is constant in each loss, so that one optimizer step on the sum is a step of both.
 Deviations: the student learns from the teacher as it was before that step, which saves a text pass and an
-image pass a batch; the training attack has two steps of eps at every radius, where METHODS has three of 2 eps
-/ 3 beyond 1/255 (`steps=3`).
+image pass a batch; the training attack has two steps of eps at every radius (`steps=3` gives three of 2 eps /
+3).
 """
 
 import math
@@ -34,24 +33,17 @@ from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.data.views import random_views
 from training.learning.losses import DivergenceName, Reference, divergence, family, misalignment
-from training.learning.objectives.base import (
-    Answers,
-    Batch,
-    Examples,
-    Signs,
-    Step,
-    Task,
-    label_features,
-    share_right,
-)
+from training.learning.objectives.base import Answers, Batch, Examples, Signs, Step, Task
+from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Parameters, Towers
-from training.learning.objectives.pictures import (
-    BothTowers,
+from training.learning.objectives.pictures import opponent_of
+from training.learning.objectives.predictions import (
     Look,
     answers,
+    label_features,
     look,
     look_untouched,
-    opponent_of,
+    share_right,
     signs,
 )
 
@@ -60,8 +52,8 @@ KEPT_SHARE = 0.99  # of the averaged teacher, a step
 
 
 class Taught(NamedTuple):
-    """What is taught about clean pictures: a look and text features. `learner` [B, C] and `terms`: the logits
-    and losses of a teacher that learns.
+    """The teacher's predictions for clean pictures and its text features. `learner` [B, C] and `terms` are
+    logits and losses of a teacher that learns.
     """
 
     seen: Look
@@ -164,11 +156,9 @@ class APD(BothTowers):
         )
         taught = self.teach(task, parameters, batch, pixels)
         if batch.epoch < self._teachers_own():
-            alone, accuracy = (
-                answers("the teacher", taught.seen.logits, batch.targets),
-                share_right(taught.seen.logits, batch.targets),
-            )
-            apart = Signs(math.inf, alone.cross_entropy, (alone,))  # no student yet to agree with
+            alone = answers("the teacher", taught.seen.logits, batch.targets)
+            accuracy = share_right(taught.seen.logits, batch.targets)
+            apart = Signs(math.inf, alone.cross_entropy, (alone,))  # there is no student yet
             return Step(
                 taught.terms, accuracy, signs=apart, cost=taught.cost, notes={"teacher": float(accuracy)}
             )
@@ -220,12 +210,10 @@ class APD(BothTowers):
         )
 
     def answered(self, taught: Taught, attacked: Look, batch: Batch) -> tuple[Answers, ...]:
-        """How teacher and student answer: one of them can collapse while the other does not, in every teacher
-        mode.
-        """
+        """How teacher and student answer: in every teacher mode one can collapse while the other does not."""
         given = {"the teacher": taught.seen.logits, "the student": attacked.logits}
         if self.teacher == "online_ema" and taught.learner is not None:
-            given["the learning teacher"] = taught.learner  # its average notices late
+            given["the learning teacher"] = taught.learner  # its average shows a collapse late
         return tuple(answers(who, logits, batch.targets) for who, logits in given.items())
 
     def teach(self, task: Task, parameters: Parameters, batch: Batch, pixels: Pixels) -> Taught:

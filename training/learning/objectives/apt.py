@@ -1,8 +1,7 @@
 """APT: Adversarial Prompt Tuning (Li et al., CVPR 2024, arXiv 2403.01849).
 
 A text context is tuned by cross-entropy on pictures that are attacked in every step, over an image tower that
-has to be robust already: on a natural one text prompts alone gain nothing against whoever knows them (METHODS
-F1, F2).
+has to be robust already: on a natural one text prompts alone gain nothing against an attacker who knows them.
 
 Deviations: text features are computed once a step, not in every step of the attack; the tower runs in
 bfloat16 inside the attack; prompts are float32; no augmentation. The variant that moves prompts and pixels
@@ -21,9 +20,10 @@ from robustclip.models.prompts import Prompts
 from robustclip.types import Cost
 from training.learning.inner import Opponent
 from training.learning.losses import family
-from training.learning.objectives.base import Batch, Step, Task, label_features, share_right
+from training.learning.objectives.base import Batch, Step, Task
 from training.learning.objectives.contexts import Parameters
-from training.learning.objectives.pictures import PictureTuning, look
+from training.learning.objectives.pictures import PictureTuning
+from training.learning.objectives.predictions import label_features, look, share_right
 from training.learning.objectives.text import TextContext
 
 TEMPLATE = "template"

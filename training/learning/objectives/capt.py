@@ -3,7 +3,7 @@ known: CAPT-style, not a reproduction.
 
 Known: deep, coupled vectors in both towers; clean cross-entropy; attacked predictions are tied to the tuned
 model's own clean ones and to the frozen CLIP's, balanced by an adaptive alpha. Unknown to us, and therefore
-switches with defaults of our own (METHODS 3.2, 3.3): the rule for alpha, the coefficient, the order of the
+switches with defaults of our own: the rule for alpha, the coefficient, the order of the
 divergence, stop-gradients, template and weights of the frozen CLIP, vectors, depth, coupling, attack,
 optimizer. No code was published that we know of.
 """
@@ -26,9 +26,10 @@ from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
 from training.learning.inner import InnerScore
 from training.learning.losses import DivergenceName, Reference, family, target_probability
-from training.learning.objectives.base import Batch, Examples, Step, Task, label_features, share_right
+from training.learning.objectives.base import Batch, Examples, Step, Task
+from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Coupling, Parameters
-from training.learning.objectives.pictures import BothTowers, look, look_untouched, opponent_of, signs
+from training.learning.objectives.predictions import label_features, share_right, signs
 from training.processes import ALONE, Processes
 
 FROZEN = "frozen"
@@ -69,8 +70,7 @@ class CAPT(BothTowers):
         0.5,
         ge=0,
         le=1,
-        description="share of the frozen CLIP: of the rule constant, or where the rule cosine ends "
-        "(METHODS: 0.2)",
+        description="share of the frozen CLIP: of the rule constant, or where the rule cosine ends",
     )
     frozen_backbone: str = Field(
         "", description="the CLIP that anchors, by name; none: the tuned one without its prompts"
@@ -141,12 +141,8 @@ class CAPT(BothTowers):
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
-        clean = look_untouched(task, batch, batch.inputs, weights, prompts.visual)
-        pixels, climbed = self.perturb(
-            task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits
-        )
-        attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
-        frozen = task.examples.constants[FROZEN][batch.rows.to(pixels.device)]
+        clean, attacked, cost = self.look_twice(task, batch, weights, prompts)
+        frozen = task.examples.constants[FROZEN][batch.rows.to(weights.device)]
         alpha = self.balance(task, batch, clean.logits, frozen)
         own = clean.logits.detach() if self.detach_reference else clean.logits
         terms = family(
@@ -164,26 +160,23 @@ class CAPT(BothTowers):
             share_right(clean.logits, batch.targets),
             share_right(attacked.logits, batch.targets),
             signs(clean.logits, attacked.logits, batch.targets),
-            climbed.plus(clean.cost).plus(attacked.cost),
+            cost,
             notes={"alpha": float(alpha.detach().mean()), "alpha_10th": low, "alpha_90th": high},
         )
 
     def balance(self, task: Task, batch: Batch, clean: Logits, frozen: Logits) -> Tensor:
-        """[B] alpha, the frozen CLIP's share (METHODS 3.3); every rule but `constant` stays within [0.05,
-        0.95].
+        """[B] alpha, the frozen CLIP's share; every rule but `constant` stays within [0.05, 0.95].
 
-        On pictures learned by heart p(y|x) goes to 1, and reliability and loss_ratio then trust the frozen
-        CLIP less, just when it is wanted.
+        On training pictures that the prompts have memorized p(y|x) goes to 1: reliability and loss_ratio then
+        trust the frozen CLIP less, although it is needed most.
         """
         if self.alpha_rule == "reliability":
             theirs, ours = target_probability(frozen, batch.targets), target_probability(clean, batch.targets)
             alpha = theirs / (theirs + ours).clamp_min(torch.finfo(ours.dtype).tiny)
         elif self.alpha_rule == "loss_ratio":
             ours, theirs = F.cross_entropy(clean, batch.targets), F.cross_entropy(frozen, batch.targets)
-            ratio, before = (
-                ours / (ours + theirs).clamp_min(torch.finfo(ours.dtype).tiny),
-                task.memory["ratio"].clone(),
-            )
+            ratio = ours / (ours + theirs).clamp_min(torch.finfo(ours.dtype).tiny)
+            before = task.memory["ratio"].clone()
             mixed = ratio if bool(before.isnan()) else KEPT_SHARE * before + (1 - KEPT_SHARE) * ratio
             task.memory["ratio"].copy_(mixed.detach())
             alpha = mixed.expand(len(clean))

@@ -1,7 +1,7 @@
-"""Where learned vectors start, and how those of one tower can follow those of the other while learning.
+"""Initial vectors, and couplings by which the vectors of one tower follow those of the other while learning.
 
-A coupling is a linear map a layer, for training only: `fold` turns parameters into plain prompts, and only
-these are ever exported.
+A coupling is a linear map a layer, for training only: `fold` turns parameters into plain prompts, which alone
+are exported.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,8 @@ def noise(shape: tuple[int, ...], seed: int, stream: str = "prompts") -> Tensor:
 
 
 def split_words(words: str, vectors: int) -> tuple[str, str]:
-    """The words that vectors start from, one word each, and the template around the label that keeps the
-    others: with 2 vectors "a photo of a" is "a photo" and "of a {}.", so that learning starts at the
-    handcrafted prompt.
+    """The words that vectors start from, one word each, and the template that keeps the others: with 2
+    vectors "a photo of a" gives "a photo" and "of a {}.", so that learning starts at the handcrafted prompt.
     """
     given = words.split()
     return " ".join(given[:vectors]), " ".join([*given[vectors:], "{}."])

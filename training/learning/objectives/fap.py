@@ -1,8 +1,8 @@
 """FAP: Few-shot Adversarial Prompt learning (Zhou et al., NeurIPS 2024, arXiv 2403.14774).
 
 Vectors in both towers learn to classify clean pictures, and to predict the same for attacked ones, the more
-so the closer the two features are. The defaults are the authors' (METHODS 5.2), with their hybrid coupling
-and without stop-gradient: `detach_reference` is our variant.
+so the closer the two features are. The defaults are the authors', with their hybrid coupling and without
+stop-gradient: `detach_reference` is our variant.
 
 Deviations: the words behind the vectors are kept in the template (theirs overwrites the first two tokens of a
 template); text features once a step; bfloat16 inside the attack; maps between the towers start without
@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from robustclip.models.clip import Clip
 from training.learning.inner import InnerScore
 from training.learning.losses import DivergenceName, Reference, family
-from training.learning.objectives.base import Batch, Step, Task, label_features, share_right
+from training.learning.objectives.base import Batch, Step, Task
+from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Coupling, Parameters
-from training.learning.objectives.pictures import BothTowers, look, look_untouched, opponent_of, signs
+from training.learning.objectives.predictions import label_features, share_right, signs
 
 
 class FAP(BothTowers):
@@ -60,11 +61,7 @@ class FAP(BothTowers):
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
         prompts = self.fold(task.clip, parameters)
         weights = label_features(task, prompts)
-        clean = look_untouched(task, batch, batch.inputs, weights, prompts.visual)
-        pixels, climbed = self.perturb(
-            task, batch, batch.inputs, opponent_of(self, task.clip, weights, prompts), clean=clean.logits
-        )
-        attacked = look(task, pixels, weights, prompts.visual, count=len(batch.rows))
+        clean, attacked, cost = self.look_twice(task, batch, weights, prompts)
         closeness = (
             1 + F.cosine_similarity(clean.features, attacked.features, dim=1)
             if self.weighting == "cosine"
@@ -78,7 +75,7 @@ class FAP(BothTowers):
             references=[Reference(reference)],
             a=1.0,
             c=self.ramped(batch) * self.consistency,
-            weights=(closeness.detach() if self.detach_reference else closeness).to(pixels.device),
+            weights=(closeness.detach() if self.detach_reference else closeness).to(weights.device),
             kind=self.order,
         )
         return Step(
@@ -86,5 +83,5 @@ class FAP(BothTowers):
             share_right(clean.logits, batch.targets),
             share_right(attacked.logits, batch.targets),
             signs(clean.logits, attacked.logits, batch.targets),
-            climbed.plus(clean.cost).plus(attacked.cost),
+            cost,
         )

@@ -1,23 +1,14 @@
-"""What methods share that attack pictures while they learn: pictures, the training attack, looks through the
-tuned towers, anchors, the bill.
-"""
+"""The base of methods that attack pictures while they learn: the training attack, anchors, the bill."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from prompts_store.handcrafted import ENSEMBLE
-from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
-from robustclip.models.towers import encode_image, encode_patches, has_stem, patch_tokens
-from robustclip.threat import LEVELS, Linf, LinfRadius
+from robustclip.threat import Linf, LinfRadius
 from robustclip.types import Cost, Features, Logits, Pixels, Progress, Seeds
 from training.data.labelled import LabelledImages
 from training.learning.inner import (
@@ -31,36 +22,19 @@ from training.learning.inner import (
     kept_start,
     label_loss,
 )
-from training.learning.losses import divergence, misalignment
-from training.learning.objectives.base import (
-    Answers,
-    Batch,
-    Examples,
-    Signs,
-    Task,
-    Tended,
-    Tuning,
-    label_features,
-    share_right,
-)
-from training.learning.objectives.contexts import Coupling, Parameters, Towers, fold, new_contexts
+from training.learning.losses import misalignment
+from training.learning.objectives.base import Batch, Examples, Objective, Task, Tended
+from training.learning.objectives.contexts import Parameters
+from training.learning.objectives.examples import picture_examples
+from training.learning.objectives.predictions import handcrafted_features, label_features, look, share_right
 from training.processes import ALONE, Processes
 
-KEPT_BYTES = 2 * 2**30  # pictures beyond this are decoded again for every batch
-CHECK_PICTURES, CHECK_STEPS, CHECK_GAP = 64, 10, 0.10  # METHODS L6
-HAND, PATCHES = "hand", "patches"
+CHECK_PICTURES, CHECK_STEPS, CHECK_GAP = 64, 10, 0.10
+HAND = "hand"
 
 
-class Look(NamedTuple):
-    """Unit features [B, E] and logits [B, C] of pictures, and what they cost."""
-
-    features: Features
-    logits: Logits
-    cost: Cost
-
-
-class PictureTuning(Tuning):
-    """Learning on pictures that are attacked anew in every step, by the prompts as they are."""
+class PictureTuning(Objective):
+    """Learning on pictures that are attacked anew in every step through the current prompts."""
 
     epochs: int = Field(50, ge=1, le=10_000, description="passes over the training pictures")
     learning_rate: float = Field(
@@ -102,25 +76,19 @@ class PictureTuning(Tuning):
         progress: Progress,
         processes: Processes = ALONE,
     ) -> Examples:
-        """The pictures themselves, and what the method wants to have computed once."""
+        """The pictures themselves, and the method's constants."""
+        constants = self.constants(clip, data.labels)
         return picture_examples(
-            clip,
-            data,
-            indices,
-            constants=self.constants(clip, data.labels),
-            progress=progress,
-            processes=processes,
+            clip, data, indices, constants=constants, progress=progress, processes=processes
         )
 
     def constants(self, clip: Clip, labels: tuple[str, ...]) -> dict[str, Tensor]:
-        if not self.anchor:
-            return {}
-        with torch.no_grad():
-            return {HAND: text_weights(clip, Prompts(templates=ENSEMBLE), labels)}
+        """What is computed once besides the pictures: see `Examples.constants`."""
+        return {HAND: handcrafted_features(clip, labels)} if self.anchor else {}
 
     def new_memory(self, examples: Examples, parameters: Parameters) -> dict[str, Tensor]:
-        """With warm starts: `change`, the last perturbation of every picture, and `fresh`, whether they are
-        not to be trusted any more.
+        """With warm starts: `change`, the last perturbation of every picture, and `fresh`, whether starts are
+        drawn again.
         """
         if not self.warm_start or examples.pixels is None:
             return {}
@@ -135,8 +103,8 @@ class PictureTuning(Tuning):
         return self.step if self.step is not None else self.eps if self.steps <= 2 else 2 * self.eps / 3
 
     def ramped(self, batch: Batch) -> float:
-        """The share of their weight that terms on attacked pictures have by now; parts of a run without such
-        pictures don't count.
+        """The share of their weight that terms on attacked pictures have in this epoch, counted in the last
+        phase alone.
         """
         return min(1.0, (int(batch.epoch) - sum(self.phases()[:-1]) + 1) / (self.ramp + 1))
 
@@ -150,7 +118,7 @@ class PictureTuning(Tuning):
         """Attacked pixels inside ball and box, of the same share as `pixels`, and the cost of the whole
         batch.
 
-        `clean` logits of the whole batch are what the score kl departs from.
+        `clean`: logits of the whole batch, the reference of the score kl.
         """
         processes, rows = task.processes, batch.rows.to(pixels.device)
         own_rows, targets = processes.own(rows), processes.own(batch.targets)
@@ -167,10 +135,9 @@ class PictureTuning(Tuning):
                 if reference is None
                 else consistency_loss(opponent, reference[part])
             )
+            length = self.step_length()
             parts.append(
-                climb(
-                    loss, pixels[part], start[part], eps=self.eps, step=self.step_length(), steps=self.steps
-                )[0]
+                climb(loss, pixels[part], start[part], eps=self.eps, step=length, steps=self.steps)[0]
             )
         attacked = torch.cat(parts)
         if self.warm_start and self.eps:
@@ -178,18 +145,14 @@ class PictureTuning(Tuning):
         return attacked, self.attack_passes().times(len(rows))
 
     def anchored(self, task: Task, weights: Features) -> dict[str, Tensor]:
-        """The anchor term, if there is one: text features stay near those of the handcrafted ensemble
-        (METHODS L8).
-        """
-        return (
-            {"anchor": self.anchor * misalignment(weights, task.examples.constants[HAND])}
-            if self.anchor
-            else {}
-        )
+        """The anchor term, if there is one: text features stay near those of the handcrafted ensemble."""
+        if not self.anchor:
+            return {}
+        return {"anchor": self.anchor * misalignment(weights, task.examples.constants[HAND])}
 
     def tend(self, task: Task, parameters: Parameters, *, epoch: int, seeds: Seeds) -> Tended:
-        """With warm starts: whether PGD-10 breaks over 10 points more of 64 pictures than the training attack
-        does; from then on starts are fresh.
+        """With warm starts: once PGD-10 breaks over 10 percentage points more of 64 pictures than the
+        training attack does, starts are drawn again.
         """
         if not self.warm_start or bool(task.memory["fresh"]) or not bool(task.memory["change"].any()):
             return Tended()
@@ -197,10 +160,8 @@ class PictureTuning(Tuning):
             prompts = self.fold(task.clip, parameters)
             weights = label_features(task, prompts)
         rows, own = _spread(len(task.examples)), task.processes.own
-        pixels, targets = (
-            task.examples.take(own(rows)),
-            task.examples.targets[rows.to(task.examples.targets.device)],
-        )
+        pixels = task.examples.take(own(rows))
+        targets = task.examples.targets[rows.to(task.examples.targets.device)]
         opponent = Opponent(task.clip, weights, _detached(prompts.visual), self.precision)
         kept = kept_start(pixels, task.memory["change"][own(rows).to(pixels.device)], self.eps)
         drawn = drawn_start(pixels, seeds[own(rows)], self.eps)
@@ -215,22 +176,18 @@ class PictureTuning(Tuning):
             )[0]
             with torch.no_grad():
                 found = look(task, attacked, weights, prompts.visual, count=len(rows))
-            cost, notes[name] = (
-                cost.plus(Cost(steps, steps).times(len(rows))).plus(found.cost),
-                float(share_right(found.logits, targets)),
-            )
+            cost = cost.plus(Cost(steps, steps).times(len(rows))).plus(found.cost)
+            notes[name] = float(share_right(found.logits, targets))
         if notes["trained"] - notes["checked"] > CHECK_GAP:
             task.memory["fresh"].fill_(1)
         return Tended(cost, 1, {**notes, "fresh_starts": float(task.memory["fresh"])})
 
     def passes(self) -> Cost:
-        """Image passes a picture and step: those of the training attack, and a look at the clean and at the
-        attacked picture.
-        """
+        """Image passes a picture and step: the training attack, the clean and the attacked picture."""
         return self.attack_passes().plus(Cost(2, 2))
 
     def bill(self, pictures: int) -> Cost:
-        """An upper bound with warm starts: a check that fails is the last."""
+        """With warm starts an upper bound: after a check that fails there are no more."""
         own, rounds = self.passes(), pictures * self.epochs
         checks = (self.epochs - 1) * min(CHECK_PICTURES, pictures) if self.warm_start and self.eps else 0
         climbed = self.steps + CHECK_STEPS
@@ -240,220 +197,26 @@ class PictureTuning(Tuning):
         return Cost(self.steps, self.steps) if self.eps else Cost()
 
     def attack_facts(self) -> dict[str, object] | None:
-        ball = Linf(radius=self.eps).model_dump(mode="json")
-        facts = {
+        return {
             "kind": "pgd",
-            "ball": ball,
+            "ball": Linf(radius=self.eps).model_dump(mode="json"),
             "steps": self.steps,
             "step": self.step_length(),
             "starts": ["random"],
             "keep": "last",
+            "score": self.score(),
+            "precision": self.precision,
+            "warm_start": self.warm_start,
         }
-        return {**facts, "score": self.score(), "precision": self.precision, "warm_start": self.warm_start}
-
-
-class BothTowers(PictureTuning):
-    """Vectors in the first layers of both towers, and a term that ties attacked predictions to a
-    reference.
-    """
-
-    vectors: int = Field(2, ge=1, le=70, description="learned vectors a layer and tower")
-    depth: int = Field(
-        9, ge=1, le=64, description="layers with vectors of their own; capped at what a tower has"
-    )
-    words: str = Field(
-        "a photo of a",
-        description="start from these words' embeddings; further words than vectors stay in the template",
-    )
-    class_specific: bool = Field(
-        False,
-        description="one text context a label, without coupling; such a set serves its training labels only",
-    )
-    image_rate: float = Field(
-        1.0, gt=0, le=100, description="learning rate of the image tower's vectors, times that of all else"
-    )
-    consistency: float = Field(
-        1.0, ge=0, description="weight of the divergence of attacked predictions from their reference"
-    )
-
-    def prepare(
-        self,
-        clip: Clip,
-        data: LabelledImages,
-        indices: Tensor,
-        *,
-        seed: int,
-        folder: Path,
-        progress: Progress,
-        processes: Processes = ALONE,
-    ) -> Examples:
-        """Beside the pictures what a stem makes of them: vectors stand behind it, so that it never
-        changes.
-        """
-        examples = super().prepare(
-            clip, data, indices, seed=seed, folder=folder, progress=progress, processes=processes
-        )
-        if not self.looks_at_pictures_as_they_are() or not has_stem(clip):
-            return examples
-        with torch.no_grad():
-            one = patch_tokens(clip, examples.take(torch.zeros(1, dtype=torch.int64)))
-            if len(indices) * one.nbytes > KEPT_BYTES:
-                return examples
-            patches = one.new_empty(len(indices), *one.shape[1:])
-            for rows in torch.arange(len(indices)).split(64 * processes.count):
-                patches[rows] = processes.whole(
-                    patch_tokens(clip, examples.take(processes.own(rows))), len(rows)
-                )
-                progress(int(rows[-1]) + 1, len(indices), "stem")
-        return replace(examples, constants={**examples.constants, PATCHES: patches})
-
-    def looks_at_pictures_as_they_are(self) -> bool:
-        """Whether untouched pictures are the same in every epoch."""
-        return True
-
-    def share_of_rate(self, parameter: str) -> float:
-        return self.image_rate if parameter.endswith("visual") else 1.0
-
-    def fold(self, clip: Clip, parameters: Mapping[str, Tensor]) -> Prompts:
-        return fold(
-            clip, parameters, vectors=self.vectors, words=self.words, class_specific=self.class_specific
-        )
-
-    def contexts(
-        self,
-        clip: Clip,
-        labels: tuple[str, ...],
-        seed: int,
-        *,
-        coupling: Coupling = "none",
-        towers: Towers = "both",
-    ) -> Parameters:
-        options = {"vectors": self.vectors, "depth": self.depth}
-        copies = len(labels) if self.class_specific else None
-        return new_contexts(
-            clip, **options, words=self.words, coupling=coupling, towers=towers, seed=seed, copies=copies
-        )
-
-    def weakened(self) -> Self | None:
-        return self.model_copy(update={"consistency": self.consistency / 2}) if self.consistency else None
-
-
-def look(task: Task, pixels: Pixels, weights: Features, visual: Tensor | None, *, count: int) -> Look:
-    """What the tuned towers say about a batch of `count` pictures, of which each process has its share:
-    differentiable in prompts only.
-
-    The cost leaves out what `Processes.parts` repeats in the backward.
-    """
-    return _look(task, encode_image, pixels, weights, visual, count=count)
-
-
-def look_untouched(
-    task: Task, batch: Batch, pixels: Pixels, weights: Features, visual: Tensor | None
-) -> Look:
-    """`look` at the batch's `pixels`, from what the stem made of them, in float32, if that was kept; it is
-    billed as a whole pass, too.
-    """
-    patches, count = task.examples.constants.get(PATCHES), len(batch.rows)
-    if patches is None:
-        return look(task, pixels, weights, visual, count=count)
-    return _look(
-        task,
-        encode_patches,
-        patches[task.processes.own(batch.rows).to(patches.device)],
-        weights,
-        visual,
-        count=count,
-    )
-
-
-def _look(
-    task: Task,
-    encode: Callable[[Clip, Tensor, Tensor | None], Tensor],
-    inputs: Tensor,
-    weights: Features,
-    visual: Tensor | None,
-    *,
-    count: int,
-) -> Look:
-    learned = visual is not None and visual.requires_grad and torch.is_grad_enabled()
-
-    def embed(part: Tensor) -> Tensor:
-        with torch.autocast(part.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
-            embeddings = encode(task.clip, part, visual)
-        return embeddings.float()
-
-    with torch.set_grad_enabled(learned):
-        features = F.normalize(task.processes.encode(embed, inputs, count), dim=-1)
-    return Look(features, task.clip.logit_scale * features @ weights.T, Cost(count, count if learned else 0))
-
-
-def signs(clean: Logits, attacked: Logits, targets: Tensor) -> Signs:
-    """Collapse shows where attacked predictions don't differ from clean ones and both are no better than a
-    guess.
-    """
-    with torch.no_grad():
-        return Signs(float(divergence(clean, attacked).mean()), float(F.cross_entropy(clean, targets)))
-
-
-def answers(who: str, logits: Logits, targets: Tensor) -> Answers:
-    """How somebody answers a batch."""
-    with torch.no_grad():
-        share, expected = (
-            float(labels.bincount().max()) / len(targets) for labels in (logits.argmax(dim=1), targets)
-        )
-        return Answers(who, share, expected, float(F.cross_entropy(logits, targets)))
 
 
 def opponent_of(objective: PictureTuning, clip: Clip, weights: Features, prompts: Prompts) -> Opponent:
-    """The tuned model as its training attack sees it: constant."""
+    """The tuned model as its training attack sees it: without gradients in the prompts."""
     return Opponent(clip, weights.detach(), _detached(prompts.visual), objective.precision)
 
 
-def picture_examples(
-    clip: Clip,
-    data: LabelledImages,
-    indices: Tensor,
-    *,
-    constants: dict[str, Tensor],
-    progress: Progress,
-    processes: Processes = ALONE,
-) -> Examples:
-    """Pictures as examples: decoded once and kept as bytes on the CLIP's device if that takes at most 2 GiB,
-    else decoded again for each batch.
-    """
-    size = clip.image_size
-    if len(indices) * 3 * size * size > KEPT_BYTES:
-
-        def pixels(rows: Tensor) -> Pixels:
-            return data.pixels(indices[rows.cpu()], size).to(clip.device)
-
-    else:
-        kept = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, device=clip.device)
-        for chosen in torch.arange(len(indices)).split(64 * processes.count):
-            levels = (
-                (data.pixels(indices[processes.own(chosen)], size) * LEVELS)
-                .round()
-                .to(clip.device, torch.uint8)
-            )
-            kept[chosen[0] : chosen[-1] + 1] = processes.whole(levels, len(chosen))
-            progress(int(chosen[-1]) + 1, len(indices), "reading pictures")
-
-        def pixels(rows: Tensor) -> Pixels:
-            return kept[rows.to(kept.device)].float() / LEVELS
-
-    return Examples(
-        data.targets[indices].to(clip.device),
-        pixels,
-        Cost(),
-        0.0,
-        pixels=pixels,
-        constants=constants,
-        divided=True,
-    )
-
-
 def _spread(count: int) -> Tensor:
-    """At most 64 places, evenly spread: examples are sorted as the folder is, by class or not."""
+    """At most 64 indices, evenly spread: examples may be sorted by class."""
     return torch.linspace(0, count - 1, min(count, CHECK_PICTURES)).round().to(torch.int64)
 
 

@@ -1,23 +1,30 @@
-"""What methods share that learn text alone, over stored image embeddings: a step is one text pass and one
+"""The base of methods that learn text alone over stored image embeddings: a step is one text pass and one
 matrix product, no image pass.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustclip.attacks.pgd import PGD
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
-from training.cache import Rows
-from training.learning.objectives.base import Batch, Examples, Step, Task, Tuning, label_features, share_right
+from robustclip.types import Cost, Logits, Progress
+from training.data.labelled import LabelledImages
+from training.learning.objectives.base import Batch, Examples, Objective, Step, Task
 from training.learning.objectives.contexts import Parameters, embedded_words, noise, split_words
+from training.learning.objectives.examples import bank_examples
+from training.learning.objectives.predictions import label_features, share_right
+from training.processes import ALONE, Processes
+from training.threats.bank import bank_cost, embedding_bank, feature_attack
 
 
-class TextContext(Tuning):
-    """A text context at the input layer, before the class name (METHODS 2.1)."""
+class TextContext(Objective):
+    """A text context at the input layer, before the class name."""
 
     vectors: int = Field(32, ge=1, le=70, description="learned vectors before the class name")
     words: str = Field(
@@ -46,25 +53,59 @@ class TextContext(Tuning):
         )
 
 
+class Bank(NamedTuple):
+    """The embeddings of each picture in a bank: `copies` attacked ones, and the clean one if asked."""
+
+    attack: PGD
+    copies: int = 1
+    clean: bool = False
+
+
 class TextTuning(TextContext):
-    """Cross-entropy of a text context over a bank."""
+    """Cross-entropy of a text context over a bank of embeddings, by default the clean ones."""
+
+    def bank(self) -> Bank:
+        """An attack of radius 0 gives the clean embeddings."""
+        return Bank(feature_attack(0.0, steps=1))
+
+    def terms(self, logits: Logits, targets: Tensor) -> dict[str, Tensor]:
+        """The loss terms [] of logits [B * M, C] and targets [B * M]: M embeddings of each picture."""
+        return {"cross_entropy": F.cross_entropy(logits, targets)}
 
     def loss(self, task: Task, parameters: Parameters, batch: Batch) -> Step:
-        """mean CE(s <A / |A|, t_c>, y) over the batch and, where a picture has M embeddings [B, M, E], over
-        them.
-        """
+        """The terms of logits s <A / |A|, t_c> of the batch's embeddings A [B, M, E]."""
         weights = label_features(task, self.fold(task.clip, parameters))
-        features = F.normalize(batch.inputs, dim=-1).flatten(0, 1)  # [B*M, E]
+        features = F.normalize(batch.inputs, dim=-1).flatten(0, 1)  # [B * M, E]
         logits = task.clip.logit_scale * features @ weights.T
         targets = batch.targets.repeat_interleave(batch.inputs.shape[1])
-        return Step({"cross_entropy": F.cross_entropy(logits, targets)}, share_right(logits, targets))
+        return Step(self.terms(logits, targets), share_right(logits, targets))
 
+    def prepare(
+        self,
+        clip: Clip,
+        data: LabelledImages,
+        indices: Tensor,
+        *,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        processes: Processes = ALONE,
+    ) -> Examples:
+        bank = self.bank()
+        rows = embedding_bank(
+            clip,
+            data,
+            indices,
+            bank.attack,
+            copies=bank.copies,
+            clean=bank.clean,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            processes=processes,
+        )
+        return bank_examples(rows, data.targets[indices], clip)
 
-def bank_examples(bank: Rows, targets: Tensor, clip: Clip) -> Examples:
-    """The rows of a bank as examples on the CLIP's device."""
-    rows = bank.rows.to(clip.device)
-
-    def take(indices: Tensor) -> Tensor:
-        return torch.index_select(rows, 0, indices.to(rows.device))
-
-    return Examples(targets.to(clip.device), take, bank.cost, bank.seconds)
+    def bill(self, pictures: int) -> Cost:
+        bank = self.bank()
+        return bank_cost(bank.attack, copies=bank.copies, clean=bank.clean).times(pictures)

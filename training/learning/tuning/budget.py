@@ -1,5 +1,5 @@
-"""What a run may cost, in charged image passes (F + 2 B), so that methods can be compared at the same cost.
-Text passes are counted, not capped.
+"""A cap on a run's cost in charged image passes (F + 2 B), to compare methods at the same cost. Text passes
+are counted, not capped.
 """
 
 from robustclip.errors import InvalidInput

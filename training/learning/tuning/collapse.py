@@ -14,15 +14,15 @@ DIVERGENCE = 1e-2  # nats
 GUESSING = 0.95  # of ln C
 PATIENCE = 50  # consecutive steps
 ONE_ANSWER = 0.95  # of a batch: nearly all
-ONE_TARGET = 0.8  # a batch with more of one label than this tells nothing about who answers that one
+ONE_TARGET = 0.8  # a batch with more of one label than this says nothing about answering that label
 
 
 class TrainingFailed(RobustClipError):
-    """Training that must not go on from where it is."""
+    """Training that can't go on from its present state."""
 
 
 class TrainingDiverged(TrainingFailed):
-    """A loss that is no number any more."""
+    """A loss that is not finite."""
 
     code = "training-diverged"
 
@@ -35,10 +35,10 @@ class TrainingCollapsed(TrainingFailed):
 
 @dataclass
 class CollapseWatch:
-    """Counts consecutive steps that look collapsed. Not told about the first epoch of a phase: who has just
-    begun may guess.
+    """Counts consecutive steps that look collapsed, after the first epoch of each phase, in which a guess is
+    normal.
 
-    Two looks: clean and attacked predictions are the same guess; somebody answers one label for nearly all
+    Two symptoms: clean and attacked predictions are the same guess; a model answers one label for nearly all
     pictures and is no better than a guess.
     """
 
@@ -47,7 +47,7 @@ class CollapseWatch:
 
     @property
     def streak(self) -> int:
-        """The longest that goes on."""
+        """The longest present streak."""
         return max(self.streaks.values(), default=0)
 
     def observe(self, signs: Signs | None) -> None:

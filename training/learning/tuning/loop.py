@@ -1,4 +1,4 @@
-"""The one training loop. It knows parameters, examples and a loss; methods know the rest."""
+"""The one training loop. It uses parameters, examples and a loss; the method is an `Objective`."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ MAX_RESTARTS = 2
 
 
 class Fitted(NamedTuple):
-    """Learned prompts, off any graph, their average over the steps if there is one, prompts learned beside
-    them, and a report an epoch.
+    """Learned prompts, detached, their average over the steps if there is one, the method's companions, and a
+    report for each epoch.
 
-    `restarts` after a collapse, of the whole run; `text_passes` counts those of this call, not those before
-    it was resumed.
+    `restarts` after a collapse, of the whole run; `text_passes` of this call alone, without those before a
+    resume.
     """
 
     prompts: Prompts
@@ -54,13 +54,13 @@ def fit(
     processes: Processes = ALONE,
     precision: TowerPrecision = "float32",
 ) -> Fitted:
-    """Learn prompts by SGD; epochs end with a checkpoint, and a run that finds one goes on from it, bit by
-    bit as if it had never stopped.
+    """Learn prompts by SGD. Epochs end with a checkpoint; a run that finds one goes on from it, and its
+    result is the same to the last bit.
 
-    What is random about an epoch depends on (seed, epoch, restarts) alone: more or fewer processes go on with
-    the same draws. After a collapse the run returns to its last checkpoint, halves the consistency term and
-    draws anew, twice at most. Raises TrainingCollapsed after that, and TrainingDiverged when the loss is not
-    finite and there is no such term; the checkpoint then holds the last good epoch.
+    The randomness of an epoch depends on (seed, epoch, restarts) alone, not on the number of processes. After
+    a collapse the run returns to its last checkpoint, halves the consistency term and draws again, twice at
+    most. Raises TrainingCollapsed after that, and TrainingDiverged when the loss is not finite and there is
+    no such term; the checkpoint then holds the last good epoch.
     """
     parameters = objective.new_parameters(clip, labels, seed)
     task = Task(clip, labels, examples, objective.new_memory(examples, parameters), processes, precision)
@@ -173,7 +173,7 @@ class _Run:
 
 
 class _Met:
-    """What the steps of an epoch said, averaged over examples."""
+    """The losses, accuracies and notes of an epoch's steps, averaged over examples, and their cost."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -128,7 +128,6 @@ class SelectionFile(_Selected):
 
     title: str
     says: str
-    by: str
     shots: int
     seeds: tuple[int, ...]
     max_passes: int
@@ -141,7 +140,8 @@ class SelectionFile(_Selected):
     @property
     def level(self) -> str:
         """The threat level that candidates were judged under, beside clean."""
-        return "T2" if self.by == "harmonic" else self.by
+        threats = (number.threat for candidate in self.candidates for number in candidate.numbers)
+        return next((threat for threat in threats if threat != "clean"), "T2")
 
 
 ResultsFile: TypeAlias = TableFile | CertifiedFile | SelectionFile

@@ -57,4 +57,4 @@ def test_the_control_is_tuned_as_advpt_is() -> None:
     shared = [name for name in AdvPT.model_fields if name in CoOp.model_fields and name != "kind"]
     assert shared == ["epochs", "batch", "learning_rate", "average", "vectors", "words", "class_specific"]
     assert all(getattr(AdvPT(), name) == getattr(CoOp(), name) for name in shared)
-    assert list(OBJECTIVES) == ["coop", "advpt", "advpt_plus", "apt", "fap", "capt", "apd"]
+    assert set(OBJECTIVES) >= {"coop", "advpt", "advpt_plus", "apt", "fap", "capt", "apd"}

@@ -13,7 +13,8 @@ from training.learning.losses import divergence
 from training.learning.objectives import APD
 from training.learning.objectives.apd import Taught
 from training.learning.objectives.base import Answers, Signs
-from training.learning.objectives.pictures import Look, look, opponent_of
+from training.learning.objectives.pictures import opponent_of
+from training.learning.objectives.predictions import Look, look
 from training.learning.tuning.collapse import CollapseWatch, TrainingCollapsed
 
 PLAIN = {"crops": False, "eps": "4/255"}

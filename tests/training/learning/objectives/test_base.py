@@ -4,8 +4,9 @@ from tuning import task_of
 
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
-from training.learning.objectives import base
-from training.learning.objectives.base import cosine_after_warm_up, label_features
+from training.learning.objectives import predictions
+from training.learning.objectives.base import cosine_after_warm_up
+from training.learning.objectives.predictions import label_features
 
 
 @pytest.mark.parametrize(("rate", "epochs"), [(0.002, 100), (0.01, 50), (0.5, 20)])
@@ -41,7 +42,7 @@ def test_many_labels_go_in_chunks_with_the_same_features_and_gradients(
     shape = (7, 2, 3, 32) if class_specific else (2, 3, 32)
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
     for whole in (256, 3):
-        monkeypatch.setattr(base, "WHOLE_LABELS", whole)
+        monkeypatch.setattr(predictions, "WHOLE_LABELS", whole)
         context = (0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
         features = label_features(task_of(tiny, labels), Prompts(context, None, ("{}.",), class_specific))
         towards = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))

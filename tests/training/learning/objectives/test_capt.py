@@ -12,7 +12,8 @@ from robustclip.models.prompts import Prompts
 from training.learning.losses import divergence
 from training.learning.objectives import CAPT
 from training.learning.objectives.capt import FROZEN
-from training.learning.objectives.pictures import look, opponent_of
+from training.learning.objectives.pictures import opponent_of
+from training.learning.objectives.predictions import look
 
 CLEAN = torch.tensor([[2.0, 0.0], [0.0, 2.0], [9.0, 0.0]])
 FROZEN_LOGITS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [-9.0, 0.0]])

@@ -8,7 +8,8 @@ from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
 from training.learning.losses import divergence
 from training.learning.objectives import FAP
-from training.learning.objectives.pictures import look, opponent_of
+from training.learning.objectives.pictures import opponent_of
+from training.learning.objectives.predictions import look
 
 
 def test_the_loss_is_the_papers(tiny: Clip, picture_folder: Path, tmp_path: Path) -> None:

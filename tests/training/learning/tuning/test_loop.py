@@ -14,7 +14,7 @@ from robustclip.models.prompts import Prompts
 from robustclip.types import Cost
 from training.data.sampling import seeded
 from training.learning.objectives import AdvPT
-from training.learning.objectives.base import Batch, Examples, Objective, Signs, Step, Task, Tuning
+from training.learning.objectives.base import Batch, Examples, Objective, Signs, Step, Task
 from training.learning.tuning.collapse import CollapseWatch, TrainingCollapsed, TrainingDiverged
 from training.learning.tuning.loop import Fitted, fit
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_other_prompts_is_refused(tiny: Clip, tmp_path: Path) ->
         learn(tiny, tmp_path / "run.safetensors", AdvPT(vectors=6, epochs=2, batch=8))
 
 
-class Fragile(Tuning):
+class Fragile(Objective):
     """Collapses after its second epoch for as long as its consistency term is stronger than `strength`."""
 
     consistency: float = 1.0

@@ -83,7 +83,7 @@ def test_whose_votes_are_counted_is_said_wherever_it_is_read(bench: Bench) -> No
     assert "no answer by 120 votes" in said
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "told by --n votes, while `classify` takes 100 unless" in " ".join(
+    assert "decided by --n votes, while `classify` takes 100 unless" in " ".join(
         bench.capsys.readouterr().out.split()
     )
 

@@ -29,7 +29,6 @@ def candidate(
 def page(*candidates: dict[str, Any], chosen: int = 0, **changes: Any) -> str:
     judged = [{"data": "toys", "n": 64}, {"data": "pets", "n": 32}]
     asked = {
-        "by": "T2",
         "shots": 16,
         "seeds": [0],
         "max_passes": 250_000,
