@@ -73,7 +73,7 @@ DIRECTIONS = 16
 NOISY_COPIES = 8
 QUERIES = 64
 DRAWS = 5
-MATES = 7
+MATES = 3
 DOUBTS = 16  # fresh draws of a randomized defense on which a success must be confirmed
 
 CLIMB = Cost(CLIMB_STEPS + 1, CLIMB_STEPS)
@@ -191,7 +191,7 @@ BATCH_COUPLING = Symptom(
     threshold=1e-3,
     sentence="change of a logit when the picture has batch mates",
     advice="Judge each picture alone, and take the defense's batch statistics away.",
-    cost=Cost(1 + MATES),
+    cost=Cost(2 * (1 + MATES)),
 )
 UNBOUNDED_ATTACK_FAILS = Symptom(
     id="M13",

@@ -41,6 +41,11 @@ class Victim:
                 pixels = pixels - torch.autograd.grad(start.square().sum(), start)[0] / 8
         if self.kind == "batch-mean":
             pixels = (pixels + pixels.mean(dim=0, keepdim=True)) / 2
+        if self.kind == "batch-size":
+            pixels = pixels / len(pixels)
+        if self.kind == "rounding" and len(pixels) > 1:  # turns a sign over: one pixel goes the other way
+            pixels = pixels.clone()
+            pixels[..., 16, 16] -= 8 / 255
         return self.inner(pixels, seeds)
 
 
@@ -145,9 +150,18 @@ def test_noise_must_be_averaged_and_must_be_fresh(tiny: Clip) -> None:
     assert [flag.fired for flag in frozen] == [False, True]
 
 
-def test_batch_mates_that_move_a_row_are_found(tiny: Clip) -> None:
-    victim = Victim(tiny, "batch-mean")
+@pytest.mark.parametrize("kind", ["batch-mean", "batch-size"])
+def test_batch_mates_that_move_a_row_are_found(tiny: Clip, kind: str) -> None:
+    victim = Victim(tiny, kind)
     assert forwards.batch_coupling(victim, picture(tiny), SEEDS, alone=victim(picture(tiny), SEEDS))[0].fired
+
+
+def test_a_sign_that_rounding_turns_over_in_another_batch_size_is_no_batch_coupling(tiny: Clip) -> None:
+    victim, pixels = Victim(tiny, "rounding"), picture(tiny)
+    alone = victim(pixels, SEEDS)
+    twice = victim(pixels.expand(2, -1, -1, -1), SEEDS.repeat(2))
+    assert (alone - twice[:1]).abs().max() > symptoms.BATCH_COUPLING.threshold
+    assert not forwards.batch_coupling(victim, pixels, SEEDS, alone=alone)[0].fired
 
 
 @pytest.mark.parametrize("ball", [Linf(radius=1 / 255), L2(radius=0.1)])
