@@ -38,7 +38,7 @@ class PromptStore(Catalogue):
         """Store a set, and beside it the `report` page, which nothing here reads. The same content again
         changes nothing.
 
-        Raises PromptSetRefused for what would be refused when read.
+        Raises PromptSetRefused for a set that would be refused when read.
         """
         data = encode(prompt_set)
         shelf = self._shelf(place_of(prompt_set.manifest), prompt_set.manifest.name)
@@ -66,8 +66,8 @@ class PromptStore(Catalogue):
         Under another name, or with further `results`, it is another version. Under another name its note says
         of which set it is a copy. Its report is the same bytes: it tells how the first version was learned.
 
-        Raises what `load`, `publish` and `activate` raise, InvalidInput for a name that breaks the rule and
-        for results of a set that fits any CLIP.
+        Raises what `load`, `publish` and `activate` raise, and InvalidInput for a wrong name and for results
+        of a set that fits any CLIP.
         """
         original = source.load(ref, clip)
         manifest = original.manifest
