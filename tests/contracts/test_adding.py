@@ -26,11 +26,6 @@ from service.app import create_app
 from service.config import ServeSettings
 print(json.dumps(create_app(ServeSettings(store={"path": sys.argv[1]})).openapi()["components"]["schemas"]))
 """
-RENDER = """
-import json, sys
-from training.measuring.pages.results import render
-print(render({"toys": json.load(open(sys.argv[1]))}))
-"""
 
 
 class Clone:
@@ -144,15 +139,17 @@ def test_a_training_method_is_one_file_and_one_name(tmp_path: Path) -> None:
     clone.run("-c", START, "select", *tried, *asked, *common)
     chosen = json.loads(record.read_text(encoding="utf-8"))["candidates"]
     assert [candidate["settings"] for candidate in chosen] == [{"smoothing": 0}, {"smoothing": 0.2}]
-    table = tmp_path / "toys.toml"
+    table, page = tmp_path / "tables" / "toys.toml", tmp_path / "page.md"
+    table.parent.mkdir()
     table.write_text(
         'title = "Toys"\nsays = "Few."\nbackbone = "tiny"\ndata = ["caltech-101"]\nshots = 3\nseeds = [0]\n'
         "max_passes = 100\n"
-        'methods.smoothed_coop.objective = {kind = "smoothed_coop", epochs = 1, vectors = 2}\n'
+        'methods.smoothed-coop.objective = {kind = "smoothed_coop", epochs = 1, vectors = 2}\n'
         'measures = [{threats = ["clean"]}]\n',
         encoding="utf-8",
     )
     clone.run("-c", START, "suite", str(table), "--data", str(tmp_path), *stored, "--runs", str(runs))
-    assert "| smoothed_coop@" in clone.run("-c", RENDER, str(table.with_suffix(".json")))
+    clone.run("-m", "training.measuring.pages.results", "--folder", str(table.parent), "--page", str(page))
+    assert "| smoothed-coop" in page.read_text(encoding="utf-8")
     clone.keeps("test_objectives.py", "smoothed_coop")
     clone.layers_hold()

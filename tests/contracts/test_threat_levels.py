@@ -23,7 +23,7 @@ from training.measuring.campaigns.suite import main as suite
 from training.measuring.evaluation.command import main as evaluate
 from training.measuring.evaluation.options import epilog
 from training.measuring.pages.results import render
-from training.measuring.pages.wording import UNUSUAL, rank
+from training.measuring.schema.rows import UNUSUAL, Result
 from training.threats import THREAT_LEVELS
 from training.threats.balls import SearchLevel
 from training.threats.base import Effort, ThreatSet, measure_at, threat_level
@@ -168,8 +168,8 @@ def test_each_threat_set_is_named_apart_or_refused(name: str) -> None:
 
 
 def test_pages_have_the_order_of_the_table() -> None:
-    rows = [{"threat": name, "eps": "1/255"} for name in sorted(THREAT_LEVELS)]
-    assert [row["threat"] for row in sorted(rows, key=rank)] == [*THREAT_LEVELS]
+    results = [Result.model_construct(threat=name, eps="1/255") for name in sorted(THREAT_LEVELS)]
+    assert [each.threat for each in sorted(results, key=lambda each: each.rank)] == [*THREAT_LEVELS]
 
 
 @pytest.mark.usefixtures("one_step")
