@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from measured import page
 from pictures import write_pictures
 from tuning import silent
 
@@ -22,7 +23,6 @@ from training.measuring.campaigns.select import main as select
 from training.measuring.campaigns.suite import main as suite
 from training.measuring.evaluation.command import main as evaluate
 from training.measuring.evaluation.options import epilog
-from training.measuring.pages.results import render
 from training.measuring.schema.rows import UNUSUAL, Result
 from training.threats import THREAT_LEVELS
 from training.threats.balls import SearchLevel
@@ -182,11 +182,11 @@ class TestANewLevel:
     def test_evaluate_plans_measures_and_shows_it(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        page = tmp_path / "page.html"
+        written = tmp_path / "page.html"
         options = [*self.common(folder, tmp_path), "--threat", "clean,T0,FGSM,T2", "--eps", "4/255", "--json"]
         assert evaluate([*options, "--dry-run"]) == 0
         plan = json.loads(capsys.readouterr().out)["plan"]
-        assert evaluate([*options, "--html", str(page)]) == 0
+        assert evaluate([*options, "--html", str(written)]) == 0
         rows = json.loads(capsys.readouterr().out)["results"]
         assert [row["threat"] for row in rows] == ["clean", "T0", "FGSM", "T2"]
         clean, _, fgsm, full = rows
@@ -194,7 +194,7 @@ class TestANewLevel:
         assert full["accuracy"] <= fgsm["accuracy"] <= clean["accuracy"]
         assert 0 < fgsm["cost"]["forward"] + 2 * fgsm["cost"]["backward"] <= plan[2]["charged"]
         assert "--threat FGSM --eps 4/255" in fgsm["command"]
-        assert "<td>FGSM</td>" in page.read_text()
+        assert "<td>FGSM</td>" in written.read_text()
         with pytest.raises(SystemExit):
             evaluate(["--help"])
         assert "FGSM       everything is attacked, by one step" in capsys.readouterr().out
@@ -223,7 +223,7 @@ class TestANewLevel:
         assert "clean, FGSM 4/255 on caltech-101" in capsys.readouterr().out
         record = json.loads(out.read_text())
         assert {number["threat"] for number in record["candidates"][0]["numbers"]} == {"clean", "FGSM"}
-        assert "clean, FGSM at 4/255;" in render({"chosen": record})
+        assert "clean, FGSM at 4/255;" in page("chosen", record)
 
     def test_a_table_measures_it_and_the_results_page_shows_it(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -238,7 +238,7 @@ class TestANewLevel:
         assert suite([str(table), "--data", str(folder.parent), *places]) == 0
         content = json.loads((tmp_path / "toys.json").read_text())
         assert [row["threat"] for row in content["results"]] == ["clean", "FGSM"]
-        assert "FGSM 4/255" in render({"toys": content})
+        assert "FGSM 4/255" in page("toys", content)
 
 
 def test_a_level_that_is_not_in_the_table_is_refused_by_the_names_of_those_that_are(folder: Path) -> None:

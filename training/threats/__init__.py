@@ -11,6 +11,10 @@ it. A file is named and not imported, because the results page reads the order f
 tensors.
 """
 
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator
+
 THREAT_LEVELS = {
     "clean": "training.threats.clean:Clean",
     "T0": "training.threats.t0:T0",
@@ -21,3 +25,13 @@ THREAT_LEVELS = {
     "black-box": "training.threats.black_box:BlackBox",
     "T3": "training.threats.t3:T3",
 }
+
+
+def known(name: str) -> str:
+    """The name, if it is in the table. Raises ValueError with the names that are."""
+    if name not in THREAT_LEVELS:
+        raise ValueError(f"expected one of {', '.join(THREAT_LEVELS)}")
+    return name
+
+
+Threat: TypeAlias = Annotated[str, AfterValidator(known)]

@@ -21,7 +21,7 @@ from robustclip.attacks.pgd import MAX_STARTS
 from robustclip.attacks.square import MAX_QUERIES
 from robustclip.threat import LinfRadius
 from robustclip.types import Progress, price
-from training.threats import THREAT_LEVELS
+from training.threats import THREAT_LEVELS, known
 from training.threats.judging import GRADIENT_DRAWS, AtLevel, Victim
 
 MAX_STEPS, MAX_DRAWS = 1000, 1000
@@ -193,17 +193,10 @@ def measure_at(
         return level.measure(victim, within, effort, Work(progress, Path(folder), parts))
 
 
-def _known(name: str) -> str:
-    if name not in THREAT_LEVELS:
-        raise ValueError(f"expected one of {', '.join(THREAT_LEVELS)}")
-    return name
-
-
 def _needs_nothing(name: str) -> str:
-    if needs := threat_level(_known(name)).needs:
+    if needs := threat_level(known(name)).needs:
         raise ValueError(f"{name} needs {', '.join(needs)}: ask robustclip evaluate")
     return name
 
 
-Threat: TypeAlias = Annotated[str, AfterValidator(_known)]
 PlainThreat: TypeAlias = Annotated[str, AfterValidator(_needs_nothing)]  # takes no more than a threat set

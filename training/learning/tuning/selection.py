@@ -21,8 +21,8 @@ from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.models.clip import Clip
 from training.data.sampling import HELD_OUT
-from training.threats import THREAT_LEVELS
-from training.threats.base import Threat, threat_level
+from training.threats import THREAT_LEVELS, Threat
+from training.threats.base import threat_level
 
 HARMONIC = "harmonic"
 CARRIED = "selection"  # the name under which a manifest's `objective` holds what is carried

@@ -34,7 +34,8 @@ from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import Selection, load_selection
 from training.measuring.campaigns.campaign import Entry, Round
 from training.measuring.evaluation.question import NO_DEFENSE, Question, Seed
-from training.threats.base import Effort, Threat, threat_level
+from training.threats import Threat
+from training.threats.base import Effort, threat_level
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
 MethodName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]

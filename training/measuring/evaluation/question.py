@@ -10,7 +10,8 @@ from pydantic import Field
 
 from training.data.sources import Source
 from training.measuring.schema.rows import Condition
-from training.threats.base import Effort, Threat, ThreatSet, threat_level
+from training.threats import Threat
+from training.threats.base import Effort, ThreatSet, threat_level
 
 NO_DEFENSE = "none"
 DATA_TEMPLATE = "data-template"  # the prompt set that is the words of each data set

@@ -219,30 +219,18 @@ def _command(question: Question, subject: Subject, threat: str, within: ThreatSe
     """What measures this one row again: every choice spelled out, the prompt set by its version."""
     source, level = subject.source, threat_level(threat)
     written = level.reads_templates and source.templates != (HANDCRAFTED_TEMPLATE,)
-    words = ["robustclip", "evaluate", "--backbone", subject.backbone]
-    words += ["--pretrained", question.pretrained] if question.pretrained else []
-    words += [
-        "--prompt-set",
-        subject.prompt_set,
-        "--data",
-        str(source.folder),
-        "--split",
-        source.split,
-        "--threat",
-        threat,
+    words = [
+        *("robustclip", "evaluate", "--backbone", subject.backbone),
+        *(("--pretrained", question.pretrained) if question.pretrained else ()),
+        *("--prompt-set", subject.prompt_set, "--data", str(source.folder), "--split", source.split),
+        *("--threat", threat),
+        *(() if source.classes is None else ("--classes", str(source.classes), "--among", source.among)),
+        *within.words,
+        *(word for template in source.templates if written for word in ("--template", template)),
+        *level.words(question, randomized=subject.randomized),
+        *(() if subject.defense == NO_DEFENSE else ("--defense", subject.defense)),
+        *("--limit", str(question.limit), "--seed", str(subject.pictures.seed)),
+        *("--batch", str(question.batch), "--store", str(question.store)),
+        *("--device", question.device, "--json"),
     ]
-    words += [] if source.classes is None else ["--classes", str(source.classes), "--among", source.among]
-    words += within.words
-    words += [word for template in source.templates for word in ("--template", template)] if written else []
-    words += level.words(question, randomized=subject.randomized)
-    words += [] if subject.defense == NO_DEFENSE else ["--defense", subject.defense]
-    words += [
-        "--limit",
-        str(question.limit),
-        "--seed",
-        str(subject.pictures.seed),
-        "--batch",
-        str(question.batch),
-    ]
-    words += ["--store", str(question.store), "--device", question.device, "--json"]
     return shlex.join(words)

@@ -3,12 +3,11 @@ several of them.
 """
 
 from fractions import Fraction
-from typing import Annotated
 
-from pydantic import AfterValidator, JsonValue
+from pydantic import JsonValue
 
 from training.measuring.schema.base import Accuracy, Difference, Line, OnData, Pictures
-from training.threats import THREAT_LEVELS
+from training.threats import THREAT_LEVELS, Threat
 
 # what a line names where an attack took other than the level's own, and how it is said
 UNUSUAL = {
@@ -20,18 +19,12 @@ UNUSUAL = {
 }
 
 
-def _known(threat: str) -> str:
-    if threat not in THREAT_LEVELS:
-        raise ValueError(f"expected one of {', '.join(THREAT_LEVELS)}")
-    return threat
-
-
 class Condition(Pictures):
     """Under which attack something was measured: threat level, radius as people write it, and effort where it
     is not the level's own.
     """
 
-    threat: Annotated[str, AfterValidator(_known)]
+    threat: Threat
     eps: str
     steps: int | None = None
     queries: int | None = None
