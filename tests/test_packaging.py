@@ -76,10 +76,11 @@ def test_the_installed_wheel_serves_without_git_make_or_a_checkout(wheel_file: P
     subprocess.run([sys.executable, *install, str(wheel_file)], check=True, timeout=120)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    alone = {"PATH": str(nowhere), "HOME": str(nowhere)}
     checked = subprocess.run(
         [environment / "bin" / "robustclip", "serve", "--check"],
         cwd=nowhere,
-        env={"PATH": str(nowhere), "HOME": str(nowhere)},
+        env=alone,
         capture_output=True,
         text=True,
         timeout=120,
@@ -89,7 +90,9 @@ def test_the_installed_wheel_serves_without_git_make_or_a_checkout(wheel_file: P
     assert "all is well" in checked.stdout
     assert "non-commercial research" in checked.stdout  # the terms of the shipped weights
     where = "import robustclip, service; print(robustclip.__file__, service.__file__)"
-    found = subprocess.run([python, "-c", where], cwd=nowhere, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [python, "-c", where], cwd=nowhere, env=alone, capture_output=True, text=True, check=True
+    )
     assert found.stdout.count(str(packages)) == 2
 
 
