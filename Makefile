@@ -35,7 +35,7 @@ serve: $(STAMP)  ## serve on 127.0.0.1:8000 (PORT=9000 for another port)
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q
 
-quick: $(STAMP)  ## run the tests that take no long and need no data
+quick: $(STAMP)  ## run the fast tests, which need no data
 	$(BIN)/python -m pytest -q -m "not slow and not data and not image and not gpu"
 
 check: $(STAMP)  ## lint, format, types, import rule
@@ -51,10 +51,7 @@ format: $(STAMP)  ## put the sources in order
 results: $(STAMP)  ## write training/RESULTS.md from the JSON files beside it
 	$(BIN)/python -m training.measuring.pages.results
 
-results-quick: $(STAMP)  ## run the tests that take no long and need no data
-	$(BIN)/python -m pytest -q -m "not slow and not data and not image and not gpu"
-
-check: $(STAMP)  ## compare training/RESULTS.md with the JSON files
+results-check: $(STAMP)  ## compare training/RESULTS.md with the JSON files
 	$(BIN)/python -m training.measuring.pages.results --check
 
 pins: $(STAMP)  ## rewrite constraints.txt from what .venv holds
