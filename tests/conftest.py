@@ -14,6 +14,14 @@ torch.set_num_threads(
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One thread a tensor for each test: a service that an earlier test started sets another number, which new
+    threads then take and this one does not, so that their sums differ in the last bits.
+    """
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Clip:
     """A seeded random CLIP of 32 pixels and two layers: right shapes in no time, no knowledge."""
