@@ -7,17 +7,15 @@ import torch
 
 from robustclip.models.clip import Clip, load_clip
 
-torch.set_num_threads(
-    1
-)  # small tensors: more threads cost more than they give, and sums stay the same from machine to machine
+torch.set_num_threads(1)  # small tensors need no more, and sums stay the same from machine to machine
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """One thread a tensor for each test: a service that an earlier test started sets another number, which new
-    threads then take and this one does not, so that their sums differ in the last bits.
+    """One thread a tensor for each test. A service in an earlier test may have set another number: new threads
+    take it and this one does not, so that their sums differ in the last bits.
     """
     torch.set_num_threads(1)
 
