@@ -14,8 +14,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """One thread a tensor for each test. A service in an earlier test may have set another number: new threads
-    take it and this one does not, so that their sums differ in the last bits.
+    """A service in an earlier test may have set another number of threads: threads that begin later take it,
+    this one does not, and sums differ in their last bits.
     """
     torch.set_num_threads(1)
 
