@@ -14,11 +14,11 @@ from torch import Tensor
 
 from robustclip.defenses import network_digests, parse_defenses
 from robustclip.digests import json_digest
-from robustclip.files import claimed
 from robustclip.measuring import accuracy
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.types import Progress
+from training import finished
 from training.data.labelled import LabelledImages
 from training.measuring.evaluation.cells import (
     cell_path,
@@ -137,17 +137,18 @@ def _measured(
     `wait`.
     """
     path, key = cell_of(question, subject, threat, within)
-    found = recall(path, len(subject.pictures.indices))
-    if found is not None:
-        return found
-    with claimed(path, wait=wait) as ours:
-        found = recall(path, len(subject.pictures.indices))
-        if found is None and ours:
-            found = _measure(question, subject, threat, within, progress, folder=parts_of(path), wait=wait)
-            if found is not None:
-                keep(path, key, found)
-                forget_parts(path)
-    return found
+
+    def keep_whole(found: AtLevel) -> None:
+        keep(path, key, found)
+        forget_parts(path)
+
+    return finished.once(
+        path,
+        recall=lambda: recall(path, len(subject.pictures.indices)),
+        make=lambda: _measure(question, subject, threat, within, progress, folder=parts_of(path), wait=wait),
+        keep=keep_whole,
+        wait=wait,
+    )
 
 
 def _measure(
