@@ -1,6 +1,7 @@
 """Embedded CLIPs: a JSON with open_clip's configuration, and fp16 safetensors beside it.
 
-With `"stem": "efficientnet_lite0"` the patch convolution is a `ConvStem`. With `"text_of": "mini"` the file
+With `"stem": "efficientnet_lite0"` the patch convolution is a `ConvStem` of as many layers as the patch size
+says, with `"efficientnet_lite0_whole"` of all of them. With `"text_of": "mini"` the file
 holds an image tower only; everything else is that backbone's. All else is as in open_clip.
 """
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from robustclip.backbones.stem import ConvStem
+from robustclip.backbones.stem import WHOLE, ConvStem
 from robustclip.backbones.tiny import TINY_CONFIG, tiny_weights
 
 _TOKENS = "token_embedding.weight"
@@ -70,9 +71,9 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
     """The architecture of a backbone JSON with open_clip's random initialisation."""
     clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if config.get("stem"):
-        cast(Any, clip.visual).conv1 = ConvStem(
-            config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"]
-        )
+        width, stride = config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"]
+        whole = config["stem"] == WHOLE  # its stride is 32; the patch size says how many tokens there are
+        cast(Any, clip.visual).conv1 = ConvStem(width, whole=True) if whole else ConvStem(width, stride)
     return clip
 
 

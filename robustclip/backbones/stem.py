@@ -1,10 +1,8 @@
 """Early convolutions for a small image tower (Xiao et al. 2021, arXiv 2106.14881).
 
-They replace open_clip's patch convolution and nothing else. The layers are timm's `tf_efficientnet_lite0` up
-to the stride that is the tower's patch size, so its ImageNet weights fit; a 1x1 convolution brings their
-channels to the tower's width. `mini` uses all of them (stride 32, a grid of 3 x 3) instead of the first five
-stages (stride 16, 6 x 6): a linear probe on the frozen stem gained 13 points, and a gradient pass became 1.4
-times cheaper (MODEL_CARD.md).
+They replace open_clip's patch convolution and nothing else. The layers are timm's `tf_efficientnet_lite0`, so
+its ImageNet weights fit: all of them but the classifier, or those up to a stride. A 1x1 convolution brings
+their channels to the tower's width. At 112 pixels all of them give a grid of 4 x 4 (MODEL_CARD.md).
 """
 
 from typing import Any, cast
@@ -20,27 +18,36 @@ _NORMED: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
     InvertedResidual: (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
 }
+WHOLE = "efficientnet_lite0_whole"  # `stem` in a backbone's JSON: with the head that the classifier reads
 STAGES = {16: (5, 112), 32: (7, 320)}  # stride -> stages of the network, channels after them
 
 
 class ConvStem(nn.Module):
-    """[B, 3, S, S] normalised pixels -> [B, width, S/stride, S/stride], as `VisionTransformer.conv1`."""
+    """[B, 3, S, S] normalised pixels -> [B, width, S/stride, S/stride], as `VisionTransformer.conv1`.
 
-    def __init__(self, width: int, stride: int) -> None:
+    whole: with the 1280 channels that the network's classifier reads, at stride 32.
+    """
+
+    def __init__(self, width: int, stride: int = 32, *, whole: bool = False) -> None:
         super().__init__()
         stages, self.channels = STAGES[stride]
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         self.conv_stem = network.get_submodule("conv_stem")
         self.bn1 = network.get_submodule("bn1")
         self.blocks = nn.Sequential(*list(network.get_submodule("blocks").children())[:stages])
-        self.project = nn.Conv2d(self.channels, width, kernel_size=1, bias=False)
+        self.whole = whole
+        if whole:
+            self.conv_head, self.bn2 = network.get_submodule("conv_head"), network.get_submodule("bn2")
+            self.channels = 1280
+        self.project = nn.Conv2d(self.channels, width, kernel_size=1, bias=whole)
         for block in self.blocks.modules():
             if isinstance(convolution := getattr(block, "conv_dw", None), nn.Conv2d):
                 cast(Any, block).conv_dw = _Depthwise(convolution)
 
     def convolve(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, channels, S/stride, S/stride]: the part with ImageNet weights."""
-        return self.blocks(self.bn1(self.conv_stem(images.contiguous(memory_format=torch.channels_last))))
+        features = self.blocks(self.bn1(self.conv_stem(images.contiguous(memory_format=torch.channels_last))))
+        return self.bn2(self.conv_head(features)) if self.whole else features
 
     def forward(self, images: Tensor) -> Tensor:
         return self.project(self.convolve(images))
@@ -52,6 +59,8 @@ class ConvStem(nn.Module):
         faster. It changes the state dict: compute the fingerprint and train before.
         """
         _absorb(self, "conv_stem", "bn1")
+        if self.whole:
+            _absorb(self, "conv_head", "bn2")
         for block in self.blocks.modules():
             for convolution, norm in _NORMED.get(type(block), ()):
                 _absorb(block, convolution, norm)

@@ -1,8 +1,12 @@
 """Labelled pictures from folders of files, or from torchvision."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from robustclip.errors import DataRefused, FeatureNotInstalled
 from training.data.downloads import download, named_data
@@ -35,7 +39,38 @@ def load_data(folder: Path, split: str) -> LabelledImages:
     return _from_folders(folder, split)
 
 
+def load_pictures(folder: Path, split: str) -> LabelledImages:
+    """The pictures of one split without labels, for learning from another network: every target is -1.
+
+    Raises DataRefused as `load_data` does.
+    """
+    if any(folder.glob("*.parquet")):
+        names, _, read = _parquet_rows(folder, split)
+        return LabelledImages(folder, split, (), torch.full((len(names),), -1), names, read)
+    data = load_data(folder, split)
+    return replace(data, labels=(), targets=torch.full_like(data.targets, -1))
+
+
 def _from_parquet(folder: Path, split: str) -> LabelledImages:
+    names, targets, read = _parquet_rows(folder, split)
+    classes = _class_names(folder)
+    if classes is None:
+        raise DataRefused(
+            "Parquet files without classes.txt.",
+            field=str(folder),
+            help="Write one class name a line, in the order of the label numbers.",
+        )
+    for row, label in enumerate(targets):
+        if not isinstance(label, int) or not 0 <= label < len(classes):
+            raise DataRefused(
+                f"{split}.parquet row {row} has label {label}, classes.txt has {len(classes)} names.",
+                field=str(folder),
+            )
+    return labelled(folder, split, classes, targets, names, read)
+
+
+def _parquet_rows(folder: Path, split: str) -> tuple[tuple[str, ...], list[Any], Callable[[int], bytes]]:
+    """For each row a name for messages and the label as it stands; and how to read its picture."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -50,34 +85,21 @@ def _from_parquet(folder: Path, split: str) -> LabelledImages:
             field=str(folder),
             help=f"It has {', '.join(sorted(file.stem for file in folder.glob('*.parquet')))}.",
         )
-    classes = _class_names(folder)
-    if classes is None:
-        raise DataRefused(
-            "Parquet files without classes.txt.",
-            field=str(folder),
-            help="Write one class name a line, in the order of the label numbers.",
-        )
     try:
         table = parquet.read_table(path, columns=["image", "label"])
-        images, raw_labels = table.column("image").combine_chunks(), table.column("label").to_pylist()
+        images, targets = table.column("image").combine_chunks(), table.column("label").to_pylist()
         encoded, paths = images.field("bytes"), images.field("path").to_pylist()
     except (arrow.ArrowException, OSError, KeyError, AttributeError) as error:
         raise DataRefused(
             f"{path.name} is not a Parquet file with columns image{{bytes, path}} and label: {error}",
             field=str(folder),
         ) from error
-    for row, label in enumerate(raw_labels):
-        if not isinstance(label, int) or not 0 <= label < len(classes):
-            raise DataRefused(
-                f"{path.name} row {row} has label {label}, classes.txt has {len(classes)} names.",
-                field=str(folder),
-            )
 
     def read(index: int) -> bytes:
         return encoded[index].as_py() or b""
 
     names = tuple(f"{path.name} row {row} ({name})" for row, name in enumerate(paths))
-    return labelled(folder, split, classes, raw_labels, names, read)
+    return names, targets, read
 
 
 def _from_folders(folder: Path, split: str) -> LabelledImages:

@@ -46,3 +46,20 @@ def augment(pixels: Pixels, generator: torch.Generator) -> Pixels:
     contrast, brightness = draw(0.7, 1.3)[:, None, None, None], draw(-0.12, 0.12)[:, None, None, None]
     tint = 0.06 * torch.randn(batch, 3, 1, 1, generator=generator)
     return ((out - middle) * contrast + middle + brightness + tint).clamp(0, 1)
+
+
+def blend(
+    pixels: Pixels, generator: torch.Generator, *, mixed: float, noisy: float
+) -> tuple[Pixels, torch.Tensor]:
+    """A share `mixed` becomes a mean of two pictures, a share `noisy` gets noise of up to 0.1.
+
+    Also [B] bool: which are means of two, so that their label is none any more.
+    """
+    batch = len(pixels)
+    chosen = torch.rand(batch, generator=generator) < mixed
+    other = pixels[torch.randperm(batch, generator=generator)]
+    part = torch.where(chosen, 0.3 + 0.4 * torch.rand(batch, generator=generator), 1.0)[:, None, None, None]
+    spread = torch.where(torch.rand(batch, generator=generator) < noisy, 0.1, 0.0)
+    spread = (spread * torch.rand(batch, generator=generator))[:, None, None, None]
+    noise = torch.randn(pixels.shape, generator=generator)
+    return (part * pixels + (1 - part) * other + spread * noise).clamp(0, 1), chosen

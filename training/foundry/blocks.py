@@ -51,7 +51,6 @@ class BlockRun(Run[R, N], Generic[R, N, D]):
         super().__init__(recipe, folder, processes, progress)
         refuse_unshareable(corpus, batch=batch, parts=processes.count * processes.parts)
         self.corpus, self.seed, self.workers, self.parts = corpus, seed, workers, processes.parts
-        self.trained = torch.nonzero(~corpus.validation).squeeze(1)
 
     @abstractmethod
     def draw(self, rows: Tensor, generator: torch.Generator) -> D:
@@ -67,7 +66,7 @@ class BlockRun(Run[R, N], Generic[R, N, D]):
 
         def draw(step: int, part: Tensor) -> D:
             stream = f"{self.stream}-{step}"
-            return draw_blocks(self.draw, self.trained, part.tolist(), seed=self.seed, stream=stream)
+            return draw_blocks(self.draw, self.corpus, part.tolist(), seed=self.seed, stream=stream)
 
         order = itertools.product(range(start, phase.steps), blocks)
         draws = ahead(draw, order) if self.workers else itertools.starmap(draw, order)
@@ -77,7 +76,7 @@ class BlockRun(Run[R, N], Generic[R, N, D]):
 
 def draw_blocks(
     draw: Callable[[Tensor, torch.Generator], D],
-    trained: Tensor,
+    corpus: Corpus,
     blocks: Iterable[int],
     *,
     seed: int,
@@ -87,7 +86,7 @@ def draw_blocks(
     drawn: list[D] = []
     for block in blocks:
         generator = seeded(seed, f"{stream}-{block}")
-        drawn.append(draw(trained[torch.randint(len(trained), (BLOCK,), generator=generator)], generator))
+        drawn.append(draw(corpus.draw(BLOCK, generator), generator))
     return type(drawn[0])(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
 
 

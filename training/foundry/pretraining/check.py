@@ -1,16 +1,10 @@
-"""How the averaged weights do during pretraining."""
-
-import copy
-from typing import Any
+"""How the weights do during pretraining, on held-out training pictures."""
 
 import torch
 from torch import Tensor
 
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip, describe
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import encode_image
-from training.foundry.corpus import Corpus
+from robustclip.types import Logits
+from training.foundry.corpus import UNLABELLED, Corpus
 from training.learning.inner import TowerPrecision
 
 
@@ -18,20 +12,25 @@ def autocast(device: torch.device, precision: TowerPrecision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-@torch.inference_mode()
-def accuracies(average: Any, clip: Clip, corpus: Corpus, *, precision: TowerPrecision) -> dict[str, float]:
-    """Per cent by data set, on held-out training pictures, among the names of the set that are trained."""
-    model, device = copy.deepcopy(average), clip.device
-    copied = describe(model, "mini", "validation", mean=clip.mean, std=clip.std, fingerprint="validation")
-    result: dict[str, float] = {}
-    for index, name in enumerate(corpus.sets):
-        members = corpus.names.members[name]
-        names = tuple(corpus.names.texts[member] for member in members.tolist())
-        weights = text_weights(copied, Prompts(), names)
-        hits: list[Tensor] = []
-        for rows in torch.nonzero(corpus.validation & (corpus.source == index)).squeeze(1).split(256):
-            with autocast(device, precision):
-                features = encode_image(copied, corpus.pixels(rows).to(device))
-            hits.append(members[(features.float() @ weights.T).argmax(dim=1).cpu()] == corpus.name[rows])
-        result[name] = round(100 * torch.cat(hits).float().mean().item(), 1) if any(map(len, hits)) else 0.0
-    return result
+def decisions(corpus: Corpus, rows: Tensor, logits: Logits) -> dict[str, float]:
+    """By data set the per cent of labelled pictures that are right among the names of the set."""
+    among = logits.masked_fill(~corpus.members_of(rows), -torch.inf)
+    return _shares(corpus, rows, among.argmax(dim=1) == corpus.name[rows], corpus.name[rows] >= 0, "{}")
+
+
+def agreement(corpus: Corpus, rows: Tensor, logits: Logits, answers: Tensor) -> dict[str, float]:
+    """By data set the per cent of pictures that are answered as the teacher does, among ImageNet's names."""
+    unlabelled = torch.tensor([name in UNLABELLED for name in corpus.sets])[corpus.source[rows]]
+    alike = logits.argmax(dim=1) == answers
+    return _shares(corpus, rows, alike, unlabelled, "{}, as the teacher") | {
+        "as the teacher": round(100 * alike.float().mean().item(), 1)
+    }
+
+
+def _shares(corpus: Corpus, rows: Tensor, hits: Tensor, counted: Tensor, key: str) -> dict[str, float]:
+    source = corpus.source[rows]
+    return {
+        key.format(name): round(100 * hits[chosen].float().mean().item(), 1)
+        for index, name in enumerate(corpus.sets)
+        if bool((chosen := counted & (source == index)).any())
+    }

@@ -1,18 +1,16 @@
-"""`robustclip pretrain`: make a small CLIP from labelled pictures and two teachers.
+"""`robustclip pretrain`: make a small CLIP from an ImageNet classifier, a sentence encoder and pictures.
 
-It takes about two hours on two cores. Phase `frozen` trains everything behind the convolutional stem, on stem
-features of a few augmented views. Phase `joint` trains the whole CLIP on fresh augmentations. Phase `broad`
-does so again, with every name in every step, so that a name without pictures learns from all pictures that
-the teacher finds similar.
+The classifier is a CLIP already: its weights name a thousand things, its features are pictures' (`Readout`).
+Phase `names` trains linear maps that say so by cosines. Phase `text` teaches a text tower where the names
+are, and other words by their sentence embeddings. Phase `image` trains the image tower, which computes the
+linear maps at first, on labels and on the classifier's answers to augmented and mixed pictures.
 
-The loss of a picture is half the cross-entropy of its label among the names of its data set, and half that of
-the teacher's distribution over ImageNet's names. Texts also learn the geometry of a sentence encoder. Every
-step has its seed: a killed run resumes from its last checkpoint and ends with the same weights.
+It takes about two hours on two cores. Every step has its seed: a killed run resumes from its last checkpoint
+and ends with the same weights.
 """
 
 import argparse
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -26,14 +24,15 @@ from robustclip.backbones.stem import ConvStem
 from robustclip.files import replacing, write_atomically
 from robustclip.models.clip import Clip, describe
 from robustclip.types import Progress
-from training.foundry.corpus import build_corpus, cached_array
+from training.foundry.corpus import TRAINING_SETS, build_corpus, cached_array
 from training.foundry.options import parser_of, processes_of
 from training.foundry.pretraining.captions import vocabulary
+from training.foundry.pretraining.classifier import Teacher
 from training.foundry.pretraining.recipe import MINI, PretrainingRecipe
 from training.foundry.pretraining.run import PretrainingRun
 from training.options import option_of
 from training.processes import ALONE, Processes
-from training.teachers import imagenet_weights, picture_teacher, sentence_teacher
+from training.teachers import imagenet_weights, sentence_teacher
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,8 +62,7 @@ def pretrain(
         corpus = build_corpus(
             data,
             run / "cache",
-            size=96,
-            teacher=picture_teacher,
+            size=MINI["vision_cfg"]["image_size"],
             seed=recipe.seed,
             limit=recipe.limit,
             progress=progress,
@@ -72,12 +70,14 @@ def pretrain(
         texts = [*corpus.names.texts, *words]
         geometry = _geometry(run / "cache" / f"geometry-{recipe.words}.npy", texts, progress)
     torch.manual_seed(recipe.seed)  # open_clip draws the first weights from the global generator
-    model = build_backbone(MINI)
-    cast(ConvStem, cast(Any, model).visual.conv1).load_imagenet(imagenet_weights())
-    torch.nn.init.constant_(cast(Any, model).logit_scale, math.log(recipe.logit_scale))
+    model, weights = build_backbone(MINI), imagenet_weights()
+    cast(ConvStem, cast(Any, model).visual.conv1).load_imagenet(weights)
     mean, std = torch.tensor(MINI["mean"]), torch.tensor(MINI["std"])
     clip = describe(model, "mini", "pretraining", mean=mean, std=std)
-    return PretrainingRun(clip, corpus, words, geometry, recipe, run, progress, processes=processes).finish()
+    teacher = Teacher(weights, mean, std)
+    return PretrainingRun(
+        clip, teacher, corpus, words, geometry, recipe, run, progress, processes=processes
+    ).finish()
 
 
 def _geometry(path: Path, texts: list[str], progress: Progress) -> Tensor:
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "pretrain",
         __doc__,
-        data="folder that holds tiny-imagenet-200, cifar-10, caltech-101, clothing-small",
+        data=f"folder that holds {', '.join(TRAINING_SETS)}",
         run=Path("runs/pretrain"),
         run_help="caches, checkpoints and log; an existing run resumes",
         out=Path("runs/pretrain/mini"),

@@ -15,22 +15,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip, describe
-from robustclip.models.towers import encode_image, encode_patches, encode_text
-from robustclip.types import Progress
+from robustclip.models.prompts import Prompts
+from robustclip.models.towers import encode_image, encode_text
+from robustclip.types import Features, Logits, Progress
 from training.data.sampling import seeded
-from training.foundry.augmentation import augment
-from training.foundry.corpus import Corpus, cached_array
+from training.foundry.augmentation import augment, blend
+from training.foundry.corpus import IMAGENET, Corpus, cached_array
 from training.foundry.pretraining.captions import MAX_FILLER, filler, worded
-from training.foundry.pretraining.check import accuracies, autocast
-from training.foundry.pretraining.recipe import MINI, PhaseName, PretrainingRecipe
+from training.foundry.pretraining.check import agreement, autocast, decisions
+from training.foundry.pretraining.classifier import Readout, Teacher, install
+from training.foundry.pretraining.recipe import PhaseName, PretrainingRecipe
 from training.foundry.run import Phase, Reached, Run, Terms
-from training.foundry.weights import inside_stem, parameter_groups
+from training.foundry.weights import parameter_groups
 from training.processes import ALONE, Processes
+
+_CHUNK = 256
+_STARTING_PICTURES = 2048  # whose mean token the class token starts at
+_RIDGE = 1.0
 
 
 class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
-    """Learns `clip`, and a linear map from its text features to the sentence encoder's.
+    """Makes `clip` from an ImageNet classifier, in three phases, and a map to the sentence encoder's space.
+
+    names  a `Readout` learns the teacher's answers and the labels, on pooled features of augmented views
+    text   the text tower learns the readout's names, and where other words are by their sentence embeddings
+    image  the image tower, which computes the readout at first, learns from fresh augmentations; the text
+           tower stays as it is, so that the features of the names are computed once
 
     `geometry` [texts, G] holds the sentence encoder's features of the corpus's names and then of `words`.
     """
@@ -38,6 +50,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
     def __init__(
         self,
         clip: Clip,
+        teacher: Teacher,
         corpus: Corpus,
         words: tuple[str, ...],
         geometry: Tensor,
@@ -49,44 +62,175 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
     ) -> None:
         super().__init__(recipe, run, processes, progress)
         self.corpus, self.device = corpus, processes.device
-        self.clip = clip.to(self.device)
+        self.clip, self.teacher = clip.to(self.device), teacher.to(self.device)
+        self.names = len(corpus.names.texts)
         self.texts = [*corpus.names.texts, *words]
         self.geometry = geometry.to(self.device)
         self.network = cast(nn.Module, clip.model)
         self.average = copy.deepcopy(self.network)
+        self.readout = Readout(teacher, self.names, clip.embed_dim, recipe.logit_scale).to(self.device)
         self.reading = nn.Linear(clip.embed_dim, geometry.shape[1]).to(self.device)
-        self.modules = {"model": self.network, "average": self.average, "reading": self.reading}
-        self.trained = torch.nonzero(~corpus.validation).squeeze(1)
+        self.modules = {
+            "model": self.network,
+            "average": self.average,
+            "readout": self.readout,
+            "reading": self.reading,
+        }
         self.views: list[Any] = []
+        self.targets = self.weights = torch.empty(0)
 
     def finish(self) -> Clip:
         """All phases, then the averaged weights."""
         recipe = self.recipe
         with self.processes.main_first():  # the others find its cache
             self.views = [self.view(index) for index in range(recipe.views)]
-        self._train("frozen", recipe.frozen_samples, recipe.batch)
-        self._train("joint", recipe.joint_samples, recipe.joint_batch)
-        self._train("broad", recipe.broad_samples, recipe.joint_batch)
-        return describe(self.average, "mini", "embedded", mean=self.clip.mean, std=self.clip.std)
+        self._train("names", recipe.names_samples, recipe.names_batch)
+        self._train("text", recipe.text_samples, recipe.text_batch)
+        self._train("image", recipe.image_samples, recipe.image_batch)
+        return self._averaged()
 
     def changed(self, phase: Phase, state: Mapping[str, Any]) -> list[str]:
         return self.recipe.changed(state["recipe"], cast(PhaseName, phase.name))
 
     def losses(self, phase: Phase, start: int) -> Iterator[Iterable[Terms]]:
+        terms = {"names": self.names_terms, "text": self.text_terms, "image": self.image_terms}[phase.name]
         for step in range(start, phase.steps):
-            yield [self.terms(phase.name, step, phase.batch)]
+            yield [terms(phase.batch, seeded(self.recipe.seed, f"{phase.name}-{step}"))]
 
     @torch.no_grad()
     def constrain(self) -> None:
         cast(Any, self.network).logit_scale.clamp_(0, math.log(100))
+        self.readout.log_scale.clamp_(0, math.log(100))
 
     def check(self, phase: Phase, reached: Reached) -> bool:
         line = {"phase": phase.name, "step": reached.step, "samples": reached.samples}
         line["seconds"] = round(reached.seconds)
         terms = {name: round(value, 4) for name, value in reached.terms.items()}
-        measured = accuracies(self.average, self.clip, self.corpus, precision=self.recipe.precision)
-        self.log(line | measured | terms)
+        self.log(line | self._measured(phase.name) | terms)
         return False
+
+    def begin(self, phase: PhaseName) -> None:
+        """What a phase starts from, and its optimizer. Makes no difference to a phase that resumes."""
+        recipe, model = self.recipe, cast(Any, self.network)
+        if phase == "names":
+            rows = torch.cat(self.corpus.trained)
+            pooled = torch.from_numpy(self.views[0][rows.numpy()]).float().to(self.device)
+            self.readout.start(pooled, self.corpus.name[rows].to(self.device))
+            learning, rate = dict(self.readout.named_parameters()), recipe.names_rate
+        elif phase == "text":
+            self._install()
+            self.targets = self._targets()
+            learning = {
+                name: parameter
+                for name, parameter in self.network.named_parameters()
+                if not name.startswith(("visual.", "logit_scale"))
+            } | {f"reading.{name}": parameter for name, parameter in self.reading.named_parameters()}
+            rate = recipe.text_rate
+        else:
+            self.network.load_state_dict(self.average.state_dict())
+            with torch.no_grad():
+                self.weights = text_weights(self._averaged(), Prompts(), self.corpus.names.texts)
+            learning = {
+                name: parameter
+                for name, parameter in self.network.named_parameters()
+                if name.startswith(("visual.", "logit_scale"))
+            }
+            rate = recipe.image_rate
+        for module in (model, self.readout, self.reading):
+            module.requires_grad_(False)
+        for parameter in learning.values():
+            parameter.requires_grad_()
+        settings = parameter_groups(
+            learning.items(), rate=rate, stem_rate=recipe.stem_rate, weight_decay=recipe.weight_decay
+        )
+        self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
+
+    def names_terms(self, batch: int, generator: torch.Generator) -> Terms:
+        """The terms of a step of phase `names`, on the pooled features of `batch` pictures."""
+        rows, pooled = self._pooled(batch, generator)
+        logits = self.readout.log_scale.exp() * self.readout.pictures(pooled) @ self.readout.texts().T
+        return {
+            "teacher": (1 - self.recipe.label) * _cross_entropy(logits, self.teacher.logits(pooled)),
+            "label": self.recipe.label * self._label_loss(logits, rows, torch.zeros(batch, dtype=torch.bool)),
+        }
+
+    def text_terms(self, batch: int, generator: torch.Generator) -> Terms:
+        """The terms of a step of phase `text`, on `batch` names and some words.
+
+        names      how far texts are from the readout's names, and words from where they should be
+        decisions  KL between the readout's answers to pictures and those with the texts in place of names
+        geometry   how far the texts' images are from the sentence encoder's features
+        """
+        recipe = self.recipe
+        chosen = torch.randperm(self.names, generator=generator)[:batch]
+        order = torch.randperm(len(self.texts) - self.names, generator=generator)
+        shown = torch.cat([chosen, self.names + order[: recipe.words_a_step]])
+        length = (
+            int(torch.randint(1, MAX_FILLER + 1, (), generator=generator))
+            if torch.rand((), generator=generator) < recipe.filler_share
+            else 0
+        )
+        _, pooled = self._pooled(256, generator)
+        with autocast(self.device, recipe.precision):
+            texts = self._texts(shown, length, generator)
+        pictures = self.readout.log_scale.exp() * self.readout.pictures(pooled)
+        taught = (pictures @ self.targets[chosen].T).log_softmax(1)
+        learned = (pictures @ texts[: len(chosen)].T).log_softmax(1)
+        far = 1 - F.cosine_similarity(texts, self.targets[shown], dim=1)
+        aligned = F.cosine_similarity(self.reading(texts), self.geometry[shown], dim=1)
+        return {
+            "names": far[: len(chosen)].mean() + recipe.word * far[len(chosen) :].mean(),
+            "decisions": F.kl_div(learned, taught, reduction="batchmean", log_target=True),
+            "geometry": recipe.geometry * (1 - aligned).mean(),
+        }
+
+    def image_terms(self, batch: int, generator: torch.Generator) -> Terms:
+        """The terms of a step of phase `image`, on `batch` pictures.
+
+        label    the label among the names of the picture's data set, unless pictures are blended
+        teacher  the teacher's answer at the same pixels, among ImageNet's names
+        anchor   the squared distance from the readout's feature
+        """
+        recipe = self.recipe
+        rows = self.corpus.draw(batch, generator)
+        # all rows share one generator, so that each process has to augment them all
+        pixels, blended = blend(
+            augment(self.corpus.pixels(rows), generator), generator, mixed=recipe.mixed, noisy=recipe.noisy
+        )
+        inputs = self.processes.own(pixels).to(self.device)
+
+        def encode(part: Tensor) -> Tensor:
+            return encode_image(self.clip, part).float()
+
+        with autocast(self.device, recipe.precision):
+            features = F.normalize(self.processes.encode(encode, inputs, batch), dim=-1)
+            with torch.no_grad():
+                pooled = self.processes.encode(self.teacher, inputs, batch).float()
+        logits = self.clip.logit_scale * features @ self.weights.T
+        return {
+            "label": recipe.label * self._label_loss(logits, rows, blended),
+            "teacher": (1 - recipe.label) * _cross_entropy(logits, self.teacher.logits(pooled)),
+            "anchor": recipe.anchor * (features - self.readout.pictures(pooled)).square().sum(1).mean(),
+        }
+
+    def view(self, index: int) -> Any:
+        """Pooled features [n, 1280] of all pictures: view 0 as they are, the others augmented."""
+        count = len(self.corpus.name)
+
+        def convolve() -> Iterator[Any]:
+            for start in range(0, count, _CHUNK):
+                pixels = self.corpus.pixels(torch.arange(start, min(start + _CHUNK, count)))
+                if index:
+                    pixels = augment(pixels, torch.Generator().manual_seed(index * 1_000_003 + start))
+                # in 16 bits, whatever the recipe's precision is
+                with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+                    yield self.teacher(pixels.to(self.device)).half().cpu().numpy()
+
+        path = self.folder / "cache" / f"pooled-{self.recipe.limit}-{index}.npy"
+        shape = (count, self.teacher.weight.shape[1])
+        return cached_array(
+            path, shape, np.float16, convolve, self.progress, f"pooled features, view {index}"
+        )
 
     def _train(self, name: PhaseName, samples: int, batch: int) -> None:
         steps = samples // batch
@@ -96,83 +240,60 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
             steps=steps,
             batch=batch,
             warm_up=max(1, min(100, steps // 6)),
-            check_samples=self.checkpoint_steps * batch,
+            check_samples=max(samples // 6, batch),
             average=self.recipe.average,
             clip=1.0,
             checkpoint=f"{name}.pt",
         )
         self.train(phase)
 
-    def begin(self, phase: PhaseName) -> None:
-        """Make the optimizer of a phase. In phase `frozen` the convolutions of the stem do not learn."""
-        rate = self.recipe.rate if phase == "frozen" else self.recipe.joint_rate
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(phase != "frozen" or not inside_stem(name))
-        settings = parameter_groups(
-            self.network.named_parameters(),
-            rate=rate,
-            stem_rate=self.recipe.stem_rate,
-            weight_decay=self.recipe.weight_decay,
-        )
-        undecayed = next(group for group in settings if (group["lr"], group["weight_decay"]) == (rate, 0.0))
-        undecayed["params"].extend(self.reading.parameters())
-        self.optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98))
-
-    def terms(self, phase: str, step: int, batch: int) -> Terms:
-        """The terms of the loss of one step, on `batch` pictures."""
-        recipe, corpus = self.recipe, self.corpus
-        generator = seeded(recipe.seed, f"{phase}-{step}")
-        rows = self.trained[torch.randint(len(self.trained), (batch,), generator=generator)]
-        opinion = torch.from_numpy(corpus.teacher[rows.numpy()]).float()
-        every = len(corpus.names.texts)
-        broad = phase == "broad"
-        chosen = torch.arange(every) if broad else self._choose_names(corpus.name[rows], opinion, generator)
-        order = torch.randperm(len(self.texts) - every, generator=generator)
-        shown = torch.cat([chosen, every + order[: recipe.words_a_step]])
-        length = (
-            int(torch.randint(1, MAX_FILLER + 1, (), generator=generator))
-            if torch.rand((), generator=generator) < recipe.filler_share
-            else 0
-        )
-        with autocast(self.device, recipe.precision):
-            texts = self._texts(shown, length, generator)
-            features = self._images(phase, rows, generator)
-        logits = self.clip.logit_scale.clamp(max=100) * features @ texts[: len(chosen)].T  # [B, names]
-        members, imagenet = self._members(chosen, corpus.source[rows])
-        labels = (chosen[None] == corpus.name[rows][:, None]).float()
-        labels = 0.95 * labels + 0.05 * members / members.sum(dim=1, keepdim=True)
-        soft = torch.where(imagenet, opinion[:, chosen.clamp(max=999)], 0.0)
-        labels, soft, members, imagenet = (
-            targets.to(self.device) for targets in (labels, soft, members, imagenet)
-        )
-        mass = soft.sum(dim=1, keepdim=True)  # of the teacher's opinion, on the chosen names
-        label = -(labels * _log_shares(logits, members)).sum(dim=1).mean()
-        taught = soft / mass.clamp_min(1e-4) * _log_shares(logits, imagenet)
-        aligned = F.cosine_similarity(self.reading(texts), self.geometry[shown], dim=1)
-        return {
-            "label": 0.5 * label,
-            "teacher": 0.5 * -taught.sum(dim=1).mul(mass.squeeze(1)).mean(),
-            "geometry": recipe.geometry * (1 - aligned).mean(),
-        }
-
-    def _choose_names(self, true: Tensor, opinion: Tensor, generator: torch.Generator) -> Tensor:
-        """A step's names, sorted and distinct: true ones, the teacher's first choices, random ones.
-
-        All names take too long while the stem is frozen: 600 took four times as long as 512 pictures.
-        """
-        wanted = torch.cat([true, opinion.argmax(dim=1)]).unique()
-        filling = torch.randperm(len(self.corpus.names.texts), generator=generator)[
-            : max(self.recipe.names_a_step - len(wanted), 0)
+    def _install(self) -> None:
+        """Begin the image tower, and the averaged weights, as the readout."""
+        rows = torch.cat(self.corpus.trained)
+        rows = rows[
+            torch.randperm(len(rows), generator=seeded(self.recipe.seed, "tokens"))[:_STARTING_PICTURES]
         ]
-        return torch.cat([wanted, filling]).unique()
+        parts: list[Tensor] = []
+        for part in rows.split(_CHUNK):
+            pixels = self.corpus.pixels(part).to(self.device)
+            with torch.no_grad():
+                images = (pixels - self.clip.mean[:, None, None]) / self.clip.std[:, None, None]
+                parts.append(self.teacher.stem.convolve(images).flatten(2).transpose(1, 2))
+        install(cast(Any, self.network).visual, self.readout, torch.cat(parts))
+        with torch.no_grad():
+            cast(Any, self.network).logit_scale.copy_(self.readout.log_scale)
+        self.average.load_state_dict(self.network.state_dict())
 
-    def _members(self, chosen: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, names] bool each: is a chosen name one of the picture's data set; is it one of ImageNet's."""
-        members = self.corpus.names.members
-        of_sets = torch.stack([torch.isin(chosen, members[name]) for name in self.corpus.sets])
-        return of_sets[source], torch.isin(chosen, members["imagenet"]).expand(len(source), -1)
+    @torch.no_grad()
+    def _targets(self) -> Features:
+        """[texts, E]: the readout's names; for words a ridge regression from the sentence encoder's features."""
+        names = self.readout.texts()
+        known = names.norm(dim=1) > 0
+        inputs = self.geometry[: self.names][known]
+        gram = inputs.T @ inputs + _RIDGE * torch.eye(inputs.shape[1], device=self.device)
+        guessed = F.normalize(self.geometry @ torch.linalg.solve(gram, inputs.T @ names[known]), dim=1)
+        guessed[: self.names][known] = names[known]
+        return guessed
 
-    def _texts(self, indices: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    def _pooled(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows and their pooled features in a random view."""
+        rows = self.corpus.draw(batch, generator)
+        view = self.views[int(torch.randint(len(self.views), (), generator=generator))]
+        return rows, torch.from_numpy(view[rows.numpy()]).float().to(self.device)
+
+    def _label_loss(self, logits: Logits, rows: Tensor, ignored: Tensor) -> Tensor:
+        """[] cross-entropy of the labels, a twentieth of them spread over the names of the data set."""
+        name = self.corpus.name[rows]
+        labelled = (name >= 0) & ~ignored
+        if not bool(labelled.any()):
+            return logits.sum() * 0
+        name, members = name[labelled].to(self.device), self.corpus.members_of(rows[labelled]).to(self.device)
+        wanted = 0.95 * F.one_hot(name, members.shape[1]) + 0.05 * members / members.sum(1, keepdim=True)
+        shares = logits[labelled.to(self.device)].masked_fill(~members, -torch.inf).log_softmax(1)
+        losses = -(wanted * shares.masked_fill(~members, 0)).sum(1)
+        return losses.sum() / len(rows)
+
+    def _texts(self, indices: Tensor, length: int, generator: torch.Generator) -> Features:
         names = [self.texts[index] for index in indices.tolist()]
         tokens = self.clip.tokenize(worded(names, generator, synonym_share=self.recipe.synonym_share))
         longest = int(tokens.argmax(dim=1).max()) + 1
@@ -184,42 +305,39 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         share = self.processes.own(tokens).to(self.device)
         return F.normalize(self.processes.encode(encode, share, len(tokens)), dim=-1)
 
-    def _images(self, phase: str, rows: Tensor, generator: torch.Generator) -> Tensor:
-        if phase == "frozen":
-            view = self.views[int(torch.randint(len(self.views), (), generator=generator))]
-            inputs = torch.from_numpy(view[self.processes.own(rows).numpy()]).float()
-        else:  # all rows share one generator, so that each process has to augment them all
-            inputs = self.processes.own(augment(self.corpus.pixels(rows), generator))
+    def _averaged(self) -> Clip:
+        model = copy.deepcopy(self.average)
+        return describe(
+            model, "mini", "embedded", mean=self.clip.mean, std=self.clip.std, fingerprint="averaged"
+        )
 
-        def encode(part: Tensor) -> Tensor:
-            if phase != "frozen":
-                return encode_image(self.clip, part).float()
-            patches = cast(Any, self.network).visual.conv1.project(part).flatten(2).transpose(1, 2)
-            return encode_patches(self.clip, patches).float()
-
-        return F.normalize(self.processes.encode(encode, inputs.to(self.device), len(rows)), dim=-1)
-
-    def view(self, index: int) -> Any:
-        """Stem features of all pictures: view 0 as they are, the others augmented."""
-        stem, count, size = cast(Any, self.network).visual.conv1, len(self.corpus.name), self.clip.image_size
-
-        def convolve() -> Iterator[Any]:
-            for start in range(0, count, 256):
-                pixels = self.corpus.pixels(torch.arange(start, min(start + 256, count)))
-                if index:
-                    pixels = augment(pixels, torch.Generator().manual_seed(index * 1_000_003 + start))
-                # in 16 bits, whatever the recipe's precision is
-                with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
-                    centered = pixels.to(self.device) - self.clip.mean[:, None, None]
-                    features = stem.convolve(centered / self.clip.std[:, None, None])
-                    yield features.half().contiguous().cpu().numpy()
-
-        path = self.folder / "cache" / f"stem-{self.recipe.limit}-{index}.npy"
-        side = size // MINI["vision_cfg"]["patch_size"]
-        shape, words = (count, stem.channels, side, side), f"stem features, view {index}"
-        return cached_array(path, shape, np.float16, convolve, self.progress, words)
+    @torch.inference_mode()
+    def _measured(self, phase: str) -> dict[str, float]:
+        """Per cent on held-out training pictures: right among the names of a data set, and like the teacher."""
+        rows = torch.nonzero(self.corpus.validation).squeeze(1)
+        pooled = torch.from_numpy(self.views[0][rows.numpy()]).float().to(self.device)
+        clip = self._averaged()
+        texts = (
+            self.readout.texts()
+            if phase == "names"
+            else text_weights(clip, Prompts(), self.corpus.names.texts)
+        )
+        if phase == "image":
+            with autocast(self.device, self.recipe.precision):
+                parts = [
+                    encode_image(clip, self.corpus.pixels(part).to(self.device)).float()
+                    for part in rows.split(_CHUNK)
+                ]
+            pictures = F.normalize(torch.cat(parts), dim=1)
+        else:
+            pictures = self.readout.pictures(pooled)
+        logits = (pictures @ texts.T).cpu()
+        answers = self.teacher.logits(pooled).argmax(1).cpu()
+        return decisions(self.corpus, rows, logits) | agreement(
+            self.corpus, rows, logits[:, :IMAGENET], answers
+        )
 
 
-def _log_shares(logits: Tensor, members: Tensor) -> Tensor:
-    """[B, names] log-probabilities among the `members` of each row, 0 elsewhere."""
-    return logits.masked_fill(~members, -torch.inf).log_softmax(dim=1).masked_fill(~members, 0)
+def _cross_entropy(logits: Logits, taught: Logits) -> Tensor:
+    """[] of the teacher's distribution over the first names, which are ImageNet's."""
+    return F.cross_entropy(logits[:, :IMAGENET], taught.softmax(1))

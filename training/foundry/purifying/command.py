@@ -95,7 +95,6 @@ def train(
             places.cache or places.run / "cache",
             size=recipe.decoded,
             limit=recipe.limit,
-            taught=False,
             progress=progress,
         )
     exam = held_out(corpus, clip, recipe.check_pictures, recipe.seed)
