@@ -17,10 +17,14 @@ _CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class Checker:
-    """The same pictures and noise at every check; accuracies in per cent, among a data set's names."""
+    """The same pictures and noise at every check; accuracies in per cent, among a data set's names.
+
+    A picture without a label is right if it is named as the `original` tower names it.
+    """
 
     corpus: Corpus
     head: TextHead
+    original: nn.Module
     pictures: int
     seed: int
 
@@ -56,9 +60,8 @@ class Checker:
         return [round(100 * count / len(rows), 1) for count in standing]
 
     def targets(self, rows: Tensor) -> Targets:
-        """Without a teacher's opinion."""
-        device = self.head.weights.device
-        return Targets(self.corpus.name[rows].to(device), self.corpus.members_of(rows).to(device))
+        with torch.no_grad():
+            return targets_of(self.corpus, self.head, rows, self.original(self._pixels(rows)))
 
     def _rows(self, count: int) -> Tensor:
         rows = torch.nonzero(self.corpus.validation).squeeze(1)
@@ -70,3 +73,17 @@ class Checker:
     @torch.no_grad()
     def _right(self, tower: nn.Module, pixels: Pixels, targets: Targets) -> Tensor:
         return among(self.head(tower(pixels)), targets.members).argmax(dim=1) == targets.name
+
+
+def targets_of(corpus: Corpus, head: TextHead, rows: Tensor, natural: Tensor | None) -> Targets:
+    """The targets of these rows. `natural` [B, E]: the original tower's embeddings of the same pictures.
+
+    None will do where every picture has a label and no loss asks what the original tower answers.
+    """
+    device = head.weights.device
+    name, members = corpus.name[rows].to(device), corpus.members_of(rows).to(device)
+    if natural is None:
+        return Targets(name, members)
+    imagenet = corpus.names.members.get("imagenet", torch.arange(len(corpus.names.texts)))
+    opinion = head(natural)[:, : len(imagenet)].softmax(dim=1)
+    return Targets(torch.where(name < 0, opinion.argmax(dim=1), name), members, opinion)

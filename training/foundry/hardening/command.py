@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache",
         type=Path,
-        help="decoded pictures and the teacher's opinions, such as runs/pretrain/cache (default: RUN/cache)",
+        help="decoded pictures, such as runs/pretrain/cache (default: RUN/cache)",
     )
     parser.add_argument(
         "--workers",

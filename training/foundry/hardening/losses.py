@@ -21,10 +21,11 @@ class LossWeights(BaseModel):
     softmax; e: raw embeddings.
 
     label, clean_label      CE(p(x_a), y), CE(p(x), y) among the names of the picture's data set
-    teacher, clean_teacher  CE of a picture teacher's ImageNet distribution, at x_a and at x
+    teacher, clean_teacher  CE of p_o(x) over ImageNet's names, at x_a and at x
     to_original             KL(p_o(x_a), p(x_a)), among the same names
     to_clean                KL(p(x), p(x_a)); the gradient reaches p(x) too unless `detach_clean`
     shift                   |e(x_a) - e_o(x)|^2
+    direction               the same of unit embeddings
     summed_kl               KL terms are sums over the batch, not means
     smoothing               share of a label's weight that is spread over the names of its data set
     inner                   what the attack raises: the label's cross-entropy or the shift
@@ -38,22 +39,24 @@ class LossWeights(BaseModel):
     to_original: Weight = 0.0
     to_clean: Weight = 0.0
     shift: Weight = 0.0
+    direction: Weight = 0.0
     summed_kl: bool = False
     detach_clean: bool = False
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     inner: Literal["label", "shift"] = "label"
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.teacher > 0 or self.clean_teacher > 0
+    def needs_original(self) -> bool:
+        """Whether the loss or the attack compares with the original tower at clean pictures."""
+        return any((self.teacher, self.clean_teacher, self.shift, self.direction))
 
 
 TECOA = LossWeights(label=1)  # Mao et al. 2023, arXiv 2212.07016
 FARE = LossWeights(shift=1, inner="shift")  # Schlarmann et al. 2024, arXiv 2402.12336
 # Wang et al. 2024, arXiv 2401.04350; sums and no detach, as in its code
 PMG_AFT = LossWeights(label=1, to_original=1, to_clean=1, summed_kl=True)
-# ours: pretraining's loss on attacked pictures
-DISTILLED = LossWeights(label=0.5, teacher=0.5, smoothing=0.05)
+# ours: attacked pictures have their labels and the original tower's answers and features
+DISTILLED = LossWeights(label=0.5, teacher=0.5, direction=0.5, smoothing=0.05)
 PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTILLED}
 
 
@@ -61,8 +64,8 @@ PRESETS = {"tecoa": TECOA, "fare": FARE, "pmg-aft": PMG_AFT, "distilled": DISTIL
 class Targets:
     """Targets of B pictures.
 
-    name [B]: the index of the right name; members [B, names] bool: the names of its data set; opinion [B,
-    1000]: the teacher's distribution over the first thousand names, which are ImageNet's.
+    name [B]: the index of the right name; members [B, names] bool: the names of its data set; opinion [B, T]:
+    the original tower's distribution over the first T names, which are ImageNet's.
     """
 
     name: Tensor
@@ -151,6 +154,9 @@ def losses(
         terms["clean_teacher"] = preset.clean_teacher * teacher_loss(clean, clean_targets.opinion)
     if preset.shift and seen.original_clean is not None:
         terms["shift"] = preset.shift * squared_shift(seen.attacked, seen.original_clean).mean()
+    if preset.direction and seen.original_clean is not None:
+        moved, fixed = F.normalize(seen.attacked, dim=-1), F.normalize(seen.original_clean, dim=-1)
+        terms["direction"] = preset.direction * squared_shift(moved, fixed).mean()
     return terms
 
 
@@ -168,7 +174,7 @@ def label_loss(logits: Logits, targets: Targets) -> Tensor:
 
 
 def teacher_loss(logits: Logits, opinion: Tensor) -> Tensor:
-    """[] cross-entropy of the teacher's distribution over the first names, which are ImageNet's."""
+    """[] cross-entropy of a distribution over the first names."""
     return F.cross_entropy(logits[:, : opinion.shape[1]], opinion.float())
 
 

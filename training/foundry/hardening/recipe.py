@@ -29,7 +29,7 @@ class HardeningRecipe(Recipe):
 
     objective: HardeningObjective = Field(
         "distilled",
-        description="tecoa, fare, pmg-aft, or distilled: the label and a picture teacher, half and half",
+        description="tecoa, fare, pmg-aft, or distilled: labels and what the original tower says",
     )
     clean: float | None = Field(
         None,

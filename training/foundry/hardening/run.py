@@ -18,7 +18,7 @@ from training.foundry.augmentation import augment
 from training.foundry.blocks import BlockRun
 from training.foundry.corpus import Corpus
 from training.foundry.hardening.attack import Strength
-from training.foundry.hardening.check import Checker
+from training.foundry.hardening.check import Checker, targets_of
 from training.foundry.hardening.losses import Embeddings, Targets, TextHead, label_loss, losses, squared_shift
 from training.foundry.hardening.recipe import HardeningRecipe
 from training.foundry.hardening.tower import ImageTower
@@ -51,7 +51,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
     gap: by how many points PGD-20 may find less accuracy than the training attack; two checks in a row beyond
     it end the run.
 
-    Raises InvalidInput for an objective that needs a teacher if the pictures have none, and as BlockRun does.
+    A picture without a label has the name that the original tower gives it. Raises as BlockRun does.
     """
 
     checkpoint_steps = 50
@@ -70,12 +70,6 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
         progress: Progress,
     ) -> None:
         self.preset = recipe.preset
-        if self.preset.needs_teacher and corpus.teacher is None:
-            raise InvalidInput(
-                f"{recipe.objective} needs a picture teacher; only pretraining's data sets have one.",
-                field="--objective",
-                help="Use tecoa, fare or pmg-aft, or give the folder that `robustclip pretrain` reads.",
-            )
         super().__init__(
             corpus, recipe, folder, processes, progress, batch=recipe.batch, seed=recipe.seed, workers=workers
         )
@@ -97,7 +91,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
             self.head = TextHead(
                 text_weights(self.clip, Prompts(), corpus.names.texts), self.clip.logit_scale.detach()
             )
-        self.checker = Checker(corpus, self.head, recipe.check_pictures, recipe.seed)
+        self.checker = Checker(corpus, self.head, self.original, recipe.check_pictures, recipe.seed)
         self.best_score, self.suspect = -1.0, False
 
     def finish(self) -> Clip:
@@ -138,7 +132,10 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
 
     def terms(self, draw: Draw) -> Terms:
         preset, device = self.preset, self.processes.device
-        pixels, noise, targets = draw.pixels.to(device), draw.noise.to(device), self._targets(draw.rows)
+        pixels, noise = draw.pixels.to(device), draw.noise.to(device)
+        compared = preset.needs_original or bool((self.corpus.name < 0).any())
+        natural = self._original(pixels) if compared else None
+        targets = targets_of(self.corpus, self.head, draw.rows, natural)
         moving = plain = torch.arange(len(pixels))
         # `to_clean` compares two forms of a picture; a clean loss alone takes other pictures, to save attacks
         if not preset.to_clean:
@@ -147,7 +144,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
                 plain[plain % BLOCK < self.recipe.untouched_a_block],
             )
         about = targets.select(moving)
-        fixed = self._original(pixels[moving]) if preset.shift else None
+        fixed = None if natural is None else natural[moving]
         attacked = self._attack(pixels[moving], noise[moving], about, fixed)
         moved, clean = cast(Tensor, self.tower(torch.cat([attacked, pixels[plain]]))).split(
             [len(moving), len(plain)]
@@ -208,16 +205,6 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
             return label_loss(self.head(embeddings), targets)
 
         return self.recipe.strength.attack(value, pixels, noise)
-
-    def _targets(self, rows: Tensor) -> Targets:
-        targets = self.checker.targets(rows)
-        if not self.preset.needs_teacher:
-            return targets
-        return Targets(
-            targets.name,
-            targets.members,
-            torch.from_numpy(self.corpus.teacher[rows.numpy()]).to(self.processes.device),
-        )
 
     @torch.no_grad()
     def _original(self, pixels: Pixels) -> Tensor:

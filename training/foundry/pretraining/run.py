@@ -266,7 +266,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
 
     @torch.no_grad()
     def _targets(self) -> Features:
-        """[texts, E]: the readout's names; for words a ridge regression from the sentence encoder's features."""
+        """[texts, E]: the readout's names; for words a ridge regression from sentence embeddings."""
         names = self.readout.texts()
         known = names.norm(dim=1) > 0
         inputs = self.geometry[: self.names][known]
@@ -313,7 +313,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
 
     @torch.inference_mode()
     def _measured(self, phase: str) -> dict[str, float]:
-        """Per cent on held-out training pictures: right among the names of a data set, and like the teacher."""
+        """Per cent on held-out training pictures: right names, and names that the teacher gives."""
         rows = torch.nonzero(self.corpus.validation).squeeze(1)
         pooled = torch.from_numpy(self.views[0][rows.numpy()]).float().to(self.device)
         clip = self._averaged()
