@@ -104,7 +104,7 @@ class DeployedClassifier:
         """[3, S, S] of a PIL picture, the bytes of a file, a path, or pixels of that shape in [0, 1]."""
         size = self.clip.image_size
         if not isinstance(picture, Tensor):
-            return load_pixels(picture, size).to(self.clip.device)
+            return load_pixels(picture, self.clip.preprocessing).to(self.clip.device)
         if picture.shape not in ((3, size, size), (1, 3, size, size)):
             raise InvalidInput(
                 f"expected one picture [3, {size}, {size}], found {list(picture.shape)}.", field="picture"

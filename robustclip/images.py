@@ -27,6 +27,7 @@ from robustclip.errors import (
     ImageTooManyPixels,
     InvalidInput,
 )
+from robustclip.preprocessing import Preprocessing, to_pixels
 from robustclip.truncation import jpeg_is_whole, png_is_whole
 from robustclip.types import Pixels
 
@@ -134,34 +135,22 @@ def decode_image(data: bytes, *, limits: ImageLimits = LIMITS) -> Image.Image:
         raise _damaged(kind, error) from error
 
 
-def to_pixels(image: Image.Image, size: int) -> Pixels:
-    """[3, size, size] float32 multiples of 1/255: shorter side resized to `size`, then cropped.
-
-    Resizing is bicubic and antialiased. On photographs it is within one level of open_clip's Resize and
-    CenterCrop of torchvision. It uses the same filter, but computes only the crop, so a 16384 x 1 picture
-    costs no more than a square one; Pillow may order its two passes differently.
-    """
-    width, height = image.size
-    short = min(width, height)
-    full = (size * width // short, size * height // short)  # size of the whole picture after resizing
-    left, top = (round((side - size) / 2) for side in full)
-    across, down = width / full[0], height / full[1]
-    box = (left * across, top * down, min((left + size) * across, width), min((top + size) * down, height))
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return torch.from_numpy(numpy.array(resized)).permute(2, 0, 1).contiguous().to(torch.float32) / 255
-
-
 def load_pixels(
-    picture: bytes | str | Path | Image.Image, size: int, *, limits: ImageLimits = LIMITS
+    picture: bytes | str | Path | Image.Image,
+    preprocessing: Preprocessing | int,
+    *,
+    limits: ImageLimits = LIMITS,
 ) -> Pixels:
-    """[3, size, size] pixels of encoded bytes, of the file of that name, or of a PIL picture.
+    """[3, S, S] pixels of encoded bytes, of the file of that name, or of a PIL picture.
+
+    preprocessing  `clip.preprocessing` of the CLIP that will see them; a size alone stands for OpenAI's way
 
     Raises as `decode_image`, and OSError for a file that can't be read.
     """
     if isinstance(picture, Image.Image):
-        return to_pixels(_upright(_to_rgb(picture), picture), size)
+        return to_pixels(_upright(_to_rgb(picture), picture), preprocessing)
     data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-    return to_pixels(decode_image(data, limits=limits), size)
+    return to_pixels(decode_image(data, limits=limits), preprocessing)
 
 
 def pixels_to_png(pixels: Pixels) -> bytes:

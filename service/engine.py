@@ -22,9 +22,10 @@ from prompts_store.watcher import Watcher
 from robustclip.certificates.vote import smoothing_of, vote_seeds
 from robustclip.defenses import AnyDefense, parse_defenses
 from robustclip.errors import DeadlineExceeded, InvalidInput
-from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info, to_pixels
+from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info
 from robustclip.models.classifier import LabelCache
 from robustclip.models.clip import Clip
+from robustclip.preprocessing import to_pixels
 from robustclip.purifiers import is_file
 from robustclip.seeds import draw_seeds
 from robustclip.types import ImageEncoder, Pixels
@@ -252,7 +253,7 @@ class Engine:
     def pixels(self, data: bytes) -> tuple[Pixels, ImageInfo]:
         """[3, S, S] pixels of encoded bytes, and what they were."""
         image = decode_image(data, limits=self._image_limits)
-        return to_pixels(image, self.clip.image_size), image_info(data, image)
+        return to_pixels(image, self.clip.preprocessing), image_info(data, image)
 
 
 async def _on(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:

@@ -94,16 +94,15 @@ def text_weights(
 def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int) -> Tensor:
     """[C, T] token ids of the labels in a template, with room for the vectors before them."""
     length = clip.context_length
-    tokens = clip.tokenize([template.replace("{}", label) for label in labels], length + 1)
-    special = (tokens >= tokens[:, :1]).sum(dim=1)  # the first is [SOS], and only [EOS] is higher
-    if bool((wrong := special != 2).any()):
-        index = int(wrong.int().argmax())
+    tokens, lengths, special = clip.tokenize.read([template.replace("{}", label) for label in labels])
+    if bool(special.any()):
+        index = int(special.int().argmax())
         raise InvalidInput(
             f"{labels[index]!r:.80} spells one of CLIP's special tokens.",
             field=f"labels/{index}",
-            help="Leave out <start_of_text> and <end_of_text>.",
+            help=f"Leave out {' and '.join(clip.tokenize.specials)}.",
         )
-    if bool((long := tokens.argmax(dim=1) + 1 + vectors > length).any()):
+    if bool((long := lengths + vectors > length).any()):
         index = int(long.int().argmax())
         found = f"{labels[index]!r:.80} needs more" + (
             f" behind {vectors} prompt vectors." if vectors else "."
@@ -111,7 +110,7 @@ def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int)
         raise InvalidInput(
             f"at most {length} tokens fit, {found}", field=f"labels/{index}", help="Shorten it."
         )
-    return tokens[:, :length]
+    return tokens
 
 
 class LabelCache:

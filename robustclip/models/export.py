@@ -57,7 +57,7 @@ def export_image_encoder(clip: Clip, path: Path, *, visual_prompts: bool) -> Non
     dynamic: dict[str, Any] = {"pixels": {0: torch.export.Dim("batch")}}
     if visual_prompts:
         if clip.visual_width is None or clip.visual_layers is None:
-            raise EncoderRefused(f"the image tower of {clip.arch} takes no visual prompts.")
+            raise EncoderRefused(f"{clip.arch} takes no visual prompts: {clip.capabilities.visual_prompts}")
         inputs["visual_context"] = torch.zeros(clip.visual_layers, 3, clip.visual_width, device=clip.device)
         inputs["depth"] = torch.tensor(1, device=clip.device)
         dynamic |= {"visual_context": {1: torch.export.Dim("vectors")}, "depth": None}

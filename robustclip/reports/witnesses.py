@@ -18,7 +18,8 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from robustclip.errors import ImageRefused, ReportRefused, invalid_input
-from robustclip.images import decode_image, to_pixels
+from robustclip.images import decode_image
+from robustclip.preprocessing import to_pixels
 from robustclip.reports.report import SCHEMA, AttackRecord, ProbeReport
 from robustclip.threat import Norm
 

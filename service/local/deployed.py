@@ -114,4 +114,4 @@ def read_pixels(path: Path, clip: "Clip") -> "Pixels":
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"{path} can't be read: {error.strerror}.", field="PICTURE") from error
-    return load_pixels(data, clip.image_size)
+    return load_pixels(data, clip.preprocessing)

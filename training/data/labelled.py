@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused, ImageRefused
 from robustclip.images import load_pixels
+from robustclip.preprocessing import Preprocessing
 from robustclip.types import Pixels
 
 ALL = "all"  # the split of a folder that has class folders and no splits
@@ -47,9 +48,10 @@ class LabelledImages:
                 f"{self.names[index]} can't be read: {error.strerror}.", field=str(self.folder)
             ) from error
 
-    def pixels(self, indices: Iterable[int] | Tensor, size: int) -> Pixels:
+    def pixels(self, indices: Iterable[int] | Tensor, preprocessing: Preprocessing | int) -> Pixels:
         """[n, 3, S, S] in [0, 1] on the k/255 lattice. DataRefused names a picture that does not decode."""
-        rows = [self._pixels(int(index), size) for index in indices]
+        size = preprocessing if isinstance(preprocessing, int) else preprocessing.size
+        rows = [self._pixels(int(index), preprocessing) for index in indices]
         return torch.stack(rows) if rows else torch.empty(0, 3, size, size)
 
     def subset(self, indices: Tensor, split: str) -> "LabelledImages":
@@ -72,9 +74,9 @@ class LabelledImages:
             state.update(hashlib.sha256(self.image_bytes(index)).digest())
         return state.hexdigest()
 
-    def _pixels(self, index: int, size: int) -> Tensor:
+    def _pixels(self, index: int, preprocessing: Preprocessing | int) -> Tensor:
         try:
-            return load_pixels(self.image_bytes(index), size)
+            return load_pixels(self.image_bytes(index), preprocessing)
         except ImageRefused as error:
             raise DataRefused(
                 f"{self.names[index]} is no usable picture: {error}",

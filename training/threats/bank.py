@@ -80,7 +80,7 @@ def embedding_bank(
     seeds = draw_seeds(seed, len(data))
 
     def make(chosen: Tensor) -> Rows:
-        pixels = data.pixels(chosen, clip.image_size).to(clip.device)
+        pixels = data.pixels(chosen, clip.preprocessing).to(clip.device)
         cost = Cost(forward=len(chosen) * (copies + clean))
         versions: list[Pixels] = []
         for copy in range(copies):
@@ -169,7 +169,7 @@ def aware_bank(
 
     def make(chosen: Tensor) -> Rows:
         pixels, targets = (
-            data.pixels(chosen, clip.image_size).to(clip.device),
+            data.pixels(chosen, clip.preprocessing).to(clip.device),
             data.targets[chosen].to(clip.device),
         )
         embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])

@@ -54,7 +54,7 @@ class Pictures:
 
     def on(self, clip: Clip, chosen: Tensor) -> tuple[Pixels, Tensor]:
         """Pixels and targets of those pictures, on the device of the CLIP."""
-        pixels = self.data.pixels(chosen, clip.image_size)
+        pixels = self.data.pixels(chosen, clip.preprocessing)
         return pixels.to(clip.device), self.data.targets[chosen].to(clip.device)
 
 

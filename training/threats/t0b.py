@@ -111,7 +111,7 @@ def _made(
     key = {
         "what": "T0b",
         "surrogate": surrogate.fingerprint,
-        "size": clip.image_size,
+        "size": clip.preprocessing.name if clip.preprocessing.difference else clip.image_size,
         "data": pictures.data.digest,
         "split": pictures.data.split,
         "score": score,

@@ -113,8 +113,8 @@ class CAPT(BothTowers):
             own = processes.own(rows)
             pixels = (
                 examples.take(own)
-                if frozen.image_size == clip.image_size
-                else data.pixels(indices[own], frozen.image_size).to(frozen.device)
+                if frozen.preprocessing == clip.preprocessing
+                else data.pixels(indices[own], frozen.preprocessing).to(frozen.device)
             )
             with torch.no_grad():
                 parts.append(processes.whole(classifier(pixels, own), len(rows)))

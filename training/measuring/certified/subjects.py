@@ -70,7 +70,7 @@ class SmoothedSubject:
 
     def pixels(self, index: int) -> Tensor:
         """[3, S, S]."""
-        return self.data.pixels([index], self.clip.image_size)[0].to(self.clip.device)
+        return self.data.pixels([index], self.clip.preprocessing)[0].to(self.clip.device)
 
     def key(self, pixels: Tensor) -> NoiseKey:
         return NoiseKey.of(self.clip, self.classifier, pixels, self.options, self.chain)
