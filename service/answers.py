@@ -5,6 +5,7 @@ routes share a part.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -189,6 +190,16 @@ def model_facts(clip: Clip, encoder: ImageEncoder) -> dict[str, Any]:
         "precision": "fp32",
         "image_size": clip.image_size,
     }
+
+
+def preprocessing_facts(clip: Clip) -> dict[str, Any]:
+    """How a picture becomes pixels, and pixels the input of the image tower."""
+    return {**asdict(clip.preprocessing), "mean": clip.mean.tolist(), "std": clip.std.tolist()}
+
+
+def capability_facts(clip: Clip) -> dict[str, str | None]:
+    """By capability the reason why the CLIP lacks it, null where it has it."""
+    return {name: reason or None for name, reason in clip.capabilities.reasons.items()}
 
 
 def defense_facts(chain: tuple[AnyDefense, ...]) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def configuration_of(arch: str) -> Configuration:
             field="clip.arch",
             help="Check the name, the network and open_clip_config.json, or use local-dir:PATH.",
         ) from error
-    if folder is not None and (folder / str(text.get("hf_model_name"))).is_dir():
+    if folder is not None and "hf_model_name" in text and (folder / text["hf_model_name"]).is_dir():
         text["hf_model_name"] = str(folder / text["hf_model_name"])  # a text tower's own folder inside it
     return found
 

@@ -106,14 +106,12 @@ class HubTokenizer:
 
     def words(self) -> dict[str, int]:
         table: dict[str, int] = self._tokenizer.get_vocab()
+        added = {*self._tokenizer.get_added_vocab(), *self._tokenizer.all_special_tokens}
         mark = next((mark for mark in _BEGINNINGS if any(token[:1] == mark for token in table)), "")
         return {
             token.removeprefix(mark): index
             for token, index in sorted(table.items(), key=lambda entry: entry[1])
-            if token.startswith(mark)
-            and token != mark
-            and not token.startswith("##")
-            and index not in self._special_ids
+            if token.startswith(mark) and token != mark and not token.startswith("##") and token not in added
         }
 
     def _ids(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
