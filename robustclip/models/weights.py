@@ -24,7 +24,6 @@ from robustclip.models.architectures import (
     configuration_of,
     folder_of,
     is_repository,
-    missing_extra,
     pictures_of_file,
     skeleton,
     tokenizer_of,
@@ -72,7 +71,7 @@ def load_open_clip(arch: str, pretrained: str | None) -> Loaded:
     """
     config, choice = configuration_of(arch), _choice(arch, pretrained)
     tokenizer = tokenizer_of(arch, config)
-    if reason := served(config).words:  # before gigabytes are fetched or read
+    if reason := _served(arch, config).words:  # before gigabytes are fetched or read
         raise UnsupportedClip(f"{arch}: {reason}", field="clip.arch", help="Use another CLIP.")
     if choice.file is None:
         model = _model_from_open_clip(arch, choice.tag, config)
@@ -85,11 +84,16 @@ def load_open_clip(arch: str, pretrained: str | None) -> Loaded:
     return Loaded(model, tokenizer, pictures, choice.name)
 
 
-def served(config: Configuration) -> Capabilities:
-    """The capabilities of a configuration here, with the packages that are installed."""
-    if reason := missing_extra(config):
-        return Capabilities(reason, reason, reason)
-    return capabilities_of(skeleton(config))
+def _served(arch: str, config: Configuration) -> Capabilities:
+    """The capabilities of a configuration. UnsupportedClip if it can't be built."""
+    try:
+        return capabilities_of(skeleton(config))
+    except Exception as error:  # of open_clip's assertions, of timm, of unknown keys
+        raise UnsupportedClip(
+            f"the configuration of {arch} can't be built: {error!s:.300}",
+            field="clip.arch",
+            help="Check its model_cfg, and whether this open_clip and timm know it.",
+        ) from error
 
 
 def _choice(arch: str, pretrained: str | None) -> Choice:
@@ -167,13 +171,12 @@ def _model_from_file(arch: str, path: Path, tag: str | None, config: Configurati
     fitting = _fitting(state, expected)
     missing, unexpected = [name for name in expected if name not in fitting], state.keys() - expected.keys()
     if missing or unexpected:
-        alone = not any(name.startswith(("text", "transformer", "token")) for name in state)
         raise UnsupportedClip(
             f"{path.name} does not fit {arch}: {len(missing)} tensors missing or misshapen "
             f"({', '.join(missing[:3])}), {len(unexpected)} unexpected.",
             field="clip.pretrained",
             help=f"It seems to hold an image tower only: name the whole model before it, TAG+{path.name}."
-            if alone
+            if "logit_scale" not in state
             else "Give the architecture that these weights were trained with.",
         )
     model.load_state_dict(fitting)
