@@ -51,7 +51,8 @@ class ClipSettings(_Section):
         description="embedded backbone, open_clip architecture, or hf-hub:owner/repository",
     )
     pretrained: str | None = Field(
-        default=None, description="open_clip tag or path of a weights file; not for embedded backbones"
+        default=None,
+        description="open_clip TAG, FILE or TAG=FILE, with +FILE for another image tower; not if embedded",
     )
     device: str = Field(default="cpu", description="where torch computes: cpu, cuda, cuda:1")
 

@@ -204,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the CLIP to export (default: %(default)s)",
     )
     parser.add_argument(
-        "--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip"
+        "--pretrained",
+        metavar="TAG|FILE",
+        help="its weights, for architectures of open_clip; TAG=FILE, +FILE: see the README",
     )
     parser.add_argument(
         "--path",

@@ -69,7 +69,9 @@ def ask_for_decision(parser: argparse.ArgumentParser) -> None:
         help="an embedded CLIP or an open_clip architecture (default: %(default)s)",
     )
     parser.add_argument(
-        "--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip"
+        "--pretrained",
+        metavar="TAG|FILE",
+        help="its weights, for architectures of open_clip; TAG=FILE, +FILE: see the README",
     )
     parser.add_argument(
         "--store", type=Path, metavar="PATH", help="a store of prompt sets (default: those that are shipped)"
