@@ -48,7 +48,7 @@ class _Section(BaseModel):
 class ClipSettings(_Section):
     arch: str = Field(
         default=DEFAULT_BACKBONE,
-        description="embedded backbone, open_clip architecture, or hf-hub:owner/repository",
+        description="embedded backbone, open_clip architecture, local-dir:PATH, or hf-hub:owner/repository",
     )
     pretrained: str | None = Field(
         default=None,

@@ -1,5 +1,6 @@
 """open_clip's architectures: their configuration, their modules, and how pictures become their pixels."""
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -106,12 +107,12 @@ def skeleton(config: Configuration) -> nn.Module:
 
 def _stand_in(text: Mapping[str, Any], width: int) -> nn.Module:
     from open_clip.hf_model import HFTextEncoder
-    from transformers import AutoConfig  # pyright: ignore[reportMissingImports]: the extra [hf]
 
+    transformers: Any = importlib.import_module("transformers")  # the extra [hf]
     return HFTextEncoder(
         text["hf_model_name"],
         width,
-        config=AutoConfig.for_model(next(iter(arch_dict))),
+        config=transformers.AutoConfig.for_model(next(iter(arch_dict))),
         pooler_type=text.get("hf_pooler_type", "mean_pooler"),
         proj_type=text.get("hf_proj_type", "mlp"),
     )
