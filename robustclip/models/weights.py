@@ -73,12 +73,6 @@ def refuse_foreign_towers(model: nn.Module, arch: str) -> None:
             field="clip.arch",
             help="Use ViT-B-32, say.",
         )
-    if clip.logit_bias is not None:
-        raise UnsupportedClip(
-            f"{arch} has a logit bias (a sigmoid loss).",
-            field="clip.arch",
-            help="Use a CLIP trained with the softmax loss.",
-        )
     towers: list[Any] = [clip.transformer]
     if isinstance(clip.visual, VisionTransformer):
         towers.append(clip.visual.transformer)

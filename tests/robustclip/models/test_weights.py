@@ -56,5 +56,3 @@ def test_towers_that_are_not_open_clips_native_ones_are_refused_by_name() -> Non
         refuse_foreign_towers(open_clip.CustomTextCLIP(32, small, text), "custom")
     with pytest.raises(UnsupportedClip, match="class token"):
         describe(open_clip.CLIP(32, small | {"pool_type": "avg"}, text), "averaging", "seeded")
-    with pytest.raises(UnsupportedClip, match="logit bias"):
-        describe(open_clip.CLIP(32, small, text, init_logit_bias=-10.0), "sigmoid", "seeded")
