@@ -40,8 +40,8 @@ UNNAMED = "unnamed"
 class Classification(NamedTuple):
     """Labels with their scores, best first.
 
-    Under `softmax` the scores sum to 1, under `sigmoid` each label has its own; of a vote they are shares, and
-    `ballot` is the vote. Where that abstains, no label is the answer; nor where `none_of_these` is.
+    Under `softmax` the scores sum to 1, under `sigmoid` each label has its own. Of a vote they are shares,
+    and `ballot` is the vote. No label is the answer where that abstains, and where `none_of_these` is true.
     """
 
     predictions: tuple[tuple[str, float], ...]
@@ -168,8 +168,8 @@ def deploy(
     encoder  the one that serves; torch unless given
     name     of the prompt set in reports; its own unless given
     text     gives the text features [C, E] when they are first needed, and checks the labels then
-    scoring  `softmax` over the labels, or `sigmoid` for each, which may answer that none fits; by default what
-             the CLIP was trained with
+    scoring  `softmax` over the labels, or `sigmoid` for each, which may answer that none fits; by default
+             what the CLIP was trained with
 
     Without `text` the features are made here, or found in `cache`. Raises InvalidInput as `zero_shot` and
     `parse_defenses`, and for a label for which a class-specific set has no context.

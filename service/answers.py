@@ -32,8 +32,8 @@ class _Answer(BaseModel):
 class Prediction(_Answer):
     label: str
     score: float = Field(
-        description="softmax over the labels, or sigmoid of the label's own logit; under smoothing the share of "
-        "the votes"
+        description="softmax over the labels, or sigmoid of the label's own logit; under smoothing the share "
+        "of the votes"
     )
     logit: float = Field(description="under smoothing its mean over the votes")
 
@@ -59,13 +59,13 @@ class ImageResult(_Answer):
     predictions: list[Prediction] | None = None
     none_of_these: bool | None = Field(
         default=None,
-        description="under `sigmoid`: the answer is that no label fits, since each has a score below 1/2 (under "
-        "smoothing: since most copies voted for that)",
+        description="under `sigmoid`: the answer is that no label fits, since each has a score below 1/2 "
+        "(under smoothing: since most copies voted for that)",
     )
     margin: float | None = Field(
         default=None,
-        description="best score minus the second; under `sigmoid` that no label fits has a score, too: 1 minus "
-        "the best of a label",
+        description="best score minus the second; under `sigmoid` that no label fits has a score, too: 1 "
+        "minus the best of a label",
     )
     smoothing: Ballot | None = Field(
         default=None, description="how the noisy copies voted, where the defense begins with smoothing"

@@ -26,8 +26,8 @@ Request = TypeVar("Request", bound=BaseModel)
 RequestedScoring = Annotated[
     Scoring | None,
     Field(
-        description="`softmax`: which of the labels; `sigmoid`: a probability for each, and the answer may be "
-        "none of them; absent: what the CLIP was trained with"
+        description="`softmax`: which of the labels; `sigmoid`: a probability for each, and the answer may "
+        "be none of them; absent: what the CLIP was trained with"
     ),
 ]
 
@@ -113,7 +113,7 @@ class ProbeRequest(_Request):
     scoring: RequestedScoring = None
     true_label: Label | None = Field(
         default=None,
-        description="what the picture shows; absent: the clean decision; under `sigmoid` also `none of these`",
+        description="what the picture shows, under `sigmoid` also `none of these`; absent: the clean decision",
     )
     target_label: Label | None = Field(
         default=None,

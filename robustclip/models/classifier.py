@@ -237,7 +237,7 @@ def classifier_of(
     encoder: ImageEncoder,
     visual: Tensor | None,
 ) -> ZeroShotClassifier:
-    """The classifier of text features [C, E] under a scoring that the CLIP has. InvalidInput as `outcomes`."""
+    """The classifier of text features [C, E] under a scoring that the CLIP has. Raises as `outcomes`."""
     bias = logit_bias(clip) if scoring == "sigmoid" else None
     return ZeroShotClassifier(encoder, outcomes(labels, scoring), weights, clip.logit_scale, visual, bias)
 
@@ -270,8 +270,8 @@ def zero_shot(
 
 
 def check_labels(labels: tuple[str, ...], clip: Clip | None = None, *, least: int = 2) -> None:
-    """InvalidInput unless there are `least` or more distinct, non-empty labels, to a reader and to `clip`; the
-    field names the first offender.
+    """InvalidInput unless there are `least` or more distinct, non-empty labels, to a reader and to `clip`;
+    the field names the first offender.
     """
     if len(labels) < least:
         raise InvalidInput(

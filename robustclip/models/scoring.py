@@ -1,8 +1,8 @@
 """From logits to scores and to a decision: a softmax over the labels, or a sigmoid for each of them.
 
-A CLIP with a logit bias was trained with a sigmoid for each pair of picture and text (SigLIP; Zhai et al. 2023,
-arXiv 2303.15343, section 3.2): each label has a probability of its own, and all may be low. Then the decision
-is the label of the highest probability if that is at least 1/2, else that none of the labels fits.
+A CLIP with a logit bias was trained with a sigmoid for each pair of picture and text (SigLIP; Zhai et al.
+2023, arXiv 2303.15343, section 3.2): each label has a probability of its own, and all may be low. So the
+decision is the label of the highest probability if that is at least 1/2, else that none of the labels fits.
 
 Since sigmoid(0) = 1/2, this is the argmax over the labels' logits and one more outcome with the logit 0. So a
 sigmoid classifier gives this outcome as a last column, and all that is defined by logits holds as it is:
@@ -47,8 +47,8 @@ def scoring_for(clip: Clip, requested: Scoring | None, *, field: str = "scoring"
     """
     if requested == "sigmoid" and logit_bias(clip) is None:
         raise InvalidInput(
-            f"expected softmax: {clip.arch} was trained with a softmax and has no logit bias, without which a "
-            f"sigmoid says yes to every label.",
+            f"expected softmax: {clip.arch} was trained with a softmax and has no logit bias, without which "
+            f"a sigmoid says yes to every label.",
             field=field,
             help="Leave it out, or use a CLIP that was trained with a sigmoid, such as a SigLIP.",
         )
@@ -56,8 +56,8 @@ def scoring_for(clip: Clip, requested: Scoring | None, *, field: str = "scoring"
 
 
 def outcomes(labels: Sequence[str], scoring: Scoring) -> tuple[str, ...]:
-    """What a decision between labels may say: under `sigmoid` also `NONE`, as the last, so that a single label
-    is enough for a decision.
+    """What a decision between labels may say: under `sigmoid` also `NONE`, as the last, so that a single
+    label is enough for a decision.
 
     Raises InvalidInput then for no label, and for one that reads like `NONE`.
     """

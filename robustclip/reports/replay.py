@@ -90,9 +90,10 @@ def replay(
     """Judge stored pictures of `size` by a deployed chain, in passes of at most `rows`.
 
     `encode` is the chain up to the features and `judge` what follows for a list of labels, so that the image
-    tower runs once, whatever the labels. Each picture is judged under `scoring`, or that of its own report. `draws` of a randomized defense decide by their majority, with the
-    Wilson interval; fooled means that its lower end is above one half. A picture's draws depend on `seed`
-    alone, not on the other pictures. Raises as `check_size`.
+    tower runs once, whatever the labels. Each picture is judged under `scoring`, or that of its own report.
+    `draws` of a randomized defense decide by their majority, with the Wilson interval; fooled means that its
+    lower end is above one half. A picture's draws depend on `seed` alone, not on the other pictures. Raises
+    as `check_size`.
     """
     check_size(witnesses, size)
     if not witnesses:
@@ -142,8 +143,8 @@ def _pass(encode: Embed, witnesses: Sequence[Witness], seed: Seeds) -> Features:
 
 
 def _rejudged(witness: Witness, logits: Logits, scoring: Scoring) -> Rejudged:
-    """From the [draws, C] logits of one picture. Raises InvalidInput for a question about an outcome that does
-    not exist under this scoring.
+    """From the [draws, C] logits of one picture. Raises InvalidInput for a question about an outcome that
+    does not exist under this scoring.
     """
     question, record = witness.report.input, witness.record
     labels = outcomes(witness.report.victim.labels, scoring)

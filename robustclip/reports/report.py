@@ -74,8 +74,8 @@ class Decision(_Part):
 
     label: str
     probability: float = Field(
-        description="softmax over the labels, or sigmoid of the label's own logit, `none of these` having what "
-        "the highest label lacks; of a smoothed decision the share of the votes"
+        description="softmax over the labels; or sigmoid of the label's own logit, and of `none of these` 1 "
+        "minus the highest of a label; of a smoothed decision the share of the votes"
     )
     margin: float = Field(
         description="logit (share) of the runner-up minus the winner's if correct: below 0 the true label "

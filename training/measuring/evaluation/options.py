@@ -140,8 +140,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("softmax", "sigmoid"),
         default="softmax",
         help="sigmoid, for a CLIP that was trained with one: each label has a probability of its own, and "
-        "where none reaches a half the answer is none of them, which is wrong (default: softmax, which of the "
-        "labels, as the literature asks)",
+        "where none reaches a half the answer is none of them, which is wrong (default: softmax, which of "
+        "the labels, as the literature asks)",
     )
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
