@@ -113,11 +113,11 @@ class ProbeRequest(_Request):
     scoring: RequestedScoring = None
     true_label: Label | None = Field(
         default=None,
-        description="what the picture shows, under `sigmoid` also `none of these`; absent: the clean decision",
+        description="what the picture shows, also `none of these` (sigmoid); absent: the clean decision",
     )
     target_label: Label | None = Field(
         default=None,
-        description="the label to reach; absent: any other; under `sigmoid` also `none of these`",
+        description="the label to reach, also `none of these` (sigmoid); absent: any other",
     )
     prompt_sets: tuple[SetName, ...] | None = Field(
         default=None, min_length=1, description="absent: the service's default set"
