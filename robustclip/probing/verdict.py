@@ -51,6 +51,10 @@ def reach_verdict(
         wanted = ", which is the target" if targeted else f" instead of {question.true_label!r}"
         sentence = f"The clean picture is already taken for {question.clean.label!r}{wanted}."
         return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
+    if hits := [record for record in records if record.linf == 0 and (record.success or record.success_8bit)]:
+        # The mean over a defense's draws decided otherwise than most of them do: no change did that.
+        sentence = f"Most draws of the defense already take the clean picture for {hits[0].label!r}."
+        return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
     if hits := [record for record in records if record.success_8bit]:
         return Verdict(value="broken", bits="8", reason="witness", sentence=_testimony(question, hits, "PNG"))
     if hits := [record for record in records if record.success]:
