@@ -191,20 +191,30 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
         complaint = invalid_input(error, values | {"sigma": sigma})
         complaint.field = f"--{complaint.field}"
         raise complaint from error
-    lists = [labels_of(arguments), *(_also(text) for text in arguments.also)]
+    lists = [labels_of(arguments)]
+    with _in_also():
+        lists += [split_labels(text) for text in arguments.also]
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
-    classifiers = tuple(
-        zero_shot(deployed.clip, deployed.prompt_set, labels, encoder=encoder, scoring=deployed.scoring)
-        for labels in lists
-    )
+
+    def over(labels: tuple[str, ...]) -> "ZeroShotClassifier":
+        return zero_shot(
+            deployed.clip, deployed.prompt_set, labels, encoder=encoder, scoring=deployed.scoring
+        )
+
+    first, *others = lists
+    with _in_also():
+        further = [over(labels) for labels in others]
+    classifiers = (over(first), *further)
     denoiser = chain if rule is None else chain[1:]
     return _Smoothed(deployed.clip, lists, classifiers, denoiser, options), str(deployed.prompt_set.ref)
 
 
-def _also(text: str) -> tuple[str, ...]:
+@contextmanager
+def _in_also() -> Generator[None]:
+    """Complaints about further lists of labels name their option."""
     try:
-        return split_labels(text)
+        yield
     except RobustClipError as error:
         error.field = "--also"
         raise
