@@ -1,4 +1,4 @@
-"""Pictures whose clean decision is what the attack wants, and targets on a decision that is wrong otherwise."""
+"""Clean decisions that already are what the attack wants, and targets where the clean decision is wrong."""
 
 import pytest
 from probing import LABELS, options, picture, served_label, victim
