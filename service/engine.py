@@ -23,8 +23,9 @@ from robustclip.certificates.vote import smoothing_of, vote_seeds
 from robustclip.defenses import AnyDefense, parse_defenses
 from robustclip.errors import DeadlineExceeded, InvalidInput
 from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info
-from robustclip.models.classifier import LabelCache
+from robustclip.models.classifier import LabelCache, check_labels
 from robustclip.models.clip import Clip
+from robustclip.models.scoring import Scoring, outcomes, scoring_for
 from robustclip.preprocessing import to_pixels
 from robustclip.purifiers import is_file
 from robustclip.seeds import draw_seeds
@@ -55,6 +56,7 @@ class Classified:
 
     loaded: LoadedSet
     chain: tuple[AnyDefense, ...]
+    scoring: Scoring
     seed: int | None
     results: Sequence[tuple[Ranked, ImageInfo] | Problem]
 
@@ -195,6 +197,8 @@ class Engine:
         deadline: float,
         timing: Timing,
     ) -> Classified:
+        scoring = scoring_for(self.clip, request.scoring)
+        check_labels(outcomes(request.labels, scoring))
         loaded = await self.find(request.prompt_set)
         randomized = any(part.randomized for part in chain)
         seed = request.seed if request.seed is not None or not randomized else secrets.randbelow(MAX_SEED)
@@ -209,7 +213,7 @@ class Engine:
         good = [item for item in encoded if not isinstance(item, Problem)]
         ranked: list[Ranked] = []
         if good:
-            classifier = self._passes.classifier(request.labels, weights, lane)
+            classifier = self._passes.classifier(request.labels, weights, lane, scoring)
             features = torch.stack([features for features, _ in good])
             with timing.stage("score"):
                 ranked = await _on(
@@ -222,7 +226,7 @@ class Engine:
         results: list[tuple[Ranked, ImageInfo] | Problem] = [
             item if isinstance(item, Problem) else (next(answers), item[1]) for item in encoded
         ]
-        return Classified(loaded, chain, seed, results)
+        return Classified(loaded, chain, scoring, seed, results)
 
     async def _encoded(
         self, lane: Lane, picture: tuple[str, bytes], seed: int, deadline: float, timing: Timing

@@ -50,12 +50,8 @@ def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
                 f"#/labels/{index}", f"{label!r} repeats label {seen[label]}.", help="Give each label once."
             )
         seen[label] = index
-    if len(cleaned) < 2:
-        raise invalid(
-            "#/labels",
-            f"expected at least 2 labels, found {len(cleaned)}.",
-            help="Name the alternatives to choose from.",
-        )
+    if not cleaned:  # how many more make a decision depends on its scoring
+        raise invalid("#/labels", "expected labels, found none.", help="Name what to choose from.")
     return cleaned
 
 
@@ -111,8 +107,8 @@ Labels = Annotated[
     tuple[Annotated[str, Field(json_schema_extra={"minLength": 1})], ...],
     AfterValidator(_labels),
     Field(
-        description="what to choose from: 2 or more different texts",
-        json_schema_extra={"minItems": 2, "uniqueItems": True, "examples": [["cat", "dog"]]},
+        description="what to choose from: 2 or more different texts; under `sigmoid` 1 is enough",
+        json_schema_extra={"minItems": 1, "uniqueItems": True, "examples": [["cat", "dog"]]},
     ),
 ]
 DefenseChain = Annotated[

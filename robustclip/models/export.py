@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from robustclip.errors import EncoderRefused, FeatureNotInstalled
 from robustclip.files import replacing
 from robustclip.models.clip import Clip
+from robustclip.models.scoring import logit_bias
 from robustclip.models.towers import encode_image
 
 # Increase it whenever the exported forward or its inputs change, so that older files are refused.
@@ -84,11 +85,25 @@ def export_image_encoder(clip: Clip, path: Path, *, visual_prompts: bool) -> Non
 
 
 def graph_metadata(clip: Clip, visual: bool) -> dict[str, str]:
-    """What a graph file says about itself: version of the graph, kind, fingerprint of its CLIP."""
+    """What a graph file says about itself: version of the graph, kind, fingerprint of its CLIP.
+
+    For a CLIP that was trained with a sigmoid also the two numbers that turn a cosine into a probability,
+    sigmoid(scale * cosine + bias), for readers of the file that do not have the CLIP.
+    """
+    bias = logit_bias(clip)
+    sigmoid = (
+        {}
+        if bias is None
+        else {
+            "robustclip.logit_scale": f"{float(clip.logit_scale):.9g}",
+            "robustclip.logit_bias": f"{bias:.9g}",
+        }
+    )
     return {
         "robustclip.graph": _GRAPH,
         "robustclip.visual": str(visual).lower(),
         "robustclip.fingerprint": clip.fingerprint,
+        **sigmoid,
     }
 
 

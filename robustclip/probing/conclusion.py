@@ -31,25 +31,19 @@ from robustclip.types import Pixels
 
 def named_labels(options: ProbeOptions, labels: Sequence[str]) -> tuple[int | None, int | None]:
     """The indices of the true label and of the target label, where they are named. Raises InvalidInput for
-    one that is not among `labels`.
+    one that is not among `labels`, and where both are the same.
     """
     truth, goal = options.true_label, options.target_label
+    if goal is not None and goal == truth:
+        raise InvalidInput(
+            f"{goal!r} is the true label: nothing is to change.",
+            field="target_label",
+            help="Choose another label.",
+        )
     return (
         None if truth is None else _index(truth, labels, "true_label"),
         None if goal is None else _index(goal, labels, "target_label"),
     )
-
-
-def aim_of(options: ProbeOptions, truth: int, goal: int | None) -> Aim:
-    """What is to happen to the decision. Raises InvalidInput for a goal that is the label to leave."""
-    aim = Aim(truth, goal)
-    if aim.goal == aim.truth:
-        raise InvalidInput(
-            f"{options.target_label!r} is already the label to leave.",
-            field="target_label",
-            help="Choose another label.",
-        )
-    return aim
 
 
 def question_of(
@@ -59,7 +53,7 @@ def question_of(
     return InputPart(
         sha256=levels_digest(pixels),
         resolution=(pixels.shape[-2], pixels.shape[-1]),
-        true_label=victim.labels[aim.truth],
+        true_label=victim.outcomes[aim.truth],
         target_label=options.target_label,
         goal="reach_target"
         if aim.goal is not None
@@ -132,6 +126,7 @@ def describe_victim(victim: DeployedClassifier) -> VictimPart:
         [part.model_dump_json() for part in parts],
         victim.serving.backend,
         *network_digests(victim.defense),
+        *(() if victim.scoring == "softmax" else (victim.scoring,)),
     )
     return VictimPart(
         digest=hashlib.sha256(repr(decisive).encode()).hexdigest(),
@@ -141,6 +136,7 @@ def describe_victim(victim: DeployedClassifier) -> VictimPart:
         prompt_set=victim.prompt_set,
         templates=victim.prompts.templates,
         labels=victim.labels,
+        scoring=victim.scoring,
         defense=parts,
         randomized=any(part.randomized for part in parts),
         encoder=victim.serving.backend,

@@ -13,21 +13,23 @@ if TYPE_CHECKING:  # these import torch, and --help must not wait for it
     from robustclip.defenses import AnyDefense
     from robustclip.deployed import DeployedClassifier
     from robustclip.models.clip import Clip
+    from robustclip.models.scoring import Scoring
     from robustclip.types import Pixels
 
 
 class Deployed(NamedTuple):
-    """How pictures are decided, whatever the labels."""
+    """How pictures are decided, whatever the labels. `scoring`: as was requested, None for the usual one."""
 
     clip: "Clip"
     prompt_set: "PromptSet"
     defense: "tuple[AnyDefense, ...]"
+    scoring: "Scoring | None" = None
 
     def over(self, labels: tuple[str, ...]) -> "DeployedClassifier":
         """The decision between these labels. Raises InvalidInput as `robustclip.deployed.deploy`."""
         from robustclip.deployed import deploy
 
-        return deploy(self.clip, self.prompt_set, labels, defense=self.defense)
+        return deploy(self.clip, self.prompt_set, labels, defense=self.defense, scoring=self.scoring)
 
 
 def parser_of(name: str, summary: str | None, examples: str) -> argparse.ArgumentParser:
@@ -48,11 +50,18 @@ def ask_for_pictures(parser: argparse.ArgumentParser, *, count: str | None) -> N
         metavar="PICTURE",
         help="a JPEG, PNG or WebP file; - is standard input",
     )
-    parser.add_argument("--labels", required=True, metavar="A,B,C", help="what to choose from, two or more")
+    parser.add_argument(
+        "--labels",
+        required=True,
+        metavar="A,B,C",
+        help="what to choose from, two or more; under --scoring sigmoid one is enough",
+    )
 
 
-def ask_for_decision(parser: argparse.ArgumentParser) -> None:
-    """The options that name a decision."""
+def ask_for_decision(
+    parser: argparse.ArgumentParser, *, scoring: str = "what the backbone was trained with"
+) -> None:
+    """The options that name a decision; `scoring`: what its default is, in words."""
     parser.add_argument(
         "--prompt-set", default="handcrafted", metavar="NAME[@VERSION]", help="default: handcrafted"
     )
@@ -61,6 +70,12 @@ def ask_for_decision(parser: argparse.ArgumentParser) -> None:
         default="none",
         metavar="CHAIN",
         help="such as jpeg:75,bit_depth:4,resize_pad (default: none)",
+    )
+    parser.add_argument(
+        "--scoring",
+        choices=("softmax", "sigmoid"),
+        help="softmax: which of the labels; sigmoid: a probability for each, and the answer may be none of "
+        f"them (default: {scoring})",
     )
     parser.add_argument(
         "--backbone",
@@ -88,11 +103,11 @@ def labels_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def split_labels(text: str) -> tuple[str, ...]:
-    """Labels between commas. Raises InvalidInput for fewer than two, or two that are equal."""
+    """Labels between commas. Raises InvalidInput for two that are equal."""
     from robustclip.models.classifier import check_labels
 
     labels = tuple(label.strip() for label in text.split(","))
-    check_labels(labels)
+    check_labels(labels, least=1)  # whether one is enough depends on the scoring
     return labels
 
 
@@ -101,11 +116,13 @@ def load_deployed(arguments: argparse.Namespace) -> Deployed:
     from prompts_store.store import SHIPPED, PromptStore
     from robustclip.defenses import parse_defenses
     from robustclip.models.clip import load_clip
+    from robustclip.models.scoring import scoring_for
 
     defense = parse_defenses(arguments.defense, field="--defense")
     clip = load_clip(arguments.backbone, arguments.pretrained)
+    scoring_for(clip, arguments.scoring, field="--scoring")
     store = PromptStore(arguments.store or SHIPPED, read_only=True)
-    return Deployed(clip, store.load(arguments.prompt_set, clip), defense)
+    return Deployed(clip, store.load(arguments.prompt_set, clip), defense, arguments.scoring)
 
 
 def read_pixels(path: Path, clip: "Clip") -> "Pixels":

@@ -99,7 +99,8 @@ def _print_report(report: "ProbeReport") -> None:
     clean = report.input.clean
     print(f"{report.verdict.value}: {report.verdict.sentence}")
     print(
-        f"clean: {clean.label} {clean.probability:.1%}, prompt set {report.victim.prompt_set}, "
+        f"clean: {clean.label} {clean.probability:.1%}{' (sigmoid)' * (report.victim.scoring == 'sigmoid')}, "
+        f"prompt set {report.victim.prompt_set}, "
         f"{report.charged} charged passes, seed {report.seed}"
     )
     table = Table(

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from robustclip.attacks import ATTACKS
 from robustclip.backbones import terms_of
 from robustclip.defenses import DEFENSES
+from robustclip.models.scoring import trained_with
 from service.answers import (
     SERVICE,
     capability_facts,
@@ -71,6 +72,7 @@ async def info(service: Serving) -> Response:
             "preprocessing": preprocessing_facts(engine.clip),
             "capabilities": capability_facts(engine.clip),
             "generation": engine.sets.snapshot.generation,
+            "default_scoring": trained_with(engine.clip),
             "default_prompt_set": settings.store.default_set,
             "default_defense": defense_facts(engine.default_chain),
             "limits": settings.limits.model_dump(),

@@ -165,7 +165,8 @@ def aware_bank(
     processes: Processes = ALONE,
 ) -> Rows:
     """[n, K + 1, E] the first filling of a bank that knows its prompts."""
-    seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
+    seeds = draw_seeds(seed, len(data))
+    classifier = zero_shot(clip, prompts, data.labels, scoring="softmax")
 
     def make(chosen: Tensor) -> Rows:
         pixels, targets = (

@@ -18,6 +18,7 @@ from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, Scor
 from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.models.scoring import Scoring
 from robustclip.scores.kinds import label_score
 from robustclip.scores.losses import LossName
 from robustclip.scores.wrappers import averaged, guarded, reduced
@@ -37,7 +38,9 @@ class Pictures:
     """Pictures to measure on, the same for all prompt sets, defenses and levels, with the seed of everything
     random about them.
 
-    `templates` are the written words that stand in for a learned text at levels that don't know it.
+    `templates` are the written words that stand in for a learned text at levels that don't know it. `scoring`
+    is how victims decide: `softmax` says which of the labels, as is asked in the literature of pictures that
+    show one of them; `sigmoid` may say that none fits, which is wrong here.
     """
 
     data: LabelledImages
@@ -46,6 +49,7 @@ class Pictures:
     cache: Path
     batch: int = 64
     templates: tuple[str, ...] = (HANDCRAFTED_TEMPLATE,)
+    scoring: Scoring = "softmax"
 
     @property
     def seeds(self) -> Seeds:
@@ -106,7 +110,8 @@ def victim_of(
     """The victim that a prompt set and a chain of defenses make. Raises as `zero_shot` and `bind_chain`."""
     encoder = encoder or TorchImageEncoder(clip)
     classifier = Defended(
-        zero_shot(clip, prompts, pictures.data.labels, encoder=encoder), bind_chain(chain, encoder)
+        zero_shot(clip, prompts, pictures.data.labels, encoder=encoder, scoring=pictures.scoring),
+        bind_chain(chain, encoder),
     )
     return Victim(
         clip=clip, prompts=prompts, classifier=classifier, pictures=pictures, rule=smoothing_of(chain)

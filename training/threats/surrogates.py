@@ -54,7 +54,7 @@ def open_surrogate(
 
         return Surrogate(name, EFFICIENTNET, logits, _Resized(imagenet_names(), logits), own_answer=True)
     clip = _clip(name, str(device))
-    judge = zero_shot(clip, Prompts(templates=templates), data.labels)
+    judge = zero_shot(clip, Prompts(templates=templates), data.labels, scoring="softmax")
 
     def encode(pixels: Pixels) -> Tensor:
         return encode_image(clip, _sized(pixels, clip.image_size))

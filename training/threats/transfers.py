@@ -35,7 +35,8 @@ def pixels_against(
     """[n, 3, S, S] pictures whose cross-entropy under `prompts` was raised; made once for all who judge
     them.
     """
-    seeds, classifier = pictures.seeds, zero_shot(clip, prompts, pictures.data.labels)
+    seeds = pictures.seeds
+    classifier = zero_shot(clip, prompts, pictures.data.labels, scoring=pictures.scoring)
 
     def make(chosen: Tensor) -> Rows:
         pixels, targets = pictures.on(clip, chosen)
@@ -48,5 +49,6 @@ def pixels_against(
         **cache_key("against", clip, pictures.data, attack, pictures.seed),
         "prompts": prompts.digest(),
         "score": "cross_entropy",
+        **({} if pictures.scoring == "softmax" else {"scoring": pictures.scoring}),
     }
     return cached_rows(pictures.cache, key, pictures.indices, make, chunk=CHUNK, progress=progress, what=what)

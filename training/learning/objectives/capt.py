@@ -107,7 +107,7 @@ class CAPT(BothTowers):
             else clip
         )
         templates = ENSEMBLE if self.frozen_text == "ensemble" else (self.frozen_template,)
-        classifier = zero_shot(frozen, Prompts(templates=templates), data.labels)
+        classifier = zero_shot(frozen, Prompts(templates=templates), data.labels, scoring="softmax")
         parts: list[Logits] = []
         for rows in torch.arange(len(indices)).split(64 * processes.count):
             own = processes.own(rows)

@@ -95,7 +95,9 @@ def open_smoothed(question: CertifiedQuestion) -> list[SmoothedSubject]:
     names = [of_seed(asked, question.data, question.rules[0].seed) for asked in question.prompt_sets]
     found = [load_prompts(name, clip, data.labels, question.store) for name in names]
     encoder = TorchImageEncoder(clip)
-    asked = tuple(zero_shot(clip, each.prompts, data.labels, encoder=encoder) for each in found)
+    asked = tuple(
+        zero_shot(clip, each.prompts, data.labels, encoder=encoder, scoring="softmax") for each in found
+    )
     subjects: list[SmoothedSubject] = []
     for options, (each, classifier) in itertools.product(question.rules, zip(found, asked, strict=True)):
         own = options.model_copy(update={"alpha": options.alpha / len(asked)})

@@ -135,6 +135,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         field = Effort.model_fields[name]
         one(f"--{name}", field.default, field.description or "")
     several("--surrogate", "none", Effort.model_fields["surrogates"].description or "")
+    parser.add_argument(
+        "--scoring",
+        choices=("softmax", "sigmoid"),
+        default="softmax",
+        help="sigmoid, for a CLIP that was trained with one: each label has a probability of its own, and "
+        "where none reaches a half the answer is none of them, which is wrong (default: softmax, which of "
+        "the labels, as the literature asks)",
+    )
     one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
     one("--batch", 64, "pictures a batch")
     one("--store", default_store(), "where prompt sets are looked up, before those that are shipped")
@@ -187,6 +195,7 @@ def read_question(arguments: argparse.Namespace) -> Question:
                 "draws",
                 "queries",
                 "search",
+                "scoring",
                 "limit",
                 "batch",
                 "store",

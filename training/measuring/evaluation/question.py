@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 
+from robustclip.models.scoring import Scoring
 from training.data.sources import Source
 from training.measuring.schema.rows import Condition
 from training.threats import Threat
@@ -33,6 +34,7 @@ class Question(Effort):
     threats: tuple[Threat, ...] = Field(min_length=1)
     defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    scoring: Scoring = "softmax"
     limit: int = Field(0, ge=0)
     batch: int = Field(64, ge=1, le=4096)
     store: Path

@@ -113,6 +113,7 @@ def cell_of(
         "defense": subject.defense,
         **({"networks": networks} if (networks := network_digests(parse_defenses(subject.defense))) else {}),
         **({} if subject.rule is None else {"judged_by": "votes"}),
+        **_scoring(subject),
         "threat": threat,
         **within.key,
         "seed": pictures.seed,
@@ -183,6 +184,7 @@ def _result(
         "split": source.split,
         **({} if source.classes is None else {"classes": source.classes.name, "among": source.among}),
         "defense": subject.defense,
+        **_scoring(subject),
         "threat": threat,
         "eps": within.text,
         "n": len(measured.correct),
@@ -216,6 +218,12 @@ def _seen(subject: Subject) -> dict[str, int | str]:
     return seen if subject.found.selection is None else {**seen, "selection": subject.found.selection}
 
 
+def _scoring(subject: Subject) -> dict[str, str]:
+    """Named where it is not the usual one."""
+    scoring = subject.pictures.scoring
+    return {} if scoring == "softmax" else {"scoring": scoring}
+
+
 def _command(question: Question, subject: Subject, threat: str, within: ThreatSet[Any]) -> str:
     """What measures this one row again: every choice spelled out, the prompt set by its version."""
     source, level = subject.source, threat_level(threat)
@@ -230,6 +238,7 @@ def _command(question: Question, subject: Subject, threat: str, within: ThreatSe
         *(word for template in source.templates if written for word in ("--template", template)),
         *level.words(question, randomized=subject.randomized),
         *(() if subject.defense == NO_DEFENSE else ("--defense", subject.defense)),
+        *(word for scoring in _scoring(subject).values() for word in ("--scoring", scoring)),
         *("--limit", str(question.limit), "--seed", str(subject.pictures.seed)),
         *("--batch", str(question.batch), "--store", str(question.store)),
         *("--device", question.device, "--json"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from robustclip.defenses import parse_defenses
 from robustclip.models.classifier import TorchImageEncoder
 from robustclip.models.clip import load_clip
+from robustclip.models.scoring import scoring_for
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
 from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
@@ -53,13 +54,20 @@ def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = Non
         question.backbones, zip(question.data, opened, strict=True)
     ):
         clip = load_clip(backbone, question.pretrained, device=question.device)
+        scoring_for(clip, question.scoring, field="--scoring")
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
         encoder = TorchImageEncoder(clip)
         for asked, (defense, chain), seed in itertools.product(question.prompt_sets, chains, question.seeds):
             name = of_seed(asked, source, seed)
             found = (known or {}).get(name) or load_prompts(name, clip, data.labels, question.store)
             pictures = Pictures(
-                data, indices, seed, question.runs / "cache", question.batch, source.templates
+                data,
+                indices,
+                seed,
+                question.runs / "cache",
+                question.batch,
+                source.templates,
+                question.scoring,
             )
             victim = victim_of(clip, found.prompts, pictures, chain, encoder=encoder)
             subjects.append(
