@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from robustclip.errors import ImageFormatRefused, ImageRefused
 
-HEAD = 4096  # bytes that are looked at
+_HEAD = 4096  # bytes that are looked at
 
 
 class _Refused(NamedTuple):
@@ -58,19 +58,28 @@ def kind_of(data: bytes) -> str:
             field="image",
             help="Send the content of a JPEG, PNG or WebP file.",
         )
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    other = _other(data[:HEAD])
+    if (kind := _taken(data)) is not None:
+        return kind
+    other = _other(data[:_HEAD]) or _Refused(f"bytes that begin {data[:8]!r}", "Convert it first.")
     raise ImageFormatRefused(
         f"expected JPEG, PNG or WebP, found {other.name}.", field="image", help=other.help
     )
 
 
-def _other(head: bytes) -> _Refused:
+def is_known(data: bytes) -> bool:
+    """Whether these are the bytes of a picture or of another kind of file that has a name here."""
+    return (_taken(data) or _other(data[:_HEAD])) is not None
+
+
+def _taken(data: bytes) -> str | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def _other(head: bytes) -> _Refused | None:
     if head[4:8] == b"ftyp":
         size = min(max(int.from_bytes(head[:4]), 16), len(head))
         brands = {head[8:12], *(head[at : at + 4] for at in range(16, size, 4))}
@@ -83,4 +92,4 @@ def _other(head: bytes) -> _Refused:
         return _SVG
     if text.startswith((b"<!doctype html", b"<html")):
         return _PAGE
-    return _Refused(f"bytes that begin {head[:8]!r}", "Convert it first.")
+    return None
