@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import orjson
 from pydantic import BaseModel
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -152,40 +152,47 @@ class _InMemoryParser(MultiPartParser):
         self.spool_max_size = limits.body_bytes + 1
         texts = limits.labels * limits.label_characters * 4
         super().__init__(
-            headers, stream, max_files=limits.images + 1, max_fields=limits.labels + 16, max_part_size=texts
+            headers,
+            self._up_to_its_end(stream),
+            max_files=limits.images + 1,
+            max_fields=limits.labels + 16,
+            max_part_size=texts,
         )
 
     def on_end(self) -> None:
         self.ended = True
 
-    async def parse(self) -> FormData:
-        form = await super().parse()
+    async def _up_to_its_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
         if not self.ended:
-            await form.close()
             raise MultiPartException("The closing delimiter is missing: the body was cut.")
-        return form
 
 
 async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
     try:
         async with _patience(limits) as patience:
             form = await _InMemoryParser(request.headers, _chunks(request, limits, patience), limits).parse()
-        images: list[bytes | str] = []
-        texts: list[tuple[str, str]] = []
-        fields: dict[str, Any] = {}
-        if len(form.getlist("request")) > 1:
-            raise invalid("#/request", "found several times, expected once.")
-        for name, value in form.multi_items():
-            if name in ("image", "images"):
-                images.append(await value.read() if isinstance(value, UploadFile) else value)
-            elif name == "request":
-                fields = load_json(await value.read() if isinstance(value, UploadFile) else value.encode())
-            elif isinstance(value, UploadFile):
-                raise invalid(f"#/{name}", "expected text, found a file.")
-            else:
-                texts.append((name, value))
-        several = len(images) > 1 or "images" in form
-        await form.close()
+        try:
+            images: list[bytes | str] = []
+            texts: list[tuple[str, str]] = []
+            fields: dict[str, Any] = {}
+            if len(form.getlist("request")) > 1:
+                raise invalid("#/request", "found several times, expected once.")
+            for name, value in form.multi_items():
+                if name in ("image", "images"):
+                    images.append(await value.read() if isinstance(value, UploadFile) else value)
+                elif name == "request":
+                    fields = load_json(
+                        await value.read() if isinstance(value, UploadFile) else value.encode()
+                    )
+                elif isinstance(value, UploadFile):
+                    raise invalid(f"#/{name}", "expected text, found a file.")
+                else:
+                    texts.append((name, value))
+            several = len(images) > 1 or "images" in form
+        finally:
+            await form.close()
     except MultiPartException as error:
         too_many = "Too many" in error.message
         raise Problem(
