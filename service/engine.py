@@ -48,6 +48,7 @@ from service.timing import Timing
 from service.vetting import Vetting
 
 T = TypeVar("T")
+_IN_WORDS = {"decode_wait": "the wait for a decoder", "queue": "the queue", "text": "the labels' features"}
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ class Engine:
                 async with asyncio.timeout(request.deadline_ms / 1000):
                     return await self._classify(request, pictures, chain, deadline, timing)
         except TimeoutError as error:
-            waited = max(timing.stages, key=lambda stage: timing.stages[stage], default="the queue")
+            stage = max(timing.stages, key=lambda stage: timing.stages[stage], default="queue")
             raise DeadlineExceeded(
-                f"{request.deadline_ms} ms were over; most of it went to {waited}."
+                f"{request.deadline_ms} ms were over; most of it went to {_IN_WORDS.get(stage, stage)}."
             ) from error
 
     async def find(self, text: str | None) -> LoadedSet:
@@ -208,7 +209,7 @@ class Engine:
             self._encoded(lane, picture, row, deadline, timing)
             for picture, row in zip(pictures, rows, strict=True)
         )
-        texts = _on(self._text_pool, self.text.of, loaded, request.labels)
+        texts = timing.given_up("text", _on(self._text_pool, self.text.of, loaded, request.labels))
         weights, encoded = await asyncio.gather(texts, asyncio.gather(*images))
         good = [item for item in encoded if not isinstance(item, Problem)]
         ranked: list[Ranked] = []
@@ -237,22 +238,38 @@ class Engine:
         """
         pointer, data = picture
         try:
-            with timing.stage("decode"):
-                pixels, info = await _on(self._pool, self.pixels, data)
+            pixels, info = await self._decoded(data, timing)
         except Exception as error:
             problem = as_problem(error)
             if problem.status >= 500:
                 raise
             return problem.at(pointer)
         votes = vote_seeds(seed, lane.rule).tolist()
-        rows = await asyncio.gather(
-            *(self._batcher.encode(lane, pixels, vote, deadline=deadline) for vote in votes)
-        )
+        passes = (self._batcher.encode(lane, pixels, vote, deadline=deadline) for vote in votes)
+        rows = await timing.given_up("queue", asyncio.gather(*passes))
         for encoded in rows:
             timing.slowest("queue", encoded.queue_seconds)
             timing.slowest("defense", encoded.defense_seconds)
             timing.slowest("infer", encoded.infer_seconds)
         return torch.stack([encoded.features for encoded in rows]), info
+
+    async def _decoded(self, data: bytes, timing: Timing) -> tuple[Pixels, ImageInfo]:
+        """`pixels` in the pool. If a deadline cuts it off, the wait for a thread counts as a stage."""
+        asked, began = time.perf_counter(), list[float]()
+
+        def decode() -> tuple[Pixels, ImageInfo]:
+            began.append(time.perf_counter())
+            return self.pixels(data)
+
+        try:
+            with timing.stage("decode"):
+                return await _on(self._pool, decode)
+        except asyncio.CancelledError:
+            now = time.perf_counter()
+            start = began[0] if began else now
+            timing.slowest("decode_wait", start - asked)
+            timing.slowest("decode", now - start)
+            raise
 
     def pixels(self, data: bytes) -> tuple[Pixels, ImageInfo]:
         """[3, S, S] pixels of encoded bytes, and what they were."""
