@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from robustclip.models.labels import split_labels
 from service.config import LimitSettings
 from service.problems import Problem, invalid
 from service.schemas import parse
@@ -25,7 +26,7 @@ IMAGES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 ACCEPTED = (JSON, FORM, *IMAGES)
 _SMALL_BODY = 256 * 1024  # parsed on the event loop in well under a millisecond
 _SLOWEST_BYTES_A_SECOND = 10_000
-_WORDS = ("labels", "prompt_sets", "modes", "return")  # a comma list, a JSON list, or repeated
+_WORDS = ("labels", "prompt_sets", "modes", "return")  # what `split_labels` reads, or repeated
 _LISTS = ("defenses", "attacks")  # a JSON list, or repeated
 # Where the rest of a body is not read, its connection can't carry another request.
 _CLOSE = {"Connection": "close"}
@@ -187,13 +188,13 @@ def _from_texts(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def _field(name: str, texts: list[str]) -> object:
     if len(texts) == 1:
         text = texts[0]
-        if name in (*_WORDS, *_LISTS, "defense") and text.lstrip().startswith("["):
+        if name in _WORDS:
+            return split_labels(text, field=name)
+        if name in (*_LISTS, "defense") and text.lstrip().startswith("["):
             try:
                 return orjson.loads(text)
             except orjson.JSONDecodeError as error:
                 raise invalid(f"#/{name}", f"not valid JSON: {error}.") from error
-        if name in _WORDS:
-            return text.split(",")
         return texts if name in _LISTS else text
     if name in (*_WORDS, *_LISTS):
         return texts

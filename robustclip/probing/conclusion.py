@@ -9,6 +9,7 @@ from robustclip.defenses import network_digests
 from robustclip.deployed import DeployedClassifier
 from robustclip.digests import levels_digest
 from robustclip.errors import InvalidInput
+from robustclip.models.labels import meanings
 from robustclip.probing.examination import successes_of
 from robustclip.probing.options import ProbeOptions
 from robustclip.probing.served import Aim
@@ -60,7 +61,7 @@ def question_of(
         sha256=levels_digest(pixels),
         resolution=(pixels.shape[-2], pixels.shape[-1]),
         true_label=victim.labels[aim.truth],
-        target_label=options.target_label,
+        target_label=None if aim.goal is None else victim.labels[aim.goal],
         goal="reach_target"
         if aim.goal is not None
         else "change_decision"
@@ -156,10 +157,11 @@ def _gap(victim: DeployedClassifier, records: Sequence[AttackRecord]) -> Gap | N
 
 
 def _index(label: str, labels: Sequence[str], field: str) -> int:
-    if label not in labels:
+    (meant,) = meanings([label], labels)
+    if len(meant) != 1:
         raise InvalidInput(
             f"{label!r} is not among the labels.",
             field=field,
             help=f"Choose one of: {', '.join(labels[:10])}.",
         )
-    return labels.index(label)
+    return meant[0]

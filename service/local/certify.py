@@ -16,7 +16,6 @@ from service.local.deployed import (
     load_deployed,
     parser_of,
     read_pixels,
-    split_labels,
 )
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
@@ -188,7 +187,7 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
         complaint = invalid_input(error, values | {"sigma": sigma})
         complaint.field = f"--{complaint.field}"
         raise complaint from error
-    lists = [labels_of(arguments), *(_also(text) for text in arguments.also)]
+    lists = [labels_of(arguments.labels), *(_also(text) for text in arguments.also)]
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
     classifiers = tuple(
@@ -201,7 +200,7 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
 
 def _also(text: str) -> tuple[str, ...]:
     try:
-        return split_labels(text)
+        return labels_of(text)
     except RobustClipError as error:
         error.field = "--also"
         raise

@@ -48,7 +48,12 @@ def ask_for_pictures(parser: argparse.ArgumentParser, *, count: str | None) -> N
         metavar="PICTURE",
         help="a JPEG, PNG or WebP file; - is standard input",
     )
-    parser.add_argument("--labels", required=True, metavar="A,B,C", help="what to choose from, two or more")
+    parser.add_argument(
+        "--labels",
+        required=True,
+        metavar="A,B,C",
+        help='what to choose from, two or more: a,b or "a cat, sitting",b or a JSON list',
+    )
 
 
 def ask_for_decision(parser: argparse.ArgumentParser) -> None:
@@ -80,17 +85,11 @@ def ask_for_decision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def labels_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Raises as `split_labels`."""
-    return split_labels(arguments.labels)
+def labels_of(text: str) -> tuple[str, ...]:
+    """The labels of an option. Raises InvalidInput as `split_labels` and `check_labels`."""
+    from robustclip.models.labels import check_labels, split_labels
 
-
-def split_labels(text: str) -> tuple[str, ...]:
-    """Labels between commas. Raises InvalidInput for fewer than two, or two that are equal."""
-    from robustclip.models.classifier import check_labels
-
-    labels = tuple(label.strip() for label in text.split(","))
-    check_labels(labels)
+    check_labels(labels := split_labels(text))
     return labels
 
 
