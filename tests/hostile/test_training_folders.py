@@ -60,7 +60,6 @@ def too_few(train: Path) -> None:
 
 def no_pictures(train: Path) -> None:
     (train / "zebra").mkdir()
-    (train / "zebra" / ".gitkeep").touch()
 
 
 def in_test_alone(train: Path) -> None:
