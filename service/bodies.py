@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from robustclip.images.kinds import is_known
+from robustclip.models.labels import split_labels
 from service.config import LimitSettings
 from service.problems import Problem, invalid
 from service.schemas import parse
@@ -28,7 +29,7 @@ ACCEPTED = (JSON, FORM, *IMAGES)
 _UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 _SMALL_BODY = 256 * 1024  # parsed on the event loop in well under a millisecond
 _SLOWEST_BYTES_A_SECOND = 10_000
-_WORDS = ("labels", "prompt_sets", "modes", "return")  # a comma list, a JSON list, or repeated
+_WORDS = ("labels", "prompt_sets", "modes", "return")  # what `split_labels` reads, or repeated
 _LISTS = ("defenses", "attacks")  # a JSON list, or repeated
 # Where the rest of a body is not read, its connection can't carry another request.
 _CLOSE = {"Connection": "close"}
@@ -216,13 +217,13 @@ def _from_texts(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def _field(name: str, texts: list[str]) -> object:
     if len(texts) == 1:
         text = texts[0]
-        if name in (*_WORDS, *_LISTS, "defense") and text.lstrip().startswith("["):
+        if name in _WORDS:
+            return split_labels(text, field=name)
+        if name in (*_LISTS, "defense") and text.lstrip().startswith("["):
             try:
                 return orjson.loads(text)
             except orjson.JSONDecodeError as error:
                 raise invalid(f"#/{name}", f"not valid JSON: {error}.") from error
-        if name in _WORDS:
-            return text.split(",")
         return texts if name in _LISTS else text
     if name in (*_WORDS, *_LISTS):
         return texts

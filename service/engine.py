@@ -23,8 +23,9 @@ from robustclip.certificates.vote import smoothing_of, vote_seeds
 from robustclip.defenses import AnyDefense, parse_defenses
 from robustclip.errors import DeadlineExceeded, InvalidInput
 from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info
-from robustclip.models.classifier import LabelCache, check_labels
+from robustclip.models.classifier import LabelCache
 from robustclip.models.clip import Clip
+from robustclip.models.labels import check_labels
 from robustclip.models.scoring import Scoring, outcomes, scoring_for
 from robustclip.preprocessing import to_pixels
 from robustclip.purifiers import is_file

@@ -19,7 +19,7 @@ from robustclip.attacks.events import Meter
 from robustclip.defenses import AnyDefense
 from robustclip.deployed import DeployedClassifier, deploy
 from robustclip.errors import DeadlineExceeded, ProbeTooExpensive, RobustClipError
-from robustclip.models.classifier import check_labels
+from robustclip.models.labels import check_labels
 from robustclip.models.scoring import outcomes, scoring_for
 from robustclip.probing.attacker import sources_among
 from robustclip.probing.events import ProbeEvent, ProbeFinished

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
+from robustclip.models.labels import as_read, check_labels
 from robustclip.models.prompts import Prompts, PromptSource, prompts_for
 from robustclip.models.scoring import (
     Scoring,
@@ -102,7 +103,9 @@ def text_weights(
 def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int) -> Tensor:
     """[C, T] token ids of the labels in a template, with room for the vectors before them."""
     length = clip.context_length
-    tokens, lengths, special = clip.tokenize.read([template.replace("{}", label) for label in labels])
+    tokens, lengths, special = clip.tokenize.read(
+        [template.replace("{}", as_read(label)) for label in labels]
+    )
     if bool(special.any()):
         index = int(special.int().argmax())
         raise InvalidInput(
@@ -266,41 +269,6 @@ def zero_shot(
             weights = text_weights(clip, prompts, labels)
     encoder = encoder or TorchImageEncoder(clip)
     return classifier_of(clip, labels, weights, scoring, encoder=encoder, visual=prompts.visual)
-
-
-def check_labels(labels: tuple[str, ...], clip: Clip | None = None, *, least: int = 2) -> None:
-    """InvalidInput unless there are `least` or more distinct, non-empty labels, to a reader and to `clip`;
-    the field names the first offender.
-    """
-    if len(labels) < least:
-        raise InvalidInput(
-            f"expected at least {least} labels, found {len(labels)}.",
-            field="labels",
-            help="Name the alternatives to choose from.",
-        )
-    seen: dict[str, int] = {}
-    for index, label in enumerate(labels):
-        if not label.strip():
-            raise InvalidInput("a label is empty.", field=f"labels/{index}")
-        if label in seen:
-            raise InvalidInput(
-                f"{label!r} repeats label {seen[label]}.",
-                field=f"labels/{index}",
-                help="Give each label once.",
-            )
-        seen[label] = index
-    if clip is None:
-        return
-    read: dict[tuple[int, ...], int] = {}
-    for index, tokens in enumerate(clip.tokenize(list(labels)).tolist()):
-        first = read.setdefault(tuple(tokens), index)
-        if first != index:
-            reason = f"{labels[index]!r:.80} is the same to CLIP as label {first}, {labels[first]!r:.80}."
-            raise InvalidInput(
-                reason,
-                field=f"labels/{index}",
-                help="Give each label once: capitals and spaces around words make no difference.",
-            )
 
 
 @dataclass(frozen=True, eq=False)

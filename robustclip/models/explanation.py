@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput, UnsupportedClip
-from robustclip.models.classifier import check_labels, text_weights
+from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
+from robustclip.models.labels import check_labels
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.models.text import native_text
 

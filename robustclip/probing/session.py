@@ -8,7 +8,7 @@ from robustclip.attacks.pgd import PGD
 from robustclip.certificates.vote import smoothing_of
 from robustclip.deployed import DeployedClassifier
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.models.classifier import check_labels
+from robustclip.models.labels import check_labels
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.conclusion import named_labels, question_of, report_of
 from robustclip.probing.events import (

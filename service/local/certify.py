@@ -16,7 +16,6 @@ from service.local.deployed import (
     load_deployed,
     parser_of,
     read_pixels,
-    split_labels,
 )
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
@@ -191,9 +190,9 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
         complaint = invalid_input(error, values | {"sigma": sigma})
         complaint.field = f"--{complaint.field}"
         raise complaint from error
-    lists = [labels_of(arguments)]
+    lists = [labels_of(arguments.labels)]
     with _in_also():
-        lists += [split_labels(text) for text in arguments.also]
+        lists += [labels_of(text) for text in arguments.also]
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1:
         raise InvalidInput(f"expected 1 or more, found {arguments.top_k}.", field="--top-k")
-    labels, deployed = labels_of(arguments), load_deployed(arguments)
+    labels, deployed = labels_of(arguments.labels), load_deployed(arguments)
     classifier = deployed.over(labels)
     for path in arguments.pictures:
         answer = classifier(read_pixels(path, deployed.clip), seed=arguments.seed)

@@ -54,7 +54,8 @@ def ask_for_pictures(parser: argparse.ArgumentParser, *, count: str | None) -> N
         "--labels",
         required=True,
         metavar="A,B,C",
-        help="what to choose from, two or more; under --scoring sigmoid one is enough",
+        help='what to choose from: a,b or "a cat, sitting",b or a JSON list; two or more, under --scoring '
+        "sigmoid one",
     )
 
 
@@ -97,17 +98,11 @@ def ask_for_decision(
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def labels_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Raises as `split_labels`."""
-    return split_labels(arguments.labels)
+def labels_of(text: str) -> tuple[str, ...]:
+    """The labels of an option. Raises InvalidInput as `split_labels` and `check_labels`."""
+    from robustclip.models.labels import check_labels, split_labels
 
-
-def split_labels(text: str) -> tuple[str, ...]:
-    """Labels between commas. Raises InvalidInput for two that are equal."""
-    from robustclip.models.classifier import check_labels
-
-    labels = tuple(label.strip() for label in text.split(","))
-    check_labels(labels, least=1)  # whether one is enough depends on the scoring
+    check_labels(labels := split_labels(text), least=1)  # whether one is enough depends on the scoring
     return labels
 
 

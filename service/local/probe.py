@@ -67,7 +67,7 @@ def _probe(arguments: argparse.Namespace) -> "tuple[ProbeReport, Pixels]":
     from robustclip.probing.run import events
     from service.local.progress import followed, interruptible
 
-    options, labels, deployed = options_of(arguments), labels_of(arguments), load_deployed(arguments)
+    options, labels, deployed = options_of(arguments), labels_of(arguments.labels), load_deployed(arguments)
     pixels = read_pixels(arguments.pictures, deployed.clip)
     victim, *sources = [
         deployed._replace(prompt_set=each).over(labels)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from prompts_store.store import SHIPPED, PromptStore
 from robustclip.errors import InvalidInput, UnknownPromptSet
 from robustclip.models.clip import Clip
+from robustclip.models.labels import meanings
 from robustclip.models.prompts import Prompts
 from training.data.sources import Source
 from training.learning.tuning.selection import check_carried
@@ -48,7 +49,8 @@ def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) ->
             field="--prompt-set",
             help=f"Known: {', '.join(known)}.",
         )
-    if found.manifest.class_specific and found.manifest.labels != labels:
+    known = found.manifest.labels
+    if found.manifest.class_specific and meanings(labels, known) != [[row] for row in range(len(known))]:
         raise InvalidInput(
             f"{found.ref} has a context for each of its own labels, which are not those of the data.",
             field="--prompt-set",

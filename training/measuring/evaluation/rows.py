@@ -16,6 +16,7 @@ from robustclip.defenses import network_digests, parse_defenses
 from robustclip.digests import json_digest
 from robustclip.measuring import accuracy
 from robustclip.models.clip import Clip
+from robustclip.models.labels import meanings
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
 from robustclip.types import Progress
 from training import finished
@@ -211,9 +212,10 @@ def _seen(subject: Subject) -> dict[str, int | str]:
     settings were chosen.
     """
     learned_on, data = subject.found.learned_on, subject.pictures.data
-    measured = {data.labels[target] for target in data.targets.unique().tolist()}
+    measured = [data.labels[target] for target in data.targets.unique().tolist()]
+    known = sum(map(bool, meanings(measured, learned_on)))
     seen: dict[str, int | str] = (
-        {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
+        {"seen_labels": known, "measured_labels": len(measured)} if learned_on else {}
     )
     return seen if subject.found.selection is None else {**seen, "selection": subject.found.selection}
 
