@@ -17,9 +17,8 @@ from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Cost, Progress, Score
 from training.cache import Rows, cached_rows
-from training.threats.balls import BallLevel
 from training.threats.bank import CHUNK
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Pictures, Victim, judge_made, worst_of
 from training.threats.surrogates import (
     MOMENTUM,

@@ -13,8 +13,7 @@ from robustclip.models.prompts import Prompts
 from robustclip.threat import Linf
 from robustclip.types import Progress, price
 from training.cache import Rows
-from training.threats.balls import BallLevel
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Victim, batches, facts_of, judge_made
 from training.threats.transfers import carried_attack, pixels_against
 

@@ -8,8 +8,7 @@ from robustclip.attacks.pgd import PGD
 from robustclip.errors import InvalidInput
 from robustclip.threat import Linf
 from training.data.sampling import HELD_OUT
-from training.threats.balls import SearchLevel
-from training.threats.base import Effort
+from training.threats.base import Effort, SearchLevel
 from training.threats.judging import Victim
 
 

@@ -23,8 +23,7 @@ from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Attack, Attacked, Pixels, Score, Seeds, price
 from training.cache import Rows, cached_rows
-from training.threats.balls import BallLevel
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Victim, facts_of, judge_made, score_of, worst_of
 from training.threats.t2 import check_steps
 

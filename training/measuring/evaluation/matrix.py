@@ -14,7 +14,7 @@ from robustclip.measuring import accuracy
 from robustclip.types import Progress
 from training.measuring.evaluation.question import NO_DEFENSE, Question
 from training.measuring.evaluation.subjects import Subject
-from training.threats.balls import balls
+from training.threats.base import balls
 from training.threats.judging import facts_of, judge_made
 from training.threats.transfers import carried_attack, pixels_against
 
