@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from prompts_store.catalogue import Catalogue, age, checked_name, parsed, place_for
-from prompts_store.codec import MAX_BYTES, encode
+from prompts_store.codec import MAX_BYTES, decode, encode
 from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import PromptManifest, PromptSet, Ref, Result
 from prompts_store.results import joined
@@ -174,3 +174,14 @@ def _with_results(prompt_set: PromptSet, results: Sequence[Result]) -> PromptMan
             help="Leave it out.",
         )
     return prompt_set.manifest.model_copy(update={"results": joined(prompt_set.manifest.results, results)})
+
+
+def load_prompts(source: str | Path, clip: Clip) -> PromptSet:
+    """A shipped set by NAME or NAME@VERSION, or the set in a .safetensors file, checked for this CLIP.
+
+    Raises as `PromptStore.load`; OSError for a file that can't be read.
+    """
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        return decode(read_bounded(path, MAX_BYTES), clip=clip)
+    return PromptStore(SHIPPED, read_only=True).load(str(source), clip)

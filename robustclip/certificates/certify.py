@@ -39,7 +39,6 @@ class NoiseOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     sigma: Sigma = 0.25
     n0: Annotated[int, Field(ge=1, le=MAX_VOTES)] = 100
     n: Annotated[int, Field(ge=1, le=MAX_DRAWS)] = 1000
@@ -57,7 +56,6 @@ class Certificate(BaseModel):
     """What is certified about one smoothed decision at one picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     label: str = Field(description="the label that the first votes chose")
     abstained: bool = Field(description="the label's true share may be a half or less: nothing is certified")
     sigma: float

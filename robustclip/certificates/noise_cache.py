@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -27,15 +27,13 @@ from robustclip.models.clip import Clip
 from robustclip.purifiers import digest_of
 
 
-class NoiseKey(BaseModel):
+class NoiseKey(BaseModel, frozen=True, extra="forbid"):
     """Everything that noisy embeddings depend on: not text prompts and labels, but visual prompts and the
     weights of purifying networks.
 
     `denoise` and `networks` are digests: of the network that removes the noise in one step, and of those in
     the chain behind it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     picture: str

@@ -53,7 +53,6 @@ class Declared(BaseModel):
     """The parameters of a defense, and its properties before it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     status: ClassVar[Status]  # against an attacker who knows the defense
     cost: ClassVar[str]  # per picture, in words
     strength: ClassVar[str]  # the parameter that a number after a colon sets, as in "jpeg:75"

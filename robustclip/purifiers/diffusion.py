@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from robustclip.purifiers.denoiser import Denoiser
+from robustclip.purifiers.networks import Denoiser
 from robustclip.types import Pixels
 
 BETA_START, BETA_END = 0.1, 20.0

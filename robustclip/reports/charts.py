@@ -1,4 +1,5 @@
-"""Line charts as SVG: inside an HTML page, whose style comes from `base.html`, or as files of their own.
+"""Line charts as SVG: inside an HTML page, whose style comes from `base.html`, or as files of their own; and
+shares as bars, in HTML for a notebook.
 
 Curves differ in color and in their dashes, and a sentence says where each begins and ends: a chart can be
 read without colors, and by a screen reader.
@@ -108,3 +109,17 @@ def _line(number: int, name: str, points: Sequence[tuple[float, float]], frame: 
         [(f"{frame.right(x):.1f}", f"{frame.down(y):.1f}") for x, y in points],
         f"{name}: {frame.text(begin)} at {first:g}, {frame.text(end)} at {last:g} ({across}).",
     )
+
+
+class Bar(NamedTuple):
+    """One row: what it is, how much of 1 it has, and that in words."""
+
+    label: str
+    share: float
+    words: str
+
+
+def bars(title: str, rows: Sequence[Bar]) -> str:
+    """A table with a bar a row, drawn in the text's own color."""
+    widths = [f"{100 * min(max(row.share, 0), 1):.1f}%" for row in rows]
+    return render("bars.html", title=title, rows=list(zip(rows, widths, strict=True)))

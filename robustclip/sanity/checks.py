@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD
-from robustclip.sanity.base import Finding, Suspicion, at_its_word, draws_of
 from robustclip.sanity.forwards import batch_coupling, dynamic_forward, randomness
 from robustclip.sanity.gradients import (
     Climb,
@@ -44,7 +43,11 @@ from robustclip.sanity.symptoms import (
     SATURATION,
     SYMPTOMS,
     ZERO_GRADIENT,
+    Finding,
+    Suspicion,
     Symptom,
+    at_its_word,
+    draws_of,
 )
 from robustclip.scores.wrappers import Averaged, averaged
 from robustclip.seeds import derive

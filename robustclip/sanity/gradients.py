@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
-from robustclip.sanity.base import Finding, GoalCheck, Suspicion, at_its_word, draws_of
 from robustclip.sanity.symptoms import (
     CLIMB_STEPS,
     DIRECTIONS,
@@ -17,6 +16,11 @@ from robustclip.sanity.symptoms import (
     WRONG_GRADIENT,
     ZERO_GRADIENT,
     Diagnostic,
+    Finding,
+    GoalCheck,
+    Suspicion,
+    at_its_word,
+    draws_of,
 )
 from robustclip.scores.kinds import decision, restated
 from robustclip.scores.losses import LossName

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from robustclip.types import Progress
+from training.commands import add_field, bar, keep_freed_memory
 from training.foundry.recipe import Recipe
-from training.memory import keep_freed_memory
-from training.options import add_field
 from training.processes import Processes, add_options, joined
-from training.progress import bar
 
 LABELLED = "folder of pretraining's data sets, or one data set with a `train` split (training/README.md)"
 

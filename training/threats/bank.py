@@ -1,8 +1,9 @@
-"""The feature attack of AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261), and the bank of attacked
-embeddings that prompts are tuned on, made once for a data set and kept.
+"""What is attacked once and kept: the bank of attacked embeddings that prompts are tuned on, and pictures
+that are made against some prompts and judged under any others (T1, static, the matrix of what carries over).
 
-The attack sees the image tower without prompts and nothing else: no text, no labels, no visual prompts, no
-defense.
+The bank's feature attack is AdvPT's (Zhang et al., ECCV 2024, arXiv 2311.11261). It sees the image tower
+without prompts and nothing else: no text, no labels, no visual prompts, no defense. The attack on pictures
+knows image tower, visual prompts, labels and the text that it is made against; it knows no defense.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from robustclip.scores.kinds import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
-from training.cache import Rows, cached_rows
 from training.data.labelled import LabelledImages
+from training.finished import Rows, cached_rows
 from training.processes import ALONE, Processes
+from training.threats.judging import Pictures
 
 BankStart: TypeAlias = Literal["one_sided", "symmetric"]
 BankScore: TypeAlias = Literal["embedding_shift", "cross_entropy", "margin", "targeted"]
@@ -197,3 +199,36 @@ def cache_key(what: str, clip: Clip, data: LabelledImages, attack: PGD, seed: in
         "attack": attack.model_dump(mode="json"),
         "seed": seed,
     }
+
+
+STEPS = 100
+
+
+def carried_attack(ball: Linf) -> PGD:
+    """PGD-100 to the worst point. No picture stops at its first success: what barely fools one text fools no
+    other, which would look like robustness.
+    """
+    return PGD(ball=ball, steps=STEPS, step=ball.radius / 4, starts=("random",), stop="never")
+
+
+def pixels_against(
+    clip: Clip, prompts: Prompts, pictures: Pictures, attack: PGD, *, progress: Progress, what: str
+) -> Rows:
+    """[n, 3, S, S] pictures whose cross-entropy under `prompts` was raised; made once for all who judge
+    them.
+    """
+    seeds, classifier = pictures.seeds, zero_shot(clip, prompts, pictures.data.labels)
+
+    def make(chosen: Tensor) -> Rows:
+        pixels, targets = pictures.on(clip, chosen)
+        attacked = attack(
+            label_score("cross_entropy", classifier, targets), pixels, derive(seeds[chosen], "against")
+        )
+        return Rows(attacked.pixels.cpu(), attacked.cost)
+
+    key = {
+        **cache_key("against", clip, pictures.data, attack, pictures.seed),
+        "prompts": prompts.digest(),
+        "score": "cross_entropy",
+    }
+    return cached_rows(pictures.cache, key, pictures.indices, make, chunk=CHUNK, progress=progress, what=what)

@@ -1,9 +1,9 @@
 """What a threat level is: a threat set that bounds what the attacker may do, what the attacker knows, how
-accuracy is measured against it, what that takes at most, and what of it belongs to a number's name. `BallLevel` and
-`SearchLevel` are what levels whose attacker stays in an Linf ball have in common.
+accuracy is measured against it, what that takes at most, and what of it belongs to a number's name.
 
-A picture that is wrong untouched counts as wrong at every level, also where an attack happens to put it
-right: a deviation from the papers.
+`BallLevel` and `SearchLevel` are what levels have in common whose attacker stays in an Linf ball. A picture
+that is wrong untouched counts as wrong at every level, also where an attack happens to put it right: a
+deviation from the papers.
 """
 
 import pkgutil

@@ -24,8 +24,8 @@ from robustclip.scores.wrappers import averaged, guarded, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.threat import BallSpec
 from robustclip.types import Classifier, Pixels, Progress, Score, Seeds
-from training.cache import Rows
 from training.data.labelled import LabelledImages
+from training.finished import Rows
 
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
 GRADIENT_DRAWS = 20  # of a randomized defense, behind each gradient

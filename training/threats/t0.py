@@ -9,7 +9,7 @@ from robustclip.models.clip import Clip
 from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Progress
-from training.cache import Rows, cached_rows
+from training.finished import Rows, cached_rows
 from training.threats.bank import CHUNK, cache_key, feature_attack, shift_embeddings
 from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Pictures, Victim, facts_of, judge_made

@@ -22,7 +22,7 @@ from robustclip.scores.kinds import decision
 from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Attack, Attacked, Pixels, Score, Seeds, price
-from training.cache import Rows, cached_rows
+from training.finished import Rows, cached_rows
 from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Victim, facts_of, judge_made, score_of, worst_of
 from training.threats.t2 import check_steps

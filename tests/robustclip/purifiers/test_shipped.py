@@ -13,7 +13,7 @@ from robustclip import purifiers
 from robustclip.backbones import embedded_names
 from robustclip.images import load_pixels
 from robustclip.purifiers.diffusion import one_shot
-from robustclip.purifiers.super_resolver import enlarged, shrunk
+from robustclip.purifiers.networks import enlarged, shrunk
 from robustclip.seeds import draw_seeds, row_normal
 from robustclip.types import Pixels
 

@@ -26,18 +26,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from rich.console import Console
+from rich.table import Table
+
 from robustclip import DEFAULT_BACKBONE
+from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, load_clip
-from robustclip.purifiers import OWN, NetworkKind, write_purifier
+from robustclip.purifiers import OWN, NetworkKind, digest_of, load_purifier, write_purifier
+from robustclip.purifiers.networks import Denoiser, SuperResolver
 from robustclip.types import Progress
+from training.commands import shown
+from training.data.sampling import balanced_subset, open_split
 from training.foundry.corpus import open_corpus
 from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
-from training.foundry.purifying.exam import held_out, shortcomings
-from training.foundry.purifying.measure import measure, show
+from training.foundry.purifying.exam import exam_of, examine, held_out, shortcomings
 from training.foundry.purifying.recipe import DEFAULTS, PurifyingRecipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
-from training.options import shown
 from training.processes import Processes
+
+SUBSET_SEED = 0
+
+Facts = dict[str, Any]  # as JSON has them
+
+
+def measure(
+    kinds: Sequence[NetworkKind],
+    weights: str,
+    clip: Clip,
+    data: Path,
+    *,
+    split: str,
+    limit: int,
+    progress: Progress,
+) -> dict[NetworkKind, Facts]:
+    """The readings of networks on the pictures of a split; `limit` > 0 takes so many, classes balanced."""
+    every = open_split(data, split)
+    pictures = every.subset(balanced_subset(every, limit, SUBSET_SEED), split)
+    exam = exam_of(clip, pictures)
+    measured: dict[NetworkKind, Facts] = {}
+    for kind in kinds:
+        named = str(Path(weights) / f"{kind}.json") if Path(weights).is_dir() else weights
+        network = load_purifier(kind, named).to(clip.device)
+        if not isinstance(network, SuperResolver | Denoiser):
+            raise InvalidInput(
+                "networks of others enlarge by any scale; only ours are measured.", field="--weights"
+            )
+        readings = examine(network, exam, progress=progress, what=f"measuring the {kind}")
+        measured[kind] = {
+            "weights": weights,
+            "digest": digest_of(kind, named),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "pictures": exam.count,
+            "pictures_digest": pictures.digest,
+            "no_better": shortcomings(readings),
+            "readings": {name: reading._asdict() for name, reading in readings.items()},
+        }
+    return measured
+
+
+def show(measured: dict[NetworkKind, Facts]) -> None:
+    """A table a network."""
+    for kind, facts in measured.items():
+        title = f"{kind}, {facts['parameters']:,} parameters, {facts['pictures']} pictures"
+        table = Table(title=title, title_justify="left")
+        for column in ("pictures", "PSNR, dB", "named rightly, %"):
+            table.add_column(column, justify="left" if column == "pictures" else "right")
+        for name, reading in facts["readings"].items():
+            psnr = "" if reading["psnr"] is None else f"{reading['psnr']:.2f}"
+            table.add_row(name, psnr, f"{reading['accuracy']:.1f}")
+        Console().print(table)
+        for complaint in facts["no_better"]:
+            print(f"no better than nothing: {complaint}")
+
 
 KINDS: tuple[NetworkKind, ...] = get_args(NetworkKind)
 NO_BETTER = 1

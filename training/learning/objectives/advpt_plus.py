@@ -22,19 +22,19 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
+from training.commands import words
 from training.data.labelled import LabelledImages
 from training.learning.losses import Reference, family, misalignment, reliability
 from training.learning.objectives.base import Batch, Examples, Step, Task, Tended
 from training.learning.objectives.contexts import Parameters
-from training.learning.objectives.examples import picture_examples
 from training.learning.objectives.predictions import (
     handcrafted_features,
     label_features,
+    picture_examples,
     share_right,
     signs,
 )
 from training.learning.objectives.text import TextContext
-from training.options import words
 from training.processes import ALONE, Processes
 from training.threats.bank import AwareAttack, BankScore, BankStart, aware_bank, feature_attack
 

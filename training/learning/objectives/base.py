@@ -18,7 +18,7 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.types import Cost, Pixels, Progress, Seeds
 from training.data.labelled import LabelledImages
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives.contexts import Parameters
 from training.processes import ALONE, Processes
 

@@ -24,8 +24,7 @@ from robustclip.models.clip import Clip, load_clip
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
 from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
-from training.learning.inner import InnerScore
-from training.learning.losses import DivergenceName, Reference, family, target_probability
+from training.learning.losses import DivergenceName, InnerScore, Reference, family, target_probability
 from training.learning.objectives.base import Batch, Examples, Step, Task
 from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Coupling, Parameters

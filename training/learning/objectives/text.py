@@ -17,8 +17,7 @@ from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
 from training.learning.objectives.base import Batch, Examples, Objective, Step, Task
 from training.learning.objectives.contexts import Parameters, embedded_words, noise, split_words
-from training.learning.objectives.examples import bank_examples
-from training.learning.objectives.predictions import label_features, share_right
+from training.learning.objectives.predictions import bank_examples, label_features, share_right
 from training.processes import ALONE, Processes
 from training.threats.bank import bank_cost, embedding_bank, feature_attack
 

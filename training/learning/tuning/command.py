@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustclip.models.clip import load_clip
+from training.commands import bar, check_device, keep_freed_memory
 from training.learning.tuning.config import TrainSettings, add_options, read_settings
 from training.learning.tuning.run import Trained, open_run, open_training, train
-from training.memory import keep_freed_memory
-from training.options import check_device
 from training.processes import joined
-from training.progress import bar
 
 EXAMPLES = """examples:
   robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt \\

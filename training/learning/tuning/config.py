@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
@@ -15,10 +15,10 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
 from robustclip.threat import LinfRadius
-from training.learning.inner import TowerPrecision
+from training.commands import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import OBJECTIVES, AnyObjective
 from training.learning.tuning.selection import Selection, load_selection
-from training.options import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
 from training.threats import THREAT_LEVELS
 from training.threats.base import PlainThreat, threat_level
 
@@ -29,10 +29,9 @@ def _read(value: object) -> object:
     return load_selection(Path(value)) if isinstance(value, str) else value
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     """A training run. Everything that decides its result, and where it is put."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     objective: AnyObjective
     data: Path = Field(
         description="folder with a `train` split: Parquet files with classes.txt, or class folders of "

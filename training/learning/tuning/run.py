@@ -24,14 +24,13 @@ from training.data.classes import choose_classes
 from training.data.labelled import LabelledImages
 from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 from training.data.sources import Source
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod
 from training.learning.objectives.base import Examples
 from training.learning.tuning.budget import within
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.loop import Fitted, fit
-from training.learning.tuning.publish import as_result, publish
-from training.learning.tuning.report import Account, training_page
+from training.learning.tuning.publish import Account, as_result, publish, training_page
 from training.processes import Processes
 from training.threats.base import Effort, measure_at, threat_level
 from training.threats.judging import Pictures, victim_of

@@ -2,9 +2,9 @@
 stopped.
 
 `robustclip select` compares candidates this way, `robustclip suite` fills a table. Finished trainings are
-known from `ledger.py`, finished cells from `evaluation/cells.py`, what a table's JSON has whole from
-`record.py`. What can't be trained, and a defense whose network is not there, is a gap with its reason, and
-the others go on. Several processes at one campaign share it: each takes what no other is at.
+known from `ledger.py`, and so is what a table's JSON has whole; finished cells from `evaluation/cells.py`.
+What can't be trained, and a defense whose network is not there, is a gap with its reason, and the others go
+on. Several processes at one campaign share it: each takes what no other is at.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,15 +16,11 @@ from robustclip.errors import FeatureNotInstalled, PurifierRefused, RobustClipEr
 from robustclip.types import Progress
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.run import Run, open_run
-from training.measuring.campaigns.ledger import digest_of, make, recall
-from training.measuring.campaigns.opened import Opened
-from training.measuring.campaigns.record import TableRecord
-from training.measuring.evaluation.prompt_sets import load_prompts, of_seed
-from training.measuring.evaluation.question import Question
+from training.measuring.campaigns.ledger import Opened, TableRecord, digest_of, make, recall
+from training.measuring.evaluation.question import Question, load_prompts, of_seed, open_subjects
 from training.measuring.evaluation.rows import Row, answer
-from training.measuring.evaluation.subjects import open_subjects
+from training.measuring.schema.evaluation import Result
 from training.measuring.schema.files import Made
-from training.measuring.schema.rows import Result
 
 NOT_YET = "not learned yet"
 NO_RECORD = TableRecord()

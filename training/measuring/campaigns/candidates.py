@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 from torch import Tensor
 
 from prompts_store.manifest import ClipIdentity
@@ -15,9 +15,10 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
+from training.commands import DEFAULT_RUNS
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import (
@@ -32,22 +33,19 @@ from training.learning.tuning.selection import (
     level_of,
 )
 from training.measuring.campaigns.campaign import Entry, Learned, Round, TableGap
-from training.measuring.campaigns.opened import Opened
+from training.measuring.campaigns.ledger import Opened
 from training.measuring.evaluation.comparison import percentile_interval, redrawn_means
-from training.measuring.evaluation.question import Question, Seed
+from training.measuring.evaluation.question import SUBSET_SEED, Question, Seed
 from training.measuring.evaluation.rows import Row
-from training.measuring.evaluation.subjects import SUBSET_SEED
-from training.options import DEFAULT_RUNS
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
 
 
-class Choosing(BaseModel):
+class Choosing(BaseModel, frozen=True, extra="forbid"):
     """What candidates have in common: how they are trained, and what they are judged on and by. The fields
     are options of the command.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     data: tuple[Path, ...] = Field(
         min_length=1,
         description="training pictures, as `robustclip train` takes them; several with commas or repeated",

@@ -28,7 +28,7 @@ from robustclip.attacks.ensemble import Preset
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from training.data.sources import Source
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import Selection, load_selection

@@ -17,12 +17,9 @@ from training.measuring.campaigns.campaign import (
     lacking_defenses,
     run_of,
 )
-from training.measuring.campaigns.ledger import recall
-from training.measuring.campaigns.opened import Opened
-from training.measuring.campaigns.record import TableRecord
+from training.measuring.campaigns.ledger import Opened, TableRecord, recall
 from training.measuring.evaluation.plan import Planned, described, duration, plan
-from training.measuring.evaluation.prompt_sets import AskedSet
-from training.measuring.evaluation.subjects import open_subjects
+from training.measuring.evaluation.question import AskedSet, open_subjects
 
 
 class Learning(NamedTuple):

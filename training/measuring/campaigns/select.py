@@ -15,16 +15,14 @@ from rich.table import Table
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
+from training.commands import add_field, bar, check_device, keep_freed_memory, option_of, read_fields, words
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.selection import Selection, level_of, score
 from training.measuring.campaigns.campaign import perform
 from training.measuring.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.measuring.campaigns.forecast import forecast
-from training.measuring.campaigns.opened import Opened
-from training.memory import keep_freed_memory
-from training.options import add_field, check_device, option_of, read_fields, words
+from training.measuring.campaigns.ledger import Opened
 from training.processes import joined
-from training.progress import bar
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}
 EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and

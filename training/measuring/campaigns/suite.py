@@ -9,23 +9,20 @@ from pathlib import Path
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
+from training.commands import DEFAULT_RUNS, bar, check_device, default_store, keep_freed_memory, shown, words
 from training.data.presets import facts, preset_sources
 from training.measuring.campaigns.campaign import Learned, Round, TableGap, perform
 from training.measuring.campaigns.declaration import Table, read_table, rounds_of
 from training.measuring.campaigns.forecast import forecast
-from training.measuring.campaigns.opened import Opened
-from training.measuring.campaigns.record import read_record
+from training.measuring.campaigns.ledger import Opened, read_record
+from training.measuring.evaluation.checks import summary
 from training.measuring.evaluation.illusions import illusions
 from training.measuring.evaluation.question import Question
 from training.measuring.evaluation.rows import Row
-from training.measuring.evaluation.summary import summary
 from training.measuring.pages.results import FOLDER
 from training.measuring.pages.wording import absent
 from training.measuring.schema.files import Gap, Method, TableFile, Training
-from training.memory import keep_freed_memory
-from training.options import DEFAULT_RUNS, check_device, default_store, shown, words
 from training.processes import joined
-from training.progress import bar
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks
 that are made once for an image tower

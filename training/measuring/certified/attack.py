@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from robustclip.attacks.pgd import MAX_STARTS, PGD, Start
@@ -31,7 +31,7 @@ _FIRST_LOOK = 100
 Factor = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
 
-class Assault(BaseModel):
+class Assault(BaseModel, frozen=True, extra="forbid"):
     """How a certificate is attacked: by PGD on the mean vote, from the picture itself and then from random
     starts, every climb to its worst point.
 
@@ -40,7 +40,6 @@ class Assault(BaseModel):
     restarts  random starts
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     factors: tuple[Factor, ...] = Field((0.99,), min_length=1, max_length=10)
     steps: int = Field(10, ge=1, le=1000)
     draws: int = Field(16, ge=2, le=1000)
@@ -57,7 +56,7 @@ class Assault(BaseModel):
         return PGD(ball=ball, steps=self.steps, starts=("zero", *drawn), stop="never")
 
 
-class Attempt(BaseModel):
+class Attempt(BaseModel, frozen=True, extra="forbid"):
     """What came of one attack on a certificate.
 
     distance  L2, from the picture to the point that was found
@@ -68,7 +67,6 @@ class Attempt(BaseModel):
     inside    the point is nearer than what is certified
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     norm: Norm
     factor: float
     radius: float

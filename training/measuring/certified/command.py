@@ -16,6 +16,16 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.certificates.certify import Certificate, CertifyOptions
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.types import Cost
+from training.commands import (
+    DEFAULT_RUNS,
+    bar,
+    check_device,
+    default_store,
+    keep_freed_memory,
+    option_of,
+    read_fields,
+    words,
+)
 from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Billed, billed, settle
 from training.measuring.certified.facts import certified_facts
@@ -23,10 +33,7 @@ from training.measuring.certified.subjects import CertifiedQuestion, open_smooth
 from training.measuring.evaluation.plan import duration, seconds_per_pass
 from training.measuring.evaluation.question import NO_DEFENSE
 from training.measuring.pages.certified import counted, rule_words
-from training.measuring.schema.certified import Certified
-from training.memory import keep_freed_memory
-from training.options import DEFAULT_RUNS, check_device, default_store, option_of, read_fields, words
-from training.progress import bar
+from training.measuring.schema.files import Certified
 
 _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")

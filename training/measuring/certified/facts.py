@@ -13,7 +13,7 @@ from robustclip.types import Cost, price
 from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Settled
 from training.measuring.certified.subjects import SmoothedSubject
-from training.measuring.schema.certified import Attacks, Certified, Direct, Refuted, Share, Within
+from training.measuring.schema.files import Attacks, Certified, Direct, Refuted, Share, Within
 
 
 def certified_facts(

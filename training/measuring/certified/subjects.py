@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from robustclip.certificates.certify import CertifyOptions, noisy_classifier
@@ -21,12 +21,10 @@ from training.data.labelled import LabelledImages
 from training.data.sampling import balanced_subset
 from training.data.sources import Source
 from training.measuring.certified.attack import Assault
-from training.measuring.evaluation.prompt_sets import AskedSet, load_prompts, of_seed
-from training.measuring.evaluation.question import NO_DEFENSE
-from training.measuring.evaluation.subjects import SUBSET_SEED
+from training.measuring.evaluation.question import NO_DEFENSE, SUBSET_SEED, AskedSet, load_prompts, of_seed
 
 
-class CertifiedQuestion(BaseModel):
+class CertifiedQuestion(BaseModel, frozen=True, extra="forbid"):
     """What is to be certified: every prompt set under every rule. Prompt sets share each rule's alpha, since
     they share its noise.
 
@@ -35,7 +33,6 @@ class CertifiedQuestion(BaseModel):
     direct   of so many pictures the votes are counted again without the kept embeddings
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     backbone: str
     pretrained: str | None = None
     prompt_sets: tuple[str, ...] = Field(min_length=1)

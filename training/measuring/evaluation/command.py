@@ -1,23 +1,33 @@
 """`robustclip evaluate`: how often prompt sets are right, clean and attacked, on the same pictures, with the
 command that reproduces each number.
+
+With --transfer-matrix it measures what carries over between prompt sets: pictures attacked against set i,
+judged under set j. This shows whether the robustness of a learned text is its own. The attack is that of T1
+with a set's own prompts in place of the written words. On the diagonal it knows what T2 knows, and goes on
+after a first success.
 """
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
-from training.measuring.evaluation.matrix import transfer_matrix
+from robustclip.measuring import accuracy
+from robustclip.types import Progress
+from training.commands import bar, keep_freed_memory
+from training.measuring.evaluation.checks import summary
 from training.measuring.evaluation.options import add_options, epilog, read_question
 from training.measuring.evaluation.plan import Planned, as_facts, described, plan
-from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.question import NO_DEFENSE, Question, Subject, open_subjects
 from training.measuring.evaluation.rows import answer
-from training.measuring.evaluation.subjects import Subject, open_subjects
-from training.measuring.evaluation.summary import summary
 from training.measuring.evaluation.tables import print_evaluation, print_plan, print_transfer
-from training.memory import keep_freed_memory
-from training.progress import bar
+from training.threats.bank import carried_attack, pixels_against
+from training.threats.base import balls
+from training.threats.judging import facts_of, judge_made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = list(answer(question, subjects, progress=progress, fresh=arguments.fresh))
     evaluation = summary(rows, per_picture=arguments.per_picture)
     if arguments.html is not None:
-        from training.measuring.evaluation.page import evaluation_page
+        from training.measuring.evaluation.tables import evaluation_page
 
         write_atomically(arguments.html, evaluation_page(evaluation).encode())
     if arguments.json:
@@ -86,3 +96,52 @@ def _transfer(question: Question, subjects: Sequence[Subject], *, as_json: bool)
     else:
         print_transfer(rows)
     return 0
+
+
+def transfer_matrix(
+    question: Question, subjects: Sequence[Subject], *, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """A row for every two prompt sets on the same pictures, and each with itself. InvalidInput behind a
+    defense, which the attack can't know.
+    """
+    if question.defenses != (NO_DEFENSE,):
+        raise InvalidInput(
+            "the transfer matrix is about prompts alone.", field="--defense", help="Leave the defense out."
+        )
+    for made_against, within in itertools.product(subjects, balls(question)):
+        attack = carried_attack(within.bounds)
+        made = pixels_against(
+            made_against.clip,
+            made_against.prompts,
+            made_against.pictures,
+            attack,
+            progress=progress,
+            what=f"against {made_against.prompt_set} {within.text}",
+        )
+        for judged_under in (other for other in subjects if _comparable(made_against, other)):
+            what = f"{made_against.prompt_set} under {judged_under.prompt_set} {within.text}"
+            measured = judge_made(judged_under, made, within.bounds, progress, what)
+            share = accuracy(measured.correct)
+            yield {
+                "backbone": made_against.backbone,
+                "data": made_against.source.name,
+                "split": made_against.source.split,
+                "eps": within.text,
+                "seed": made_against.pictures.seed,
+                "n": len(measured.correct),
+                "made_against": made_against.prompt_set,
+                "judged_under": judged_under.prompt_set,
+                "accuracy": share.value,
+                "low": share.low,
+                "high": share.high,
+                "accuracy_8bit": accuracy(measured.correct_8bit).value,
+                "attack": facts_of(attack, score="cross_entropy"),
+            }
+
+
+def _comparable(first: Subject, second: Subject) -> bool:
+    return (first.backbone, first.source, first.pictures.seed) == (
+        second.backbone,
+        second.source,
+        second.pictures.seed,
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustclip.measuring import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
 from training.measuring.evaluation.rows import Row
 from training.measuring.schema.base import grouped
-from training.measuring.schema.rows import UNUSUAL, LeftOut, Mean, MeanOverData, Paired, PairedOverData
+from training.measuring.schema.evaluation import UNUSUAL, LeftOut, Mean, MeanOverData, Paired, PairedOverData
 
 _CHUNK = 500
 _ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps", *UNUSUAL)

@@ -10,9 +10,9 @@ from typing import Any
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, check_template
+from training.commands import DEFAULT_RUNS, check_device, default_store, read_fields, words
 from training.data.presets import facts, preset_sources
 from training.measuring.evaluation.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, Question
-from training.options import DEFAULT_RUNS, check_device, default_store, read_fields, words
 from training.threats import THREAT_LEVELS
 from training.threats.base import Effort, threat_level
 

@@ -29,9 +29,8 @@ from training.measuring.evaluation.cells import (
     parts_of,
     recall,
 )
-from training.measuring.evaluation.question import NO_DEFENSE, Question
-from training.measuring.evaluation.subjects import Subject
-from training.measuring.schema.rows import Result
+from training.measuring.evaluation.question import NO_DEFENSE, Question, Subject
+from training.measuring.schema.evaluation import Result
 from training.threats.base import ThreatSet, Work, threat_level
 from training.threats.judging import AtLevel
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from prompts_store.manifest import PromptManifest, Ref, Result
 from robustclip.types import Cost
 from training.learning.tuning.checkpoint import Epoch
-from training.learning.tuning.report import Account, training_page
+from training.learning.tuning.publish import Account, training_page
 
 REF = Ref("learned", "0123456789ab")
 RESULT = Result(

@@ -1,9 +1,14 @@
-"""A small noise predictor for diffusion: a fully convolutional U-Net, which runs at any size.
+"""The two networks, fully convolutional: they run at any size. Both begin with space to depth, which divides
+the cost by four.
 
-Blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B), with scale and shift from the noise level.
-Deviations: space to depth first, to a quarter of the pixels; no attention, since it is trained on 64 pixels
-and runs at 96 and 224; the level is the logarithm of noise over signal, which is continuous and independent
-of any schedule.
+The denoiser predicts noise for diffusion: a U-Net of blocks as in DDPM (Ho et al. 2020, arXiv 2006.11239,
+appendix B), with scale and shift from the noise level. Deviations: no attention, since it is trained on 64
+pixels and runs at 96 and 224; the level is the logarithm of noise over signal, which is continuous and
+independent of any schedule.
+
+The super-resolver computes what to add to bicubic enlargement by two: residual blocks without normalisation,
+and a pixel shuffle at the end, as in EDSR (Lim et al. 2017, arXiv 1707.02921). Deviation: the network adds to
+a bicubic enlargement instead of replacing it.
 """
 
 import math
@@ -11,23 +16,81 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robustclip.types import Pixels
+
+SCALE = 2
+_FOLD = 2
+
+
+class SuperResolverShape(BaseModel, frozen=True, extra="forbid"):
+    """What decides the tensors: `width` channels in each of `blocks` residual blocks."""
+
+    kind: Literal["super_resolver"] = "super_resolver"
+    width: int = Field(default=48, ge=1, le=512)
+    blocks: int = Field(default=4, ge=0, le=64)
+
+
+class SuperResolver(nn.Module):
+    """[B, 3, H, W] pixels -> [B, 3, 2H, 2W], for any H and W, not clamped.
+
+    An untrained network is bicubic enlargement.
+    """
+
+    def __init__(self, shape: SuperResolverShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.entry = nn.Conv2d(3 * _FOLD**2, shape.width, 3, padding=1)
+        self.blocks = nn.ModuleList([_Residual(shape.width) for _ in range(shape.blocks)])
+        self.exit = nn.Conv2d(shape.width, 3 * (_FOLD * SCALE) ** 2, 3, padding=1)
+        for parameter in self.exit.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, pixels: Pixels) -> Tensor:
+        height, width = pixels.shape[-2:]
+        even = F.pad(pixels, (0, -width % _FOLD, 0, -height % _FOLD), mode="replicate")
+        folded = F.pixel_unshuffle(even - 0.5, _FOLD).contiguous(memory_format=torch.channels_last)
+        features = self.entry(folded)
+        for block in self.blocks:
+            features = block(features)
+        details = F.pixel_shuffle(self.exit(features), _FOLD * SCALE)
+        return (enlarged(even) + details)[..., : SCALE * height, : SCALE * width]
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.second(F.silu(self.first(features)))
+
+
+def enlarged(pixels: Pixels) -> Tensor:
+    """[B, 3, 2H, 2W] by bicubic interpolation, not clamped: the baseline of a super-resolver."""
+    return F.interpolate(pixels, scale_factor=SCALE, mode="bicubic", align_corners=False)
+
+
+def shrunk(pixels: Pixels, height: int, width: int) -> Tensor:
+    """[B, 3, height, width] by antialiased bicubic interpolation, not clamped."""
+    return F.interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+
 
 _WAVES = 16  # frequencies that encode the noise level
 _GROUP = 8  # channels normalised together
 
 
-class DenoiserShape(BaseModel):
+class DenoiserShape(BaseModel, frozen=True, extra="forbid"):
     """What decides the tensors, and the largest time (0 clean, 1 noise only) used in training.
 
     widths    channels at each scale, finest first, multiples of 8; each scale halves the size
     middle    blocks at the coarsest scale, beside one on the way down and one on the way up
     max_time  defenses use no later times
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["denoiser"] = "denoiser"
     widths: tuple[Annotated[int, Field(ge=_GROUP, le=1024, multiple_of=_GROUP)], ...] = Field(

@@ -1,18 +1,33 @@
-"""What the options of commands have in common: places, devices, lists with commas, and options made from the
-fields of a model, so that neither forgets the other.
+"""What commands have in common: places, devices, lists with commas, options made from the fields of a model,
+the bar that shows long work, and memory that serves the next step.
 """
 
+import ctypes
 import os
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
 
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import radius_text
+from robustclip.types import Progress
 
 M = TypeVar("M", bound=BaseModel)
 DEFAULT_STORE = Path("var/prompts")
@@ -86,3 +101,62 @@ def read_fields(
         raise InvalidInput(
             complaint.message, field=option, help=f"robustclip {command} --help lists all options."
         ) from error
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to give nothing back to the system; whether there is a glibc to tell.
+
+    By default large tensors are mapped and unmapped anew in every step, and zeroing their pages costs more
+    than computing them: a training pass of 256 pictures at 96 pixels took 2.9 s that way and 0.8 s with
+    memory kept (mini's tower, one core, bf16, forward only).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
+
+
+_LINE_EVERY_SECONDS = 30.0
+
+
+@contextmanager
+def bar(*, quiet: bool = False) -> Generator[Progress]:
+    """A `Progress` callable `(done, total, what)`; a new `what` (up to its first colon) starts a new bar."""
+    if quiet:
+        yield lambda done, total, what: None
+    elif sys.stderr.isatty():
+        with Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        ) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def draw(done: int, total: int, what: str) -> None:
+                key = what.split(":")[0]
+                if key not in tasks:
+                    tasks[key] = bars.add_task(what, total=total)
+                bars.update(tasks[key], completed=done, total=total, description=what)
+
+            yield draw
+    else:
+        yield _lines()
+
+
+def _lines() -> Progress:
+    began: dict[str, float] = {}
+    last: dict[str, float] = {}
+
+    def say(done: int, total: int, what: str) -> None:
+        key, now = what.split(":")[0], time.monotonic()
+        began.setdefault(key, now)
+        if done < total and now - last.get(key, began[key]) < _LINE_EVERY_SECONDS:
+            return
+        last[key] = now
+        print(f"{what}  {done}/{total}  {now - began[key]:.0f} s", file=sys.stderr, flush=True)
+
+    return say
