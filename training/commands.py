@@ -2,6 +2,7 @@
 the bar that shows long work, and memory that serves the next step.
 """
 
+import argparse
 import ctypes
 import os
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -28,8 +29,10 @@ from rich.progress import Progress as Bars
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import radius_text
 from robustclip.types import Progress
+from training.processes import Processes, joined
 
 M = TypeVar("M", bound=BaseModel)
+Option: TypeAlias = dict[str, Any]  # what `add_argument` takes beside the name
 DEFAULT_STORE = Path("var/prompts")
 DEFAULT_RUNS = Path("runs")
 
@@ -61,6 +64,57 @@ def check_device(text: str) -> str:
 def words(values: Iterable[str]) -> list[str]:
     """The values of an option that takes commas and may be repeated."""
     return [word.strip() for value in values for word in value.split(",") if word.strip()]
+
+
+def words_but(whole: Callable[[str], bool], values: Iterable[str]) -> list[str]:
+    """Distinct values in their order; what is `whole`, such as a template or an existing path, keeps its
+    commas.
+    """
+    parts = ([value] if whole(value) else words([value]) for value in values)
+    return list(dict.fromkeys(word for part in parts for word in part))
+
+
+def one(default: Any, text: str, **how: Any) -> Option:
+    """An option with a value, whose help names the default."""
+    named = f"{text} (default: {'none' if default is None else default})".replace("%", "%%")
+    return {"default": default, "metavar": "VALUE", "help": named, **how}
+
+
+def several(default: str | None, text: str, **how: Any) -> Option:
+    """An option that may be repeated; `default` is only said, and without one it is required."""
+    named = (text if default is None else f"{text} (default: {default})").replace("%", "%%")
+    return {"action": "append", "required": default is None, "metavar": "VALUE", "help": named, **how}
+
+
+def flag(text: str) -> Option:
+    return {"action": "store_true", "help": text}
+
+
+def add_options(group: Any, options: Mapping[str, Option]) -> None:
+    for option, how in options.items():
+        group.add_argument(option, **how)
+
+
+def command_parser(
+    command: str, about: str | None, options: Mapping[str, Option], *, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of `robustclip COMMAND`; text is printed as it is folded here."""
+    parser = argparse.ArgumentParser(
+        prog=f"robustclip {command}",
+        description=about,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser, options)
+    return parser
+
+
+def at_least_one(text: str) -> int:
+    """For argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value
 
 
 def option_of(field: str) -> str:
@@ -118,6 +172,24 @@ def keep_freed_memory() -> bool:
 
 
 _LINE_EVERY_SECONDS = 30.0
+
+
+@contextmanager
+def working(
+    device: str | None, *, parts: int = 1, quiet: bool = False, alone: str = ""
+) -> Generator[tuple[Processes, Progress]]:
+    """The processes of this run, and a bar that only the main one shows.
+
+    Raises InvalidInput for a device that is not there and, if the work is `alone` (in words), for several
+    processes.
+    """
+    if device is not None:
+        check_device(device)
+    keep_freed_memory()
+    with joined(device, parts=parts) as processes, bar(quiet=quiet or not processes.main) as progress:
+        if alone and processes.count > 1:
+            raise InvalidInput(alone, help="Start it without a launcher.")
+        yield processes, progress
 
 
 @contextmanager

@@ -35,10 +35,10 @@ from robustclip.models.clip import Clip, load_clip
 from robustclip.purifiers import OWN, NetworkKind, digest_of, load_purifier, write_purifier
 from robustclip.purifiers.networks import Denoiser, SuperResolver
 from robustclip.types import Progress
-from training.commands import shown
+from training.commands import shown, working
 from training.data.sampling import balanced_subset, open_split
 from training.foundry.corpus import open_corpus
-from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
+from training.foundry.options import LABELLED, parser_of, recipe_options, recipe_values
 from training.foundry.purifying.exam import exam_of, examine, held_out, shortcomings
 from training.foundry.purifying.recipe import DEFAULTS, PurifyingRecipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = KINDS if arguments.only is None else (cast(NetworkKind, arguments.only),)
     recipes = [read_recipe(kind, recipe_values(arguments, PurifyingRecipe)) for kind in kinds]
     clip = load_clip(arguments.backbone)
-    with processes_of(cpu=arguments.cpu, accumulate=arguments.accumulate) as (processes, progress):
+    with working("cpu" if arguments.cpu else None, parts=arguments.accumulate) as (processes, progress):
         clip = clip.to(processes.device)
         if not arguments.measure:
             for recipe in recipes:

@@ -1,6 +1,5 @@
 """`robustclip train`: learn a prompt set on labelled pictures and publish it."""
 
-import argparse
 import json
 import shlex
 import sys
@@ -8,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustclip.models.clip import load_clip
-from training.commands import bar, check_device, keep_freed_memory
+from training.commands import command_parser, working
 from training.learning.tuning.config import TrainSettings, add_options, read_settings
 from training.learning.tuning.run import Trained, open_run, open_training, train
-from training.processes import joined
 
 EXAMPLES = """examples:
   robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt \\
@@ -31,25 +29,14 @@ GUESSES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learn a prompt set on labelled pictures and publish it."""
-    parser = argparse.ArgumentParser(
-        prog="robustclip train",
-        description=main.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("train", main.__doc__, {}, epilog=EXAMPLES)
     add_options(parser)
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object")
     arguments = vars(parser.parse_args(argv))
     as_json: bool = arguments.pop("as_json")
     settings = read_settings(arguments)
-    keep_freed_memory()
-    if settings.device is not None:
-        check_device(settings.device)
     hidden = as_json and not sys.stderr.isatty()
-    with (
-        joined(settings.device, parts=settings.accumulate) as processes,
-        bar(quiet=hidden or not processes.main) as progress,
-    ):
+    with working(settings.device, parts=settings.accumulate, quiet=hidden) as (processes, progress):
         pictures = open_training(settings.data, settings.classes)
         run = open_run(
             settings, load_clip(settings.backbone, settings.pretrained, device=processes.device), pictures

@@ -15,14 +15,23 @@ from rich.table import Table
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
-from training.commands import add_field, bar, check_device, keep_freed_memory, option_of, read_fields, words
+from training.commands import (
+    Option,
+    add_field,
+    add_options,
+    command_parser,
+    flag,
+    option_of,
+    read_fields,
+    words,
+    working,
+)
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.selection import Selection, level_of, score
 from training.measuring.campaigns.campaign import perform
 from training.measuring.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.measuring.campaigns.forecast import forecast
 from training.measuring.campaigns.ledger import Opened
-from training.processes import joined
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}
 EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and
@@ -48,12 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, device, as_json, dry_run = (options.pop(name) for name in ("out", "device", "json", "dry_run"))
     tried = candidates(*_tried(options))
     choosing = _choosing(options)
-    if device is not None:
-        check_device(device)
-    keep_freed_memory()
-    with joined(device) as processes, bar(quiet=as_json and not sys.stderr.isatty()) as progress:
-        if processes.count > 1:
-            raise InvalidInput("a selection runs in one process.", help="Start it without a launcher.")
+    alone, hidden = "a selection runs in one process.", as_json and not sys.stderr.isatty()
+    with working(device, quiet=hidden, alone=alone) as (processes, progress):
         opened = Opened(processes)
         judged_on(choosing, opened)
         rounds = rounds_of(choosing, tried, device=str(processes.device))
@@ -114,65 +119,53 @@ def _option(field: str) -> str:
     return _SEVERAL.get(name, option_of(name))
 
 
+_CANDIDATES: dict[str, Option] = {
+    "--objective": {"metavar": "KIND", "help": f"one of {', '.join(sorted(OBJECTIVES))}"},
+    "--with": {
+        "dest": "fixed",
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE",
+        "help": "a parameter of every candidate",
+    },
+    "--over": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=A,B",
+        "help": "try each of these; several options multiply",
+    },
+    "--candidate": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=A,NAME=B",
+        "help": "try these together; first are those named so",
+    },
+}
+_WORK: dict[str, Option] = {
+    "--device": {"help": "torch device, such as cuda (default: a GPU where there is one)"},
+    "--out": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "where the record goes (default: RUNS/select/DIGEST.json)",
+    },
+    "--dry-run": flag("only say what would be trained and measured, and what that takes at most"),
+    "--json": flag("print one JSON object"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip select",
-        description=main.__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    group = parser.add_argument_group(
-        "candidates", "Parameters have the names that `robustclip train --help` lists as --objective.NAME."
-    )
-    group.add_argument("--objective", metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
-    group.add_argument(
-        "--with",
-        dest="fixed",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of every candidate",
-    )
-    group.add_argument(
-        "--over",
-        action="append",
-        default=[],
-        metavar="NAME=A,B",
-        help="try each of these; several options multiply",
-    )
-    group.add_argument(
-        "--candidate",
-        action="append",
-        default=[],
-        metavar="NAME=A,NAME=B",
-        help="try these together; first are those named so",
-    )
+    parser = command_parser("select", main.__doc__, {}, epilog=EPILOG)
+    about = "Parameters have the names that `robustclip train --help` lists as --objective.NAME."
+    add_options(parser.add_argument_group("candidates", about), _CANDIDATES)
     for name, field in Choosing.model_fields.items():
         if field.annotation is bool:
-            parser.add_argument(
-                option_of(name), dest=name, action="store_true", help=f"{field.description} (default: no)"
-            )
+            add_options(parser, {option_of(name): flag(f"{field.description} (default: no)")})
         elif name in _SEVERAL:
-            parser.add_argument(
-                _option(name),
-                dest=name,
-                action="append",
-                required=field.is_required(),
-                metavar="VALUE",
-                help=field.description,
-            )
+            how = {"dest": name, "action": "append", "required": field.is_required(), "metavar": "VALUE"}
+            add_options(parser, {_option(name): {**how, "help": field.description}})
         else:
             add_field(parser, name, field)
-    parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where the record goes (default: RUNS/select/DIGEST.json)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what would be trained and measured, and what that takes at most",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser, _WORK)
     return parser
 
 

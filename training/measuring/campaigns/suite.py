@@ -9,7 +9,18 @@ from pathlib import Path
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
-from training.commands import DEFAULT_RUNS, bar, check_device, default_store, keep_freed_memory, shown, words
+from training.commands import (
+    DEFAULT_RUNS,
+    Option,
+    command_parser,
+    default_store,
+    flag,
+    one,
+    several,
+    shown,
+    words,
+    working,
+)
 from training.data.presets import facts, preset_sources
 from training.measuring.campaigns.campaign import Learned, Round, TableGap, perform
 from training.measuring.campaigns.declaration import Table, read_table, rounds_of
@@ -22,7 +33,6 @@ from training.measuring.evaluation.rows import Row
 from training.measuring.pages.results import FOLDER
 from training.measuring.pages.wording import absent
 from training.measuring.schema.files import Gap, Method, TableFile, Training
-from training.processes import joined
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks
 that are made once for an image tower
@@ -44,18 +54,14 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill a declared table of methods, data sets and attacks."""
-    options = _parser().parse_args(argv)
+    options = command_parser("suite", main.__doc__, _options(), epilog=EPILOG).parse_args(argv)
     path: Path = options.table if options.table.suffix == ".toml" else FOLDER / f"{options.table}.toml"
     table = read_table(path)
     found_at = preset_sources(table.declared.preset, options.data, only=table.declared.data)
     names = [name for name in facts().presets[table.declared.preset].data if name in table.declared.data]
     sources = dict(zip(names, found_at, strict=True))
-    if options.device is not None:
-        check_device(options.device)
-    keep_freed_memory()
-    with joined(options.device) as processes, bar(quiet=options.json and not sys.stderr.isatty()) as progress:
-        if processes.count > 1:
-            raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
+    alone, hidden = "a table is filled by one process.", options.json and not sys.stderr.isatty()
+    with working(options.device, quiet=hidden, alone=alone) as (processes, progress):
         opened = Opened(processes)
         rounds = rounds_of(
             table, sources, store=options.store, runs=options.runs, device=str(processes.device)
@@ -73,16 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = list(perform(wanted, opened, progress=progress, record=record))
         if wanted != rounds:
             found = list(perform(rounds, opened, progress=progress, only_kept=True, record=record))
-    command = [
-        "robustclip",
-        "suite",
-        str(options.table),
-        "--data",
-        str(options.data),
-        "--store",
-        str(options.store),
-    ]
-    content = assembled(table, found, command=shlex.join(command))
+    places = ["--data", str(options.data), "--store", str(options.store)]
+    command = shlex.join(["robustclip", "suite", str(options.table), *places])
+    content = assembled(table, found, command=command)
     if not content.results:
         raise InvalidInput(
             "no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin."
@@ -207,62 +206,28 @@ def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
     return asked or known
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip suite",
-        description=main.__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "table",
-        type=Path,
-        metavar="TABLE",
-        help="a declaration in TOML, or the name of one in training/results",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="what holds the data sets of the table's preset, a folder each",
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="DATA", help="some of its data sets now (default: all)"
-    )
-    parser.add_argument(
-        "--method", action="append", metavar="NAME", help="some of its methods now (default: all)"
-    )
-    parser.add_argument(
-        "--defense",
-        action="append",
-        metavar="NAME",
-        help="some of its defenses now, by the table's names (default: all)",
-    )
-    parser.add_argument("--seed", action="append", metavar="N", help="some of its seeds now (default: all)")
-    parser.add_argument(
-        "--store",
-        type=Path,
-        default=default_store(),
-        metavar="DIR",
-        help="where sets are published (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=DEFAULT_RUNS,
-        metavar="DIR",
-        help="what is kept between sittings (default: %(default)s)",
-    )
-    parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where the JSON goes (default: beside the table)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what would be trained and measured, and what that takes at most",
-    )
-    parser.add_argument("--so-far", action="store_true", help="compute nothing: write what is done already")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
+def _options() -> dict[str, Option]:
+    return {
+        "table": {
+            "type": Path,
+            "metavar": "TABLE",
+            "help": "a declaration in TOML, or the name of one in training/results",
+        },
+        "--data": {
+            "type": Path,
+            "required": True,
+            "metavar": "DIR",
+            "help": "what holds the data sets of the table's preset, a folder each",
+        },
+        "--only": several("all", "some of its data sets now", metavar="DATA"),
+        "--method": several("all", "some of its methods now", metavar="NAME"),
+        "--defense": several("all", "some of its defenses now, by the table's names", metavar="NAME"),
+        "--seed": several("all", "some of its seeds now", metavar="N"),
+        "--store": one(default_store(), "where sets are published", type=Path, metavar="DIR"),
+        "--runs": one(DEFAULT_RUNS, "what is kept between sittings", type=Path, metavar="DIR"),
+        "--device": {"help": "torch device, such as cuda (default: a GPU where there is one)"},
+        "--out": {"type": Path, "metavar": "FILE", "help": "where the JSON goes (default: beside the table)"},
+        "--dry-run": flag("only say what would be trained and measured, and what that takes at most"),
+        "--so-far": flag("compute nothing: write what is done already"),
+        "--json": flag("print one JSON object"),
+    }

@@ -18,13 +18,19 @@ from robustclip.defenses.smoothing import Smoothing
 from robustclip.types import Cost
 from training.commands import (
     DEFAULT_RUNS,
+    Option,
     bar,
     check_device,
+    command_parser,
     default_store,
+    flag,
     keep_freed_memory,
+    one,
     option_of,
     read_fields,
+    several,
     words,
+    words_but,
 )
 from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Billed, billed, settle
@@ -65,7 +71,7 @@ _OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Certify smoothed decisions on labelled pictures, and attack the certificates."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser("certified", main.__doc__, _options(), epilog=_EPILOG).parse_args(argv)
     question = read_certified(arguments)
     keep_freed_memory()
     subjects = open_smoothed(question)
@@ -101,15 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
     """The question that parsed options mean. Raises InvalidInput that names the option at fault."""
     sigmas = words(arguments.sigma or [str(CertifyOptions().sigma)])
-    prompt_sets = [
-        word
-        for value in arguments.prompt_set or ["handcrafted"]
-        for word in ([value] if "{" in value else words([value]))
-    ]
     rule = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed", "denoise")}
     assault = {name: getattr(arguments, name) for name in ("steps", "draws", "restarts")}
     values: dict[str, Any] = {
-        "prompt_sets": list(dict.fromkeys(prompt_sets)),
+        "prompt_sets": words_but(lambda value: "{" in value, arguments.prompt_set or ["handcrafted"]),
         "data": {"folder": arguments.data, "split": arguments.split},
         "rules": [{**rule, "sigma": sigma} for sigma in dict.fromkeys(sigmas)],
         "radii": words(arguments.radius or _RADII),
@@ -128,99 +129,66 @@ def _option(field: str) -> str:
     return option_of(_OPTIONS.get(name, name))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip certified",
-        description=main.__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _options() -> dict[str, Option]:
     fields = CertifyOptions.model_fields
-
-    def one(option: str, default: object, text: str) -> None:
-        parser.add_argument(
-            option,
-            default=default,
-            metavar="VALUE",
-            help=f"{text} (default: {'none' if default is None else default})",
-        )
-
-    def several(option: str, default: str, text: str) -> None:
-        parser.add_argument(option, action="append", metavar="VALUE", help=f"{text} (default: {default})")
-
-    one(
-        "--backbone",
-        DEFAULT_BACKBONE,
-        "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository",
-    )
-    one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
-    several(
-        "--prompt-set",
-        "handcrafted",
-        'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)',
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="labelled pictures, as `robustclip evaluate` takes them",
-    )
-    one(
-        "--split",
-        "test",
-        "a split of the data; train:validation is the tenth of train that training holds out",
-    )
-    one(
-        "--limit",
-        0,
-        "at most so many pictures, classes balanced, those that `robustclip evaluate` would take; 0 takes "
-        "all",
-    )
-    one("--seed", fields["seed"].default, "all randomness of votes and attacks")
-    several("--sigma", str(fields["sigma"].default), "size of the noise in pixel units of [0, 1]")
-    parser.add_argument(
-        "--denoise",
-        nargs="?",
-        const="own",
-        metavar="WEIGHTS",
-        help="take the noise away before each vote, by the denoiser that ships, or the .json of another "
-        "that `robustclip train-purifiers` wrote",
-    )
-    one("--n", fields["n"].default, "votes that are counted, and those that judge an attack")
-    one("--n0", fields["n0"].default, "votes before those, which choose the label")
-    one(
-        "--alpha",
-        fields["alpha"].default,
-        "the chance that one picture's statement is wrong; prompt sets share it",
-    )
-    one("--defense", NO_DEFENSE, "chain behind the noise, such as bit_depth:4")
-    several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is given")
-    parser.add_argument(
-        "--attack",
-        nargs="?",
-        const="0.99",
-        metavar="FACTORS",
-        help="attack every certificate at these parts of its L2 radius and of the Linf radius that it "
-        "implies (0.99 if none is named)",
-    )
-    one("--steps", 10, "of the attack, from the picture and from each random start")
-    one("--draws", 16, "of noise behind each of the attack's gradients")
-    one("--restarts", 1, "random starts of the attack")
-    one("--direct", 0, "for so many pictures count the votes again without kept embeddings, and compare")
-    one("--store", default_store(), "where prompt sets are looked up, before those that are shipped")
-    one("--runs", DEFAULT_RUNS, "where noisy embeddings and finished attacks are kept; safe to delete")
-    one("--device", "cpu", "torch device, such as cuda")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what it would take: charged passes at most, and about how long",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--per-picture", action="store_true", help="in the JSON: what is known of every picture"
-    )
-    return parser
+    return {
+        "--backbone": one(
+            DEFAULT_BACKBONE, "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository"
+        ),
+        "--pretrained": one(None, "open_clip tag or weights file of an architecture that is not embedded"),
+        "--prompt-set": several(
+            "handcrafted",
+            'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)',
+        ),
+        "--data": {
+            "required": True,
+            "type": Path,
+            "metavar": "DIR",
+            "help": "labelled pictures, as `robustclip evaluate` takes them",
+        },
+        "--split": one(
+            "test", "a split of the data; train:validation is the tenth of train that training holds out"
+        ),
+        "--limit": one(
+            0,
+            "at most so many pictures, classes balanced, those that `robustclip evaluate` would take; 0 "
+            "takes all",
+        ),
+        "--seed": one(fields["seed"].default, "all randomness of votes and attacks"),
+        "--sigma": several(str(fields["sigma"].default), "size of the noise in pixel units of [0, 1]"),
+        "--denoise": {
+            "nargs": "?",
+            "const": "own",
+            "metavar": "WEIGHTS",
+            "help": "take the noise away before each vote, by the denoiser that ships, or the .json of "
+            "another that `robustclip train-purifiers` wrote",
+        },
+        "--n": one(fields["n"].default, "votes that are counted, and those that judge an attack"),
+        "--n0": one(fields["n0"].default, "votes before those, which choose the label"),
+        "--alpha": one(
+            fields["alpha"].default,
+            "the chance that one picture's statement is wrong; prompt sets share it",
+        ),
+        "--defense": one(NO_DEFENSE, "chain behind the noise, such as bit_depth:4"),
+        "--radius": several(",".join(_RADII), "L2 radii at which certified accuracy is given"),
+        "--attack": {
+            "nargs": "?",
+            "const": "0.99",
+            "metavar": "FACTORS",
+            "help": "attack every certificate at these parts of its L2 radius and of the Linf radius that it "
+            "implies (0.99 if none is named)",
+        },
+        "--steps": one(10, "of the attack, from the picture and from each random start"),
+        "--draws": one(16, "of noise behind each of the attack's gradients"),
+        "--restarts": one(1, "random starts of the attack"),
+        "--direct": one(0, "for so many pictures count the votes again without kept embeddings, and compare"),
+        "--store": one(default_store(), "where prompt sets are looked up, before those that are shipped"),
+        "--runs": one(DEFAULT_RUNS, "where noisy embeddings and finished attacks are kept; safe to delete"),
+        "--device": one("cpu", "torch device, such as cuda"),
+        "--dry-run": flag("only say what it would take: charged passes at most, and about how long"),
+        "--json": flag("print one JSON object"),
+        "--per-picture": flag("in the JSON: what is known of every picture"),
+    }
 
 
 def _summary(bills: Sequence[Billed]) -> str:

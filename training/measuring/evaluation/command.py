@@ -7,7 +7,6 @@ with a set's own prompts in place of the written words. On the diagonal it knows
 after a first success.
 """
 
-import argparse
 import itertools
 import json
 import sys
@@ -18,9 +17,9 @@ from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.measuring import accuracy
 from robustclip.types import Progress
-from training.commands import bar, keep_freed_memory
+from training.commands import bar, command_parser, keep_freed_memory
 from training.measuring.evaluation.checks import summary
-from training.measuring.evaluation.options import add_options, epilog, read_question
+from training.measuring.evaluation.options import epilog, options, read_question
 from training.measuring.evaluation.plan import Planned, as_facts, described, plan
 from training.measuring.evaluation.question import NO_DEFENSE, Question, Subject, open_subjects
 from training.measuring.evaluation.rows import answer
@@ -32,14 +31,7 @@ from training.threats.judging import facts_of, judge_made
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure prompt sets on labelled pictures, clean and attacked."""
-    parser = argparse.ArgumentParser(
-        prog="robustclip evaluate",
-        description=main.__doc__,
-        epilog=epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser)
-    arguments = parser.parse_args(argv)
+    arguments = command_parser("evaluate", main.__doc__, options(), epilog=epilog()).parse_args(argv)
     question = read_question(arguments)
     keep_freed_memory()
     subjects = open_subjects(question)

@@ -1,5 +1,4 @@
-"""What `robustclip evaluate` shows to people: tables on the terminal, and a page of HTML without other files.
-"""
+"""What `robustclip evaluate` shows to people: tables on the terminal, and a page without other files."""
 
 import sys
 from collections.abc import Mapping, Sequence
