@@ -156,11 +156,12 @@ class TableRecord:
     trainings: Sequence[Training] = ()
     results: Sequence[Result] = ()
 
-    def made(self, method: str, data: str, seed: int, *, run: str) -> Made | None:
+    def training(self, method: str, data: str, seed: int, run: str) -> Training | None:
         """What an equal run left, even without its prompt set; `run`: the ledger's digest."""
+        wanted = (method, data, seed, run)
         for training in self.trainings:
-            if (training.method, training.data, training.seed, training.run) == (method, data, seed, run):
-                return Made.model_validate(training.part(*Made.model_fields))
+            if (training.method, training.data, training.seed, training.run) == wanted:
+                return training
         return None
 
     def rows(

@@ -22,7 +22,7 @@ from training.commands import (
     working,
 )
 from training.data.presets import facts, preset_sources
-from training.measuring.campaigns.campaign import Learned, Round, TableGap, perform
+from training.measuring.campaigns.campaign import Round, perform
 from training.measuring.campaigns.declaration import Table, read_table, rounds_of
 from training.measuring.campaigns.forecast import forecast
 from training.measuring.campaigns.ledger import Opened, read_record
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, command: str) -> TableFile:
+def assembled(table: Table, found: Sequence[Row | Training | Gap], *, command: str) -> TableFile:
     """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those
     that fired, and how many there were.
     """
@@ -129,8 +129,8 @@ def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, comman
         checks=tuple(whole.fired),
         checks_made=len(whole.checks),
         headlines=whole.headlines,
-        trainings=tuple(_training(learned) for learned in found if isinstance(learned, Learned)),
-        missing=tuple(_gap(gap) for gap in found if isinstance(gap, TableGap)),
+        trainings=tuple(part for part in found if isinstance(part, Training)),
+        missing=tuple(part for part in found if isinstance(part, Gap)),
     )
 
 
@@ -152,16 +152,6 @@ def _methods(table: Table) -> dict[str, Method]:
             selection=str(named) if named else None,
         )
     return described
-
-
-def _training(learned: Learned) -> Training:
-    about = {"method": learned.label, "data": learned.data, "seed": learned.seed, "run": learned.run}
-    return Training.model_validate(about | learned.made.model_dump(exclude={"why"}))
-
-
-def _gap(gap: TableGap) -> Gap:
-    about = {"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why}
-    return Gap.model_validate(about | ({"pending": True} if gap.pending else {}))
 
 
 def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:
