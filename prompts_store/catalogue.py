@@ -9,7 +9,7 @@ from pathlib import Path
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptSet, Ref
 from prompts_store.shelf import ANY, Pointer, Shelf, StoredState, StoredVersion, StoreFinding
 from robustclip.errors import InvalidInput, PromptSetRefused, UnknownPromptSet, UnknownVersion
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 
 _PLACE_PATTERN = rf"^({ANY}|[0-9a-f]{{8}})$"
 _NEVER = datetime.min.replace(tzinfo=UTC)

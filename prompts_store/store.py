@@ -18,7 +18,7 @@ from prompts_store.manifest import PromptManifest, PromptSet, Ref, Result
 from prompts_store.results import joined
 from prompts_store.shelf import ANY, Pointer, place_of
 from robustclip.errors import InvalidInput, NothingToRollBack, StoreReadOnly
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 
 SHIPPED = Path(__file__).parent / "sets"  # read-only sets that come with the package, themselves a store
 

@@ -30,8 +30,7 @@ from robustclip.attacks.events import (
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.scores.kinds import restated
-from robustclip.scores.wrappers import reduced
+from robustclip.scores import reduced, restated
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds

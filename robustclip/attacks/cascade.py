@@ -24,10 +24,7 @@ from robustclip.attacks.events import (
 )
 from robustclip.attacks.pgd import PGD
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.scores.kinds import decision, restated
-from robustclip.scores.losses import LossName, runners_up
-from robustclip.scores.surrogates import transferred
-from robustclip.scores.wrappers import reduced
+from robustclip.scores import LossName, decision, reduced, restated, runners_up, transferred
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds

@@ -30,8 +30,7 @@ from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.scores.kinds import decision
-from robustclip.scores.losses import LEAST_LABELS, LossName
+from robustclip.scores import LEAST_LABELS, LossName, decision
 from robustclip.threat import BallSpec
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 

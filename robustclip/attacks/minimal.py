@@ -13,7 +13,7 @@ from robustclip.attacks.cascade import CandidateCheck, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.events import Event, Meter
 from robustclip.errors import InvalidInput
-from robustclip.scores.kinds import decision
+from robustclip.scores import decision
 from robustclip.threat import BallSpec, Linf, Radius
 from robustclip.types import FREE, Cost, Pixels, Score, Seeds
 

@@ -21,7 +21,7 @@ from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import MAX_VOTES, Alpha, Sigma, Smoothing
 from robustclip.digests import tensor_digest
 from robustclip.errors import InvalidInput
-from robustclip.models.classifier import Defended, ZeroShotClassifier
+from robustclip.models import Defended, ZeroShotClassifier
 from robustclip.purifiers import Weights
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import BallSpec

@@ -22,8 +22,7 @@ from robustclip.defenses import AnyDefense, network_digests
 from robustclip.digests import canonical_json, json_digest, tensor_digest
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically, write_once
-from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.models.clip import Clip
+from robustclip.models import Clip, ZeroShotClassifier
 from robustclip.purifiers import digest_of
 
 

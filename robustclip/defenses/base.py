@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 from robustclip.purifiers import NamedNetwork
 from robustclip.seeds import derive
 from robustclip.types import NO_TOLL, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll

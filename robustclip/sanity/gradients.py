@@ -22,8 +22,7 @@ from robustclip.sanity.symptoms import (
     at_its_word,
     draws_of,
 )
-from robustclip.scores.kinds import decision, restated
-from robustclip.scores.losses import LossName
+from robustclip.scores import LossName, decision, restated
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds

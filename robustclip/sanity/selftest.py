@@ -18,10 +18,9 @@ from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks import PGD
 from robustclip.sanity.symptoms import SELF_TEST_FAILED, Diagnostic
-from robustclip.scores.kinds import label_score
-from robustclip.scores.wrappers import averaged
+from robustclip.scores import averaged, label_score
 from robustclip.seeds import derive, row_normal
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import DIRECT, NO_TOLL, Cost, DeviceAccess, Embed, Logits, Pixels, Seeds, Toll, price

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from robustclip.attacks.noise import Noise
-from robustclip.attacks.pgd import PGD
-from robustclip.attacks.square import Square
+from robustclip.attacks import PGD, Noise, Square
 from robustclip.sanity.symptoms import (
     BLACK_BOX_BEATS_WHITE_BOX,
     HALF_STEPS,

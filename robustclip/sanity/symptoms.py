@@ -11,11 +11,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from pydantic import BaseModel
 from torch import Tensor
 
-from robustclip.attacks.noise import Noise
-from robustclip.attacks.pgd import PGD
-from robustclip.attacks.square import Square
-from robustclip.scores.losses import LossName
-from robustclip.scores.wrappers import Averaged
+from robustclip.attacks import PGD, Noise, Square
+from robustclip.scores import Averaged, LossName
 from robustclip.types import FREE, Cost, Pixels, Score
 
 Severity: TypeAlias = Literal["hard", "soft"]

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.models.clip import Clip
-from robustclip.models.towers import encode_image
+from robustclip.models import Clip, encode_image
 from robustclip.threat import Linf
 from robustclip.types import Cost, Features, Logits, Pixels, Seeds
 

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.classifier import ZeroShotClassifier, zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import encode_image
-from robustclip.scores.kinds import EmbeddingShift, label_score
+from robustclip.attacks import PGD
+from robustclip.models import Clip, Prompts, ZeroShotClassifier, encode_image, zero_shot
+from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds

@@ -16,14 +16,10 @@ from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeAlias, Typ
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from robustclip.attacks import AnyAttack
-from robustclip.attacks.cascade import Precision
-from robustclip.attacks.ensemble import Preset
-from robustclip.attacks.pgd import MAX_STARTS
-from robustclip.attacks.square import MAX_QUERIES
+from robustclip.attacks import MAX_QUERIES, MAX_STARTS, AnyAttack, Precision, Preset
 from robustclip.errors import InvalidInput
 from robustclip.measuring import measure
-from robustclip.scores.losses import LossName
+from robustclip.scores import LossName
 from robustclip.threat import Linf, LinfRadius, radius_text
 from robustclip.types import Cost, Progress, price
 from training.threats import THREAT_LEVELS, known

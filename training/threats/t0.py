@@ -4,8 +4,8 @@ sets and defenses: no text, no labels, no visual prompts and no defense is known
 
 from torch import Tensor
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.clip import Clip
+from robustclip.attacks import PGD
+from robustclip.models import Clip
 from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Progress

@@ -18,12 +18,8 @@ from torch.nn import functional as F
 
 from robustclip.defenses.resize_pad import ResizePad
 from robustclip.errors import InvalidInput
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip, load_clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import encode_image
-from robustclip.models.vocabulary import imagenet_names
-from robustclip.scores.kinds import EmbeddingShift, label_score
+from robustclip.models import Clip, Prompts, encode_image, imagenet_names, load_clip, zero_shot
+from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import Linf
 from robustclip.types import Classifier, Cost, Evaluation, Logits, Pixels, Progress, Score, Seeds

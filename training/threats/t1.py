@@ -7,9 +7,9 @@ prompts) only what it has right untouched is attacked.
 
 from dataclasses import replace
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks import PGD
 from robustclip.measuring import measure
-from robustclip.models.prompts import Prompts
+from robustclip.models import Prompts
 from robustclip.threat import Linf
 from robustclip.types import Progress, price
 from training.finished import Rows

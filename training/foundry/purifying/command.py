@@ -31,7 +31,7 @@ from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip, load_clip
+from robustclip.models import Clip, load_clip
 from robustclip.purifiers import OWN, NetworkKind, digest_of, load_purifier, write_purifier
 from robustclip.purifiers.networks import Denoiser, SuperResolver
 from robustclip.types import Progress

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from robustclip.defenses.diffusion import Diffusion
-from robustclip.models.classifier import TorchImageEncoder, text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, TorchImageEncoder, text_weights
 from robustclip.purifiers.diffusion import diffused, one_shot, restored
 from robustclip.purifiers.networks import SCALE, Denoiser, SuperResolver, enlarged, shrunk
 from robustclip.seeds import derive, draw_seeds, row_normal

@@ -16,10 +16,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.attacks import PGD
+from robustclip.models import Clip, Prompts, zero_shot
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
 from training.commands import words

@@ -14,9 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, text_weights
 from robustclip.types import Cost
 from training.learning.losses import Opponent, family
 from training.learning.objectives.base import Batch, Step, Task

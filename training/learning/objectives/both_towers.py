@@ -8,9 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import has_stem, patch_tokens
+from robustclip.models import Clip, Prompts, has_stem, patch_tokens
 from robustclip.types import Cost, Features, Progress
 from training.data.labelled import LabelledImages
 from training.learning.objectives.base import Batch, Examples, Task

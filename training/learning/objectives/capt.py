@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompts_store.handcrafted import ENSEMBLE
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip, load_clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, Prompts, load_clip, zero_shot
 from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
 from training.learning.losses import DivergenceName, InnerScore, Reference, family, target_probability

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 from training.learning.losses import DivergenceName, InnerScore, Reference, family
 from training.learning.objectives.base import Batch, Step, Task
 from training.learning.objectives.both_towers import BothTowers

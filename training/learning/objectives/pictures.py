@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
 from robustclip.threat import Linf, LinfRadius
 from robustclip.types import Cost, Features, Logits, Pixels, Progress, Seeds
 from training.data.labelled import LabelledImages

@@ -11,10 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from prompts_store.handcrafted import ENSEMBLE
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import encode_image, encode_patches
+from robustclip.models import Clip, Prompts, encode_image, encode_patches, text_weights
 from robustclip.threat import LEVELS
 from robustclip.types import Cost, Features, Logits, Pixels, Progress
 from training.data.labelled import LabelledImages

@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.attacks import PGD
+from robustclip.models import Clip, Prompts
 from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
 from training.learning.objectives.base import Batch, Examples, Objective, Step, Task

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from robustclip.models.clip import load_clip
+from robustclip.models import load_clip
 from training.commands import command_parser, working
 from training.learning.tuning.config import TrainSettings, add_options, read_settings
 from training.learning.tuning.run import Trained, open_run, open_training, train

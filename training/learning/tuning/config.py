@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from prompts_store.manifest import Name
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 from robustclip.threat import LinfRadius
 from training.commands import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
 from training.learning.losses import TowerPrecision

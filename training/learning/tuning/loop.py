@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
 from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Cost, Progress
 from training.data.sampling import seeded

@@ -14,8 +14,7 @@ from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet, Ref,
 from prompts_store.store import PromptStore
 from robustclip.errors import invalid_input
 from robustclip.measuring import accuracy
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
 from robustclip.reports.charts import Curve, chart
 from robustclip.reports.html import render
 from training.data.labelled import LabelledImages

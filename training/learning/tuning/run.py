@@ -16,9 +16,7 @@ from prompts_store.shelf import Shelf, place_of
 from prompts_store.store import PromptStore
 from robustclip.digests import json_digest
 from robustclip.files import write_atomically
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, zero_shot
 from robustclip.types import Progress
 from training.data.classes import choose_classes
 from training.data.labelled import LabelledImages

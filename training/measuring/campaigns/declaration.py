@@ -23,8 +23,7 @@ from pydantic import (
 )
 
 from prompts_store.manifest import NAME_PATTERN
-from robustclip.attacks.cascade import Precision
-from robustclip.attacks.ensemble import Preset
+from robustclip.attacks import Precision, Preset
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from training.data.sources import Source

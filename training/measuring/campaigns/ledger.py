@@ -19,9 +19,7 @@ from prompts_store.store import PromptStore
 from robustclip.defenses import parse_defenses
 from robustclip.digests import json_digest
 from robustclip.errors import DataRefused, InvalidInput, RobustClipError
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip, load_clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, load_clip, text_weights
 from robustclip.types import Progress
 from training import finished
 from training.data.labelled import LabelledImages

@@ -14,13 +14,13 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from robustclip.attacks.pgd import MAX_STARTS, PGD, Start
+from robustclip.attacks import MAX_STARTS, PGD, Start
 from robustclip.certificates.certify import Certificate
 from robustclip.certificates.vote import count_votes, draw, elect, lower_bound
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.digests import tensor_digest
-from robustclip.models.classifier import Defended
-from robustclip.scores.wrappers import drawn
+from robustclip.models import Defended
+from robustclip.scores import drawn
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, Norm
 from robustclip.types import Classifier, Cost, Evaluation, Pixels, Score, Seeds, price

@@ -26,7 +26,7 @@ from robustclip.certificates.vote import VOTES_A_PASS, elect
 from robustclip.deployed import deploy
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.served import Aim
-from robustclip.scores.wrappers import guarded
+from robustclip.scores import guarded
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, DeviceAccess, Progress, Score, price
 from training import finished

@@ -14,8 +14,7 @@ from robustclip.certificates.noise_cache import NoiseKey
 from robustclip.defenses import AnyDefense, parse_defenses
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.errors import InvalidInput, PurifierRefused
-from robustclip.models.classifier import Defended, TorchImageEncoder, ZeroShotClassifier, zero_shot
-from robustclip.models.clip import Clip, load_clip
+from robustclip.models import Clip, Defended, TorchImageEncoder, ZeroShotClassifier, load_clip, zero_shot
 from robustclip.threat import L2Radius
 from training.data.labelled import LabelledImages
 from training.data.sampling import balanced_subset

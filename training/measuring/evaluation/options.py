@@ -9,7 +9,7 @@ from typing import Any
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, check_template
+from robustclip.models import HANDCRAFTED_TEMPLATE, check_template
 from training.commands import (
     DEFAULT_RUNS,
     Option,
