@@ -12,8 +12,16 @@ from torch import Tensor
 
 from robustclip.defenses.diffusion import Diffusion
 from robustclip.models import Clip, Prompts, TorchImageEncoder, text_weights
-from robustclip.purifiers.diffusion import diffused, one_shot, restored
-from robustclip.purifiers.networks import SCALE, Denoiser, SuperResolver, enlarged, shrunk
+from robustclip.purifiers.networks import (
+    SCALE,
+    Denoiser,
+    SuperResolver,
+    diffused,
+    enlarged,
+    one_shot,
+    restored,
+    shrunk,
+)
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.types import Pixels, Progress
 from training.data.labelled import LabelledImages

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.purifiers import build_network
-from robustclip.purifiers.diffusion import diffused, log_ratio
-from robustclip.purifiers.networks import Denoiser, SuperResolver
+from robustclip.purifiers.networks import Denoiser, SuperResolver, diffused, log_ratio
 from robustclip.types import Progress
 from training.foundry.blocks import BlockRun
 from training.foundry.corpus import Corpus

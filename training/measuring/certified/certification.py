@@ -30,8 +30,13 @@ from robustclip.scores import guarded
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, DeviceAccess, Progress, Score, price
 from training import finished
-from training.measuring.certified.attack import Assault, Attempt, assault_bill, attack_certificate
-from training.measuring.certified.subjects import SmoothedSubject
+from training.measuring.certified.subjects import (
+    Assault,
+    Attempt,
+    SmoothedSubject,
+    assault_bill,
+    attack_certificate,
+)
 from training.measuring.evaluation.cells import cell_path
 
 M = TypeVar("M", bound=BaseModel)

@@ -32,10 +32,9 @@ from training.commands import (
     words,
     words_but,
 )
-from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Billed, billed, settle
 from training.measuring.certified.facts import certified_facts
-from training.measuring.certified.subjects import CertifiedQuestion, open_smoothed
+from training.measuring.certified.subjects import Attempt, CertifiedQuestion, open_smoothed
 from training.measuring.evaluation.plan import duration, seconds_per_pass
 from training.measuring.evaluation.question import NO_DEFENSE
 from training.measuring.pages.certified import counted, rule_words

@@ -10,9 +10,8 @@ from robustclip.certificates.certify import conclude
 from robustclip.measuring import wilson
 from robustclip.threat import L2, LEVELS
 from robustclip.types import Cost, price
-from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Settled
-from training.measuring.certified.subjects import SmoothedSubject
+from training.measuring.certified.subjects import Attempt, SmoothedSubject
 from training.measuring.schema.files import Attacks, Certified, Direct, Refuted, Share, Within
 
 
