@@ -31,7 +31,7 @@ class Catalogue:
         Raises InvalidInput, UnknownPromptSet, UnknownVersion or PromptSetRefused (`foreign-fingerprint` if
         only other CLIPs have it).
         """
-        ref = parsed(ref)
+        ref = Ref.parse(str(ref))  # no slash or dot of a user reaches the file system
         if not ref.pinned:
             shelf = self._pointing_shelf(ref.name, clip.fingerprint)
             pointer = shelf.pointer() if shelf else None
@@ -145,11 +145,6 @@ class Catalogue:
         return UnknownPromptSet(
             f"there is no prompt set {name!r}.", field="prompt_set", help=f"Known: {known}."
         )
-
-
-def parsed(ref: str | Ref) -> Ref:
-    """A checked reference: no slash or dot of a user reaches the file system."""
-    return Ref.parse(str(ref))
 
 
 def checked_name(name: str) -> str:

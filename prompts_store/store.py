@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from prompts_store.catalogue import Catalogue, age, checked_name, parsed, place_for
+from prompts_store.catalogue import Catalogue, age, checked_name, place_for
 from prompts_store.codec import MAX_BYTES, decode, encode
 from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import PromptManifest, PromptSet, Ref, Result
@@ -83,7 +83,7 @@ class PromptStore(Catalogue):
 
     def activate(self, ref: str | Ref, fingerprint: str) -> Ref:
         """Move the pointer to a pinned, readable version. `rollback` returns to the one before."""
-        ref = parsed(ref)
+        ref = Ref.parse(str(ref))
         if not ref.pinned:
             raise InvalidInput(
                 f"expected {ref.name}@VERSION, found {ref}.",

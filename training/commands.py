@@ -66,6 +66,11 @@ def words(values: Iterable[str]) -> list[str]:
     return [word.strip() for value in values for word in value.split(",") if word.strip()]
 
 
+def separated(value: object) -> object:
+    """For a field with several values: as `words` reads text, anything else as it is."""
+    return words([value]) if isinstance(value, str) else value
+
+
 def words_but(whole: Callable[[str], bool], values: Iterable[str]) -> list[str]:
     """Distinct values in their order; what is `whole`, such as a template or an existing path, keeps its
     commas.

@@ -6,12 +6,12 @@ Attacks never decide success: every candidate is evaluated again in float32, and
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from robustclip.attacks.base import BestPoints, check_seeds, pick
+from robustclip.attacks.base import BallAttack, BestPoints, check_seeds, pick
 from robustclip.attacks.events import (
     AttackEnded,
     AttackStarted,
@@ -34,22 +34,6 @@ CandidateCheck: TypeAlias = Callable[[Pixels, Tensor], Tensor]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 RIVALS = 9  # labels that targeted attacks try, one after the other
-
-
-class Searching(Protocol):
-    """An attack whose rows may be copies of one picture."""
-
-    def search(
-        self,
-        score: Score,
-        pixels: Pixels,
-        seeds: Seeds,
-        *,
-        radius: Tensor | None = None,
-        teams: Tensor | None = None,
-    ) -> Iterator[BestPoints]: ...
-
-    def bill(self, rows: int) -> Cost: ...
 
 
 class StandIn(NamedTuple):
@@ -78,7 +62,7 @@ class CascadeStage(NamedTuple):
     """
 
     name: str
-    attack: Searching
+    attack: BallAttack
     variants: tuple[Variant, ...]
     source: int | None = None
 
@@ -100,7 +84,7 @@ def bill(
     return total
 
 
-def _judged(attack: Searching, precision: Precision, *, transferred: bool = False) -> Cost:
+def _judged(attack: BallAttack, precision: Precision, *, transferred: bool = False) -> Cost:
     """The attack's bill with the evaluations on the victim beside a stand-in's, and in float32 beside
     bfloat16.
     """

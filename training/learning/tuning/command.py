@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
-    account, last = trained.account(), trained.fitted.history[-1]
+    account, last = trained.account, trained.fitted.history[-1]
     return {
         "ref": str(trained.ref),
         "active": settings.activate,
         "store": str(settings.store),
         "report": str(trained.page),
-        "pictures": trained.pictures,
+        "pictures": account.pictures,
         "epochs": len(trained.fitted.history),
         "loss": last.loss,
         "training_accuracy": last.accuracy,
@@ -70,15 +70,11 @@ def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
         "results": [result.model_dump(mode="json") for result in trained.results],
         "companions": {
             name: [result.model_dump(mode="json") for result in found]
-            for name, found in trained.companions.items()
+            for name, found in account.companions.items()
         },
-        "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
-        "tuning": {"text_passes": trained.fitted.text_passes, "seconds": trained.tuning_seconds},
-        "whole_run": {
-            "forward": account.forward,
-            "backward": account.backward,
-            "text_passes": account.text_passes,
-        },
+        "preparing": {**trained.preparing._asdict(), "seconds": account.preparing_seconds},
+        "tuning": {"text_passes": trained.fitted.text_passes, "seconds": account.tuning_seconds},
+        "whole_run": {**account.cost._asdict(), "text_passes": account.text_passes},
     }
 
 

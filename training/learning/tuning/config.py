@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
@@ -15,7 +15,7 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
 from robustclip.models import Clip
 from robustclip.threat import LinfRadius
-from training.commands import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
+from training.commands import DEFAULT_RUNS, default_store, option_of, read_fields, separated, shown
 from training.learning.losses import TowerPrecision
 from training.learning.objectives import OBJECTIVES, AnyObjective
 from training.learning.tuning.selection import Selection, load_selection
@@ -70,7 +70,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         False, description="classes with fewer pictures than shots give what they have"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides shots, first vectors, attack starts, order")
-    validate_at: tuple[PlainThreat, ...] = Field(
+    validate_at: Annotated[tuple[PlainThreat, ...], BeforeValidator(separated)] = Field(
         ("clean",),
         description="threat levels measured on the held-out tenth of train, of "
         + ", ".join(name for name in THREAT_LEVELS if not threat_level(name).needs),
@@ -97,11 +97,6 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     def borrowed(self, clip: Clip) -> str | None:
         """What is to be said of a selection that was made for another CLIP, if one was."""
         return None if self.selection is None else self.selection.borrowed_by(clip)
-
-    @field_validator("validate_at", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return words([value]) if isinstance(value, str) else value
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from robustclip.measuring import accuracy
 from robustclip.models import Clip, Prompts
 from robustclip.reports.charts import Curve, chart
 from robustclip.reports.html import render
+from robustclip.types import Cost
 from training.data.labelled import LabelledImages
 from training.learning.objectives import AnyMethod
 from training.learning.tuning.checkpoint import Epoch
@@ -90,8 +91,7 @@ class Account(NamedTuple):
     """What a run took, and what happened to it. `companions`: measured beside, not published."""
 
     pictures: int
-    forward: int
-    backward: int
+    cost: Cost
     text_passes: int
     preparing_seconds: float
     tuning_seconds: float
@@ -109,8 +109,8 @@ def training_page(ref: Ref, manifest: PromptManifest, history: Sequence[Epoch], 
         "data": f"{manifest.dataset}, {account.pictures} pictures of {len(manifest.labels)} labels"
         + ("" if manifest.shots is None else f", {manifest.shots} shots"),
         "seed": manifest.seed,
-        "image passes": f"{account.forward:,} forward, {account.backward:,} backward "
-        f"({account.forward + 2 * account.backward:,} charged)",
+        "image passes": f"{account.cost.forward:,} forward, {account.cost.backward:,} backward "
+        f"({account.cost.charged:,} charged)",
         "text passes": f"{account.text_passes:,}",
         "seconds": f"{account.preparing_seconds:.0f} preparing, {account.tuning_seconds:.0f} tuning since "
         f"it was last resumed",

@@ -71,15 +71,13 @@ def _trained(run: Run, processes: Processes, progress: Progress) -> Made:
     except TrainingFailed as failure:
         return Made(ref=None, why=failure.message)
     assert trained is not None  # alone, this process is the main one
-    account = trained.account()
-    charged = account.forward + 2 * account.backward
-    seconds = round(account.preparing_seconds + account.tuning_seconds, 1)
+    account = trained.account
     return Made(
         ref=str(trained.ref),
         epochs=len(trained.fitted.history),
-        charged=charged,
+        charged=account.cost.charged,
         text_passes=account.text_passes,
-        seconds=seconds,
+        seconds=round(account.preparing_seconds + account.tuning_seconds, 1),
     )
 
 

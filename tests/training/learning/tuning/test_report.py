@@ -41,7 +41,7 @@ def page(*, restarts: int = 0, note: str = "") -> str:
         for number in (1, 2, 3)
     ]
     return training_page(
-        REF, manifest, history, Account(8, 24, 24, 3, 0.0, 2.5, restarts, {"teacher": [RESULT]})
+        REF, manifest, history, Account(8, Cost(24, 24), 3, 0.0, 2.5, restarts, {"teacher": [RESULT]})
     )
 
 
