@@ -229,9 +229,10 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 def _explain(arguments: argparse.Namespace) -> None:
     from robustclip.models.explanation import explain
+    from robustclip.models.labels import split_labels
 
     store, clip = _store(arguments, reading=True), _clip(arguments)
-    labels = None if arguments.labels is None else [label.strip() for label in arguments.labels.split(",")]
+    labels = None if arguments.labels is None else split_labels(arguments.labels, field="--labels")
     prompt_set = store.load(arguments.ref, clip)
     explanation = explain(
         clip,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from robustclip.errors import InvalidInput
 from robustclip.files import replacing, write_atomically
 from robustclip.models import imagenet_names
+from robustclip.preprocessing import Preprocessing
 from robustclip.types import Pixels, Progress
 from training.data.classes import imagenet_words
 from training.data.folders import load_data
@@ -84,7 +85,7 @@ def open_corpus(
     root: Path,
     cache: Path,
     *,
-    size: int,
+    size: Preprocessing | int,
     limit: int = 0,
     workers: int = 0,
     taught: bool = True,
@@ -112,7 +113,7 @@ def open_corpus(
     return folder_corpus(chosen, size, workers=workers)
 
 
-def folder_corpus(data: LabelledImages, size: int, *, workers: int = 0) -> Corpus:
+def folder_corpus(data: LabelledImages, size: Preprocessing | int, *, workers: int = 0) -> Corpus:
     """One data set, decoded on request by `workers` threads; without a teacher.
 
     Holds out the tenth of each class that `train` does. Folders such as n01440764 get ImageNet's names.
@@ -136,7 +137,7 @@ def build_corpus(
     root: Path,
     cache: Path,
     *,
-    size: int,
+    size: Preprocessing | int,
     teacher: Callable[[], nn.Module] | None,
     seed: int,
     limit: int = 0,
@@ -149,8 +150,13 @@ def build_corpus(
     cache, if that was made from other pictures.
     """
     cache.mkdir(parents=True, exist_ok=True)
+    chosen = Preprocessing(size) if isinstance(size, int) else size
     sets = {name: load_data(root / name, "train") for name in TRAINING_SETS}
-    _claim(cache / f"corpus-{size}-{limit}.json", {name: data.digest for name, data in sets.items()}, option)
+    _claim(
+        cache / f"corpus-{chosen.name}-{limit}.json",
+        {name: data.digest for name, data in sets.items()},
+        option,
+    )
     names = gather_names({name: _trained_labels(name, data) for name, data in sets.items()})
     rows = {name: _trained_rows(name, data, limit) for name, data in sets.items()}
     count = sum(len(kept) for kept in rows.values())
@@ -158,11 +164,11 @@ def build_corpus(
     def decode() -> Iterator[Any]:
         for name, data in sets.items():
             for chunk in rows[name].split(_CHUNK):
-                yield (data.pixels(chunk, size) * 255).round().to(torch.uint8).numpy()
+                yield (data.pixels(chunk, chosen) * 255).round().to(torch.uint8).numpy()
 
-    shape = (count, 3, size, size)
+    shape = (count, 3, chosen.size, chosen.size)
     images = cached_array(
-        cache / f"images-{size}-{limit}.npy", shape, np.uint8, decode, progress, "decoding pictures"
+        cache / f"images-{chosen.name}-{limit}.npy", shape, np.uint8, decode, progress, "decoding pictures"
     )
     opinion = None
     if teacher is not None:

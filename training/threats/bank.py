@@ -79,7 +79,7 @@ def embedding_bank(
     seeds = draw_seeds(seed, len(data))
 
     def make(chosen: Tensor) -> Rows:
-        pixels = data.pixels(chosen, clip.image_size).to(clip.device)
+        pixels = data.pixels(chosen, clip.preprocessing).to(clip.device)
         cost = Cost(forward=len(chosen) * (copies + clean))
         versions: list[Pixels] = []
         for copy in range(copies):
@@ -164,11 +164,12 @@ def aware_bank(
     processes: Processes = ALONE,
 ) -> Rows:
     """[n, K + 1, E] the first filling of a bank that knows its prompts."""
-    seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
+    seeds = draw_seeds(seed, len(data))
+    classifier = zero_shot(clip, prompts, data.labels, scoring="softmax")
 
     def make(chosen: Tensor) -> Rows:
         pixels, targets = (
-            data.pixels(chosen, clip.image_size).to(clip.device),
+            data.pixels(chosen, clip.preprocessing).to(clip.device),
             data.targets[chosen].to(clip.device),
         )
         embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])
@@ -214,7 +215,8 @@ def pixels_against(
     """[n, 3, S, S] pictures whose cross-entropy under `prompts` was raised; made once for all who judge
     them.
     """
-    seeds, classifier = pictures.seeds, zero_shot(clip, prompts, pictures.data.labels)
+    seeds = pictures.seeds
+    classifier = zero_shot(clip, prompts, pictures.data.labels, scoring=pictures.scoring)
 
     def make(chosen: Tensor) -> Rows:
         pixels, targets = pictures.on(clip, chosen)
@@ -227,5 +229,6 @@ def pixels_against(
         **cache_key("against", clip, pictures.data, attack, pictures.seed),
         "prompts": prompts.digest(),
         "score": "cross_entropy",
+        **({} if pictures.scoring == "softmax" else {"scoring": pictures.scoring}),
     }
     return cached_rows(pictures.cache, key, pictures.indices, make, chunk=CHUNK, progress=progress, what=what)

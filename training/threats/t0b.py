@@ -61,7 +61,7 @@ def open_surrogate(
 
         return Surrogate(name, EFFICIENTNET, logits, _Resized(imagenet_names(), logits), own_answer=True)
     clip = _clip(name, str(device))
-    judge = zero_shot(clip, Prompts(templates=templates), data.labels)
+    judge = zero_shot(clip, Prompts(templates=templates), data.labels, scoring="softmax")
 
     def encode(pixels: Pixels) -> Tensor:
         return encode_image(clip, _sized(pixels, clip.image_size))
@@ -226,7 +226,7 @@ def _made(
     key = {
         "what": "T0b",
         "surrogate": surrogate.fingerprint,
-        "size": clip.image_size,
+        "size": clip.preprocessing.name if clip.preprocessing.difference else clip.image_size,
         "data": pictures.data.digest,
         "split": pictures.data.split,
         "score": score,

@@ -54,6 +54,6 @@ def _against_words(victim: Victim, attack: PGD, progress: Progress) -> Rows:
     right = untouched.correct.nonzero().flatten()
     some = replace(pictures, indices=pictures.indices[right])
     made = pixels_against(clip, words, some, attack, progress=progress, what=what)
-    rows = pictures.data.pixels(pictures.indices, clip.image_size)
+    rows = pictures.data.pixels(pictures.indices, clip.preprocessing)
     rows[right] = made.rows
     return Rows(rows, made.cost.plus(untouched.cost), made.seconds + untouched.seconds)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             corpus = open_corpus(
                 arguments.data,
                 arguments.cache or arguments.run / "cache",
-                size=clip.image_size,
+                size=clip.preprocessing,
                 limit=recipe.limit,
                 workers=arguments.workers or 0,
                 progress=progress,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip, describe
+from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
 from training.foundry.corpus import Corpus
@@ -22,7 +22,7 @@ def autocast(device: torch.device, precision: TowerPrecision) -> torch.autocast:
 def accuracies(average: Any, clip: Clip, corpus: Corpus, *, precision: TowerPrecision) -> dict[str, float]:
     """Per cent by data set, on held-out training pictures, among the names of the set that are trained."""
     model, device = copy.deepcopy(average), clip.device
-    copied = describe(model, "mini", "validation", mean=clip.mean, std=clip.std, fingerprint="validation")
+    copied = clip.with_model(model, "validation", fingerprint="validation")
     result: dict[str, float] = {}
     for index, name in enumerate(corpus.sets):
         members = corpus.names.members[name]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustclip.models.clip import Clip, describe
+from robustclip.models.clip import Clip
 from robustclip.models.towers import encode_image, encode_patches, encode_text
 from robustclip.types import Progress
 from training.data.sampling import seeded
@@ -66,7 +66,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         self._train("frozen", recipe.frozen_samples, recipe.batch)
         self._train("joint", recipe.joint_samples, recipe.joint_batch)
         self._train("broad", recipe.broad_samples, recipe.joint_batch)
-        return describe(self.average, "mini", "embedded", mean=self.clip.mean, std=self.clip.std)
+        return self.clip.with_model(self.average, "embedded")
 
     def changed(self, phase: Phase, state: Mapping[str, Any]) -> list[str]:
         return self.recipe.changed(state["recipe"], cast(PhaseName, phase.name))

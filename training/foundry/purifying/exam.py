@@ -175,7 +175,7 @@ def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
     """Labelled pictures, to be named among all labels; read again for each network."""
     own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
     return _exam(
-        clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own
+        clip, lambda rows: pictures.pixels(rows, clip.preprocessing), pictures.labels, pictures.targets, own
     )
 
 

@@ -152,7 +152,9 @@ class AdvPTPlus(TextContext):
         if not self.refresh or epoch % self.refresh or task.examples.pixels is None:
             return Tended()
         with torch.no_grad():
-            classifier = zero_shot(task.clip, self.fold(task.clip, parameters).detached(), task.labels)
+            classifier = zero_shot(
+                task.clip, self.fold(task.clip, parameters).detached(), task.labels, scoring="softmax"
+            )
         renewed, processes = 0.0, task.processes
         for chosen in torch.arange(len(task.examples)).split(CHUNK * processes.count):
             rows, own = chosen.to(classifier.weights.device), processes.own(chosen)

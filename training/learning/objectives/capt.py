@@ -104,14 +104,14 @@ class CAPT(BothTowers):
             else clip
         )
         templates = ENSEMBLE if self.frozen_text == "ensemble" else (self.frozen_template,)
-        classifier = zero_shot(frozen, Prompts(templates=templates), data.labels)
+        classifier = zero_shot(frozen, Prompts(templates=templates), data.labels, scoring="softmax")
         parts: list[Logits] = []
         for rows in torch.arange(len(indices)).split(64 * processes.count):
             own = processes.own(rows)
             pixels = (
                 examples.take(own)
-                if frozen.image_size == clip.image_size
-                else data.pixels(indices[own], frozen.image_size).to(frozen.device)
+                if frozen.preprocessing == clip.preprocessing
+                else data.pixels(indices[own], frozen.preprocessing).to(frozen.device)
             )
             with torch.no_grad():
                 parts.append(processes.whole(classifier(pixels, own), len(rows)))

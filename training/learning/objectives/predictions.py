@@ -49,13 +49,13 @@ def picture_examples(
     if len(indices) * 3 * size * size > KEPT_BYTES:
 
         def pixels(rows: Tensor) -> Pixels:
-            return data.pixels(indices[rows.cpu()], size).to(clip.device)
+            return data.pixels(indices[rows.cpu()], clip.preprocessing).to(clip.device)
 
     else:
         kept = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, device=clip.device)
         for chosen in torch.arange(len(indices)).split(64 * processes.count):
             levels = (
-                (data.pixels(indices[processes.own(chosen)], size) * LEVELS)
+                (data.pixels(indices[processes.own(chosen)], clip.preprocessing) * LEVELS)
                 .round()
                 .to(clip.device, torch.uint8)
             )

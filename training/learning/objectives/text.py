@@ -36,6 +36,7 @@ class TextContext(Objective):
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         """`text` [1, N, W], or [C, 1, N, W]: N(0, 0.02^2) from the seed, or the words' embeddings."""
+        clip.require("text prompts", field="--objective.kind", help="Serve it with hand-written templates.")
         copies = (len(labels),) if self.class_specific else ()
         if self.words:
             context = embedded_words(clip, self.words, self.vectors).expand(*copies, 1, -1, -1).clone()

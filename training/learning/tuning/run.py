@@ -136,7 +136,7 @@ def open_run(settings: TrainSettings, clip: Clip, pictures: TrainingPictures) ->
         indices,
         within(settings.objective, pictures=len(indices), max_passes=settings.max_passes),
     )
-    zero_shot(clip, run.starting_prompts(), data.labels)
+    zero_shot(clip, run.starting_prompts(), data.labels, scoring="softmax")
     return run
 
 

@@ -175,6 +175,7 @@ def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -
         encoder=classifier.encoder,
         name=subject.found.name,
         text=lambda: classifier.weights,
+        scoring=classifier.scoring,
     )
     aim = Aim(truth=classifier.labels.index(certificate.label))
     access = DeviceAccess(guard=partial(guarded, chunk_rows=VOTES_A_PASS))

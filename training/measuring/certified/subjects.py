@@ -225,7 +225,7 @@ class SmoothedSubject:
 
     def pixels(self, index: int) -> Tensor:
         """[3, S, S]."""
-        return self.data.pixels([index], self.clip.image_size)[0].to(self.clip.device)
+        return self.data.pixels([index], self.clip.preprocessing)[0].to(self.clip.device)
 
     def key(self, pixels: Tensor) -> NoiseKey:
         return NoiseKey.of(self.clip, self.classifier, pixels, self.options, self.chain)
@@ -250,7 +250,9 @@ def open_smoothed(question: CertifiedQuestion) -> list[SmoothedSubject]:
     names = [of_seed(asked, question.data, question.rules[0].seed) for asked in question.prompt_sets]
     found = [load_prompts(name, clip, data.labels, question.store) for name in names]
     encoder = TorchImageEncoder(clip)
-    asked = tuple(zero_shot(clip, each.prompts, data.labels, encoder=encoder) for each in found)
+    asked = tuple(
+        zero_shot(clip, each.prompts, data.labels, encoder=encoder, scoring="softmax") for each in found
+    )
     subjects: list[SmoothedSubject] = []
     for options, (each, classifier) in itertools.product(question.rules, zip(found, asked, strict=True)):
         own = options.model_copy(update={"alpha": options.alpha / len(asked)})

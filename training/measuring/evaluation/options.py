@@ -115,6 +115,13 @@ def options() -> dict[str, Option]:
         "--seed": several("0", "all randomness of attacks and defenses"),
         **{f"--{name}": one(fields[name].default, fields[name].description or "") for name in effort},
         "--surrogate": several("none", fields["surrogates"].description or ""),
+        "--scoring": {
+            "choices": ("softmax", "sigmoid"),
+            "default": "softmax",
+            "help": "sigmoid, for a CLIP that was trained with one: each label has a probability of its own, "
+            "and where none reaches a half the answer is none of them, which is wrong (default: softmax, "
+            "which of the labels, as the literature asks)",
+        },
         "--limit": one(0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all"),
         "--batch": one(64, "pictures a batch"),
         "--store": one(default_store(), "where prompt sets are looked up, before those that are shipped"),
@@ -152,7 +159,7 @@ def read_question(arguments: argparse.Namespace) -> Question:
         "defenses": arguments.defense or [NO_DEFENSE],
         "seeds": _words(arguments.seed or ["0"]),
         "surrogates": _words(arguments.surrogate or []),
-        **{name: given[name] for name in (*copied, "pretrained", "store", "runs")},
+        **{name: given[name] for name in (*copied, "scoring", "pretrained", "store", "runs")},
         "device": check_device(arguments.device),
     }
     question = read_fields(Question, values, command="evaluate", named=_option)

@@ -14,6 +14,8 @@ from prompts_store.store import SHIPPED, PromptStore
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, UnknownPromptSet
 from robustclip.models import Clip, Prompts, TorchImageEncoder, load_clip
+from robustclip.models.labels import meanings
+from robustclip.models.scoring import Scoring, scoring_for
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
 from training.learning.tuning.selection import check_carried
@@ -42,6 +44,7 @@ class Question(Effort):
     threats: tuple[Threat, ...] = Field(min_length=1)
     defenses: tuple[str, ...] = Field((NO_DEFENSE,), min_length=1)
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    scoring: Scoring = "softmax"
     limit: int = Field(0, ge=0)
     batch: int = Field(64, ge=1, le=4096)
     store: Path
@@ -102,7 +105,8 @@ def load_prompts(text: str, clip: Clip, labels: tuple[str, ...], store: Path) ->
             field="--prompt-set",
             help=f"Known: {', '.join(known)}.",
         )
-    if found.manifest.class_specific and found.manifest.labels != labels:
+    known = found.manifest.labels
+    if found.manifest.class_specific and meanings(labels, known) != [[row] for row in range(len(known))]:
         raise InvalidInput(
             f"{found.ref} has a context for each of its own labels, which are not those of the data.",
             field="--prompt-set",
@@ -156,14 +160,14 @@ def open_subjects(question: Question, known: Mapping[str, AskedSet] | None = Non
         question.backbones, zip(question.data, opened, strict=True)
     ):
         clip = load_clip(backbone, question.pretrained, device=question.device)
+        scoring_for(clip, question.scoring, field="--scoring")
         indices = balanced_subset(data, question.limit, SUBSET_SEED)
         encoder = TorchImageEncoder(clip)
         for asked, (defense, chain), seed in itertools.product(question.prompt_sets, chains, question.seeds):
             name = of_seed(asked, source, seed)
             found = (known or {}).get(name) or load_prompts(name, clip, data.labels, question.store)
-            pictures = Pictures(
-                data, indices, seed, question.runs / "cache", question.batch, source.templates
-            )
+            cache, batch = question.runs / "cache", question.batch
+            pictures = Pictures(data, indices, seed, cache, batch, source.templates, question.scoring)
             victim = victim_of(clip, found.prompts, pictures, chain, encoder=encoder)
             subjects.append(
                 Subject(

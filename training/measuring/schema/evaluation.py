@@ -81,6 +81,7 @@ class Result(Accuracy, Subject, Condition):
     n               pictures
     accuracy_8bit   of attacked pictures rounded to what a PNG can hold
     abstained       where the chain votes: the share without an answer
+    scoring         `sigmoid` where the answer may be none of the labels
     attack          its parameters, None for untouched pictures
     fell_to         T3: attack -> pictures that fell to it
     seen_labels     how many of the `measured_labels` a learned prompt set was trained on
@@ -95,6 +96,7 @@ class Result(Accuracy, Subject, Condition):
     n: int
     accuracy_8bit: float
     abstained: float | None = None
+    scoring: str | None = None
     attack: dict[str, JsonValue] | None
     fell_to: dict[str, int] | None = None
     seen_labels: int | None = None
