@@ -4,6 +4,7 @@ the bar that shows long work, and memory that serves the next step.
 
 import argparse
 import ctypes
+import json
 import os
 import sys
 import time
@@ -112,6 +113,19 @@ def command_parser(
     )
     add_options(parser, options)
     return parser
+
+
+def print_answer(answer: Mapping[str, Any], *, as_json: bool, show: Callable[[], object]) -> None:
+    """The one JSON object, or what `show` prints for people."""
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        show()
+
+
+def console() -> Console:
+    """For tables; wide where nobody looks, so that no column of a log is cut."""
+    return Console() if sys.stdout.isatty() else Console(width=170)
 
 
 def at_least_one(text: str) -> int:

@@ -35,7 +35,7 @@ from robustclip.models import Clip, load_clip
 from robustclip.purifiers import OWN, NetworkKind, digest_of, load_purifier, write_purifier
 from robustclip.purifiers.networks import Denoiser, SuperResolver
 from robustclip.types import Progress
-from training.commands import shown, working
+from training.commands import Option, add_options, flag, shown, working
 from training.data.sampling import balanced_subset, open_split
 from training.foundry.corpus import open_corpus
 from training.foundry.options import LABELLED, parser_of, recipe_options, recipe_values
@@ -175,6 +175,28 @@ def train(
             print(f"no better than nothing: {complaint}", file=sys.stderr)
 
 
+_PLACES: dict[str, Option] = {
+    "--only": {"choices": KINDS, "help": "one of the networks (default: one after the other)"},
+    "--cache": {
+        "type": Path,
+        "help": "decoded pictures, such as runs/pretrain/cache (default: RUN/cache)",
+    },
+    "--backbone": {
+        "default": DEFAULT_BACKBONE,
+        "help": "the CLIP whose accuracy is checked (default: %(default)s)",
+    },
+}
+_MEASURING: dict[str, Option] = {
+    "--measure": flag("say what networks are worth on the pictures of --data"),
+    "--split": {"default": "val", "help": "of --data (default: %(default)s)"},
+    "--weights": {
+        "default": OWN,
+        "help": "own (those that ship), the .json of a network, or a folder of both (default: %(default)s)",
+    },
+    "--json": flag("print one JSON object"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "train-purifiers",
@@ -185,26 +207,8 @@ def _parser() -> argparse.ArgumentParser:
         out=Path("runs/purifiers"),
         out_help="folder for the networks",
     )
-    parser.add_argument("--only", choices=KINDS, help="one of the networks (default: one after the other)")
-    parser.add_argument(
-        "--cache", type=Path, help="decoded pictures, such as runs/pretrain/cache (default: RUN/cache)"
-    )
-    parser.add_argument(
-        "--backbone",
-        default=DEFAULT_BACKBONE,
-        help="the CLIP whose accuracy is checked (default: %(default)s)",
-    )
-    group = parser.add_argument_group("measuring", "Instead of training.")
-    group.add_argument(
-        "--measure", action="store_true", help="say what networks are worth on the pictures of --data"
-    )
-    group.add_argument("--split", default="val", help="of --data (default: %(default)s)")
-    group.add_argument(
-        "--weights",
-        default=OWN,
-        help="own (those that ship), the .json of a network, or a folder of both (default: %(default)s)",
-    )
-    group.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser, _PLACES)
+    add_options(parser.add_argument_group("measuring", "Instead of training."), _MEASURING)
     own: dict[str, dict[str, Any]] = {
         name: {"default": _default(name)} for name in PurifyingRecipe.model_fields
     }

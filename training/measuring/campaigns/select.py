@@ -2,14 +2,13 @@
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from robustclip.errors import InvalidInput
@@ -20,8 +19,10 @@ from training.commands import (
     add_field,
     add_options,
     command_parser,
+    console,
     flag,
     option_of,
+    print_answer,
     read_fields,
     words,
     working,
@@ -73,10 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = record(choosing, tried, opened, found, command=shlex.join(["robustclip", "select", *given]))
     path: Path = out or choosing.runs / "select" / f"{made.carried().digest}.json"
     write_atomically(path, (made.model_dump_json(indent=1) + "\n").encode())
-    if as_json:
-        print(json.dumps({"record": str(path), "chosen": made.chosen, "objective": made.objective}))
-    else:
-        _print(made, path, choosing)
+    answer = {"record": str(path), "chosen": made.chosen, "objective": made.objective}
+    print_answer(answer, as_json=as_json, show=partial(_print, made, path, choosing))
     return 0
 
 
@@ -198,17 +197,17 @@ def _print(made: Selection, path: Path, choosing: Choosing) -> None:
             numbers,
             gain,
         )
-    (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
+    console().print(table)
     print(f"chosen {made.chosen}; the record: {path}")
-    as_judged = ["--selection", str(path), "--backbone", choosing.backbone, "--shots", str(made.shots)]
     given = {
+        "--selection": path,
+        "--backbone": choosing.backbone,
+        "--shots": str(made.shots),
         "--pretrained": choosing.pretrained,
         "--classes": choosing.classes,
         "--max-passes": made.max_passes,
         "--precision": choosing.precision,
     }
-    as_judged += [
-        *(["--allow-fewer-shots"] if choosing.allow_fewer_shots else []),
-        *(str(word) for pair in given.items() if pair[1] for word in pair),
-    ]
+    as_judged = [str(word) for pair in given.items() if pair[1] for word in pair]
+    as_judged += ["--allow-fewer-shots"] if choosing.allow_fewer_shots else []
     print(f"  robustclip train {shlex.join(as_judged)} --data DIR --name NAME")

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from robustclip.errors import InvalidInput
@@ -16,6 +17,7 @@ from training.commands import (
     default_store,
     flag,
     one,
+    print_answer,
     several,
     shown,
     words,
@@ -88,21 +90,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     out: Path = options.out or path.with_suffix(".json")
     write_atomically(out, (json.dumps(content.as_json(), indent=1) + "\n").encode())
-    said = {
+    answer = {
         "out": str(out),
         "cells": len(content.results),
         "missing": [gap.as_json() for gap in content.missing],
         "checks_fired": len(content.checks),
     }
-    if options.json:
-        print(json.dumps(said))
-    else:
-        lines = [
-            f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; "
-            f"{len(content.missing)} gaps"
-        ]
-        print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content.missing))]))
+    print_answer(answer, as_json=options.json, show=partial(_print, content, out))
     return 0
+
+
+def _print(content: TableFile, out: Path) -> None:
+    fired, gaps = len(content.checks), len(content.missing)
+    print(f"{len(content.results)} cells in {out}; {fired} masking checks fired; {gaps} gaps")
+    for sentence in absent(content.missing):
+        print(f"  {sentence}")
 
 
 def assembled(table: Table, found: Sequence[Row | Training | Gap], *, command: str) -> TableFile:

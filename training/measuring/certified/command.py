@@ -3,30 +3,30 @@ refutes a certificate.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.certificates.certify import Certificate, CertifyOptions
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.types import Cost
 from training.commands import (
     DEFAULT_RUNS,
     Option,
     bar,
     check_device,
     command_parser,
+    console,
     default_store,
     flag,
     keep_freed_memory,
     one,
     option_of,
+    print_answer,
     read_fields,
     several,
     words,
@@ -77,18 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bills = billed(subjects)
     summary = _summary(bills)
     if arguments.dry_run:
-        if arguments.json:
-            print(
-                json.dumps(
-                    {
-                        "plan": [_as_facts(bill) for bill in bills],
-                        "charged": sum(bill.charged for bill in bills),
-                        "summary": summary,
-                    }
-                )
-            )
-        else:
-            print(summary)
+        charged = sum(bill.charged for bill in bills)
+        answer = {"plan": [_as_facts(bill) for bill in bills], "charged": charged, "summary": summary}
+        print_answer(answer, as_json=arguments.json, show=partial(print, summary))
         return 0
     print(summary, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     with bar() as progress:  # also into a log: this may take hours
@@ -96,10 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             certified_facts(subject, settle(subject, progress=progress), per_picture=arguments.per_picture)
             for subject in subjects
         ]
-    if arguments.json:
-        print(json.dumps({"kind": "certified", "results": [row.as_json() for row in results]}))
-    else:
-        _print(results)
+    answer = {"kind": "certified", "results": [row.as_json() for row in results]}
+    print_answer(answer, as_json=arguments.json, show=partial(_print, results))
     return 0 if all(row.holds for row in results) else _REFUTED
 
 
@@ -209,38 +198,36 @@ def _summary(bills: Sequence[Billed]) -> str:
 
 def _as_facts(bill: Billed) -> dict[str, object]:
     subject = bill.subject
-    parts: dict[str, Cost] = {
-        "certificates": bill.certificates,
-        "attacks": bill.attacks,
-        "direct": bill.direct,
-    }
-    about = {
+    return {
         "prompt_set": subject.found.name,
         "sigma": subject.options.sigma,
         "n": len(subject.indices),
         "kept": bill.kept,
+        "certificates": bill.certificates.charged,
+        "attacks": bill.attacks.charged,
+        "direct": bill.direct.charged,
+        "charged": bill.charged,
     }
-    return {**about, **{name: cost.charged for name, cost in parts.items()}, "charged": bill.charged}
 
 
 def _print(results: Sequence[Certified]) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=170)
+    out = console()
     for row in results:
-        console.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
+        out.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
         table = Table("", "per cent (95 % interval)")
         for label, cell in counted(row).items():
             table.add_row(label, cell)
-        console.print(table)
+        out.print(table)
         for wrong in row.refuted:
             certificate = Certificate.model_validate(wrong.certificate)
             attempt = Attempt.model_validate(wrong.attempt)
-            console.print(
+            out.print(
                 f"refuted: {wrong.picture}, certified {certificate.label!r} within "
                 f"{certificate.radius_l2:.4g} (L2), has "
                 f"{attempt.hits} of {attempt.votes} votes at distance {attempt.distance:.4g}."
             )
         if row.exploratory:
-            console.print(
+            out.print(
                 "Exploratory: some of this noise had answered another question before, so alpha does not "
                 "hold."
             )

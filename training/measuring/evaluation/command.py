@@ -8,22 +8,23 @@ after a first success.
 """
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.measuring import accuracy
 from robustclip.types import Progress
-from training.commands import bar, command_parser, keep_freed_memory
+from training.commands import bar, command_parser, keep_freed_memory, print_answer
+from training.data.sources import Source
 from training.measuring.evaluation.checks import summary
 from training.measuring.evaluation.options import epilog, options, read_question
 from training.measuring.evaluation.plan import Planned, as_facts, described, plan
 from training.measuring.evaluation.question import NO_DEFENSE, Question, Subject, open_subjects
 from training.measuring.evaluation.rows import answer
-from training.measuring.evaluation.tables import print_evaluation, print_plan, print_transfer
+from training.measuring.evaluation.tables import evaluation_page, print_evaluation, print_plan, print_transfer
 from training.threats.bank import carried_attack, pixels_against
 from training.threats.base import balls
 from training.threats.judging import facts_of, judge_made
@@ -45,13 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = list(answer(question, subjects, progress=progress, fresh=arguments.fresh))
     evaluation = summary(rows, per_picture=arguments.per_picture)
     if arguments.html is not None:
-        from training.measuring.evaluation.tables import evaluation_page
-
         write_atomically(arguments.html, evaluation_page(evaluation).encode())
-    if arguments.json:
-        print(json.dumps(evaluation.as_json()))
-    else:
-        print_evaluation(evaluation)
+    print_answer(evaluation.as_json(), as_json=arguments.json, show=partial(print_evaluation, evaluation))
     return 0
 
 
@@ -64,29 +60,16 @@ def _announce(planned: Sequence[Planned], *, as_json: bool) -> None:
 
 
 def _only_plan(planned: Sequence[Planned], *, as_json: bool) -> int:
-    summary = described(planned)
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "plan": [as_facts(cell) for cell in planned],
-                    "charged": sum(cell.charged for cell in planned),
-                    "summary": summary,
-                }
-            )
-        )
-    else:
-        print_plan([as_facts(cell) for cell in planned], summary)
+    cells, summary = [as_facts(cell) for cell in planned], described(planned)
+    answer = {"plan": cells, "charged": sum(cell.charged for cell in planned), "summary": summary}
+    print_answer(answer, as_json=as_json, show=partial(print_plan, cells, summary))
     return 0
 
 
 def _transfer(question: Question, subjects: Sequence[Subject], *, as_json: bool) -> int:
     with bar(quiet=not sys.stderr.isatty()) as progress:
         rows = list(transfer_matrix(question, subjects, progress=progress))
-    if as_json:
-        print(json.dumps({"transfer": rows}))
-    else:
-        print_transfer(rows)
+    print_answer({"transfer": rows}, as_json=as_json, show=partial(print_transfer, rows))
     return 0
 
 
@@ -110,7 +93,9 @@ def transfer_matrix(
             progress=progress,
             what=f"against {made_against.prompt_set} {within.text}",
         )
-        for judged_under in (other for other in subjects if _comparable(made_against, other)):
+        for judged_under in subjects:
+            if _pictures_of(judged_under) != _pictures_of(made_against):
+                continue
             what = f"{made_against.prompt_set} under {judged_under.prompt_set} {within.text}"
             measured = judge_made(judged_under, made, within.bounds, progress, what)
             share = accuracy(measured.correct)
@@ -131,9 +116,6 @@ def transfer_matrix(
             }
 
 
-def _comparable(first: Subject, second: Subject) -> bool:
-    return (first.backbone, first.source, first.pictures.seed) == (
-        second.backbone,
-        second.source,
-        second.pictures.seed,
-    )
+def _pictures_of(subject: Subject) -> tuple[str, Source, int]:
+    """What two prompt sets have to share, so that one can be judged on the other's pictures."""
+    return subject.backbone, subject.source, subject.pictures.seed

@@ -1,6 +1,5 @@
 """What `robustclip evaluate` shows to people: tables on the terminal, and a page without other files."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.table import Table
 from robustclip.reports.charts import Curve, chart
 from robustclip.reports.html import render
 from robustclip.threat import LEVELS, parse_radius
+from training.commands import console
 from training.measuring.pages.wording import attacked
 from training.measuring.schema.base import grouped
 from training.measuring.schema.evaluation import (
@@ -24,12 +24,10 @@ from training.measuring.schema.evaluation import (
     Result,
 )
 
-_WIDE = 170
-
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Every row with the checks that speak against it, then what follows from the rows."""
-    console = _console()
+    out = console()
     results = evaluation.results
     flags = _flags(evaluation.fired)
     several = len({result.seed for result in results}) > 1
@@ -62,37 +60,37 @@ def print_evaluation(evaluation: Evaluation) -> None:
             *((silent,) if voted else ()),
             *((seen,) if unseen else ()),
         )
-    console.print(table)
+    out.print(table)
     for check in evaluation.fired:
         about = f"{check.data}, {check.prompt_set}"
-        console.print(
+        out.print(
             f"{check.id} {check.name} ({about}): {check.sentence} ({check.number:.3g}, "
             f"threshold {check.threshold:.3g})."
         )
-    _print_means(console, evaluation.over_seeds, "over seeds")
-    _print_means(console, evaluation.over_data, "over data sets")
-    _print_paired(console, evaluation.paired, "same pictures")
-    _print_paired(console, evaluation.paired_over_data, "means over data sets")
-    _print_headlines(console, evaluation.headlines)
+    _print_means(out, evaluation.over_seeds, "over seeds")
+    _print_means(out, evaluation.over_data, "over data sets")
+    _print_paired(out, evaluation.paired, "same pictures")
+    _print_paired(out, evaluation.paired_over_data, "means over data sets")
+    _print_headlines(out, evaluation.headlines)
 
 
 def print_plan(cells: Sequence[Mapping[str, object]], summary: str) -> None:
     """The cells as `plan.as_facts` has them."""
-    console = _console()
+    out = console()
     heads = ("backbone", "data", "prompt set", "defense", "threat", "eps", "seed", "n")
     table = Table(*heads, "charged passes, at most")
     for cell in cells:
         charged = "measured already" if cell["measured"] else f"{cell['charged']:,}"
         table.add_row(*(str(cell[head.replace(" ", "_")]) for head in heads), charged)
-    console.print(table)
-    console.print(summary)
+    out.print(table)
+    out.print(summary)
 
 
 def print_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
     """The rows of `transfer_matrix` as a table for each backbone, data set, radius and seed: a line for the
     prompt set that pictures were made against, a column for the one that they are judged under.
     """
-    console = _console()
+    out = console()
     about = ("backbone", "data", "split", "eps", "seed", "n")
     groups = grouped(rows, lambda row: tuple(str(row[name]) for name in about))
     for (backbone, data, split, eps, seed, n), group in groups.items():
@@ -105,10 +103,10 @@ def print_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
         for made_against in names:
             cells = {row["judged_under"]: row for row in group if row["made_against"] == made_against}
             table.add_row(made_against, *(f"{cells[name]['accuracy']:.1%}" for name in names))
-        console.print(table)
+        out.print(table)
 
 
-def _print_means(console: Console, means: Sequence[Mean | MeanOverData], what: str) -> None:
+def _print_means(out: Console, means: Sequence[Mean | MeanOverData], what: str) -> None:
     if not means:
         return
     heads = ("backbone", "data", "prompt set", "defense", "threat", "eps")
@@ -121,10 +119,10 @@ def _print_means(console: Console, means: Sequence[Mean | MeanOverData], what: s
             _interval(mean),
             f"{mean.deviation:.1%}" if isinstance(mean, Mean) else "",
         )
-    console.print(table)
+    out.print(table)
 
 
-def _print_paired(console: Console, paired: Sequence[Paired | PairedOverData], what: str) -> None:
+def _print_paired(out: Console, paired: Sequence[Paired | PairedOverData], what: str) -> None:
     if not paired:
         return
     heads = ("backbone", "data", "defense", "threat", "eps", "a", "b")
@@ -136,16 +134,16 @@ def _print_paired(console: Console, paired: Sequence[Paired | PairedOverData], w
             f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
             pair.better,
         )
-    console.print(table)
+    out.print(table)
 
 
-def _print_headlines(console: Console, headlines: Sequence[Headline]) -> None:
+def _print_headlines(out: Console, headlines: Sequence[Headline]) -> None:
     for headline in headlines:
         about = f"{headline.words} at {headline.eps}"
         if headline.refused:
-            console.print(f"inconclusive: {about}: no headline, because of {', '.join(headline.refused)}.")
+            out.print(f"inconclusive: {about}: no headline, because of {', '.join(headline.refused)}.")
         else:
-            console.print(
+            out.print(
                 f"{about}: {headline.accuracy:.1%} of {headline.n} not broken by T3 ({_interval(headline)})."
             )
 
@@ -166,10 +164,6 @@ def _cell(line: Result | Mean | MeanOverData | Paired | PairedOverData, head: st
 
 def _interval(line: Result | Mean | MeanOverData | Headline) -> str:
     return f"{line.low:.1%} - {line.high:.1%}"
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
 
 
 _CHART_BY = ("backbone", "data", "split", "classes", "defense")
