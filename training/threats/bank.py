@@ -7,6 +7,7 @@ knows image tower, visual prompts, labels and the text that it is made against; 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -47,10 +48,7 @@ def shift_embeddings(clip: Clip, pixels: Pixels, attack: PGD, seeds: Seeds) -> A
     """Drive raw embeddings away from the clean ones by KL(u(x), u(x_a)), u = softmax over the embedding's
     coordinates.
     """
-
-    def encode(inputs: Pixels) -> Tensor:
-        return encode_image(clip, inputs)
-
+    encode = partial(encode_image, clip)
     with torch.no_grad():
         clean = encode(pixels)
     attacked = attack(EmbeddingShift(encode, clean), pixels, seeds)
@@ -126,10 +124,7 @@ class AwareAttack:
         self, clip: Clip, classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Seeds
     ) -> tuple[Tensor, Cost]:
         """[B, K + 1, E] raw embeddings, one a score, the clean one last; and their cost."""
-
-        def encode(inputs: Pixels) -> Tensor:
-            return encode_image(clip, inputs)
-
+        encode = partial(encode_image, clip)
         with torch.no_grad():
             clean = encode(pixels)
             logits = classifier.judge(F.normalize(clean, dim=-1))
