@@ -9,7 +9,10 @@ from robustclip.models.classifier import (
     zero_shot,
 )
 from robustclip.models.clip import Clip, load_clip
+from robustclip.models.labels import meanings
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts, check_template
+from robustclip.models.scoring import Scoring, scoring_for
+from robustclip.models.text import native_text
 from robustclip.models.towers import check_prompts, encode_image, encode_patches, has_stem, patch_tokens
 from robustclip.models.vocabulary import imagenet_names, imagenet_templates
 
@@ -19,6 +22,7 @@ __all__ = [
     "Defended",
     "LabelCache",
     "Prompts",
+    "Scoring",
     "TorchImageEncoder",
     "ZeroShotClassifier",
     "check_prompts",
@@ -29,7 +33,10 @@ __all__ = [
     "imagenet_names",
     "imagenet_templates",
     "load_clip",
+    "meanings",
+    "native_text",
     "patch_tokens",
+    "scoring_for",
     "text_weights",
     "zero_shot",
 ]

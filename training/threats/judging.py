@@ -15,8 +15,15 @@ from robustclip.certificates.vote import smoothing_of
 from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, ScoreOf, measure
-from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, Defended, Prompts, TorchImageEncoder, zero_shot
-from robustclip.models.scoring import Scoring
+from robustclip.models import (
+    HANDCRAFTED_TEMPLATE,
+    Clip,
+    Defended,
+    Prompts,
+    Scoring,
+    TorchImageEncoder,
+    zero_shot,
+)
 from robustclip.scores import LossName, averaged, guarded, label_score, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.threat import BallSpec

@@ -1,5 +1,6 @@
-"""What `robustclip train` can be told: one frozen model, and the command line that is made from its fields,
-so that neither forgets the other.
+"""What `robustclip train` can be told: one frozen model, the command line that is made from its fields, so
+that neither forgets the other, and the cap on a run's cost in charged image passes (F + 2 B), to compare
+methods at the same cost. Text passes are counted, not capped.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from robustclip.models import Clip
 from robustclip.threat import LinfRadius
 from training.commands import DEFAULT_RUNS, default_store, option_of, read_fields, separated, shown
 from training.learning.losses import TowerPrecision
-from training.learning.objectives import OBJECTIVES, AnyObjective
+from training.learning.objectives import OBJECTIVES, AnyMethod, AnyObjective
 from training.learning.tuning.selection import Selection, load_selection
 from training.threats import THREAT_LEVELS
 from training.threats.base import PlainThreat, threat_level
@@ -199,3 +200,30 @@ def _defaults(owners: Mapping[str, FieldInfo]) -> str:
     }
     usual = max(texts.values(), key=list(texts.values()).count)
     return "; ".join([usual, *(f"{kind} {default}" for kind, default in texts.items() if default != usual)])
+
+
+def within(objective: AnyMethod, *, pictures: int, max_passes: int) -> AnyMethod:
+    """The objective with as many of its epochs as the cap allows; its schedule then fits them. 0 is no cap.
+
+    InvalidInput if not even one epoch fits.
+    """
+    if not max_passes or objective.bill(pictures).charged <= max_passes:
+        return objective
+    fitting = [
+        epochs
+        for epochs in range(1, objective.epochs)
+        if _shortened(objective, epochs).bill(pictures).charged <= max_passes
+    ]
+    if not fitting:
+        least = _shortened(objective, 1).bill(pictures).charged
+        raise InvalidInput(
+            f"one epoch on {pictures} pictures takes {least:,} image passes, preparing included; "
+            f"{max_passes:,} are allowed.",
+            field="--max-passes",
+            help="Allow more, or take fewer --shots.",
+        )
+    return _shortened(objective, max(fitting))
+
+
+def _shortened(objective: AnyMethod, epochs: int) -> AnyMethod:
+    return objective.model_copy(update={"epochs": epochs})

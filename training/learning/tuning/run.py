@@ -24,8 +24,7 @@ from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_valid
 from training.data.sources import Source
 from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod
-from training.learning.tuning.budget import within
-from training.learning.tuning.config import TrainSettings
+from training.learning.tuning.config import TrainSettings, within
 from training.learning.tuning.loop import Fitted, fit
 from training.learning.tuning.publish import Account, as_result, publish, training_page
 from training.processes import Processes

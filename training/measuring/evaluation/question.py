@@ -13,9 +13,7 @@ from pydantic import Field
 from prompts_store.store import SHIPPED, PromptStore
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, UnknownPromptSet
-from robustclip.models import Clip, Prompts, TorchImageEncoder, load_clip
-from robustclip.models.labels import meanings
-from robustclip.models.scoring import Scoring, scoring_for
+from robustclip.models import Clip, Prompts, Scoring, TorchImageEncoder, load_clip, meanings, scoring_for
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
 from training.learning.tuning.selection import check_carried

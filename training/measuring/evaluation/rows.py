@@ -15,8 +15,7 @@ from torch import Tensor
 from robustclip.defenses import network_digests, parse_defenses
 from robustclip.digests import json_digest
 from robustclip.measuring import accuracy
-from robustclip.models import HANDCRAFTED_TEMPLATE, Clip
-from robustclip.models.labels import meanings
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, meanings
 from robustclip.types import Progress
 from training import finished
 from training.data.labelled import LabelledImages
