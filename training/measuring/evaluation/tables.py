@@ -1,7 +1,7 @@
 """What `robustclip evaluate` shows to people: tables on the terminal, and a page without other files."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -24,53 +24,27 @@ from training.measuring.schema.evaluation import (
     Result,
 )
 
+_Line: TypeAlias = Result | Mean | MeanOverData | Paired | PairedOverData
+
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Every row with the checks that speak against it, then what follows from the rows."""
-    out = console()
-    results = evaluation.results
-    flags = _flags(evaluation.fired)
+    out, results = console(), evaluation.results
+    fired = grouped(evaluation.fired, lambda check: (*check.key(*SUBJECT), *check.rows[-1]))
     several = len({result.seed for result in results}) > 1
-    heads = ("backbone", "data", "prompt set", "defense", "threat", "eps", *(("seed",) if several else ()))
     voted = any(result.abstained is not None for result in results)
     unseen = any(result.seen_labels != result.measured_labels for result in results)
-    table = Table(
-        *heads,
-        "accuracy",
-        "95 % interval",
-        "8 bit",
-        "n",
-        "seconds",
-        "checks",
-        *(("abstained",) if voted else ()),
-        *(("names trained on",) if unseen else ()),
-    )
-    for result in results:
-        raised = flags.get(result.key(*SUBJECT, "threat", "eps"), [])
-        seen = "" if result.seen_labels is None else f"{result.seen_labels} of {result.measured_labels}"
-        silent = "" if result.abstained is None else f"{result.abstained:.1%}"
-        table.add_row(
-            *(_cell(result, head) for head in heads),
-            f"{result.accuracy:.1%}",
-            _interval(result),
-            f"{result.accuracy_8bit:.1%}",
-            str(result.n),
-            f"{result.seconds:.1f}",
-            ", ".join(raised),
-            *((silent,) if voted else ()),
-            *((seen,) if unseen else ()),
-        )
-    out.print(table)
+    _print_rows(out, None, [_of_result(row, fired, several, voted, unseen) for row in results])
     for check in evaluation.fired:
         about = f"{check.data}, {check.prompt_set}"
         out.print(
             f"{check.id} {check.name} ({about}): {check.sentence} ({check.number:.3g}, "
             f"threshold {check.threshold:.3g})."
         )
-    _print_means(out, evaluation.over_seeds, "over seeds")
-    _print_means(out, evaluation.over_data, "over data sets")
-    _print_paired(out, evaluation.paired, "same pictures")
-    _print_paired(out, evaluation.paired_over_data, "means over data sets")
+    _print_rows(out, "means over seeds", [_of_mean(mean) for mean in evaluation.over_seeds])
+    _print_rows(out, "means over data sets", [_of_mean(mean) for mean in evaluation.over_data])
+    _print_rows(out, "same pictures", [_of_pair(pair) for pair in evaluation.paired])
+    _print_rows(out, "means over data sets", [_of_pair(pair) for pair in evaluation.paired_over_data])
     _print_headlines(out, evaluation.headlines)
 
 
@@ -106,35 +80,59 @@ def print_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
         out.print(table)
 
 
-def _print_means(out: Console, means: Sequence[Mean | MeanOverData], what: str) -> None:
-    if not means:
-        return
-    heads = ("backbone", "data", "prompt set", "defense", "threat", "eps")
-    table = Table(*heads, "seeds", "mean", "95 % interval", "deviation", title=f"means {what}")
-    for mean in means:
-        table.add_row(
-            *(_cell(mean, head) for head in heads),
-            ", ".join(map(str, mean.seeds)),
-            f"{mean.accuracy:.1%}",
-            _interval(mean),
-            f"{mean.deviation:.1%}" if isinstance(mean, Mean) else "",
-        )
-    out.print(table)
+def _print_rows(out: Console, title: str | None, rows: Sequence[Mapping[str, str]]) -> None:
+    """A table of rows that name their columns; nothing where there are none."""
+    if rows:
+        table = Table(*rows[0], title=title)
+        for row in rows:
+            table.add_row(*row.values())
+        out.print(table)
 
 
-def _print_paired(out: Console, paired: Sequence[Paired | PairedOverData], what: str) -> None:
-    if not paired:
-        return
-    heads = ("backbone", "data", "defense", "threat", "eps", "a", "b")
-    table = Table(*heads, "a - b, points", "95 % interval", "says", title=what)
-    for pair in paired:
-        table.add_row(
-            *(_cell(pair, head) for head in heads),
-            f"{100 * pair.difference:+.1f}",
-            f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
-            pair.better,
-        )
-    out.print(table)
+def _of_result(
+    result: Result,
+    fired: Mapping[tuple[str, ...], Sequence[Check]],
+    several: bool,
+    voted: bool,
+    unseen: bool,
+) -> dict[str, str]:
+    """`several` seeds, `voted` chains and names that were `unseen` in training have columns where any row has
+    them.
+    """
+    checks = fired.get(result.key(*SUBJECT, "threat", "eps"), [])
+    silent = "" if result.abstained is None else f"{result.abstained:.1%}"
+    seen = "" if result.seen_labels is None else f"{result.seen_labels} of {result.measured_labels}"
+    return {
+        **_cells(result, "backbone", "data", "prompt set", "defense", "threat", "eps"),
+        **(_cells(result, "seed") if several else {}),
+        "accuracy": f"{result.accuracy:.1%}",
+        "95 % interval": _interval(result),
+        "8 bit": f"{result.accuracy_8bit:.1%}",
+        "n": str(result.n),
+        "seconds": f"{result.seconds:.1f}",
+        "checks": ", ".join(check.id for check in checks),
+        **({"abstained": silent} if voted else {}),
+        **({"names trained on": seen} if unseen else {}),
+    }
+
+
+def _of_mean(mean: Mean | MeanOverData) -> dict[str, str]:
+    return {
+        **_cells(mean, "backbone", "data", "prompt set", "defense", "threat", "eps"),
+        "seeds": ", ".join(map(str, mean.seeds)),
+        "mean": f"{mean.accuracy:.1%}",
+        "95 % interval": _interval(mean),
+        "deviation": f"{mean.deviation:.1%}" if isinstance(mean, Mean) else "",
+    }
+
+
+def _of_pair(pair: Paired | PairedOverData) -> dict[str, str]:
+    return {
+        **_cells(pair, "backbone", "data", "defense", "threat", "eps", "a", "b"),
+        "a - b, points": f"{100 * pair.difference:+.1f}",
+        "95 % interval": f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
+        "says": pair.better,
+    }
 
 
 def _print_headlines(out: Console, headlines: Sequence[Headline]) -> None:
@@ -148,18 +146,10 @@ def _print_headlines(out: Console, headlines: Sequence[Headline]) -> None:
             )
 
 
-def _flags(fired: Sequence[Check]) -> dict[tuple[str, ...], list[str]]:
-    """Row -> identifiers of the checks that speak against it."""
-    flags: dict[tuple[str, ...], list[str]] = {}
-    for check in fired:
-        flags.setdefault((*check.key(*SUBJECT), *check.rows[-1]), []).append(check.id)
-    return flags
-
-
-def _cell(line: Result | Mean | MeanOverData | Paired | PairedOverData, head: str) -> str:
-    if head == "data":
-        return line.data_name + (f" ({line.classes})" if line.classes is not None else "")
-    return attacked(line) if head == "threat" else str(getattr(line, head.replace(" ", "_")))
+def _cells(line: _Line, *heads: str) -> dict[str, str]:
+    classes = "" if line.classes is None else f" ({line.classes})"
+    made = {"data": line.data_name + classes, "threat": attacked(line)}
+    return {head: made.get(head) or str(getattr(line, head.replace(" ", "_"))) for head in heads}
 
 
 def _interval(line: Result | Mean | MeanOverData | Headline) -> str:
