@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import radius_text
@@ -126,6 +127,15 @@ def print_answer(answer: Mapping[str, Any], *, as_json: bool, show: Callable[[],
 def console() -> Console:
     """For tables; wide where nobody looks, so that no column of a log is cut."""
     return Console() if sys.stdout.isatty() else Console(width=170)
+
+
+def print_rows(title: str | None, rows: Sequence[Mapping[str, str]]) -> None:
+    """A table of rows that name their columns; nothing where there are none."""
+    if rows:
+        table = Table(*rows[0], title=title)
+        for row in rows:
+            table.add_row(*row.values())
+        console().print(table)
 
 
 def at_least_one(text: str) -> int:

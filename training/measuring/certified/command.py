@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from robustclip import DEFAULT_BACKBONE
 from robustclip.certificates.certify import Certificate, CertifyOptions
 from robustclip.defenses.smoothing import Smoothing
@@ -27,6 +25,7 @@ from training.commands import (
     one,
     option_of,
     print_answer,
+    print_rows,
     read_fields,
     several,
     words,
@@ -214,10 +213,9 @@ def _print(results: Sequence[Certified]) -> None:
     out = console()
     for row in results:
         out.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
-        table = Table("", "per cent (95 % interval)")
-        for label, cell in counted(row).items():
-            table.add_row(label, cell)
-        out.print(table)
+        print_rows(
+            None, [{"": what, "per cent (95 % interval)": cell} for what, cell in counted(row).items()]
+        )
         for wrong in row.refuted:
             certificate = Certificate.model_validate(wrong.certificate)
             attempt = Attempt.model_validate(wrong.attempt)

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rich.console import Console
-from rich.table import Table
 
 from robustclip.reports.charts import Curve, chart
 from robustclip.reports.html import render
 from robustclip.threat import LEVELS, parse_radius
-from training.commands import console
+from training.commands import console, print_rows
 from training.measuring.pages.wording import attacked
 from training.measuring.schema.base import grouped
 from training.measuring.schema.evaluation import (
@@ -34,59 +33,46 @@ def print_evaluation(evaluation: Evaluation) -> None:
     several = len({result.seed for result in results}) > 1
     voted = any(result.abstained is not None for result in results)
     unseen = any(result.seen_labels != result.measured_labels for result in results)
-    _print_rows(out, None, [_of_result(row, fired, several, voted, unseen) for row in results])
+    print_rows(None, [_of_result(row, fired, several, voted, unseen) for row in results])
     for check in evaluation.fired:
         about = f"{check.data}, {check.prompt_set}"
         out.print(
             f"{check.id} {check.name} ({about}): {check.sentence} ({check.number:.3g}, "
             f"threshold {check.threshold:.3g})."
         )
-    _print_rows(out, "means over seeds", [_of_mean(mean) for mean in evaluation.over_seeds])
-    _print_rows(out, "means over data sets", [_of_mean(mean) for mean in evaluation.over_data])
-    _print_rows(out, "same pictures", [_of_pair(pair) for pair in evaluation.paired])
-    _print_rows(out, "means over data sets", [_of_pair(pair) for pair in evaluation.paired_over_data])
+    print_rows("means over seeds", [_of_mean(mean) for mean in evaluation.over_seeds])
+    print_rows("means over data sets", [_of_mean(mean) for mean in evaluation.over_data])
+    print_rows("same pictures", [_of_pair(pair) for pair in evaluation.paired])
+    print_rows("means over data sets", [_of_pair(pair) for pair in evaluation.paired_over_data])
     _print_headlines(out, evaluation.headlines)
 
 
 def print_plan(cells: Sequence[Mapping[str, object]], summary: str) -> None:
     """The cells as `plan.as_facts` has them."""
-    out = console()
     heads = ("backbone", "data", "prompt set", "defense", "threat", "eps", "seed", "n")
-    table = Table(*heads, "charged passes, at most")
+    rows: list[dict[str, str]] = []
     for cell in cells:
         charged = "measured already" if cell["measured"] else f"{cell['charged']:,}"
-        table.add_row(*(str(cell[head.replace(" ", "_")]) for head in heads), charged)
-    out.print(table)
-    out.print(summary)
+        named = {head: str(cell[head.replace(" ", "_")]) for head in heads}
+        rows.append({**named, "charged passes, at most": charged})
+    print_rows(None, rows)
+    console().print(summary)
 
 
 def print_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
     """The rows of `transfer_matrix` as a table for each backbone, data set, radius and seed: a line for the
     prompt set that pictures were made against, a column for the one that they are judged under.
     """
-    out = console()
     about = ("backbone", "data", "split", "eps", "seed", "n")
     groups = grouped(rows, lambda row: tuple(str(row[name]) for name in about))
     for (backbone, data, split, eps, seed, n), group in groups.items():
-        names = list(dict.fromkeys(row["judged_under"] for row in group))
-        table = Table(
-            "made against",
-            *names,
-            title=f"accuracy, judged under: {backbone}, {data} {split}, {n} pictures, {eps}, seed {seed}",
-        )
-        for made_against in names:
-            cells = {row["judged_under"]: row for row in group if row["made_against"] == made_against}
-            table.add_row(made_against, *(f"{cells[name]['accuracy']:.1%}" for name in names))
-        out.print(table)
-
-
-def _print_rows(out: Console, title: str | None, rows: Sequence[Mapping[str, str]]) -> None:
-    """A table of rows that name their columns; nothing where there are none."""
-    if rows:
-        table = Table(*rows[0], title=title)
-        for row in rows:
-            table.add_row(*row.values())
-        out.print(table)
+        lines = [
+            {"made against": made_against}
+            | {str(row["judged_under"]): f"{row['accuracy']:.1%}" for row in judged}
+            for made_against, judged in grouped(group, lambda row: str(row["made_against"])).items()
+        ]
+        title = f"accuracy, judged under: {backbone}, {data} {split}, {n} pictures, {eps}, seed {seed}"
+        print_rows(title, lines)
 
 
 def _of_result(
