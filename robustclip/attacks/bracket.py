@@ -29,7 +29,6 @@ from robustclip.attacks.events import (
 )
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.pgd import PGD
-from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.scores import reduced, restated
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
@@ -93,7 +92,7 @@ class BracketSearch:
 
     def events(self, known: Pixels | None) -> Iterator[Event]:
         yield Started(1, self.charged)
-        try:
+        with self.meter.stopping():
             yield from self._first(known)
             for _ in range(CASCADES):
                 yield from self._close_in()
@@ -103,10 +102,6 @@ class BracketSearch:
                 yield from self._cascade(self.ensemble, largest if self.nearest is None else self.unbroken)
                 if self.broken == before:
                     break
-        except Cancelled:
-            self.meter.cut = "cancelled"
-        except DeadlineExceeded:
-            self.meter.cut = "deadline"
         yield self._bracket()
         yield Done((0,) if self.nearest is None else (), self.meter.spent, self.meter.cut)
 

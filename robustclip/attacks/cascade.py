@@ -23,7 +23,6 @@ from robustclip.attacks.events import (
     Started,
 )
 from robustclip.attacks.pgd import PGD
-from robustclip.errors import Cancelled, DeadlineExceeded
 from robustclip.scores import LossName, decision, reduced, restated, runners_up, transferred
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
@@ -130,7 +129,7 @@ class Cascade:
         yield Started(
             len(self.pixels), bill(self.stages, self.widening, self.precision).times(len(self.pixels)).charged
         )
-        try:
+        with self.meter.stopping():
             yield from self._untouched()
             for stage in self.stages if bool(self.radii.any()) else ():
                 if not len(self.standing) or self.meter.over():
@@ -142,10 +141,6 @@ class Cascade:
                 yield AttackEnded(
                     stage.name, before - len(self.standing), len(self.standing), self.meter.spent
                 )
-        except Cancelled:
-            self.meter.cut = "cancelled"
-        except DeadlineExceeded:
-            self.meter.cut = "deadline"
         self.record.cost = self.meter.spent
         yield Done(tuple(self.standing.tolist()), self.meter.spent, self.meter.cut)
 
