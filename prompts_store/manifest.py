@@ -13,9 +13,7 @@ from torch import Tensor
 
 from robustclip.digests import canonical_json
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
-from robustclip.models.labels import meanings
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, meanings
 
 FORMAT_VERSION = 1
 ACTIVE = "active"

@@ -28,7 +28,7 @@ from robustclip.models.classifier import (
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts, PromptSource, prompts_for
 from robustclip.models.scoring import NONE, Scoring, outcomes, scoring_for
-from robustclip.reports.bars import Bar, bars
+from robustclip.reports.charts import Bar, bars
 from robustclip.seeds import draw_seeds
 from robustclip.types import ImageEncoder, Pixels
 

@@ -39,10 +39,9 @@ from robustclip.probing.trials import Scene
 from robustclip.probing.verdict import reached_untouched
 from robustclip.reports.report import AttackRecord, CertificatePart, MinimalRadius
 from robustclip.reports.witnesses import is_within, size_of
-from robustclip.sanity.base import Suspicion
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest
-from robustclip.sanity.symptoms import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic, Suspicion
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, DeviceAccess, Pixels, price
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from robustclip.errors import InvalidInput, ReportRefused
 from robustclip.measuring import wilson
@@ -25,15 +25,13 @@ ROWS = 64  # pictures a pass where nobody else needs the device
 FeatureClassifier: TypeAlias = Callable[[Features, tuple[str, ...], Scoring], Logits]
 
 
-class Rejudged(BaseModel):
+class Rejudged(BaseModel, frozen=True, extra="forbid"):
     """A decision about one witness. `fooled`: it does not say `true_label`, or says `target_label`
     where that was the goal.
 
     `probability` is that of `label`, for a randomized defense as `label` itself the mean over the draws;
     `rate` is how many of them were fooled.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     sha256: str
@@ -50,19 +48,15 @@ class Rejudged(BaseModel):
     scoring: Scoring = "softmax"
 
 
-class Skipped(BaseModel):
+class Skipped(BaseModel, frozen=True, extra="forbid"):
     """A witness whose labels or scoring the decision can't take."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     reason: str
 
 
-class Replay(BaseModel):
+class Replay(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """All witnesses, judged by one decision."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_: Literal["robustclip.replay/1"] = Field(
         default="robustclip.replay/1", alias="schema", serialization_alias="schema"

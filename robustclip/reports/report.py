@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.events import Cut
+from robustclip.attacks import Cut
 from robustclip.certificates.certify import Certificate
 from robustclip.models.scoring import Scoring, outcomes
 from robustclip.sanity.selftest import SelfTest

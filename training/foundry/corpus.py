@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
 from robustclip.files import replacing, write_atomically
-from robustclip.models.vocabulary import imagenet_names
+from robustclip.models import imagenet_names
 from robustclip.preprocessing import Preprocessing
 from robustclip.types import Pixels, Progress
 from training.data.classes import imagenet_words

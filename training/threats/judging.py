@@ -10,23 +10,26 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, JsonValue
 from torch import Tensor
 
-from robustclip.attacks.cascade import Precision
+from robustclip.attacks import Precision
 from robustclip.certificates.vote import smoothing_of
 from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, ScoreOf, measure
-from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from robustclip.models.scoring import Scoring
-from robustclip.scores.kinds import label_score
-from robustclip.scores.losses import LossName
-from robustclip.scores.wrappers import averaged, guarded, reduced
+from robustclip.models import (
+    HANDCRAFTED_TEMPLATE,
+    Clip,
+    Defended,
+    Prompts,
+    Scoring,
+    TorchImageEncoder,
+    zero_shot,
+)
+from robustclip.scores import LossName, averaged, guarded, label_score, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.threat import BallSpec
 from robustclip.types import Classifier, Pixels, Progress, Score, Seeds
-from training.cache import Rows
 from training.data.labelled import LabelledImages
+from training.finished import Rows
 
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
 GRADIENT_DRAWS = 20  # of a randomized defense, behind each gradient

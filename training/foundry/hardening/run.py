@@ -23,8 +23,7 @@ from training.foundry.hardening.losses import Embeddings, Targets, TextHead, lab
 from training.foundry.hardening.recipe import HardeningRecipe
 from training.foundry.hardening.tower import ImageTower
 from training.foundry.recipe import BLOCK
-from training.foundry.run import Phase, Reached, Terms
-from training.foundry.weights import parameter_groups
+from training.foundry.run import Phase, Reached, Terms, parameter_groups
 from training.processes import Processes
 
 STRONG_STEPS = 20

@@ -11,7 +11,7 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
 from training.foundry.corpus import Corpus
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 
 
 def autocast(device: torch.device, precision: TowerPrecision) -> torch.autocast:

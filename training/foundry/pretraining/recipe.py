@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from training.foundry.recipe import Recipe
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 
 MINI: dict[str, Any] = {
     "embed_dim": 256,

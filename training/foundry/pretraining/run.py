@@ -24,8 +24,7 @@ from training.foundry.corpus import Corpus, cached_array
 from training.foundry.pretraining.captions import MAX_FILLER, filler, worded
 from training.foundry.pretraining.check import accuracies, autocast
 from training.foundry.pretraining.recipe import MINI, PhaseName, PretrainingRecipe
-from training.foundry.run import Phase, Reached, Run, Terms
-from training.foundry.weights import inside_stem, parameter_groups
+from training.foundry.run import Phase, Reached, Run, Terms, inside_stem, parameter_groups
 from training.processes import ALONE, Processes
 
 

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from robustclip.models.text import native_text
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, Prompts, native_text
 from training.data.sampling import seeded
 
 Coupling: TypeAlias = Literal["none", "image_to_text", "text_to_image", "hybrid"]

@@ -15,9 +15,7 @@ from torch import Tensor
 from robustclip.defenses import network_digests, parse_defenses
 from robustclip.digests import json_digest
 from robustclip.measuring import accuracy
-from robustclip.models.clip import Clip
-from robustclip.models.labels import meanings
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, meanings
 from robustclip.types import Progress
 from training import finished
 from training.data.labelled import LabelledImages
@@ -30,9 +28,8 @@ from training.measuring.evaluation.cells import (
     parts_of,
     recall,
 )
-from training.measuring.evaluation.question import NO_DEFENSE, Question
-from training.measuring.evaluation.subjects import Subject
-from training.measuring.schema.rows import Result
+from training.measuring.evaluation.question import NO_DEFENSE, Question, Subject
+from training.measuring.schema.evaluation import Result
 from training.threats.base import ThreatSet, Work, threat_level
 from training.threats.judging import AtLevel
 

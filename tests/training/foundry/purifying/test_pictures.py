@@ -11,7 +11,7 @@ from tuning import silent
 from robustclip.errors import InvalidInput
 from training.foundry.blocks import draw_blocks
 from training.foundry.corpus import TRAINING_SETS, Corpus, build_corpus, open_corpus
-from training.foundry.purifying.pictures import draw, squares
+from training.foundry.purifying.exam import draw, squares
 
 
 @pytest.fixture(scope="module")

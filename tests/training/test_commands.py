@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
-from training.options import add_field, check_device, read_fields, shown, words
+from training.commands import add_field, check_device, read_fields, shown, words
 
 
 class Asked(BaseModel):
