@@ -9,7 +9,7 @@ from pathlib import Path
 from prompts_store.manifest import FINGERPRINT_PATTERN, NAME_PATTERN, PromptSet, Ref
 from prompts_store.shelf import ANY, Pointer, Shelf, StoredState, StoredVersion, StoreFinding
 from robustclip.errors import InvalidInput, PromptSetRefused, UnknownPromptSet, UnknownVersion
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 
 _PLACE_PATTERN = rf"^({ANY}|[0-9a-f]{{8}})$"
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -31,7 +31,7 @@ class Catalogue:
         Raises InvalidInput, UnknownPromptSet, UnknownVersion or PromptSetRefused (`foreign-fingerprint` if
         only other CLIPs have it).
         """
-        ref = parsed(ref)
+        ref = Ref.parse(str(ref))  # no slash or dot of a user reaches the file system
         if not ref.pinned:
             shelf = self._pointing_shelf(ref.name, clip.fingerprint)
             pointer = shelf.pointer() if shelf else None
@@ -145,11 +145,6 @@ class Catalogue:
         return UnknownPromptSet(
             f"there is no prompt set {name!r}.", field="prompt_set", help=f"Known: {known}."
         )
-
-
-def parsed(ref: str | Ref) -> Ref:
-    """A checked reference: no slash or dot of a user reaches the file system."""
-    return Ref.parse(str(ref))
 
 
 def checked_name(name: str) -> str:

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from prompts_store.manifest import FORMAT_VERSION, PromptManifest, PromptSet
 from robustclip.errors import InvalidInput, PromptSetRefused
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import check_prompts
+from robustclip.models import Clip, Prompts, check_prompts
 
 MAX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 4 * 2**20  # 100,000 labels fit

@@ -3,9 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prompts_store.printing import facts, measured, print_answer, print_json, print_table, text
 from robustclip import DEFAULT_BACKBONE
@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # these import torch, and --help must not wait for it
 DEFAULT_STORE = "var/prompts"
 _ENVIRONMENT = "ROBUSTCLIP_STORE__PATH"
 _FINDINGS = 1
+
+_Option: TypeAlias = dict[str, Any]  # what `add_argument` takes beside the name
 
 _EXAMPLES = """examples:
   robustclip prompts list
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns 0, or 1 if `verify` found something; raises RobustClipError for a user's error.
     """
     arguments = _parser().parse_args(argv)
-    return arguments.run(arguments)
+    return arguments.run(arguments) or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,88 +54,77 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shared = argparse.ArgumentParser(add_help=False)
-    where = f"the store's folder (default: ${_ENVIRONMENT}, else ./{DEFAULT_STORE})"
-    shared.add_argument("--store", metavar="PATH", help=where)
-    shared.add_argument(
-        "--backbone",
-        default=DEFAULT_BACKBONE,
-        metavar="ARCH",
-        help="the CLIP the question is asked for (default: %(default)s)",
-    )
-    shared.add_argument(
-        "--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip"
-    )
-    shared.add_argument("--json", action="store_true", help="print one JSON object")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[shared]
-        )
-        added.set_defaults(run=run)
-        return added
-
-    command("list", _list, "all prompt sets with their versions, newest first")
-    show = command("show", _show, "everything about one prompt set")
-    copy = command(
-        "copy", _copy, "publish a version under another name, or in another store, with its report"
-    )
-    copy.add_argument("--name", help="of the copy (default: the same)")
-    copy.add_argument(
-        "--to",
-        type=Path,
-        metavar="PATH",
-        help="the store that gets it, made if it is not there (default: the same)",
-    )
-    copy.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="add to its manifest what this JSON of `evaluate` or `suite` measured of exactly that version, "
-        "without a defense and on all classes",
-    )
-    copy.add_argument("--activate", action="store_true", help="serve the copy from now on")
-    command("activate", _activate, "serve this version from now on").add_argument(
-        "ref", metavar="NAME@VERSION"
-    )
-    command("rollback", _rollback, "serve the version that was active before").add_argument(
-        "name", metavar="NAME"
-    )
-    command("verify", _verify, "read everything and report what would be refused (exit status 1 if anything)")
-    prune = command("prune", _prune, "remove old versions; the active one and the one before stay")
-    prune.add_argument("name", metavar="NAME")
-    prune.add_argument(
-        "--keep", type=int, default=3, metavar="N", help="newest versions to keep (default: 3)"
-    )
-    explain = command(
-        "explain",
-        _explain,
-        "what a prompt set learned: the words nearest to its vectors, their lengths, what became of labels",
-    )
-    for reader in (show, copy, explain):
-        reader.add_argument("ref", metavar="NAME[@VERSION]", help="the active version if none is named")
-    explain.add_argument(
-        "--labels", metavar="A,B", help="labels to look at (default: those it was trained on)"
-    )
-    explain.add_argument(
-        "--words", type=int, default=5, metavar="N", help="nearest words to show (default: 5)"
-    )
-    explain.add_argument(
-        "--all",
-        action="store_true",
-        help="a row for every vector and label, not for 20 alone; JSON has all of them anyway",
-    )
+    for name, (run, about, options) in _commands().items():
+        command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        command.set_defaults(run=run)
+        for option, how in (_SHARED | options).items():
+            command.add_argument(option, **how)
     return parser
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _value(metavar: str, text: str | None = None, **how: Any) -> _Option:
+    return {"metavar": metavar, "help": text, **how}
+
+
+def _flag(text: str) -> _Option:
+    return {"action": "store_true", "help": text}
+
+
+_SHARED = {
+    "--store": _value("PATH", f"the store's folder (default: ${_ENVIRONMENT}, else ./{DEFAULT_STORE})"),
+    "--backbone": _value(
+        "ARCH", "the CLIP the question is asked for (default: %(default)s)", default=DEFAULT_BACKBONE
+    ),
+    "--pretrained": _value("TAG|FILE", "its weights, for architectures of open_clip"),
+    "--json": _flag("print one JSON object"),
+}
+_REF = {"ref": _value("NAME[@VERSION]", "the active version if none is named")}
+_COPY = {
+    "--name": {"help": "of the copy (default: the same)"},
+    "--to": _value("PATH", "the store that gets it, made if it is not there (default: the same)", type=Path),
+    "--results": _value(
+        "FILE",
+        "add to its manifest what this JSON of `evaluate` or `suite` measured of exactly that version, "
+        "without a defense and on all classes",
+        type=Path,
+    ),
+    "--activate": _flag("serve the copy from now on"),
+}
+_PRUNE = {"--keep": _value("N", "newest versions to keep (default: 3)", type=int, default=3)}
+_EXPLAIN = {
+    "--labels": _value("A,B", "labels to look at (default: those it was trained on)"),
+    "--words": _value("N", "nearest words to show (default: 5)", type=int, default=5),
+    "--all": _flag("a row for every vector and label, not for 20 alone; JSON has all of them anyway"),
+}
+
+
+def _commands() -> dict[str, tuple[Callable[[argparse.Namespace], int | None], str, dict[str, _Option]]]:
+    """By name: what runs, what it is for, its options."""
+    name = {"name": _value("NAME")}
+    learned = "the words nearest to its vectors, their lengths, what became of labels"
+    copied = "publish a version under another name, or in another store, with its report"
+    verified = "read everything and report what would be refused (exit status 1 if anything)"
+    pruned = "remove old versions; the active one and the one before stay"
+    return {
+        "list": (_list, "all prompt sets with their versions, newest first", {}),
+        "show": (_show, "everything about one prompt set", _REF),
+        "copy": (_copy, copied, _COPY | _REF),
+        "activate": (_activate, "serve this version from now on", {"ref": _value("NAME@VERSION")}),
+        "rollback": (_rollback, "serve the version that was active before", name),
+        "verify": (_verify, verified, {}),
+        "prune": (_prune, pruned, name | _PRUNE),
+        "explain": (_explain, f"what a prompt set learned: {learned}", _REF | _EXPLAIN),
+    }
+
+
+def _list(arguments: argparse.Namespace) -> None:
     store, clip = _store(arguments, reading=True), _clip(arguments)
     versions = [stored for name in store.names() for stored in store.versions(name, clip.fingerprint)]
     if arguments.json:
         about = {"store": str(store.root), "backbone": clip.arch, "fingerprint": clip.fingerprint}
         print_json(about | {"versions": [facts(stored) for stored in versions]})
-        return 0
+        return
     heads = ("prompt set", "version", "state", "created", "measured")
     rows = [
         (
@@ -146,10 +137,9 @@ def _list(arguments: argparse.Namespace) -> int:
         for stored in versions
     ]
     print_table(heads, rows, f"{store.root} for {clip.arch} ({clip.fingerprint[:8]})")
-    return 0
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> None:
     from prompts_store.manifest import Ref
     from robustclip.errors import UnknownVersion
 
@@ -168,16 +158,15 @@ def _show(arguments: argparse.Namespace) -> int:
     shown = facts(stored)
     if arguments.json:
         print_json(shown)
-        return 0
+        return
     shown |= shown.pop("manifest") or {}
     if labels := shown.pop("labels", []):
         shown["labels"] = f"{len(labels)}: {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"
     rows = [(key, text(value)) for key, value in shown.items() if value not in (None, "", [], {})]
     print_table(("", ""), rows, str(stored.ref))
-    return 0
 
 
-def _copy(arguments: argparse.Namespace) -> int:
+def _copy(arguments: argparse.Namespace) -> None:
     from prompts_store.results import read_results
     from prompts_store.store import PromptStore
 
@@ -202,19 +191,18 @@ def _copy(arguments: argparse.Namespace) -> int:
         f"published {ref} in {target.root}{gained}{', active' if active else ''}",
         as_json=arguments.json,
     )
-    return 0
 
 
-def _activate(arguments: argparse.Namespace) -> int:
+def _activate(arguments: argparse.Namespace) -> None:
     store, clip = _store(arguments), _clip(arguments)
     ref = store.activate(arguments.ref, clip.fingerprint)
-    return _report_pointer(arguments, store, clip, ref.name)
+    _report_pointer(arguments, store, clip, ref.name)
 
 
-def _rollback(arguments: argparse.Namespace) -> int:
+def _rollback(arguments: argparse.Namespace) -> None:
     store, clip = _store(arguments), _clip(arguments)
     store.rollback(arguments.name, clip.fingerprint)
-    return _report_pointer(arguments, store, clip, arguments.name)
+    _report_pointer(arguments, store, clip, arguments.name)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -229,7 +217,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     return _FINDINGS if findings else 0
 
 
-def _prune(arguments: argparse.Namespace) -> int:
+def _prune(arguments: argparse.Namespace) -> None:
     removed = _store(arguments).prune(arguments.name, _clip(arguments).fingerprint, keep=arguments.keep)
     refs = [str(ref) for ref in removed]
     print_answer(
@@ -237,14 +225,14 @@ def _prune(arguments: argparse.Namespace) -> int:
         f"removed {', '.join(refs)}" if refs else "nothing to remove",
         as_json=arguments.json,
     )
-    return 0
 
 
-def _explain(arguments: argparse.Namespace) -> int:
+def _explain(arguments: argparse.Namespace) -> None:
     from robustclip.models.explanation import explain
+    from robustclip.models.labels import split_labels
 
     store, clip = _store(arguments, reading=True), _clip(arguments)
-    labels = None if arguments.labels is None else [label.strip() for label in arguments.labels.split(",")]
+    labels = None if arguments.labels is None else split_labels(arguments.labels, field="--labels")
     prompt_set = store.load(arguments.ref, clip)
     explanation = explain(
         clip,
@@ -256,22 +244,20 @@ def _explain(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         print_json(explanation.model_dump(mode="json"))
-        return 0
+        return
     for heads, rows, title in explanation.tables(every=arguments.all):
         print_table(heads, rows, title, folded=2)
     for sentence in explanation.summary():
         print(sentence)
-    return 0
 
 
-def _report_pointer(arguments: argparse.Namespace, store: "PromptStore", clip: "Clip", name: str) -> int:
+def _report_pointer(arguments: argparse.Namespace, store: "PromptStore", clip: "Clip", name: str) -> None:
     active, previous = store.pointer(name, clip.fingerprint) or (None, None)
     print_answer(
         {"name": name, "active": active, "previous": previous},
         f"{name}@{active} is active" + (f", before it {previous}" if previous else ""),
         as_json=arguments.json,
     )
-    return 0
 
 
 def _store(arguments: argparse.Namespace, *, reading: bool = False) -> "PromptStore":

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from prompts_store.manifest import PromptManifest, PromptSet
 from prompts_store.store import SHIPPED, PromptStore
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.models import HANDCRAFTED_TEMPLATE, Prompts
 
 # The best seven together, according to OpenAI's notebook "Prompt Engineering for ImageNet" (2021).
 ENSEMBLE = (

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from robustclip.digests import canonical_json
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, meanings
 
 FORMAT_VERSION = 1
 ACTIVE = "active"
@@ -160,21 +159,25 @@ class PromptSet:
             )
 
     def prompts_for(self, labels: tuple[str, ...]) -> Prompts:
-        """The prompts in the order of `labels`. A set with one context a label knows only the labels that it
-        was trained on: InvalidInput names another.
+        """The prompts in the order of `labels`.
+
+        A set with one context a label knows only the labels that it was trained on, as
+        `robustclip.models.labels.meanings` compares them: InvalidInput names another.
         """
         prompts = self.prompts
         if not prompts.class_specific or prompts.text is None:
             return prompts
-        rows = {label: row for row, label in enumerate(self.manifest.labels)}
-        for index, label in enumerate(labels):
-            if label not in rows:
+        rows = meanings(labels, self.manifest.labels)
+        for index, (label, meant) in enumerate(zip(labels, rows, strict=True)):
+            if len(meant) != 1:
+                alike = ", ".join(repr(self.manifest.labels[row]) for row in meant)
                 raise InvalidInput(
-                    f"{str(self.ref)!r} has no context for {label!r}.",
+                    f"{str(self.ref)!r} has no context for {label!r}"
+                    + (f", which may mean {alike}." if alike else "."),
                     field=f"labels/{index}",
                     help="Use its training labels, or another set.",
                 )
-        return replace(prompts, text=prompts.text[[rows[label] for label in labels]])
+        return replace(prompts, text=prompts.text[[row for (row,) in rows]])
 
     @cached_property
     def version(self) -> str:

@@ -20,10 +20,9 @@ _NAMED = 5  # prompt sets in a message
 _HELP = "robustclip evaluate --json and robustclip suite write one."
 
 
-class _Row(Result):
+class _Row(Result, extra="ignore"):
     """A result with what a manifest's result lacks: prompt set, defense, classes, precision of the search."""
 
-    model_config = ConfigDict(extra="ignore")
     prompt_set: str
     defense: str
     classes: str | None = None

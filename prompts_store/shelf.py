@@ -13,7 +13,7 @@ from prompts_store.codec import MAX_BYTES, decode, foreign
 from prompts_store.files import read_bounded, write_whole
 from prompts_store.manifest import VERSION_PATTERN, PromptManifest, PromptSet, Ref
 from robustclip.errors import PromptSetRefused
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 
 ANY = "any"  # the place of sets without tensors (words only): they fit every CLIP
 POINTER = "ACTIVE"

@@ -11,14 +11,14 @@ import contextlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from prompts_store.catalogue import Catalogue, age, checked_name, parsed, place_for
-from prompts_store.codec import MAX_BYTES, encode
+from prompts_store.catalogue import Catalogue, age, checked_name, place_for
+from prompts_store.codec import MAX_BYTES, decode, encode
 from prompts_store.files import read_bounded, write_whole, writing
 from prompts_store.manifest import PromptManifest, PromptSet, Ref, Result
 from prompts_store.results import joined
 from prompts_store.shelf import ANY, Pointer, place_of
 from robustclip.errors import InvalidInput, NothingToRollBack, StoreReadOnly
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 
 SHIPPED = Path(__file__).parent / "sets"  # read-only sets that come with the package, themselves a store
 
@@ -83,7 +83,7 @@ class PromptStore(Catalogue):
 
     def activate(self, ref: str | Ref, fingerprint: str) -> Ref:
         """Move the pointer to a pinned, readable version. `rollback` returns to the one before."""
-        ref = parsed(ref)
+        ref = Ref.parse(str(ref))
         if not ref.pinned:
             raise InvalidInput(
                 f"expected {ref.name}@VERSION, found {ref}.",
@@ -174,3 +174,14 @@ def _with_results(prompt_set: PromptSet, results: Sequence[Result]) -> PromptMan
             help="Leave it out.",
         )
     return prompt_set.manifest.model_copy(update={"results": joined(prompt_set.manifest.results, results)})
+
+
+def load_prompts(source: str | Path, clip: Clip) -> PromptSet:
+    """A shipped set by NAME or NAME@VERSION, or the set in a .safetensors file, checked for this CLIP.
+
+    Raises as `PromptStore.load`; OSError for a file that can't be read.
+    """
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        return decode(read_bounded(path, MAX_BYTES), clip=clip)
+    return PromptStore(SHIPPED, read_only=True).load(str(source), clip)

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prompts_store.shipped import load_prompts
+    from prompts_store.store import load_prompts
     from robustclip.attacks.apgd import APGD
     from robustclip.attacks.ensemble import Ensemble
     from robustclip.attacks.pgd import PGD
@@ -61,7 +61,7 @@ _FACE = {
     "deploy": "robustclip.deployed",
     "load_clip": "robustclip.models.clip",
     "load_pixels": "robustclip.images",
-    "load_prompts": "prompts_store.shipped",
+    "load_prompts": "prompts_store.store",
     "measure": "robustclip.face",
     "parse_defenses": "robustclip.defenses",
     "probe": "robustclip.face",

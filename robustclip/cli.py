@@ -84,12 +84,15 @@ def overview(commands: Mapping[str, EntryPoint]) -> str:
 def summary(command: EntryPoint) -> str:
     """First docstring line of a command's function, empty if there is none.
 
-    Read from its source: importing it could load torch.
+    Read from its source: importing it, or only the packages around it, could load torch.
     """
-    spec = importlib.util.find_spec(command.module)
+    top, *inner = command.module.split(".")
+    spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
         return ""
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+    source = Path(spec.origin)
+    source = source.parent.joinpath(*inner).with_suffix(".py") if inner else source
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == command.attr:
             return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
     return ""

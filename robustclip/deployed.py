@@ -22,11 +22,13 @@ from robustclip.models.classifier import (
     LabelCache,
     TorchImageEncoder,
     ZeroShotClassifier,
+    classifier_of,
     zero_shot,
 )
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts, PromptSource, prompts_for
-from robustclip.reports.bars import Bar, bars
+from robustclip.models.scoring import NONE, Scoring, outcomes, scoring_for
+from robustclip.reports.charts import Bar, bars
 from robustclip.seeds import draw_seeds
 from robustclip.types import ImageEncoder, Pixels
 
@@ -36,22 +38,27 @@ UNNAMED = "unnamed"
 
 
 class Classification(NamedTuple):
-    """Labels with scores that sum to 1, best first.
+    """Labels with their scores, best first.
 
-    Of a vote the scores are shares, and `ballot` is the vote; where it abstains, no label is the answer.
+    Under `softmax` the scores sum to 1, under `sigmoid` each label has its own. Of a vote they are shares,
+    and `ballot` is the vote. No label is the answer where that abstains, and where `none_of_these` is true.
     """
 
     predictions: tuple[tuple[str, float], ...]
     ballot: Ballot | None = None
+    scoring: Scoring = "softmax"
+    none_of_these: bool = False
 
     @property
     def label(self) -> str | None:
-        """The answer; None where a vote abstains."""
-        return None if self.ballot is not None and self.ballot.abstained else self.predictions[0][0]
+        """The answer, which may be `robustclip.models.scoring.NONE`; None where a vote abstains."""
+        if self.ballot is not None and self.ballot.abstained:
+            return None
+        return NONE if self.none_of_these else self.predictions[0][0]
 
     def __str__(self) -> str:
-        abstained = "abstains: " if self.label is None else ""
-        return abstained + ", ".join(f"{label} {score:.1%}" for label, score in self.predictions)
+        instead = "abstains: " if self.label is None else f"{NONE}: " if self.none_of_these else ""
+        return instead + ", ".join(f"{label} {score:.1%}" for label, score in self.predictions)
 
     def _repr_html_(self) -> str:
         title = "The vote abstains" if self.label is None else self.label
@@ -66,6 +73,7 @@ class DeployedClassifier:
     prompt_set  their name in reports
     defense     the chain as data; `served` and `reference` have it bound
     serving     the encoder that answers
+    scoring     how logits become scores, and whether the answer may be none of the labels
     text        makes the text features of the labels, [C, E]; called once, when they are first needed
     """
 
@@ -75,7 +83,13 @@ class DeployedClassifier:
     labels: tuple[str, ...]
     defense: tuple[AnyDefense, ...]
     serving: ImageEncoder
+    scoring: Scoring
     text: Callable[[], Tensor]
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """What the decision may say: the labels, under `sigmoid` also that none of them fits."""
+        return outcomes(self.labels, self.scoring)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -96,15 +110,15 @@ class DeployedClassifier:
 
     def classifier(self, encoder: ImageEncoder) -> ZeroShotClassifier:
         """The undefended classifier over one of the encoders."""
-        return ZeroShotClassifier(
-            encoder, self.labels, self.weights, self.clip.logit_scale, self.prompts.visual
+        return classifier_of(
+            self.clip, self.labels, self.weights, self.scoring, encoder=encoder, visual=self.prompts.visual
         )
 
     def pixels(self, picture: Picture) -> Pixels:
         """[3, S, S] of a PIL picture, the bytes of a file, a path, or pixels of that shape in [0, 1]."""
         size = self.clip.image_size
         if not isinstance(picture, Tensor):
-            return load_pixels(picture, size).to(self.clip.device)
+            return load_pixels(picture, self.clip.preprocessing).to(self.clip.device)
         if picture.shape not in ((3, size, size), (1, 3, size, size)):
             raise InvalidInput(
                 f"expected one picture [3, {size}, {size}], found {list(picture.shape)}.", field="picture"
@@ -117,11 +131,18 @@ class DeployedClassifier:
         with torch.inference_mode():
             logits = draw(served, pixels, vote_seeds(int(draw_seeds(seed, 1)), rule))
             counts = count_votes(logits)
-        scores = logits[0].softmax(dim=0) if rule is None else counts / rule.votes
-        order: list[int] = scores.argsort(descending=True, stable=True).tolist()
+        ranks, scores = (
+            (logits[0], served.classifier.scores(logits[0]))
+            if rule is None
+            else (counts, counts / rule.votes)
+        )
+        order: list[int] = ranks.argsort(descending=True, stable=True).tolist()  # where scores may be equal
+        last = len(self.labels)  # the outcome that no label fits, if there is one
         return Classification(
-            tuple((self.labels[index], float(scores[index])) for index in order),
-            None if rule is None else elect(counts, self.labels, rule),
+            tuple((self.labels[index], float(scores[index])) for index in order if index < last),
+            None if rule is None else elect(counts, self.outcomes, rule),
+            self.scoring,
+            order[0] == last,
         )
 
     def _behind_defense(self, encoder: ImageEncoder) -> Defended:
@@ -138,6 +159,7 @@ def deploy(
     name: str | None = None,
     cache: LabelCache | None = None,
     text: Callable[[], Tensor] | None = None,
+    scoring: Scoring | None = None,
 ) -> DeployedClassifier:
     """The decision between `labels` that a prompt set and a defense make.
 
@@ -146,16 +168,18 @@ def deploy(
     encoder  the one that serves; torch unless given
     name     of the prompt set in reports; its own unless given
     text     gives the text features [C, E] when they are first needed, and checks the labels then
+    scoring  `softmax` over the labels, or `sigmoid` for each, which may answer that none fits; by default
+             what the CLIP was trained with
 
     Without `text` the features are made here, or found in `cache`. Raises InvalidInput as `zero_shot` and
     `parse_defenses`, and for a label for which a class-specific set has no context.
     """
-    labels, chain = tuple(labels), parse_defenses(defense)
+    labels, chain, scoring = tuple(labels), parse_defenses(defense), scoring_for(clip, scoring)
     own_name = UNNAMED if isinstance(prompts, Prompts) else str(prompts.ref)
     ordered = prompts_for(prompts, labels).to(clip.device)
-    text = text or _constant(zero_shot(clip, ordered, labels, cache=cache).weights)
+    text = text or _constant(zero_shot(clip, ordered, labels, cache=cache, scoring=scoring).weights)
     return DeployedClassifier(
-        clip, ordered, name or own_name, labels, chain, encoder or TorchImageEncoder(clip), text
+        clip, ordered, name or own_name, labels, chain, encoder or TorchImageEncoder(clip), scoring, text
     )
 
 

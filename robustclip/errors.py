@@ -52,6 +52,10 @@ class ImageTooManyPixels(ImageRefused, code="image-too-many-pixels"):
     """More pixels, or a longer side, than is decoded."""
 
 
+class ImageTooCostly(ImageRefused, code="image-too-costly"):
+    """A small picture, but more scans, segments or chunks than one needs."""
+
+
 class ImageTooManyBytes(ImageRefused, code="body-too-large"):
     """More encoded bytes than are read."""
 

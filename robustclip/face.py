@@ -29,7 +29,7 @@ from robustclip.measuring import measure as measure_batches
 from robustclip.probing.options import ProbeOptions
 from robustclip.probing.records import certificate_of
 from robustclip.probing.run import probe as run_probe
-from robustclip.reports.bars import Bar, bars
+from robustclip.reports.charts import Bar, bars
 from robustclip.reports.pages import probe_page
 from robustclip.reports.report import CertificatePart, ProbeReport
 from robustclip.reports.witnesses import best_record

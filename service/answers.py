@@ -5,6 +5,7 @@ routes share a part.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from prompts_store.shelf import StoredState
 from robustclip.certificates.vote import Ballot
 from robustclip.defenses import AnyDefense
 from robustclip.models.clip import Clip
+from robustclip.models.scoring import Scoring, logit_bias
 from robustclip.reports.report import ProbeReport, VerdictValue
 from robustclip.types import ImageEncoder
 from service.jobs import Job, JobState
@@ -30,7 +32,10 @@ class _Answer(BaseModel):
 
 class Prediction(_Answer):
     label: str
-    score: float = Field(description="softmax over the labels; under smoothing the share of the votes")
+    score: float = Field(
+        description="softmax over the labels, or sigmoid of the label's own logit; under smoothing the share "
+        "of the votes"
+    )
     logit: float = Field(description="under smoothing its mean over the votes")
 
 
@@ -53,7 +58,16 @@ class ImageResult(_Answer):
 
     index: int
     predictions: list[Prediction] | None = None
-    margin: float | None = Field(default=None, description="best score minus the second")
+    none_of_these: bool | None = Field(
+        default=None,
+        description="under `sigmoid`: the answer is that no label fits, since each has a score below 1/2 "
+        "(under smoothing: since most copies voted for that)",
+    )
+    margin: float | None = Field(
+        default=None,
+        description="best score minus the second; under `sigmoid` that no label fits has a score, too: 1 "
+        "minus the best of a label",
+    )
     smoothing: Ballot | None = Field(
         default=None, description="how the noisy copies voted, where the defense begins with smoothing"
     )
@@ -68,6 +82,7 @@ class ModelFacts(_Answer):
     backend: str
     precision: str
     image_size: int
+    logit_bias: float | None = Field(description="of a CLIP that was trained with a sigmoid")
 
 
 class SetFacts(_Answer):
@@ -88,6 +103,7 @@ class ClassifyAnswer(_Answer):
     model: ModelFacts
     prompt_set: SetFacts
     defense: list[dict[str, Any]]
+    scoring: Scoring
     seed: int | None
     service: str
     timing_ms: dict[str, float]
@@ -111,6 +127,7 @@ class ProbeAnswer(_Answer):
     missing: list[NotProbed] = Field(description="what there was no time for")
     verdict: VerdictValue
     model: ModelFacts
+    scoring: Scoring
     seed: int
     timing_ms: dict[str, float]
 
@@ -188,7 +205,18 @@ def model_facts(clip: Clip, encoder: ImageEncoder) -> dict[str, Any]:
         "backend": encoder.backend,
         "precision": "fp32",
         "image_size": clip.image_size,
+        "logit_bias": None if (bias := logit_bias(clip)) is None else float(bias),
     }
+
+
+def preprocessing_facts(clip: Clip) -> dict[str, Any]:
+    """How a picture becomes pixels, and pixels the input of the image tower."""
+    return {**asdict(clip.preprocessing), "mean": clip.mean.tolist(), "std": clip.std.tolist()}
+
+
+def capability_facts(clip: Clip) -> dict[str, str | None]:
+    """By capability the reason why the CLIP lacks it, null where it has it."""
+    return {name: reason or None for name, reason in clip.capabilities.reasons.items()}
 
 
 def defense_facts(chain: tuple[AnyDefense, ...]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from robustclip.images.kinds import is_known
+from robustclip.models.labels import split_labels
 from service.config import LimitSettings
 from service.problems import Problem, invalid
 from service.schemas import parse
@@ -23,9 +25,11 @@ from service.schemas import parse
 JSON, FORM = "application/json", "multipart/form-data"
 IMAGES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 ACCEPTED = (JSON, FORM, *IMAGES)
+# What clients send instead of a picture's type, or of none at all: the first bytes decide.
+_UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 _SMALL_BODY = 256 * 1024  # parsed on the event loop in well under a millisecond
 _SLOWEST_BYTES_A_SECOND = 10_000
-_WORDS = ("labels", "prompt_sets", "modes", "return")  # a comma list, a JSON list, or repeated
+_WORDS = ("labels", "prompt_sets", "modes", "return")  # what `split_labels` reads, or repeated
 _LISTS = ("defenses", "attacks")  # a JSON list, or repeated
 # Where the rest of a body is not read, its connection can't carry another request.
 _CLOSE = {"Connection": "close"}
@@ -38,12 +42,14 @@ async def read_request(
 ) -> Model:
     """The request in any of the accepted forms, checked. Raises Problem."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ACCEPTED:
+    if kind not in (JSON, FORM, *_UNTYPED) and not kind.startswith("image/"):
         raise unsupported(kind, ACCEPTED)
     if kind == FORM:
         body, fields = b"", await _read_form(request, limits)
     else:
         body, fields = await read_body(request, limits), dict[str, Any]()
+    if not kind and not is_known(body):
+        raise unsupported(kind, ACCEPTED)
 
     def finish() -> Model:
         sent = fields if kind == FORM else load_json(body) if kind == JSON else {"image": body}
@@ -136,34 +142,58 @@ def _check_size(size: int, limits: LimitSettings) -> None:
 
 
 class _InMemoryParser(MultiPartParser):
-    """Starlette's parser without temporary files: bodies are small, and pictures are not written to disk."""
+    """Starlette's parser without temporary files: bodies are small, and pictures are not written to disk.
+
+    It also refuses a body whose closing delimiter (RFC 2046, section 5.1.1) never comes: fields may be lost.
+    """
+
+    ended = False
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: LimitSettings) -> None:
         self.spool_max_size = limits.body_bytes + 1
         texts = limits.labels * limits.label_characters * 4
         super().__init__(
-            headers, stream, max_files=limits.images + 1, max_fields=limits.labels + 16, max_part_size=texts
+            headers,
+            self._up_to_its_end(stream),
+            max_files=limits.images + 1,
+            max_fields=limits.labels + 16,
+            max_part_size=texts,
         )
+
+    def on_end(self) -> None:
+        self.ended = True
+
+    async def _up_to_its_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self.ended:
+            raise MultiPartException("The closing delimiter is missing: the body was cut.")
 
 
 async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
     try:
         async with _patience(limits) as patience:
             form = await _InMemoryParser(request.headers, _chunks(request, limits, patience), limits).parse()
-        images: list[bytes | str] = []
-        texts: list[tuple[str, str]] = []
-        fields: dict[str, Any] = {}
-        for name, value in form.multi_items():
-            if name in ("image", "images"):
-                images.append(await value.read() if isinstance(value, UploadFile) else value)
-            elif name == "request":
-                fields = load_json(await value.read() if isinstance(value, UploadFile) else value.encode())
-            elif isinstance(value, UploadFile):
-                raise invalid(f"#/{name}", "expected text, found a file.")
-            else:
-                texts.append((name, value))
-        several = len(images) > 1 or "images" in form
-        await form.close()
+        try:
+            images: list[bytes | str] = []
+            texts: list[tuple[str, str]] = []
+            fields: dict[str, Any] = {}
+            if len(form.getlist("request")) > 1:
+                raise invalid("#/request", "found several times, expected once.")
+            for name, value in form.multi_items():
+                if name in ("image", "images"):
+                    images.append(await value.read() if isinstance(value, UploadFile) else value)
+                elif name == "request":
+                    fields = load_json(
+                        await value.read() if isinstance(value, UploadFile) else value.encode()
+                    )
+                elif isinstance(value, UploadFile):
+                    raise invalid(f"#/{name}", "expected text, found a file.")
+                else:
+                    texts.append((name, value))
+            several = len(images) > 1 or "images" in form
+        finally:
+            await form.close()
     except MultiPartException as error:
         too_many = "Too many" in error.message
         raise Problem(
@@ -187,13 +217,13 @@ def _from_texts(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def _field(name: str, texts: list[str]) -> object:
     if len(texts) == 1:
         text = texts[0]
-        if name in (*_WORDS, *_LISTS, "defense") and text.lstrip().startswith("["):
+        if name in _WORDS:
+            return split_labels(text, field=name)
+        if name in (*_LISTS, "defense") and text.lstrip().startswith("["):
             try:
                 return orjson.loads(text)
             except orjson.JSONDecodeError as error:
                 raise invalid(f"#/{name}", f"not valid JSON: {error}.") from error
-        if name in _WORDS:
-            return text.split(",")
         return texts if name in _LISTS else text
     if name in (*_WORDS, *_LISTS):
         return texts

@@ -48,10 +48,11 @@ class _Section(BaseModel):
 class ClipSettings(_Section):
     arch: str = Field(
         default=DEFAULT_BACKBONE,
-        description="embedded backbone, open_clip architecture, or hf-hub:owner/repository",
+        description="embedded backbone, open_clip architecture, local-dir:PATH, or hf-hub:owner/repository",
     )
     pretrained: str | None = Field(
-        default=None, description="open_clip tag or path of a weights file; not for embedded backbones"
+        default=None,
+        description="open_clip TAG, FILE or TAG=FILE, with +FILE for another image tower; not if embedded",
     )
     device: str = Field(default="cpu", description="where torch computes: cpu, cuda, cuda:1")
 

@@ -29,7 +29,7 @@ OF_BODIES = (
 OF_PICTURES = (
     *OF_BODIES,
     *("malformed-multipart", "too-many-labels", "image-undecodable", "image-format-refused"),
-    *("image-too-many-pixels", "url-disabled", "queue-full", "deadline-exceeded"),
+    *("image-too-many-pixels", "image-too-costly", "url-disabled", "queue-full", "deadline-exceeded"),
 )
 
 

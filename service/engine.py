@@ -22,9 +22,12 @@ from prompts_store.watcher import Watcher
 from robustclip.certificates.vote import smoothing_of, vote_seeds
 from robustclip.defenses import AnyDefense, parse_defenses
 from robustclip.errors import DeadlineExceeded, InvalidInput
-from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info, to_pixels
+from robustclip.images import ImageInfo, ImageLimits, decode_image, image_info
 from robustclip.models.classifier import LabelCache
 from robustclip.models.clip import Clip
+from robustclip.models.labels import check_labels
+from robustclip.models.scoring import Scoring, outcomes, scoring_for
+from robustclip.preprocessing import to_pixels
 from robustclip.purifiers import is_file
 from robustclip.seeds import draw_seeds
 from robustclip.types import ImageEncoder, Pixels
@@ -46,6 +49,7 @@ from service.timing import Timing
 from service.vetting import Vetting
 
 T = TypeVar("T")
+_IN_WORDS = {"decode_wait": "the wait for a decoder", "queue": "the queue", "text": "the labels' features"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Classified:
 
     loaded: LoadedSet
     chain: tuple[AnyDefense, ...]
+    scoring: Scoring
     seed: int | None
     results: Sequence[tuple[Ranked, ImageInfo] | Problem]
 
@@ -136,9 +141,9 @@ class Engine:
                 async with asyncio.timeout(request.deadline_ms / 1000):
                     return await self._classify(request, pictures, chain, deadline, timing)
         except TimeoutError as error:
-            waited = max(timing.stages, key=lambda stage: timing.stages[stage], default="the queue")
+            stage = max(timing.stages, key=lambda stage: timing.stages[stage], default="queue")
             raise DeadlineExceeded(
-                f"{request.deadline_ms} ms were over; most of it went to {waited}."
+                f"{request.deadline_ms} ms were over; most of it went to {_IN_WORDS.get(stage, stage)}."
             ) from error
 
     async def find(self, text: str | None) -> LoadedSet:
@@ -194,6 +199,8 @@ class Engine:
         deadline: float,
         timing: Timing,
     ) -> Classified:
+        scoring = scoring_for(self.clip, request.scoring)
+        check_labels(outcomes(request.labels, scoring))
         loaded = await self.find(request.prompt_set)
         randomized = any(part.randomized for part in chain)
         seed = request.seed if request.seed is not None or not randomized else secrets.randbelow(MAX_SEED)
@@ -203,12 +210,12 @@ class Engine:
             self._encoded(lane, picture, row, deadline, timing)
             for picture, row in zip(pictures, rows, strict=True)
         )
-        texts = _on(self._text_pool, self.text.of, loaded, request.labels)
+        texts = timing.given_up("text", _on(self._text_pool, self.text.of, loaded, request.labels))
         weights, encoded = await asyncio.gather(texts, asyncio.gather(*images))
         good = [item for item in encoded if not isinstance(item, Problem)]
         ranked: list[Ranked] = []
         if good:
-            classifier = self._passes.classifier(request.labels, weights, lane)
+            classifier = self._passes.classifier(request.labels, weights, lane, scoring)
             features = torch.stack([features for features, _ in good])
             with timing.stage("score"):
                 ranked = await _on(
@@ -221,7 +228,7 @@ class Engine:
         results: list[tuple[Ranked, ImageInfo] | Problem] = [
             item if isinstance(item, Problem) else (next(answers), item[1]) for item in encoded
         ]
-        return Classified(loaded, chain, seed, results)
+        return Classified(loaded, chain, scoring, seed, results)
 
     async def _encoded(
         self, lane: Lane, picture: tuple[str, bytes], seed: int, deadline: float, timing: Timing
@@ -232,27 +239,43 @@ class Engine:
         """
         pointer, data = picture
         try:
-            with timing.stage("decode"):
-                pixels, info = await _on(self._pool, self.pixels, data)
+            pixels, info = await self._decoded(data, timing)
         except Exception as error:
             problem = as_problem(error)
             if problem.status >= 500:
                 raise
             return problem.at(pointer)
         votes = vote_seeds(seed, lane.rule).tolist()
-        rows = await asyncio.gather(
-            *(self._batcher.encode(lane, pixels, vote, deadline=deadline) for vote in votes)
-        )
+        passes = (self._batcher.encode(lane, pixels, vote, deadline=deadline) for vote in votes)
+        rows = await timing.given_up("queue", asyncio.gather(*passes))
         for encoded in rows:
             timing.slowest("queue", encoded.queue_seconds)
             timing.slowest("defense", encoded.defense_seconds)
             timing.slowest("infer", encoded.infer_seconds)
         return torch.stack([encoded.features for encoded in rows]), info
 
+    async def _decoded(self, data: bytes, timing: Timing) -> tuple[Pixels, ImageInfo]:
+        """`pixels` in the pool. If a deadline cuts it off, the wait for a thread counts as a stage."""
+        asked, began = time.perf_counter(), list[float]()
+
+        def decode() -> tuple[Pixels, ImageInfo]:
+            began.append(time.perf_counter())
+            return self.pixels(data)
+
+        try:
+            with timing.stage("decode"):
+                return await _on(self._pool, decode)
+        except asyncio.CancelledError:
+            now = time.perf_counter()
+            start = began[0] if began else now
+            timing.slowest("decode_wait", start - asked)
+            timing.slowest("decode", now - start)
+            raise
+
     def pixels(self, data: bytes) -> tuple[Pixels, ImageInfo]:
         """[3, S, S] pixels of encoded bytes, and what they were."""
         image = decode_image(data, limits=self._image_limits)
-        return to_pixels(image, self.clip.image_size), image_info(data, image)
+        return to_pixels(image, self.clip.preprocessing), image_info(data, image)
 
 
 async def _on(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:

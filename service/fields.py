@@ -3,6 +3,7 @@
 Operators set limits, so the limits come as the context of the validation: `schemas.parse` gives them.
 """
 
+import re
 import unicodedata
 from typing import Annotated, Any, cast
 
@@ -14,6 +15,7 @@ from robustclip.defenses import AnyDefense
 from service.config import LimitSettings
 from service.problems import invalid
 
+_SPACE_IN_LINE = re.compile(r"[^ \t\r\n][ \t]+[^ \t\r\n]")
 MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 
 
@@ -50,13 +52,20 @@ def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
                 f"#/labels/{index}", f"{label!r} repeats label {seen[label]}.", help="Give each label once."
             )
         seen[label] = index
-    if len(cleaned) < 2:
-        raise invalid(
-            "#/labels",
-            f"expected at least 2 labels, found {len(cleaned)}.",
-            help="Name the alternatives to choose from.",
-        )
+    if not cleaned:  # how many more make a decision depends on its scoring
+        raise invalid("#/labels", "expected labels, found none.", help="Name what to choose from.")
     return cleaned
+
+
+def _without_line_breaks(text: str) -> str:
+    """Base64 in lines (RFC 2045, section 6.8) as one. A space within a line stays, and so is refused: it is
+    more likely a `+` that a form decoded.
+    """
+    if _SPACE_IN_LINE.search(text):
+        return text
+    for space in "\r\n \t":
+        text = text.replace(space, "")
+    return text
 
 
 def _image(value: object, info: ValidationInfo) -> bytes:
@@ -81,6 +90,7 @@ def _image(value: object, info: ValidationInfo) -> bytes:
         raise PydanticCustomError("url-disabled", "images are not fetched from addresses")
     else:
         raise ValueError('an image is {"type": "base64", "data": "..."} or a data URI')
+    text = _without_line_breaks(text)
     if len(text) * 3 // 4 > limits.image_bytes + 2:
         raise PydanticCustomError(
             "body-too-large", "expected an image of at most {limit} bytes", {"limit": limits.image_bytes}
@@ -111,8 +121,8 @@ Labels = Annotated[
     tuple[Annotated[str, Field(json_schema_extra={"minLength": 1})], ...],
     AfterValidator(_labels),
     Field(
-        description="what to choose from: 2 or more different texts",
-        json_schema_extra={"minItems": 2, "uniqueItems": True, "examples": [["cat", "dog"]]},
+        description="what to choose from: 2 or more different texts; under `sigmoid` 1 is enough",
+        json_schema_extra={"minItems": 1, "uniqueItems": True, "examples": [["cat", "dog"]]},
     ),
 ]
 DefenseChain = Annotated[

@@ -10,8 +10,9 @@ from torch import Tensor
 from robustclip.certificates.vote import smoothing_of
 from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.models.classifier import FeatureExtractor, ZeroShotClassifier
+from robustclip.models.classifier import FeatureExtractor, ZeroShotClassifier, classifier_of
 from robustclip.models.clip import Clip
+from robustclip.models.scoring import Scoring
 from robustclip.types import Defense, ImageEncoder, Pixels, Seeds
 from service.batching import Pass
 from service.device import DeviceLock, Priority
@@ -60,6 +61,9 @@ class Passes:
             total = time.perf_counter() - started
         return Pass(features, defense.seconds, total - defense.seconds)
 
-    def classifier(self, labels: tuple[str, ...], weights: Tensor, lane: Lane) -> ZeroShotClassifier:
+    def classifier(
+        self, labels: tuple[str, ...], weights: Tensor, lane: Lane, scoring: Scoring
+    ) -> ZeroShotClassifier:
         """The undefended classifier that a lane's pictures share, for a list of labels."""
-        return ZeroShotClassifier(self._encoder, labels, weights, self._clip.logit_scale, lane.visual)
+        encoder = self._encoder
+        return classifier_of(self._clip, labels, weights, scoring, encoder=encoder, visual=lane.visual)

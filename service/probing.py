@@ -19,6 +19,8 @@ from robustclip.attacks.events import Meter
 from robustclip.defenses import AnyDefense
 from robustclip.deployed import DeployedClassifier, deploy
 from robustclip.errors import DeadlineExceeded, ProbeTooExpensive, RobustClipError
+from robustclip.models.labels import check_labels
+from robustclip.models.scoring import outcomes, scoring_for
 from robustclip.probing.attacker import sources_among
 from robustclip.probing.events import ProbeEvent, ProbeFinished
 from robustclip.probing.options import ProbeOptions
@@ -139,6 +141,8 @@ class ProbeRunner:
         chains = [
             engine.chain(asked, pointer=f"defenses/{index}") for index, asked in enumerate(request.defenses)
         ]
+        scoring = scoring_for(engine.clip, request.scoring)
+        check_labels(outcomes(request.labels, scoring))
         sets = [await self._find(name, f"#/prompt_sets/{index}") for index, name in enumerate(names)]
         victims = [
             deploy(
@@ -149,6 +153,7 @@ class ProbeRunner:
                 encoder=engine.encoder,
                 # computed on the probe's own thread, once the probe is known to be affordable
                 text=functools.partial(engine.text.of, loaded, request.labels),
+                scoring=scoring,
             )
             for loaded, chain in itertools.product(sets, chains)
         ]

@@ -66,6 +66,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         422, "This image format is refused", "Send JPEG, PNG or WebP, one frame."
     ),
     "image-too-many-pixels": ProblemKind(422, "The image has too many pixels"),
+    "image-too-costly": ProblemKind(422, "The image takes more work than its pixels need"),
     "url-disabled": ProblemKind(422, "Images are not fetched from addresses", "Send the bytes."),
     "prompt-set-invalid": ProblemKind(422, "The prompt set is refused"),
     "purifier-refused": ProblemKind(422, "A purifier has no weights that can be used"),

@@ -15,10 +15,13 @@ from service.problems import Problem
 class Ranked(NamedTuple):
     """One picture's labels, best first: [(label, score, logit)], and by how much the first score leads. After
     a vote, how that went; if it proves nothing there are no predictions.
+
+    Under `sigmoid` the answer may be `none_of_these`; then the first label is not the answer.
     """
 
     predictions: list[tuple[str, float, float]]
     margin: float | None
+    none_of_these: bool | None = None
     ballot: Ballot | None = None
 
 
@@ -39,8 +42,8 @@ def rank(
             return [_by_votes(classifier, copies, rule, temperature, top_k) for copies in features]
         logits = _logits(classifier, features[:, 0], temperature)
         return [
-            Ranked(*_best(classifier.labels, scores, own, top_k))
-            for scores, own in zip(logits.softmax(dim=1), logits, strict=True)
+            _best(classifier, scores, own, top_k)
+            for scores, own in zip(classifier.scores(logits), logits, strict=True)
         ]
 
 
@@ -50,8 +53,8 @@ def _by_votes(
     logits = _logits(classifier, copies, temperature)
     counts = count_votes(logits)
     ballot = elect(counts, classifier.labels, rule)
-    best = _best(classifier.labels, counts / len(copies), logits.mean(dim=0), top_k)
-    return Ranked([], None, ballot) if ballot.abstained else Ranked(*best, ballot)
+    best = _best(classifier, counts / len(copies), logits.mean(dim=0), top_k)
+    return Ranked([], None, ballot=ballot) if ballot.abstained else best._replace(ballot=ballot)
 
 
 def _logits(classifier: ZeroShotClassifier, features: Tensor, temperature: float | None) -> Logits:
@@ -61,15 +64,16 @@ def _logits(classifier: ZeroShotClassifier, features: Tensor, temperature: float
     return logits
 
 
-def _best(
-    labels: tuple[str, ...], scores: Tensor, logits: Tensor, top_k: int
-) -> tuple[list[tuple[str, float, float]], float]:
-    """The `top_k` labels by score and then by logit, and the lead of the first."""
+def _best(classifier: ZeroShotClassifier, scores: Tensor, logits: Tensor, top_k: int) -> Ranked:
+    """The `top_k` labels by score and then by logit, and the lead of the first outcome."""
     by_logit = logits.argsort(descending=True, stable=True)
     order = by_logit[scores[by_logit].argsort(descending=True, stable=True)]
     first, second = scores[order[:2]].tolist()
-    kept = order[: top_k or None]
+    none = None if classifier.scoring == "softmax" else len(classifier.labels) - 1
+    kept = order[order != none][: top_k or None] if none is not None else order[: top_k or None]
     columns = (kept.tolist(), scores[kept].tolist(), logits[kept].tolist())
-    return [
-        (labels[index], score, logit) for index, score, logit in zip(*columns, strict=True)
-    ], first - second
+    return Ranked(
+        [(classifier.labels[index], score, logit) for index, score, logit in zip(*columns, strict=True)],
+        first - second,
+        None if none is None else int(order[0]) == none,
+    )

@@ -3,7 +3,7 @@ that limits are checked in one place.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
@@ -11,6 +11,7 @@ from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Preset
 from robustclip.attacks.pgd import MAX_STARTS, MAX_STEPS, PGD
 from robustclip.certificates.certify import NoiseOptions
+from robustclip.models.scoring import Scoring
 from robustclip.probing.options import Include, Mode, ProbeOptions, strong_attack
 from robustclip.scores.kinds import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
@@ -22,6 +23,13 @@ MAX_PROBE_SECONDS = 120
 DEFAULT_TOP_K = 5
 _DEADLINE = "milliseconds after which nobody wants the answer any more"
 Request = TypeVar("Request", bound=BaseModel)
+RequestedScoring = Annotated[
+    Scoring | None,
+    Field(
+        description="`softmax`: which of the labels; `sigmoid`: a probability for each, and the answer may "
+        "be none of them; absent: what the CLIP was trained with"
+    ),
+]
 
 
 def parse(
@@ -52,6 +60,7 @@ class ClassifyRequest(_Request):
     labels: Labels
     prompt_set: SetName | None = Field(default=None, description="absent: the service's default set")
     defense: DefenseChain = "default"
+    scoring: RequestedScoring = None
     top_k: int = Field(default=DEFAULT_TOP_K, ge=0, le=100_000, description="predictions to return; 0: all")
     temperature: float | None = Field(
         default=None,
@@ -101,10 +110,15 @@ class ProbeRequest(_Request):
 
     image: EncodedImage
     labels: Labels
+    scoring: RequestedScoring = None
     true_label: Label | None = Field(
-        default=None, description="what the picture shows; absent: the clean decision"
+        default=None,
+        description="what the picture shows, also `none of these` (sigmoid); absent: the clean decision",
     )
-    target_label: Label | None = Field(default=None, description="the label to reach; absent: any other")
+    target_label: Label | None = Field(
+        default=None,
+        description="the label to reach, also `none of these` (sigmoid); absent: any other",
+    )
     prompt_sets: tuple[SetName, ...] | None = Field(
         default=None, min_length=1, description="absent: the service's default set"
     )

@@ -6,12 +6,15 @@ remembered with its reason, and the set that was served before stays.
 """
 
 import contextlib
+import hashlib
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from prompts_store.codec import MAX_BYTES
+from prompts_store.files import read_bounded
 from prompts_store.manifest import Ref
 from prompts_store.shelf import ANY, Shelf
 from prompts_store.store import PromptStore
@@ -205,12 +208,21 @@ class ServedSets:
         return refusal
 
     def _files(self, ref: Ref) -> object:
-        """A value that changes whenever a version's file does."""
-        seen: list[tuple[int, int, int]] = []
+        """A value that changes whenever a version's file does.
+
+        The content counts, too: a repair in place may keep inode, size and time, and then the file would stay
+        refused. Only files that are not served are read at each poll, and a prompt set is small.
+        """
+        seen: list[tuple[int, int, int, str]] = []
         for place in (self._clip.fingerprint[:8], ANY):
+            path = Shelf(self.store.root / place / ref.name).file(ref.version)
             with contextlib.suppress(OSError):
-                status = Shelf(self.store.root / place / ref.name).file(ref.version).stat()
-                seen.append((status.st_ino, status.st_size, status.st_mtime_ns))
+                status = path.stat()
+                try:
+                    content = hashlib.sha256(read_bounded(path, MAX_BYTES)).hexdigest()
+                except PromptSetRefused as error:
+                    content = error.message
+                seen.append((status.st_ino, status.st_size, status.st_mtime_ns, content))
         return tuple(seen)
 
     def _previous(self, name: str, generation: int) -> LoadedSet | None:

@@ -1,14 +1,17 @@
 """How long the stages of a request take."""
 
+import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from robustclip.types import Defense, Seeds, Stage, Toll
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -29,6 +32,15 @@ class Timing:
         started = time.perf_counter()
         yield
         self.slowest(name, time.perf_counter() - started)
+
+    async def given_up(self, stage: str, work: Awaitable[T]) -> T:
+        """The result of `work`. If it is cancelled, its time until then counts: a deadline went there."""
+        started = time.perf_counter()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            self.slowest(stage, time.perf_counter() - started)
+            raise
 
     @property
     def seconds(self) -> float:

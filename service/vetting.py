@@ -7,6 +7,7 @@ import torch
 from robustclip.defenses import AnyDefense
 from robustclip.errors import PromptSetRefused
 from robustclip.models.clip import Clip
+from robustclip.models.scoring import Scoring, scoring_for
 from robustclip.reports.replay import Replay, replay
 from robustclip.reports.witnesses import Witness
 from robustclip.seeds import draw_seeds
@@ -64,9 +65,11 @@ class Vetting:
         def encode(pixels: Pixels, seeds: Seeds) -> Features:
             return self._passes.run(lane, pixels, seeds, Priority.GATE).features
 
-        def judge(features: Features, labels: tuple[str, ...]) -> Logits:
-            weights = self._text.of(loaded, labels, recent=False)
-            return self._passes.classifier(labels, weights, lane).judge(features.to(weights.device))
+        def judge(features: Features, labels: tuple[str, ...], scoring: Scoring) -> Logits:
+            classifier = self._passes.classifier(
+                labels, self._text.of(loaded, labels, recent=False), lane, scoring_for(self._clip, scoring)
+            )
+            return classifier.judge(features.to(classifier.weights.device))
 
         draws = _GATE_DRAWS if any(part.randomized for part in self._default_chain) else 1
         return replay(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustclip.models.scoring import outcomes, with_none
 from robustclip.seeds import row_normal, row_uniform
 from robustclip.types import Classifier, Defense, Logits, Pixels, Seeds
 
@@ -89,6 +90,21 @@ class Noisy:
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         logits = self.classifier(pixels, seeds)
         return logits + row_normal(seeds, tuple(logits.shape[1:]), like=logits)
+
+
+@dataclass(frozen=True, eq=False)
+class OfSigmoids:
+    """A toy that decides by a sigmoid for each label, with that bias."""
+
+    classifier: Classifier
+    bias: float
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return outcomes(self.classifier.labels, "sigmoid")
+
+    def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
+        return with_none(self.classifier(pixels, seeds) + self.bias)
 
 
 @dataclass(frozen=True)

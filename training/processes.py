@@ -5,7 +5,6 @@ gets the results of the others, so that a loss sees the whole batch and several 
 would. Accelerate counts the processes and carries the tensors. A single process does not even import it.
 """
 
-import argparse
 import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -156,25 +155,6 @@ def joined(device: str | None = None, *, parts: int = 1) -> Generator[Processes]
         )
     yield Processes(state.device, state.num_processes, state.process_index, parts)
     state.destroy_process_group()  # not after an error: the others may be waiting, and the launcher ends them
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--accumulate` and `--cpu`."""
-    parser.add_argument(
-        "--accumulate",
-        type=at_least_one,
-        default=1,
-        help="parts in which a process computes its share of a batch (default: %(default)s)",
-    )
-    parser.add_argument("--cpu", action="store_true", help="use no GPU")
-
-
-def at_least_one(text: str) -> int:
-    """For argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
 
 
 def _state(**options: Any) -> Any:

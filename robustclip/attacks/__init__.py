@@ -7,12 +7,38 @@ from typing import Annotated, TypeAlias, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from robustclip.attacks.apgd import APGD
-from robustclip.attacks.ensemble import Ensemble
+from robustclip.attacks.base import pick
+from robustclip.attacks.cascade import CandidateCheck, Precision
+from robustclip.attacks.ensemble import Ensemble, Preset
+from robustclip.attacks.events import CascadeWitness, Cut, Meter
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.noise import Noise
-from robustclip.attacks.pgd import FGSM, PGD
-from robustclip.attacks.square import Square
+from robustclip.attacks.pgd import FGSM, MAX_STARTS, PGD, Start
+from robustclip.attacks.square import MAX_QUERIES, Square
 from robustclip.errors import invalid_input
+
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "FGSM",
+    "FMN",
+    "MAX_QUERIES",
+    "MAX_STARTS",
+    "PGD",
+    "AnyAttack",
+    "CandidateCheck",
+    "CascadeWitness",
+    "Cut",
+    "Ensemble",
+    "Meter",
+    "Noise",
+    "Precision",
+    "Preset",
+    "Square",
+    "Start",
+    "parse_attack",
+    "pick",
+]
 
 AnyAttack: TypeAlias = Annotated[
     PGD | FGSM | APGD | Square | FMN | Noise | Ensemble, Field(discriminator="kind")

@@ -29,9 +29,7 @@ from robustclip.attacks.events import (
 )
 from robustclip.attacks.fmn import FMN
 from robustclip.attacks.pgd import PGD
-from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.scores.kinds import restated
-from robustclip.scores.wrappers import reduced
+from robustclip.scores import reduced, restated
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds
@@ -94,7 +92,7 @@ class BracketSearch:
 
     def events(self, known: Pixels | None) -> Iterator[Event]:
         yield Started(1, self.charged)
-        try:
+        with self.meter.stopping():
             yield from self._first(known)
             for _ in range(CASCADES):
                 yield from self._close_in()
@@ -104,10 +102,6 @@ class BracketSearch:
                 yield from self._cascade(self.ensemble, largest if self.nearest is None else self.unbroken)
                 if self.broken == before:
                     break
-        except Cancelled:
-            self.meter.cut = "cancelled"
-        except DeadlineExceeded:
-            self.meter.cut = "deadline"
         yield self._bracket()
         yield Done((0,) if self.nearest is None else (), self.meter.spent, self.meter.cut)
 

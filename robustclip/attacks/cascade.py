@@ -6,12 +6,12 @@ Attacks never decide success: every candidate is evaluated again in float32, and
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from robustclip.attacks.base import BestPoints, check_seeds, pick
+from robustclip.attacks.base import BallAttack, BestPoints, check_seeds, pick
 from robustclip.attacks.events import (
     AttackEnded,
     AttackStarted,
@@ -23,11 +23,7 @@ from robustclip.attacks.events import (
     Started,
 )
 from robustclip.attacks.pgd import PGD
-from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.scores.kinds import decision, restated
-from robustclip.scores.losses import LossName, runners_up
-from robustclip.scores.surrogates import transferred
-from robustclip.scores.wrappers import reduced
+from robustclip.scores import LossName, decision, reduced, restated, runners_up, transferred
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import Cost, Pixels, Score, Seeds
@@ -37,22 +33,6 @@ CandidateCheck: TypeAlias = Callable[[Pixels, Tensor], Tensor]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 RIVALS = 9  # labels that targeted attacks try, one after the other
-
-
-class Searching(Protocol):
-    """An attack whose rows may be copies of one picture."""
-
-    def search(
-        self,
-        score: Score,
-        pixels: Pixels,
-        seeds: Seeds,
-        *,
-        radius: Tensor | None = None,
-        teams: Tensor | None = None,
-    ) -> Iterator[BestPoints]: ...
-
-    def bill(self, rows: int) -> Cost: ...
 
 
 class StandIn(NamedTuple):
@@ -81,7 +61,7 @@ class CascadeStage(NamedTuple):
     """
 
     name: str
-    attack: Searching
+    attack: BallAttack
     variants: tuple[Variant, ...]
     source: int | None = None
 
@@ -103,7 +83,7 @@ def bill(
     return total
 
 
-def _judged(attack: Searching, precision: Precision, *, transferred: bool = False) -> Cost:
+def _judged(attack: BallAttack, precision: Precision, *, transferred: bool = False) -> Cost:
     """The attack's bill with the evaluations on the victim beside a stand-in's, and in float32 beside
     bfloat16.
     """
@@ -149,7 +129,7 @@ class Cascade:
         yield Started(
             len(self.pixels), bill(self.stages, self.widening, self.precision).times(len(self.pixels)).charged
         )
-        try:
+        with self.meter.stopping():
             yield from self._untouched()
             for stage in self.stages if bool(self.radii.any()) else ():
                 if not len(self.standing) or self.meter.over():
@@ -161,10 +141,6 @@ class Cascade:
                 yield AttackEnded(
                     stage.name, before - len(self.standing), len(self.standing), self.meter.spent
                 )
-        except Cancelled:
-            self.meter.cut = "cancelled"
-        except DeadlineExceeded:
-            self.meter.cut = "deadline"
         self.record.cost = self.meter.spent
         yield Done(tuple(self.standing.tolist()), self.meter.spent, self.meter.cut)
 

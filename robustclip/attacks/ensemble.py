@@ -10,7 +10,7 @@ run `together` as rows of one batch; over many pictures one at a time is cheaper
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from robustclip.attacks.apgd import APGD
@@ -30,15 +30,14 @@ from robustclip.attacks.noise import Noise
 from robustclip.attacks.pgd import PGD
 from robustclip.attacks.square import Square
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.scores.kinds import decision
-from robustclip.scores.losses import LEAST_LABELS, LossName
+from robustclip.scores import LEAST_LABELS, LossName, decision
 from robustclip.threat import BallSpec
 from robustclip.types import Attacked, Cost, Pixels, Score, Seeds
 
 Preset: TypeAlias = Literal["quick", "standard", "thorough"]
 
 
-class Ensemble(BaseModel):
+class Ensemble(BaseModel, frozen=True, extra="forbid"):
     """Noise, margin PGD, then by preset APGD on cross-entropy, APGD on the nearest labels one by one, and
     Square.
 
@@ -53,7 +52,6 @@ class Ensemble(BaseModel):
     precision   of the search; witnesses are confirmed in float32
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     quick: ClassVar[Options] = {"preset": "quick"}
     kind: Literal["ensemble"] = "ensemble"
     ball: BallSpec

@@ -3,7 +3,8 @@ answer: witnesses are only added, never withdrawn.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -99,12 +100,18 @@ class Meter:
     def metered(self, search: Iterator[BestPoints]) -> Iterator[BestPoints]:
         """The search until it ends or is stopped, also by a guarded score; its record stays valid."""
         before = self.spent
-        try:
+        with self.stopping():
             for record in search:
                 self.spent = before.plus(record.cost)
                 yield record
                 if self.over():
                     return
+
+    @contextmanager
+    def stopping(self) -> Generator[None]:
+        """Where a guarded score says that the time is over or the caller is gone, what is inside ends."""
+        try:
+            yield
         except Cancelled:
             self.cut = "cancelled"
         except DeadlineExceeded:

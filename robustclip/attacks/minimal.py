@@ -5,7 +5,7 @@ is a record of effort and proves nothing. `bracket` is the search.
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from robustclip.attacks.base import check_seeds
 from robustclip.attacks.bracket import CASCADES, BracketSearch, bill
@@ -13,12 +13,12 @@ from robustclip.attacks.cascade import CandidateCheck, Precision
 from robustclip.attacks.ensemble import Ensemble, Preset
 from robustclip.attacks.events import Event, Meter
 from robustclip.errors import InvalidInput
-from robustclip.scores.kinds import decision
+from robustclip.scores import decision
 from robustclip.threat import BallSpec, Linf, Radius
 from robustclip.types import FREE, Cost, Pixels, Score, Seeds
 
 
-class Minimal(BaseModel):
+class Minimal(BaseModel, frozen=True, extra="forbid"):
     """Close in on the smallest radius.
 
     ball       the norm, and the farthest radius that is tried
@@ -27,7 +27,6 @@ class Minimal(BaseModel):
     precision  of the search; every candidate is judged in float32
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["minimal"] = "minimal"
     ball: BallSpec
     width: Annotated[Radius, Field(gt=0)] | None = None

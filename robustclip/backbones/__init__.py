@@ -69,7 +69,12 @@ def _json(name: str) -> Path:
 
 def build_backbone(config: dict[str, Any]) -> nn.Module:
     """The architecture of a backbone JSON with open_clip's random initialisation."""
-    clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    clip = open_clip.CLIP(
+        config["embed_dim"],
+        config["vision_cfg"],
+        config["text_cfg"],
+        init_logit_bias=config.get("init_logit_bias"),
+    )
     if config.get("stem"):
         width, stride = config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"]
         whole = config["stem"] == WHOLE  # its stride is 32; the patch size says how many tokens there are

@@ -21,7 +21,7 @@ from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import MAX_VOTES, Alpha, Sigma, Smoothing
 from robustclip.digests import tensor_digest
 from robustclip.errors import InvalidInput
-from robustclip.models.classifier import Defended, ZeroShotClassifier
+from robustclip.models import Defended, ZeroShotClassifier
 from robustclip.purifiers import Weights
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import BallSpec
@@ -39,7 +39,6 @@ class NoiseOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     sigma: Sigma = 0.25
     n0: Annotated[int, Field(ge=1, le=MAX_VOTES)] = 100
     n: Annotated[int, Field(ge=1, le=MAX_DRAWS)] = 1000
@@ -57,7 +56,6 @@ class Certificate(BaseModel):
     """What is certified about one smoothed decision at one picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     label: str = Field(description="the label that the first votes chose")
     abstained: bool = Field(description="the label's true share may be a half or less: nothing is certified")
     sigma: float

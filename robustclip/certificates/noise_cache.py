@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,20 +22,17 @@ from robustclip.defenses import AnyDefense, network_digests
 from robustclip.digests import canonical_json, json_digest, tensor_digest
 from robustclip.errors import DataRefused
 from robustclip.files import write_atomically, write_once
-from robustclip.models.classifier import ZeroShotClassifier
-from robustclip.models.clip import Clip
+from robustclip.models import Clip, ZeroShotClassifier
 from robustclip.purifiers import digest_of
 
 
-class NoiseKey(BaseModel):
+class NoiseKey(BaseModel, frozen=True, extra="forbid"):
     """Everything that noisy embeddings depend on: not text prompts and labels, but visual prompts and the
     weights of purifying networks.
 
     `denoise` and `networks` are digests: of the network that removes the noise in one step, and of those in
     the chain behind it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     picture: str

@@ -7,7 +7,7 @@ Cohen et al. 2019 (arXiv 1902.02918), section 3.2: PREDICT is `elect`; CERTIFY
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from scipy import special
 from torch import Tensor
 
@@ -19,10 +19,8 @@ from robustclip.types import Logits, Pixels, Seeds
 VOTES_A_PASS = 32  # rows of one batch
 
 
-class Ballot(BaseModel):
+class Ballot(BaseModel, frozen=True, extra="forbid"):
     """How the draws of one picture voted, and whether that is enough for an answer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sigma: float
     votes: int

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 from robustclip.purifiers import NamedNetwork
 from robustclip.seeds import derive
 from robustclip.types import NO_TOLL, Defense, ImageEncoder, Pixels, Seeds, Stage, Toll
@@ -53,7 +53,6 @@ class Declared(BaseModel):
     """The parameters of a defense, and its properties before it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     status: ClassVar[Status]  # against an attacker who knows the defense
     cost: ClassVar[str]  # per picture, in words
     strength: ClassVar[str]  # the parameter that a number after a colon sets, as in "jpeg:75"

@@ -19,9 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustclip.defenses.base import Bound, Declared, Status, clip_of
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, text_weights
 from robustclip.types import Features, ImageEncoder, Seeds, Stage
 
 

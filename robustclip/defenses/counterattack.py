@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustclip.defenses.base import Bound, Declared, Status, clip_of, straight_through, unchanged
-from robustclip.models.clip import Clip
-from robustclip.models.towers import encode_image
+from robustclip.models import Clip, encode_image
 from robustclip.threat import Linf, LinfRadius
 from robustclip.types import FREE, NO_TOLL, Cost, ImageEncoder, Pixels, Seeds, Toll
 

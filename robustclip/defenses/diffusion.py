@@ -13,7 +13,7 @@ from pydantic import Field
 
 from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status, straight_through, unchanged
-from robustclip.purifiers.diffusion import diffused, restored
+from robustclip.purifiers.networks import diffused, restored
 from robustclip.seeds import row_normal
 from robustclip.types import Cost, ImageEncoder, Pixels, Seeds, Toll
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status
 from robustclip.errors import PurifierRefused
-from robustclip.purifiers.denoiser import Denoiser
-from robustclip.purifiers.diffusion import one_shot, time_of
+from robustclip.purifiers.networks import Denoiser, one_shot, time_of
 from robustclip.seeds import row_normal
 from robustclip.types import Cost, ImageEncoder, Pixels, Seeds, Toll
 

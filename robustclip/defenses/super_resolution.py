@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from robustclip import purifiers
 from robustclip.defenses.base import PixelDefense, Status, straight_through
 from robustclip.defenses.wavelet import Wavelet
-from robustclip.purifiers.super_resolver import shrunk
+from robustclip.purifiers.networks import shrunk
 from robustclip.types import FREE, Cost, ImageEncoder, Pixels, Seeds, Toll
 
 

@@ -16,7 +16,16 @@ from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip
+from robustclip.models.labels import as_read, check_labels
 from robustclip.models.prompts import Prompts, PromptSource, prompts_for
+from robustclip.models.scoring import (
+    Scoring,
+    logit_bias,
+    outcomes,
+    scores_of,
+    scoring_for,
+    with_none,
+)
 from robustclip.models.towers import check_prompts, encode_image, encode_text
 from robustclip.types import Defense, Features, ImageEncoder, Logits, Pixels, Seeds, Toll
 
@@ -94,16 +103,17 @@ def text_weights(
 def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int) -> Tensor:
     """[C, T] token ids of the labels in a template, with room for the vectors before them."""
     length = clip.context_length
-    tokens = clip.tokenize([template.replace("{}", label) for label in labels], length + 1)
-    special = (tokens >= tokens[:, :1]).sum(dim=1)  # the first is [SOS], and only [EOS] is higher
-    if bool((wrong := special != 2).any()):
-        index = int(wrong.int().argmax())
+    tokens, lengths, special = clip.tokenize.read(
+        [template.replace("{}", as_read(label)) for label in labels]
+    )
+    if bool(special.any()):
+        index = int(special.int().argmax())
         raise InvalidInput(
             f"{labels[index]!r:.80} spells one of CLIP's special tokens.",
             field=f"labels/{index}",
-            help="Leave out <start_of_text> and <end_of_text>.",
+            help=f"Leave out {' and '.join(clip.tokenize.specials)}.",
         )
-    if bool((long := tokens.argmax(dim=1) + 1 + vectors > length).any()):
+    if bool((long := lengths + vectors > length).any()):
         index = int(long.int().argmax())
         found = f"{labels[index]!r:.80} needs more" + (
             f" behind {vectors} prompt vectors." if vectors else "."
@@ -111,7 +121,7 @@ def _tokens(clip: Clip, template: str, labels: tuple[str, ...], *, vectors: int)
         raise InvalidInput(
             f"at most {length} tokens fit, {found}", field=f"labels/{index}", help="Shorten it."
         )
-    return tokens[:, :length]
+    return tokens
 
 
 class LabelCache:
@@ -157,7 +167,7 @@ class LabelCache:
         if not owner:
             return future.result()
         try:
-            check_labels(labels, clip)
+            check_labels(labels, clip, least=1)  # how many make a decision depends on its scoring
             with torch.no_grad():
                 weights = text_weights(clip, prompts, labels, on_chunk=on_chunk)
         except BaseException as error:
@@ -186,7 +196,10 @@ class ZeroShotClassifier:
     """`logit_scale * features @ weights.T` over an image encoder; differentiable in pixels when the encoder
     is.
 
-    weights [C, E] unit text features of `labels`; visual: the prompt set's [D, N, W] image vectors or None.
+    labels      what the logits are of; the last is `robustclip.models.scoring.NONE` where there is a bias
+    weights     [C, E] unit text features
+    visual      the prompt set's [D, N, W] image vectors or None
+    logit_bias  [] for a sigmoid decision, added to the logits; None for a softmax, which it would not change
     """
 
     encoder: ImageEncoder
@@ -194,17 +207,41 @@ class ZeroShotClassifier:
     weights: Tensor
     logit_scale: Tensor
     visual: Tensor | None = None
+    logit_bias: Tensor | None = None
+
+    @property
+    def scoring(self) -> Scoring:
+        return "softmax" if self.logit_bias is None else "sigmoid"
 
     def features(self, pixels: Pixels) -> Features:
         """[B, E] unit image features."""
         return self.encoder(pixels, self.visual)
 
     def judge(self, features: Features) -> Logits:
-        """[B, C] logits of unit features."""
-        return self.logit_scale * features @ self.weights.T
+        """[B, C] logits of unit features; with a bias [B, C + 1]."""
+        logits = self.logit_scale * features @ self.weights.T
+        return logits if self.logit_bias is None else with_none(logits + self.logit_bias)
+
+    def scores(self, logits: Logits) -> Tensor:
+        """The probabilities of `labels` that logits stand for."""
+        return scores_of(logits, self.scoring)
 
     def __call__(self, pixels: Pixels, seeds: Seeds) -> Logits:
         return self.judge(self.features(pixels))
+
+
+def classifier_of(
+    clip: Clip,
+    labels: tuple[str, ...],
+    weights: Tensor,
+    scoring: Scoring,
+    *,
+    encoder: ImageEncoder,
+    visual: Tensor | None,
+) -> ZeroShotClassifier:
+    """The classifier of text features [C, E] under a scoring that the CLIP has. Raises as `outcomes`."""
+    bias = logit_bias(clip) if scoring == "sigmoid" else None
+    return ZeroShotClassifier(encoder, outcomes(labels, scoring), weights, clip.logit_scale, visual, bias)
 
 
 def zero_shot(
@@ -214,59 +251,24 @@ def zero_shot(
     *,
     encoder: ImageEncoder | None = None,
     cache: LabelCache | None = None,
+    scoring: Scoring | None = None,
 ) -> ZeroShotClassifier:
     """The classifier of prompts, or of a prompt set, over labels; torch encoder and a fresh text pass unless
-    given an encoder and a cache.
+    given an encoder and a cache. `scoring` is by default that of the CLIP's training.
 
-    Raises InvalidInput for fewer than two labels or duplicates (two equal texts make a margin that can never
-    be positive), and as `text_weights`.
+    Raises InvalidInput for fewer than two labels (under `sigmoid` one is enough) or duplicates (two equal
+    texts make a margin that can never be positive), and as `text_weights`, `scoring_for` and `outcomes`.
     """
-    labels = tuple(labels)
-    check_labels(labels, clip)
+    labels, scoring = tuple(labels), scoring_for(clip, scoring)
+    check_labels(outcomes(labels, scoring), clip)
     prompts = prompts_for(prompts, labels).to(clip.device)
     if cache is not None:
         weights = cache.get(clip, prompts, labels)
     else:
         with torch.no_grad():
             weights = text_weights(clip, prompts, labels)
-    return ZeroShotClassifier(
-        encoder or TorchImageEncoder(clip), labels, weights, clip.logit_scale, prompts.visual
-    )
-
-
-def check_labels(labels: tuple[str, ...], clip: Clip | None = None) -> None:
-    """InvalidInput unless there are two or more distinct, non-empty labels, to a reader and to `clip`; the
-    field names the first offender.
-    """
-    if len(labels) < 2:
-        raise InvalidInput(
-            f"expected at least 2 labels, found {len(labels)}.",
-            field="labels",
-            help="Name the alternatives to choose from.",
-        )
-    seen: dict[str, int] = {}
-    for index, label in enumerate(labels):
-        if not label.strip():
-            raise InvalidInput("a label is empty.", field=f"labels/{index}")
-        if label in seen:
-            raise InvalidInput(
-                f"{label!r} repeats label {seen[label]}.",
-                field=f"labels/{index}",
-                help="Give each label once.",
-            )
-        seen[label] = index
-    if clip is None:
-        return
-    read: dict[tuple[int, ...], int] = {}
-    for index, tokens in enumerate(clip.tokenize(list(labels)).tolist()):
-        first = read.setdefault(tuple(tokens), index)
-        if first != index:
-            reason = f"{labels[index]!r:.80} is the same to CLIP as label {first}, {labels[first]!r:.80}."
-            raise InvalidInput(
-                reason,
-                field=f"labels/{index}",
-                help="Give each label once: capitals and spaces around words make no difference.",
-            )
+    encoder = encoder or TorchImageEncoder(clip)
+    return classifier_of(clip, labels, weights, scoring, encoder=encoder, visual=prompts.visual)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput, UnsupportedClip
-from robustclip.models.classifier import check_labels, text_weights
+from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
+from robustclip.models.labels import check_labels
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from robustclip.models.vocabulary import word_ids
+from robustclip.models.text import native_text
 
 MAX_WORDS = 100
 SHOWN_ROWS = 20  # of a table on the terminal
@@ -201,11 +202,15 @@ def explain(
 
 def _word_table(clip: Clip) -> tuple[Tensor, list[str]]:
     """[V, W] embeddings of the printable ASCII words, and the words."""
-    readable = {word: index for word, index in word_ids().items() if word.isascii() and word.isprintable()}
-    table: Tensor = clip.model.token_embedding.weight.detach().float()
+    text = native_text(clip.model)
+    if text is None:
+        raise UnsupportedClip(f"{clip.arch}: {clip.capabilities.text_prompts}", field="--backbone")
+    words = clip.tokenize.words()
+    readable = {word: index for word, index in words.items() if word.isascii() and word.isprintable()}
+    table = text.tokens.weight.detach().float()
     if len(table) <= max(readable.values()):
         raise UnsupportedClip(
-            f"{clip.arch} has {len(table)} tokens and not CLIP's vocabulary.", field="--backbone"
+            f"{clip.arch} has {len(table)} tokens and not its tokenizer's vocabulary.", field="--backbone"
         )
     return table[torch.tensor(list(readable.values()), device=table.device)], list(readable)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from robustclip.errors import EncoderRefused, FeatureNotInstalled
 from robustclip.files import replacing
 from robustclip.models.clip import Clip
+from robustclip.models.scoring import logit_bias
 from robustclip.models.towers import encode_image
 
 # Increase it whenever the exported forward or its inputs change, so that older files are refused.
@@ -57,7 +58,7 @@ def export_image_encoder(clip: Clip, path: Path, *, visual_prompts: bool) -> Non
     dynamic: dict[str, Any] = {"pixels": {0: torch.export.Dim("batch")}}
     if visual_prompts:
         if clip.visual_width is None or clip.visual_layers is None:
-            raise EncoderRefused(f"the image tower of {clip.arch} takes no visual prompts.")
+            raise EncoderRefused(f"{clip.arch} takes no visual prompts: {clip.capabilities.visual_prompts}")
         inputs["visual_context"] = torch.zeros(clip.visual_layers, 3, clip.visual_width, device=clip.device)
         inputs["depth"] = torch.tensor(1, device=clip.device)
         dynamic |= {"visual_context": {1: torch.export.Dim("vectors")}, "depth": None}
@@ -84,11 +85,25 @@ def export_image_encoder(clip: Clip, path: Path, *, visual_prompts: bool) -> Non
 
 
 def graph_metadata(clip: Clip, visual: bool) -> dict[str, str]:
-    """What a graph file says about itself: version of the graph, kind, fingerprint of its CLIP."""
+    """What a graph file says about itself: version of the graph, kind, fingerprint of its CLIP.
+
+    For a CLIP that was trained with a sigmoid also the two numbers that turn a cosine into a probability,
+    sigmoid(scale * cosine + bias), for readers of the file that do not have the CLIP.
+    """
+    bias = logit_bias(clip)
+    sigmoid = (
+        {}
+        if bias is None
+        else {
+            "robustclip.logit_scale": f"{float(clip.logit_scale):.9g}",
+            "robustclip.logit_bias": f"{bias:.9g}",
+        }
+    )
     return {
         "robustclip.graph": _GRAPH,
         "robustclip.visual": str(visual).lower(),
         "robustclip.fingerprint": clip.fingerprint,
+        **sigmoid,
     }
 
 

@@ -22,6 +22,7 @@ from robustclip.errors import EncoderRefused, InvalidInput
 from robustclip.models.classifier import TorchImageEncoder
 from robustclip.models.clip import Clip, load_clip
 from robustclip.models.export import export_image_encoder, graph_metadata, require_installed
+from robustclip.models.scoring import logit_bias
 from robustclip.seeds import draw_seeds, row_normal, row_uniform
 from robustclip.types import Features, ImageEncoder, Pixels
 
@@ -204,7 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the CLIP to export (default: %(default)s)",
     )
     parser.add_argument(
-        "--pretrained", metavar="TAG|FILE", help="its weights, for architectures of open_clip"
+        "--pretrained",
+        metavar="TAG|FILE",
+        help="its weights, for architectures of open_clip; TAG=FILE, +FILE: see the README",
     )
     parser.add_argument(
         "--path",
@@ -229,9 +232,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file, parity in encoder.parity.items()
     ]
     if arguments.json:
-        print(
-            json.dumps({"backbone": clip.arch, "fingerprint": clip.fingerprint, "graphs": graphs}, indent=2)
-        )
+        bias = logit_bias(clip)
+        facts = {
+            "backbone": clip.arch,
+            "fingerprint": clip.fingerprint,
+            "logit_scale": float(clip.logit_scale),
+            "logit_bias": None if bias is None else float(bias),
+            "graphs": graphs,
+        }
+        print(json.dumps(facts, indent=2))
     else:
         for graph in graphs:
             print(

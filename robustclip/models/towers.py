@@ -13,6 +13,7 @@ from robustclip.errors import InvalidInput
 from robustclip.models.attention import Rows, rows_up_to, run_block
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
+from robustclip.models.text import NativeText, native_text
 from robustclip.types import Pixels
 
 
@@ -27,7 +28,9 @@ def encode_image(
 
     Differentiable in pixels and visual.
     """
-    if visual is None and clip.visual_width is None:
+    if clip.visual_width is None:
+        if visual is not None:
+            clip.require("visual prompts", field="visual_context")
         return clip.model.visual(_normalised(clip, pixels))
     return encode_patches(clip, patch_tokens(clip, pixels), visual, depth=depth)
 
@@ -68,6 +71,7 @@ def encode_patches(
     rows = Rows(batch, tokens.shape[1])
     states = tokens.flatten(0, 1)
     blocks = tower.transformer.resblocks
+    averaged = tower.pool_type == "avg"
     for layer, block in enumerate(blocks):
         if visual is not None and 0 < layer < visual.shape[0]:
             tokens, start = states.unflatten(0, (-1, rows.length)), rows.length - visual.shape[1]
@@ -75,23 +79,44 @@ def encode_patches(
             if depth is not None:
                 vectors = torch.where(layer < depth, vectors, tokens[:, start:])
             states = torch.cat([tokens[:, :start], vectors], dim=1).flatten(0, 1)
-        states, _ = run_block(block, states, rows, last=layer == len(blocks) - 1)
-    return tower.ln_post(states) @ tower.proj
+        states, _ = run_block(block, states, rows, last=not averaged and layer == len(blocks) - 1)
+    if averaged:
+        states = _average(tower, rows.spread(states)[:, 1 : 1 + patches.shape[1]])
+    else:
+        states = tower.ln_post(states)
+    return states @ tower.proj
+
+
+def _average(tower: Any, states: Tensor) -> Tensor:
+    """[B, W] mean over the final states of patches [B, grid^2, W], normed before or after.
+
+    As without prompts neither the class token nor a prompt's vectors are averaged.
+    """
+    if tower.final_ln_after_pool:
+        return tower.ln_post(states.mean(dim=1))
+    return tower.ln_post(states).mean(dim=1)
 
 
 def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tensor:
-    """[L, E] raw text embeddings of [L, T] token ids, read at [EOS].
+    """[L, E] raw text embeddings of [L, T] token ids, read where the tower reads ([EOS], in CLIP).
 
-    text   [D, N, W] or, one context a row, [L, D, N, W]: N vectors after [SOS]; deeper ones replace them at
-           layers 2..D.
+    text   [D, N, W] or, one context a row, [L, D, N, W]: N vectors after [SOS], or before the words where the
+           tokenizer sets no token; deeper ones replace them at layers 2..D. They take the place of padding.
 
-    Skips what can't change the result: tokens behind a row's [EOS] (the causal mask hides them), and in the
-    last layer all but [EOS]. The common beginning of all rows ([SOS], a shared context, the first words of a
-    template) is computed once: with 101 labels behind 32 vectors a tenth of the tokens remains. Raises
-    InvalidInput if vectors and words exceed the context length.
+    In towers like CLIP's it skips what can't change the result: tokens behind a row's [EOS] (the causal mask
+    hides them), and in the last layer all but [EOS]. The common beginning of all rows ([SOS], a shared
+    context, the first words of a template) is computed once: with 101 labels behind 32 vectors a tenth of the
+    tokens remains. Raises InvalidInput if vectors and words exceed the context length.
     """
-    model = clip.model
-    ends = tokens.argmax(dim=-1)  # [EOS] has the highest id
+    tower = native_text(clip.model)
+    if text is None and (tower is None or not tower.stops):
+        return clip.model.encode_text(tokens)
+    if tower is None:
+        clip.require("text prompts", field="text_context")
+        raise AssertionError("a tower without text prompts has a reason")
+    if text is not None and not tower.stops:
+        return _with_padding(clip, tower, tokens, text)
+    ends = tower.ends(tokens)
     vectors = 0 if text is None else text.shape[-2]
     length = int(ends.max()) + 1 + vectors
     if length > clip.context_length:
@@ -100,17 +125,47 @@ def encode_text(clip: Clip, tokens: Tensor, text: Tensor | None = None) -> Tenso
             field="labels",
             help="Shorten the longest label.",
         )
-    embedded = model.token_embedding(tokens[:, : length - vectors])  # [L, T', W]
-    positions = model.positional_embedding[:length].to(embedded.dtype)
+    embedded = tower.tokens(tokens[:, : length - vectors])  # [L, T', W]
+    positions = tower.positions[:length].to(embedded.dtype)
     context = None if text is None else text.to(embedded.dtype)
-    blocks = model.transformer.resblocks
+    blocks = tower.blocks
     if context is not None and context.ndim == 4:
         pooled = _after_own_context(blocks, embedded, context, positions, ends)
     else:
         pooled = _after_shared_beginning(
             blocks, embedded, context, positions, ends, common=_common(tokens, ends)
         )
-    return model.ln_final(pooled) @ model.text_projection
+    return tower.project(pooled)
+
+
+def _with_padding(clip: Clip, tower: NativeText, tokens: Tensor, text: Tensor) -> Tensor:
+    """[L, E] embeddings of towers in which padding counts too: no mask, or a reading at the context's end.
+
+    The whole context is computed, and the vectors replace as much padding at its end.
+    """
+    number, first, length = text.shape[-2], clip.tokenize.leading, clip.context_length
+    if bool((tokens[:, length - number :] != clip.tokenize.padding).any()):
+        raise InvalidInput(
+            f"a text leaves no room for {number} prompt vectors in {length} tokens.",
+            field="labels",
+            help="Shorten the longest label.",
+        )
+    embedded = tower.tokens(tokens[:, : length - number])
+    contexts = text.to(embedded.dtype).expand(len(tokens), *text.shape[-3:])
+    sequences = torch.cat([embedded[:, :first], contexts[:, 0], embedded[:, first:]], dim=1)
+    rows, place = Rows(len(tokens), length), slice(first, first + number)
+    states = (sequences + tower.positions.to(embedded.dtype)).flatten(0, 1)
+    for depth, block in enumerate(tower.blocks):
+        if 0 < depth < contexts.shape[1]:
+            whole = rows.spread(states)
+            parts = [whole[:, : place.start], contexts[:, depth], whole[:, place.stop :]]
+            states = torch.cat(parts, dim=1).flatten(0, 1)
+        states, _ = run_block(block, states, rows, causal=tower.causal)
+    states = rows.spread(states)
+    if tower.pool in ("last", "first"):
+        return tower.project(states[:, -1 if tower.pool == "last" else 0])
+    ends = tower.ends(tokens) + number
+    return tower.project(states[torch.arange(len(tokens), device=ends.device), ends])
 
 
 def _common(tokens: Tensor, ends: Tensor) -> int:
@@ -160,6 +215,7 @@ def _after_shared_beginning(
 def check_prompts(clip: Clip, prompts: Prompts, *, labels: int | None = None) -> None:
     """InvalidInput unless the tensors fit these towers; the field names the tensor."""
     if prompts.text is not None:
+        clip.require("text prompts", field="text_context")
         depth, _, width = prompts.text.shape[-3:]
         if width != clip.text_width or not 1 <= depth <= clip.text_layers:
             raise InvalidInput(
@@ -179,12 +235,9 @@ def check_prompts(clip: Clip, prompts: Prompts, *, labels: int | None = None) ->
                 field="text_context",
             )
     if prompts.visual is not None:
-        if clip.visual_width is None or clip.visual_layers is None:
-            raise InvalidInput(
-                f"the image tower of {clip.arch} takes no visual prompts.", field="visual_context"
-            )
+        clip.require("visual prompts", field="visual_context")
         depth, _, width = prompts.visual.shape
-        if width != clip.visual_width or not 1 <= depth <= clip.visual_layers:
+        if width != clip.visual_width or not 1 <= depth <= (clip.visual_layers or 0):
             raise InvalidInput(
                 f"{clip.arch} takes up to {clip.visual_layers} layers of width {clip.visual_width}, found "
                 f"{depth} of width {width}.",

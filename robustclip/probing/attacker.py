@@ -38,7 +38,10 @@ class Attacker:
 
     def __post_init__(self) -> None:
         for index, source in enumerate(self.sources):
-            if source.labels != self.victim.labels or source.clip.image_size != self.victim.clip.image_size:
+            if (
+                source.outcomes != self.victim.outcomes
+                or source.clip.image_size != self.victim.clip.image_size
+            ):
                 raise InvalidInput(
                     "a stand-in decides between other labels or sees other sizes.", field=f"sources/{index}"
                 )

@@ -9,6 +9,7 @@ from robustclip.defenses import network_digests
 from robustclip.deployed import DeployedClassifier
 from robustclip.digests import levels_digest
 from robustclip.errors import InvalidInput
+from robustclip.models.labels import meanings
 from robustclip.probing.examination import successes_of
 from robustclip.probing.options import ProbeOptions
 from robustclip.probing.served import Aim
@@ -31,25 +32,19 @@ from robustclip.types import Pixels
 
 def named_labels(options: ProbeOptions, labels: Sequence[str]) -> tuple[int | None, int | None]:
     """The indices of the true label and of the target label, where they are named. Raises InvalidInput for
-    one that is not among `labels`.
+    one that is not among `labels`, and where both are the same.
     """
-    truth, goal = options.true_label, options.target_label
-    return (
-        None if truth is None else _index(truth, labels, "true_label"),
-        None if goal is None else _index(goal, labels, "target_label"),
+    truth, goal = (
+        None if label is None else _index(label, labels, field)
+        for field, label in (("true_label", options.true_label), ("target_label", options.target_label))
     )
-
-
-def aim_of(options: ProbeOptions, truth: int, goal: int | None) -> Aim:
-    """What is to happen to the decision. Raises InvalidInput for a goal that is the label to leave."""
-    aim = Aim(truth, goal)
-    if aim.goal == aim.truth:
+    if goal is not None and goal == truth:
         raise InvalidInput(
-            f"{options.target_label!r} is already the label to leave.",
+            f"{labels[goal]!r} is the true label: nothing is to change.",
             field="target_label",
             help="Choose another label.",
         )
-    return aim
+    return truth, goal
 
 
 def question_of(
@@ -59,8 +54,8 @@ def question_of(
     return InputPart(
         sha256=levels_digest(pixels),
         resolution=(pixels.shape[-2], pixels.shape[-1]),
-        true_label=victim.labels[aim.truth],
-        target_label=options.target_label,
+        true_label=victim.outcomes[aim.truth],
+        target_label=None if aim.goal is None else victim.outcomes[aim.goal],
         goal="reach_target"
         if aim.goal is not None
         else "change_decision"
@@ -132,6 +127,7 @@ def describe_victim(victim: DeployedClassifier) -> VictimPart:
         [part.model_dump_json() for part in parts],
         victim.serving.backend,
         *network_digests(victim.defense),
+        *(() if victim.scoring == "softmax" else (victim.scoring,)),
     )
     return VictimPart(
         digest=hashlib.sha256(repr(decisive).encode()).hexdigest(),
@@ -141,6 +137,7 @@ def describe_victim(victim: DeployedClassifier) -> VictimPart:
         prompt_set=victim.prompt_set,
         templates=victim.prompts.templates,
         labels=victim.labels,
+        scoring=victim.scoring,
         defense=parts,
         randomized=any(part.randomized for part in parts),
         encoder=victim.serving.backend,
@@ -156,10 +153,11 @@ def _gap(victim: DeployedClassifier, records: Sequence[AttackRecord]) -> Gap | N
 
 
 def _index(label: str, labels: Sequence[str], field: str) -> int:
-    if label not in labels:
+    (meant,) = meanings([label], labels)
+    if len(meant) != 1:
         raise InvalidInput(
             f"{label!r} is not among the labels.",
             field=field,
             help=f"Choose one of: {', '.join(labels[:10])}.",
         )
-    return labels.index(label)
+    return meant[0]

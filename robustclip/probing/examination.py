@@ -8,10 +8,10 @@ from robustclip.probing.attacker import Attacker
 from robustclip.probing.options import ProbeOptions, boundless, claimed_ball
 from robustclip.reports.report import AttackRecord, Knowledge
 from robustclip.sanity import checks
-from robustclip.sanity.base import Finding
 from robustclip.sanity.checks import Suspect
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest, self_test
+from robustclip.sanity.symptoms import Finding
 from robustclip.threat import BallSpec
 from robustclip.types import Pixels, Seeds, price
 

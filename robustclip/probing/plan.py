@@ -178,9 +178,9 @@ def _bill(
     attack, knowledge = trial
     if isinstance(attack, Ensemble):
         names = stand_ins(victim, ("",) * sources)
-        stages = attack.stages(len(victim.labels), sources=names)
+        stages = attack.stages(len(victim.outcomes), sources=names)
         confirmed = 2 + sum(math.ceil(len(stage.variants) / attack.together) for stage in stages)
-        return attack.bill(eot, labels=len(victim.labels), sources=len(names)), Cost(
+        return attack.bill(eot, labels=len(victim.outcomes), sources=len(names)), Cost(
             (confirmed + _JUDGED) * draws
         )
     rows = {"static": 1, "oblivious": 1, "transfer": sources * eot}.get(knowledge, eot)

@@ -12,6 +12,7 @@ from robustclip.certificates.vote import Ballot, count_votes, elect
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.images import load_pixels, pixels_to_png
 from robustclip.measuring import wilson
+from robustclip.models.scoring import Scoring, scores_of
 from robustclip.reports.report import Decision, Rate
 from robustclip.scores.losses import untargeted_margin
 from robustclip.seeds import derive
@@ -63,6 +64,7 @@ class Served:
     meter  pays for every evaluation
     price  of one evaluation
     rule   the vote that is served, if one is; the draws are its votes
+    scoring  how logits become probabilities
     """
 
     classifier: Classifier
@@ -72,6 +74,7 @@ class Served:
     meter: Meter
     rule: Smoothing | None = None
     price: Cost = field(default=Cost(1))
+    scoring: Scoring = "softmax"
 
     def logits(self, pixels: Pixels, stream: str) -> Tensor:
         """[draws, C] logits of one picture [1, 3, S, S], each with randomness of its own."""
@@ -92,7 +95,7 @@ class Served:
         """The decision of an opinion [C], compared with the true label."""
         index = int(opinion.argmax())
         margin = untargeted_margin(opinion[None], torch.tensor([truth], device=opinion.device))[0].item()
-        probability = (opinion if self.rule is not None else opinion.softmax(dim=0))[index].item()
+        probability = (opinion if self.rule is not None else scores_of(opinion, self.scoring))[index].item()
         abstained = (
             self.rule is not None and self._ballot((opinion * self.draws).round().long(), self.rule).abstained
         )

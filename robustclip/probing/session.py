@@ -8,9 +8,9 @@ from robustclip.attacks.pgd import PGD
 from robustclip.certificates.vote import smoothing_of
 from robustclip.deployed import DeployedClassifier
 from robustclip.errors import Cancelled, DeadlineExceeded
-from robustclip.models.classifier import check_labels
+from robustclip.models.labels import check_labels
 from robustclip.probing.attacker import Attacker
-from robustclip.probing.conclusion import aim_of, named_labels, question_of, report_of
+from robustclip.probing.conclusion import named_labels, question_of, report_of
 from robustclip.probing.events import (
     AttackFinished,
     BracketMoved,
@@ -34,14 +34,14 @@ from robustclip.probing.records import (
     minimal_radius,
     with_search,
 )
-from robustclip.probing.served import Served
+from robustclip.probing.served import Aim, Served
 from robustclip.probing.trials import Scene
+from robustclip.probing.verdict import reached_untouched
 from robustclip.reports.report import AttackRecord, CertificatePart, MinimalRadius
 from robustclip.reports.witnesses import is_within, size_of
-from robustclip.sanity.base import Suspicion
 from robustclip.sanity.gradients import Climb
 from robustclip.sanity.selftest import SelfTest
-from robustclip.sanity.symptoms import Diagnostic
+from robustclip.sanity.symptoms import Diagnostic, Suspicion
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, DeviceAccess, Pixels, price
 
@@ -60,7 +60,7 @@ class Session:
         sources: tuple[DeployedClassifier, ...],
         meter: Meter,
     ) -> None:
-        check_labels(victim.labels, victim.clip)
+        check_labels(victim.outcomes, victim.clip)
         self.victim, self.pixels, self.options, self.meter = victim, pixels, options, meter
         self.access = access
         self.trials = trials_of(victim, options, sources=len(sources))
@@ -69,12 +69,20 @@ class Session:
         _bind(victim, *sources, access=access)
         rule, draws, cost = smoothing_of(victim.defense), draws_of(victim, options), price(victim.served, 1)
         self.served = Served(
-            access.shared(victim.served), is_randomized(victim), draws, self.seeds, meter, rule, cost
+            access.shared(victim.served),
+            is_randomized(victim),
+            draws,
+            self.seeds,
+            meter,
+            rule,
+            cost,
+            victim.scoring,
         )
-        truth, goal = named_labels(options, victim.labels)
+        truth, goal = named_labels(options, victim.outcomes)
         clean = self.served.opinion(self.served.logits(pixels, "clean"))
-        self.aim = aim_of(options, int(clean.argmax()) if truth is None else truth, goal)
+        self.aim = Aim(int(clean.argmax()) if truth is None else truth, goal)
         self.clean = self.served.decision(clean, self.aim.truth)
+        self.question = question_of(victim, pixels, options, self.aim, self.clean)
         self.attacker = Attacker(victim, self.aim, options.score, options.eot, access, sources)
         self.scene = Scene(self.attacker, self.served, pixels, self.seeds, self.aim)
         self.examination = Examination(self.attacker, pixels, self.seeds, options, meter)
@@ -89,18 +97,19 @@ class Session:
     def events(self) -> Iterator[ProbeEvent]:
         yield ProbeStarted(attacks=len(self.trials), charged=self.bill)
         yield CleanDecided(clean=self.clean)
+        to_attack = not reached_untouched(self.question)
         try:
-            for trial in self.trials:
+            for trial in self.trials if to_attack else ():
                 if not self._over():
                     yield from self._attack(trial)
-            if self.options.minimal and not self._over():
+            if to_attack and self.options.minimal and not self._over():
                 yield from self._bracket(minimal_of(self.victim, self.options))
             if (certifying := certify_options(self.victim, self.options)) is not None and not self._over():
                 self.certificate = certificate_of(
                     self.victim, self.pixels[0], certifying, access=self.access, meter=self.meter
                 )
                 yield Certified(certificate=self.certificate)
-            if not self._over():
+            if to_attack and not self._over():
                 yield from self._examine()
         except Cancelled:
             self.meter.cut = "cancelled"
@@ -108,7 +117,7 @@ class Session:
             self.meter.cut = "deadline"
         report = report_of(
             self.victim,
-            question_of(self.victim, self.pixels, self.options, self.aim, self.clean),
+            self.question,
             self.options,
             self.meter,
             records=self.records,
@@ -134,8 +143,7 @@ class Session:
             if limit
             else False
         )
-        wrong = limit is not None and self.options.true_label is not None and not self.clean.correct
-        return enough or wrong or self.meter.over()
+        return enough or self.meter.over()
 
     def _attack(self, trial: Trial) -> Iterator[ProbeEvent]:
         result = yield from self.scene.run(trial, witnesses=self.witnesses)

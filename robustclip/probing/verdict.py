@@ -46,11 +46,14 @@ def reach_verdict(
     `balls` are those of the attacks in the options, `charged` is the cost of all, `cut` what ended the probe
     early.
     """
-    if question.goal == "change_label" and not question.clean.correct:
-        sentence = (
-            f"The clean picture is already taken for {question.clean.label!r} instead of "
-            f"{question.true_label!r}."
-        )
+    if reached_untouched(question):
+        targeted = question.goal == "reach_target"
+        wanted = ", which is the target" if targeted else f" instead of {question.true_label!r}"
+        sentence = f"The clean picture is already taken for {question.clean.label!r}{wanted}."
+        return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
+    if hits := [record for record in records if record.linf == 0 and (record.success or record.success_8bit)]:
+        # The mean over a defense's draws decided otherwise than most of them do: no change did that.
+        sentence = f"Most draws of the defense already take the clean picture for {hits[0].label!r}."
         return Verdict(value="broken", bits="8", reason="clean-wrong", sentence=sentence)
     if hits := [record for record in records if record.success_8bit]:
         return Verdict(value="broken", bits="8", reason="witness", sentence=_testimony(question, hits, "PNG"))
@@ -106,6 +109,15 @@ def reach_verdict(
     return Verdict(value="not-broken-within-budget", bits=None, reason="budget-spent", sentence=sentence)
 
 
+def reached_untouched(question: InputPart) -> bool:
+    """Whether the decision about the clean picture is what the attack wants: then there is nothing to attack.
+
+    A vote that abstains has decided nothing yet.
+    """
+    clean, targeted = question.clean, question.goal == "reach_target"
+    return not clean.abstained and (clean.label == question.target_label if targeted else not clean.correct)
+
+
 def _inconclusive(reason: str, sentence: str) -> Verdict:
     return Verdict(value="inconclusive", bits=None, reason=reason, sentence=sentence)
 
@@ -113,8 +125,9 @@ def _inconclusive(reason: str, sentence: str) -> Verdict:
 def _testimony(question: InputPart, hits: Sequence[AttackRecord], form: str) -> str:
     """The least conspicuous witness in a sentence."""
     best = min(hits, key=lambda record: (record.linf, record.knowledge == "static"))
+    before = "no answer" if question.clean.abstained else repr(question.clean.label)
     return (
-        f"A change of {_size(best)} turns {question.true_label!r} into {best.label!r}"
+        f"A change of {_size(best)} turns {before} into {best.label!r}"
         f" ({best.knowledge} {best.kind}, verified on the {form} in a fresh forward)."
     )
 

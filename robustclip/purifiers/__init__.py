@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from robustclip.digests import json_digest, tensor_digest
 from robustclip.errors import PurifierRefused
 from robustclip.files import write_atomically
-from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
-from robustclip.purifiers.diffusion import sigma_of
 from robustclip.purifiers.mounted import first_line, load_mounted, refuse_infinite
-from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape
+from robustclip.purifiers.networks import Denoiser, DenoiserShape, SuperResolver, SuperResolverShape, sigma_of
 from robustclip.types import Pixels
 
 NetworkKind: TypeAlias = Literal["super_resolver", "denoiser"]

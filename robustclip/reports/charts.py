@@ -1,4 +1,5 @@
-"""Line charts as SVG: inside an HTML page, whose style comes from `base.html`, or as files of their own.
+"""Line charts as SVG: inside an HTML page, whose style comes from `base.html`, or as files of their own; and
+shares as bars, in HTML for a notebook.
 
 Curves differ in color and in their dashes, and a sentence says where each begins and ends: a chart can be
 read without colors, and by a screen reader.
@@ -6,7 +7,7 @@ read without colors, and by a screen reader.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from robustclip.reports.html import render
 
@@ -35,15 +36,6 @@ def chart(title: str, curves: Sequence[Curve], *, across: str, percent: bool = F
 def chart_file(title: str, curves: Sequence[Curve], *, across: str) -> str:
     """The same as an SVG file, its legend below the axes, on white: a file can't know what surrounds it."""
     return _drawn("chart.svg", title, curves, across, False)
-
-
-class _Line(NamedTuple):
-    """A curve as it is drawn: its classes of the style, its points, and its ends in words."""
-
-    name: str
-    look: str
-    points: list[tuple[str, str]]
-    words: str
 
 
 class _Frame(NamedTuple):
@@ -100,11 +92,28 @@ def _drawn(template: str, title: str, curves: Sequence[Curve], across: str, perc
     )
 
 
-def _line(number: int, name: str, points: Sequence[tuple[float, float]], frame: _Frame, across: str) -> _Line:
+def _line(
+    number: int, name: str, points: Sequence[tuple[float, float]], frame: _Frame, across: str
+) -> dict[str, Any]:
+    """A curve as it is drawn: its classes of the style, its points, and its ends in words."""
     (first, begin), (last, end) = points[0], points[-1]
-    return _Line(
-        name,
-        f"colour-{number % _COLORS} dash-{number % _DASHES}",
-        [(f"{frame.right(x):.1f}", f"{frame.down(y):.1f}") for x, y in points],
-        f"{name}: {frame.text(begin)} at {first:g}, {frame.text(end)} at {last:g} ({across}).",
-    )
+    return {
+        "name": name,
+        "look": f"colour-{number % _COLORS} dash-{number % _DASHES}",
+        "points": [(f"{frame.right(x):.1f}", f"{frame.down(y):.1f}") for x, y in points],
+        "words": f"{name}: {frame.text(begin)} at {first:g}, {frame.text(end)} at {last:g} ({across}).",
+    }
+
+
+class Bar(NamedTuple):
+    """One row: what it is, how much of 1 it has, and that in words."""
+
+    label: str
+    share: float
+    words: str
+
+
+def bars(title: str, rows: Sequence[Bar]) -> str:
+    """A table with a bar a row, drawn in the text's own color."""
+    widths = [f"{100 * min(max(row.share, 0), 1):.1f}%" for row in rows]
+    return render("bars.html", title=title, rows=list(zip(rows, widths, strict=True)))

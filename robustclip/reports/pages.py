@@ -191,6 +191,7 @@ def _facts(report: ProbeReport, picture: str) -> list[tuple[str, str | tuple[str
             f"{victim.arch} {victim.pretrained} ({victim.fingerprint[:12]}), answers by {victim.encoder}",
         ),
         ("Defense", named([part.kind for part in victim.defense])),
+        ("Scoring", victim.scoring),
         ("Digest", victim.digest),
         ("Code", f"robustclip {report.code_version}, {report.dtype} on {report.device}"),
         ("Labels", victim.labels),

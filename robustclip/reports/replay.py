@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from robustclip.errors import InvalidInput, ReportRefused
 from robustclip.measuring import wilson
+from robustclip.models.scoring import Scoring, outcomes, scores_of
 from robustclip.reports.report import Rate
 from robustclip.reports.witnesses import Witness
 from robustclip.seeds import derive, draw_seeds
@@ -20,19 +21,17 @@ from robustclip.types import Embed, Features, Logits, Seeds
 
 ROWS = 64  # pictures a pass where nobody else needs the device
 
-# Raises InvalidInput for labels that the decision can't take.
-FeatureClassifier: TypeAlias = Callable[[Features, tuple[str, ...]], Logits]
+# Raises InvalidInput for labels and a scoring that the decision can't take.
+FeatureClassifier: TypeAlias = Callable[[Features, tuple[str, ...], Scoring], Logits]
 
 
-class Rejudged(BaseModel):
+class Rejudged(BaseModel, frozen=True, extra="forbid"):
     """A decision about one witness. `fooled`: it does not say `true_label`, or says `target_label`
     where that was the goal.
 
     `probability` is that of `label`, for a randomized defense as `label` itself the mean over the draws;
     `rate` is how many of them were fooled.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     sha256: str
@@ -46,21 +45,18 @@ class Rejudged(BaseModel):
     probability: float
     fooled: bool
     rate: Rate | None
+    scoring: Scoring = "softmax"
 
 
-class Skipped(BaseModel):
-    """A witness whose labels the decision can't take."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Skipped(BaseModel, frozen=True, extra="forbid"):
+    """A witness whose labels or scoring the decision can't take."""
 
     source: str
     reason: str
 
 
-class Replay(BaseModel):
+class Replay(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """All witnesses, judged by one decision."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_: Literal["robustclip.replay/1"] = Field(
         default="robustclip.replay/1", alias="schema", serialization_alias="schema"
@@ -83,13 +79,15 @@ def replay(
     draws: int = 1,
     seed: int = 0,
     rows: int = ROWS,
+    scoring: Scoring | None = None,
 ) -> Replay:
     """Judge stored pictures of `size` by a deployed chain, in passes of at most `rows`.
 
     `encode` is the chain up to the features and `judge` what follows for a list of labels, so that the image
-    tower runs once, whatever the labels. `draws` of a randomized defense decide by their majority, with the
-    Wilson interval; fooled means that its lower end is above one half. A picture's draws depend on `seed`
-    alone, not on the other pictures. Raises as `check_size`.
+    tower runs once, whatever the labels. Each picture is judged under `scoring`, or that of its own report.
+    `draws` of a randomized defense decide by their majority, with the Wilson interval; fooled means that its
+    lower end is above one half. A picture's draws depend on `seed` alone, not on the other pictures. Raises
+    as `check_size`.
     """
     check_size(witnesses, size)
     if not witnesses:
@@ -104,7 +102,8 @@ def replay(
     skipped: list[Skipped] = []
     for index, witness in enumerate(witnesses):
         try:
-            judged.append(_rejudged(witness, judge(drawn[index], witness.report.victim.labels)))
+            victim, how = witness.report.victim, scoring or witness.report.victim.scoring
+            judged.append(_rejudged(witness, judge(drawn[index], victim.labels, how), how))
         except InvalidInput as error:
             skipped.append(Skipped(source=witness.source, reason=str(error)))
     return Replay(judged=tuple(judged), skipped=tuple(skipped))
@@ -137,9 +136,15 @@ def _pass(encode: Embed, witnesses: Sequence[Witness], seed: Seeds) -> Features:
         return encode(pixels, seed.repeat(len(witnesses)))
 
 
-def _rejudged(witness: Witness, logits: Logits) -> Rejudged:
-    """From the [draws, C] logits of one picture."""
-    question, record, labels = witness.report.input, witness.record, witness.report.victim.labels
+def _rejudged(witness: Witness, logits: Logits, scoring: Scoring) -> Rejudged:
+    """From the [draws, C] logits of one picture. Raises InvalidInput for a question about an outcome that
+    does not exist under this scoring.
+    """
+    question, record = witness.report.input, witness.record
+    labels = outcomes(witness.report.victim.labels, scoring)
+    for named in (question.true_label, question.target_label):
+        if named is not None and named not in labels:
+            raise InvalidInput(f"a {scoring} decision never says {named!r}.", field="scoring")
     answers = [labels[index] for index in logits.argmax(dim=-1).tolist()]
     wrong = [
         label == question.target_label if question.goal == "reach_target" else label != question.true_label
@@ -161,7 +166,8 @@ def _rejudged(witness: Witness, logits: Logits) -> Rejudged:
         true_label=question.true_label,
         target_label=question.target_label,
         label=labels[best],
-        probability=mean.softmax(dim=0)[best].item(),
+        probability=scores_of(mean, scoring)[best].item(),
         fooled=wrong[0] if rate is None else rate.low > 0.5,
         rate=rate,
+        scoring=scoring,
     )

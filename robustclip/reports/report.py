@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.events import Cut
+from robustclip.attacks import Cut
 from robustclip.certificates.certify import Certificate
+from robustclip.models.scoring import Scoring, outcomes
 from robustclip.sanity.selftest import SelfTest
 from robustclip.sanity.symptoms import Diagnostic
 from robustclip.threat import Norm
@@ -55,6 +56,15 @@ class VictimPart(_Part):
     defense: tuple[DefensePart, ...]
     randomized: bool
     encoder: str
+    scoring: Scoring = Field(
+        default="softmax",
+        description="under sigmoid the decision may also say `none of these`; absent in older reports",
+    )
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """What the decision may say. Raises InvalidInput as `robustclip.models.scoring.outcomes`."""
+        return outcomes(self.labels, self.scoring)
 
 
 class Decision(_Part):
@@ -63,10 +73,13 @@ class Decision(_Part):
     """
 
     label: str
-    probability: float = Field(description="of a smoothed decision the share of the votes")
+    probability: float = Field(
+        description="softmax over the labels; or sigmoid of the label's own logit, and of `none of these` 1 "
+        "minus the highest of a label; of a smoothed decision the share of the votes"
+    )
     margin: float = Field(
         description="logit (share) of the runner-up minus the winner's if correct: below 0 the true label "
-        "wins"
+        "wins; the logit of `none of these` is 0"
     )
     correct: bool
     abstained: bool = Field(default=False, description="the votes prove nothing: no answer would be given")

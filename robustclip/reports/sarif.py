@@ -16,6 +16,10 @@ from robustclip.threat import Norm, radius_text
 SCHEMA_URI = "https://json.schemastore.org/sarif-2.1.0.json"
 ONE_LEVEL = 1 / 255
 
+_ILLUSORY = (
+    "The static attack fails and the adaptive one succeeds: what the defense seems to protect, it does not "
+    "protect."
+)
 _SELF_TEST, _BATCH = "S", "M12"  # how the identifiers of those diagnostics begin
 
 
@@ -98,12 +102,6 @@ RULES = (
 )
 
 
-class _Finding(NamedTuple):
-    rule: str
-    text: str
-    level: str | None = None
-
-
 def sarif_log(
     report: ProbeReport,
     *,
@@ -123,21 +121,30 @@ def sarif_log(
     rows = {rule.id: index for index, rule in enumerate(RULES)}
     results = [
         {
-            "ruleId": finding.rule,
-            "ruleIndex": rows[finding.rule],
-            "level": finding.level or RULES[rows[finding.rule]].level,
-            "message": {"text": finding.text},
+            "ruleId": rule,
+            "ruleIndex": rows[rule],
+            "level": level or RULES[rows[rule]].level,
+            "message": {"text": text},
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(picture)}}}]
             if picture
             else [],
             "partialFingerprints": {"victim/v1": report.victim.digest, "picture/v1": report.input.sha256},
         }
-        for finding in _findings(report, norm, policy)
+        for rule, text, level in _findings(report, norm, policy)
     ]
     driver = {
         "name": "robustclip",
         "version": report.code_version,
-        "rules": [_descriptor(rule) for rule in RULES],
+        "rules": [
+            {
+                "id": rule.id,
+                "name": rule.name,
+                "shortDescription": {"text": rule.text},
+                "help": {"text": rule.help},
+                "defaultConfiguration": {"level": rule.level},
+            }
+            for rule in RULES
+        ],
     }
     run: dict[str, Any] = {
         "tool": {"driver": driver},
@@ -155,22 +162,20 @@ def sarif_log(
     return {"$schema": SCHEMA_URI, "version": "2.1.0", "runs": [run]}
 
 
-def _findings(report: ProbeReport, norm: Norm, policy: float | None) -> Iterator[_Finding]:
+def _findings(report: ProbeReport, norm: Norm, policy: float | None) -> Iterator[tuple[str, str, str | None]]:
+    """The rule, what is said, and the level if it is not the rule's own."""
     verdict, smallest = report.verdict, smallest_change(report, norm)
     if verdict.reason == "clean-wrong":
-        yield _Finding("ROB030", verdict.sentence)
+        yield "ROB030", verdict.sentence, None
     if policy is not None and is_within(smallest, policy):
-        yield _Finding("ROB002", f"{verdict.sentence} To be withstood: {radius_text(policy, norm)} ({norm}).")
+        sentence = f"{verdict.sentence} To be withstood: {radius_text(policy, norm)} ({norm})."
+        yield "ROB002", sentence, None
     elif verdict.reason != "clean-wrong" and is_within(smallest_change(report, "linf"), ONE_LEVEL):
-        yield _Finding("ROB001", verdict.sentence)
+        yield "ROB001", verdict.sentence, None
     elif verdict.value == "broken" and verdict.reason != "clean-wrong":
-        yield _Finding("ROB004", verdict.sentence)
+        yield "ROB004", verdict.sentence, None
     if report.gap is not None and report.gap.illusory:
-        yield _Finding(
-            "ROB003",
-            "The static attack fails and the adaptive one succeeds: what the defense seems to protect, it "
-            "does not protect.",
-        )
+        yield "ROB003", _ILLUSORY, None
     for flag in report.diagnostics:
         if flag.fired:
             rule = "ROB011" if flag.id.startswith(_SELF_TEST) else "ROB012" if flag.id == _BATCH else "ROB010"
@@ -178,19 +183,9 @@ def _findings(report: ProbeReport, norm: Norm, policy: float | None) -> Iterator
                 f"{flag.id} {flag.name} ({flag.severity}): {flag.sentence} is {flag.number:.3g}, "
                 f"threshold {flag.threshold:.3g}."
             )
-            yield _Finding(rule, text, "note" if flag.severity == "soft" else None)
+            yield rule, text, "note" if flag.severity == "soft" else None
     if verdict.value == "inconclusive":
-        yield _Finding("ROB020", verdict.sentence)
-
-
-def _descriptor(rule: Rule) -> dict[str, Any]:
-    return {
-        "id": rule.id,
-        "name": rule.name,
-        "shortDescription": {"text": rule.text},
-        "help": {"text": rule.help},
-        "defaultConfiguration": {"level": rule.level},
-    }
+        yield "ROB020", verdict.sentence, None
 
 
 def _uri(path: Path) -> str:

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from torch import Tensor
 
-from robustclip.errors import ImageRefused, ReportRefused, invalid_input
-from robustclip.images import decode_image, to_pixels
+from robustclip.errors import ImageRefused, InvalidInput, ReportRefused, invalid_input
+from robustclip.images import decode_image
+from robustclip.preprocessing import to_pixels
 from robustclip.reports.report import SCHEMA, AttackRecord, ProbeReport
 from robustclip.threat import Norm
 
@@ -66,6 +67,7 @@ def collect(paths: Iterable[Path]) -> Collection:
                     question = (
                         record.witness_sha256,
                         report.victim.labels,
+                        report.victim.scoring,
                         report.input.true_label,
                         report.input.target_label,
                     )
@@ -191,8 +193,12 @@ def _place(path: Path, pointer: str) -> str:
 def _witness(source: str, report: ProbeReport, record: AttackRecord) -> Witness:
     """A record's picture, checked against everything that the report says of it."""
     question = report.input
+    try:
+        answers = report.victim.outcomes
+    except InvalidInput as error:
+        raise ReportRefused(error.message, field=source) from error
     for label in (question.true_label, question.target_label):
-        if label is not None and label not in report.victim.labels:
+        if label is not None and label not in answers:
             raise ReportRefused(f"{label!r:.60} is not among its labels.", field=source)
     try:
         png = base64.b64decode(record.adversarial_png or "", validate=True)

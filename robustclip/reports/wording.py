@@ -52,19 +52,6 @@ VERDICTS = {
 }
 
 
-class AttackWords(NamedTuple):
-    """A row of the table of attacks."""
-
-    name: str
-    radius: str
-    knows: str
-    outcome: str
-    decision: str
-    change: str
-    first: str
-    passes: str
-
-
 def question_sentence(report: ProbeReport) -> str:
     """What the attacker wanted."""
     question = report.input
@@ -74,7 +61,10 @@ def question_sentence(report: ProbeReport) -> str:
     return f"The attacker wants any label but {question.true_label!r}, {known}."
 
 
-def attack_words(record: AttackRecord) -> AttackWords:
+def attack_words(record: AttackRecord) -> tuple[str, ...]:
+    """A row of the table of attacks: name, radius, what the attacker knows, outcome, decision, change, first
+    success, passes.
+    """
     norm, radius = norm_of(record), radius_of(record)
     outcome = (
         "yes, as a PNG too" if record.success_8bit else "as float pixels only" if record.success else "no"
@@ -84,15 +74,15 @@ def attack_words(record: AttackRecord) -> AttackWords:
             f" ({record.rate.wrong} of {record.rate.draws} draws, {record.rate.low:.0%} to "
             f"{record.rate.high:.0%})"
         )
-    return AttackWords(
-        name=record.kind,
-        radius="" if radius is None else f"{radius_text(radius, norm)} {NORMS[norm]}",
-        knows=KNOWLEDGE[record.knowledge] + (f", averaging {record.eot} draws" if record.eot > 1 else ""),
-        outcome=outcome,
-        decision=f"{record.label} ({record.probability:.1%})",
-        change=f"length {record.l2:.3g}" if norm == "l2" else f"{record.linf_levels:.4g}/255",
-        first="never" if record.first_success_step is None else f"step {record.first_success_step}",
-        passes=f"{record.forward} forward, {record.backward} backward",
+    return (
+        record.kind,
+        "" if radius is None else f"{radius_text(radius, norm)} {NORMS[norm]}",
+        KNOWLEDGE[record.knowledge] + (f", averaging {record.eot} draws" if record.eot > 1 else ""),
+        outcome,
+        f"{record.label} ({record.probability:.1%})",
+        f"length {record.l2:.3g}" if norm == "l2" else f"{record.linf_levels:.4g}/255",
+        "never" if record.first_success_step is None else f"step {record.first_success_step}",
+        f"{record.forward} forward, {record.backward} backward",
     )
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustclip.attacks.pgd import PGD
-from robustclip.sanity.base import Finding, Suspicion, at_its_word, draws_of
+from robustclip.attacks import PGD
 from robustclip.sanity.forwards import batch_coupling, dynamic_forward, randomness
 from robustclip.sanity.gradients import (
     Climb,
@@ -44,9 +43,13 @@ from robustclip.sanity.symptoms import (
     SATURATION,
     SYMPTOMS,
     ZERO_GRADIENT,
+    Finding,
+    Suspicion,
     Symptom,
+    at_its_word,
+    draws_of,
 )
-from robustclip.scores.wrappers import Averaged, averaged
+from robustclip.scores import Averaged, averaged
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec
 from robustclip.types import FREE, Attack, Attacked, Classifier, Cost, Pixels, Score, Seeds

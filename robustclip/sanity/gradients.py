@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from robustclip.attacks.pgd import PGD, SIDE_BY_SIDE
-from robustclip.sanity.base import Finding, GoalCheck, Suspicion, at_its_word, draws_of
 from robustclip.sanity.symptoms import (
     CLIMB_STEPS,
     DIRECTIONS,
@@ -17,9 +16,13 @@ from robustclip.sanity.symptoms import (
     WRONG_GRADIENT,
     ZERO_GRADIENT,
     Diagnostic,
+    Finding,
+    GoalCheck,
+    Suspicion,
+    at_its_word,
+    draws_of,
 )
-from robustclip.scores.kinds import decision, restated
-from robustclip.scores.losses import LossName
+from robustclip.scores import LossName, decision, restated
 from robustclip.seeds import derive, row_uniform
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import Attacked, Cost, Evaluation, Pixels, Score, Seeds

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks import PGD
 from robustclip.sanity.symptoms import SELF_TEST_FAILED, Diagnostic
-from robustclip.scores.kinds import label_score
-from robustclip.scores.wrappers import averaged
+from robustclip.scores import averaged, label_score
 from robustclip.seeds import derive, row_normal
 from robustclip.threat import BallSpec, Linf
 from robustclip.types import DIRECT, NO_TOLL, Cost, DeviceAccess, Embed, Logits, Pixels, Seeds, Toll, price
@@ -35,14 +34,12 @@ _EASY = 0.05
 _SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity
 
 
-class SelfTest(BaseModel):
+class SelfTest(BaseModel, frozen=True, extra="forbid"):
     """How many of the `valid` problems the attack solved: `found`.
 
     `easy` ones are solved by random points, too; `void` ones could not be constructed. random_rate: the
     largest share of fresh random points that solve one problem.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     found: int
     valid: int

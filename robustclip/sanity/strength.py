@@ -4,10 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from robustclip.attacks.noise import Noise
-from robustclip.attacks.pgd import PGD
-from robustclip.attacks.square import Square
-from robustclip.sanity.base import Finding, GoalCheck, Suspicion, at_its_word, draws_of
+from robustclip.attacks import PGD, Noise, Square
 from robustclip.sanity.symptoms import (
     BLACK_BOX_BEATS_WHITE_BOX,
     HALF_STEPS,
@@ -18,6 +15,11 @@ from robustclip.sanity.symptoms import (
     TRANSFER_BEATS_ADAPTIVE,
     UNBOUNDED_ATTACK_FAILS,
     Diagnostic,
+    Finding,
+    GoalCheck,
+    Suspicion,
+    at_its_word,
+    draws_of,
 )
 from robustclip.seeds import derive
 from robustclip.threat import BallSpec

@@ -1,22 +1,25 @@
-"""The table of symptoms: what each check measures, when it fires, what it says, and what it may cost.
+"""The table of symptoms (what each check measures, when it fires, what it says, and what it may cost), and
+what a check returns.
 
 M15 is missing here: it compares accuracies over many pictures (training/measuring/evaluation/checks.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+from torch import Tensor
 
-from robustclip.types import FREE, Cost
+from robustclip.attacks import PGD, Noise, Square
+from robustclip.scores import Averaged, LossName
+from robustclip.types import FREE, Cost, Pixels, Score
 
 Severity: TypeAlias = Literal["hard", "soft"]
 
 
-class Diagnostic(BaseModel):
+class Diagnostic(BaseModel, frozen=True, extra="forbid"):
     """The result of one check: `number` is what it measured, and `sentence` says what that is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     name: str
@@ -236,3 +239,38 @@ SYMPTOMS: tuple[Symptom, ...] = (
     FLAT_LOSS,
     SELF_TEST_FAILED,
 )
+
+
+# (points [n, 3, S, S], their margins [n]) -> which reach the goal [n] bool
+GoalCheck: TypeAlias = Callable[[Pixels, Tensor], tuple[Tensor, Cost]]
+
+
+def at_its_word(points: Pixels, margins: Tensor) -> tuple[Tensor, Cost]:
+    """Take the margins that the search reported."""
+    return margins > 0, Cost()
+
+
+def draws_of(score: Score) -> int:
+    """How many draws of the defense each answer of the score averages."""
+    return score.draws if isinstance(score, Averaged) else 1
+
+
+class Suspicion(NamedTuple):
+    """A point [1, 3, S, S] of the ball that a check says reaches the goal; the probe has yet to judge it.
+
+    `attack` found it with `draws` averaged in each answer. It raised `loss`, if that is not the score's own
+    loss.
+    """
+
+    pixels: Pixels
+    attack: PGD | Square | Noise
+    draws: int
+    loss: LossName | None = None
+
+
+class Finding(NamedTuple):
+    """What a check says, what it cost, and the point that it met, if any."""
+
+    diagnostic: Diagnostic
+    cost: Cost = FREE
+    suspicion: Suspicion | None = None

@@ -16,7 +16,6 @@ from service.local.deployed import (
     load_deployed,
     parser_of,
     read_pixels,
-    split_labels,
 )
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
@@ -48,6 +47,7 @@ class _Smoothed(NamedTuple):
     """The classifier for each list of labels, the defenses behind the noise, and the options."""
 
     clip: "Clip"
+    lists: "list[tuple[str, ...]]"
     classifiers: "tuple[ZeroShotClassifier, ...]"
     denoiser: "tuple[AnyDefense, ...]"
     options: "CertifyOptions"
@@ -133,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         abstained |= any(certificate.abstained for certificate in certificates)
         if arguments.json:
             found = [
-                {"labels": classifier.labels, **certificate.model_dump()}
-                for classifier, certificate in zip(smoothed.classifiers, certificates, strict=True)
+                {"labels": labels, "scoring": classifier.scoring, **certificate.model_dump()}
+                for labels, classifier, certificate in zip(
+                    smoothed.lists, smoothed.classifiers, certificates, strict=True
+                )
             ]
             noise = smoothed.options.model_dump(include={"sigma", "denoise"}, exclude_none=True)
             rule = [
@@ -188,20 +190,30 @@ def _smoothed(arguments: argparse.Namespace) -> tuple[_Smoothed, str]:
         complaint = invalid_input(error, values | {"sigma": sigma})
         complaint.field = f"--{complaint.field}"
         raise complaint from error
-    lists = [labels_of(arguments), *(_also(text) for text in arguments.also)]
+    lists = [labels_of(arguments.labels)]
+    with _in_also():
+        lists += [labels_of(text) for text in arguments.also]
     deployed = load_deployed(arguments)
     encoder = TorchImageEncoder(deployed.clip)
-    classifiers = tuple(
-        zero_shot(deployed.clip, deployed.prompt_set, labels, encoder=encoder) for labels in lists
-    )
-    return _Smoothed(deployed.clip, classifiers, chain if rule is None else chain[1:], options), str(
-        deployed.prompt_set.ref
-    )
+
+    def over(labels: tuple[str, ...]) -> "ZeroShotClassifier":
+        return zero_shot(
+            deployed.clip, deployed.prompt_set, labels, encoder=encoder, scoring=deployed.scoring
+        )
+
+    first, *others = lists
+    with _in_also():
+        further = [over(labels) for labels in others]
+    classifiers = (over(first), *further)
+    denoiser = chain if rule is None else chain[1:]
+    return _Smoothed(deployed.clip, lists, classifiers, denoiser, options), str(deployed.prompt_set.ref)
 
 
-def _also(text: str) -> tuple[str, ...]:
+@contextmanager
+def _in_also() -> Generator[None]:
+    """Complaints about further lists of labels name their option."""
     try:
-        return split_labels(text)
+        yield
     except RobustClipError as error:
         error.field = "--also"
         raise
@@ -210,7 +222,7 @@ def _also(text: str) -> tuple[str, ...]:
 def _from_cache(smoothed: _Smoothed, pixels: "Tensor", arguments: argparse.Namespace) -> "list[Certificate]":
     from robustclip.certificates.noise_cache import NoiseKey, cached_features, portion_for, question_of
 
-    clip, classifiers, denoiser, options = smoothed
+    clip, _, classifiers, denoiser, options = smoothed
     key = NoiseKey.of(clip, classifiers[0], pixels, options, denoiser)
     portion = portion_for(
         arguments.cache, key, question_of(classifiers, options.alpha), confirm=arguments.confirm

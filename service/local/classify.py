@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1:
         raise InvalidInput(f"expected 1 or more, found {arguments.top_k}.", field="--top-k")
-    labels, deployed = labels_of(arguments), load_deployed(arguments)
+    labels, deployed = labels_of(arguments.labels), load_deployed(arguments)
     classifier = deployed.over(labels)
     for path in arguments.pictures:
         answer = classifier(read_pixels(path, deployed.clip), seed=arguments.seed)
@@ -40,12 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {"label": label, "score": score} for label, score in predictions if answer.label is not None
             ]
             voted = {} if ballot is None else {"smoothing": ballot.model_dump()}
-            print(
-                json.dumps(
-                    {"image": str(path), "prompt_set": str(deployed.prompt_set.ref), "predictions": found}
-                    | voted
-                )
-            )
+            facts: dict[str, object] = {
+                "image": str(path),
+                "prompt_set": str(deployed.prompt_set.ref),
+                "scoring": answer.scoring,
+                "predictions": found,
+            }
+            if answer.scoring == "sigmoid":
+                facts["none_of_these"] = answer.none_of_these and answer.label is not None
+            print(json.dumps(facts | voted))
         elif ballot is not None and ballot.abstained:
             votes = ", ".join(f"{label} {count}" for label, count in ballot.counts.items())
             print(
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(
                 f"{path}  "
+                + f"{answer.label}:  " * answer.none_of_these
                 + "  ".join(f"{label} {score:.1%}" for label, score in predictions)
                 + f"  ({deployed.prompt_set.ref})"
             )

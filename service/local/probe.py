@@ -67,7 +67,7 @@ def _probe(arguments: argparse.Namespace) -> "tuple[ProbeReport, Pixels]":
     from robustclip.probing.run import events
     from service.local.progress import followed, interruptible
 
-    options, labels, deployed = options_of(arguments), labels_of(arguments), load_deployed(arguments)
+    options, labels, deployed = options_of(arguments), labels_of(arguments.labels), load_deployed(arguments)
     pixels = read_pixels(arguments.pictures, deployed.clip)
     victim, *sources = [
         deployed._replace(prompt_set=each).over(labels)
@@ -99,7 +99,8 @@ def _print_report(report: "ProbeReport") -> None:
     clean = report.input.clean
     print(f"{report.verdict.value}: {report.verdict.sentence}")
     print(
-        f"clean: {clean.label} {clean.probability:.1%}, prompt set {report.victim.prompt_set}, "
+        f"clean: {clean.label} {clean.probability:.1%}{' (sigmoid)' * (report.victim.scoring == 'sigmoid')}, "
+        f"prompt set {report.victim.prompt_set}, "
         f"{report.charged} charged passes, seed {report.seed}"
     )
     table = Table(

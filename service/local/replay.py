@@ -11,6 +11,7 @@ from robustclip.errors import InvalidInput
 from service.local.deployed import Deployed, ask_for_decision, load_deployed, parser_of
 
 if TYPE_CHECKING:  # these import torch, and --help must not wait for it
+    from robustclip.models.scoring import Scoring
     from robustclip.reports.replay import Rejudged, Replay
     from robustclip.reports.witnesses import Witness
     from robustclip.types import Features, Logits
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="REPORT",
         help="what `robustclip probe --json` or POST /probe answered, or a folder of such files",
     )
-    ask_for_decision(parser)
+    ask_for_decision(parser, scoring="that of each report")
     parser.add_argument(
         "--against", metavar="NAME[@VERSION]", help="count only witnesses that this prompt set withstands"
     )
@@ -86,10 +87,18 @@ def _replayed(deployed: Deployed, witnesses: "Sequence[Witness]", *, draws: int,
     encode = FeatureExtractor(encoder, prompt_set.prompts.visual, bind_chain(deployed.defense, encoder))
     randomized = any(part.randomized for part in deployed.defense)
 
-    def judge(features: "Features", labels: tuple[str, ...]) -> "Logits":
-        return zero_shot(clip, prompt_set, labels, encoder=encoder).judge(features)
+    def judge(features: "Features", labels: tuple[str, ...], scoring: "Scoring") -> "Logits":
+        return zero_shot(clip, prompt_set, labels, encoder=encoder, scoring=scoring).judge(features)
 
-    return replay(witnesses, encode, judge, size=clip.image_size, draws=draws if randomized else 1, seed=seed)
+    return replay(
+        witnesses,
+        encode,
+        judge,
+        size=clip.image_size,
+        draws=draws if randomized else 1,
+        seed=seed,
+        scoring=deployed.scoring,
+    )
 
 
 def _print_json(

@@ -19,7 +19,7 @@ from service.routes.serving import Serving
 from service.schemas import ClassifyRequest
 
 router = APIRouter(tags=["classify"])
-_QUERY = ("labels", "prompt_set", "defense", "top_k", "temperature", "seed", "deadline_ms")
+_QUERY = ("labels", "prompt_set", "defense", "scoring", "top_k", "temperature", "seed", "deadline_ms")
 
 
 @router.post(
@@ -56,6 +56,7 @@ async def classify(request: Request, service: Serving) -> Response:
             "modalities": list(classified.loaded.prompts.modalities),
         },
         "defense": defense_facts(classified.chain),
+        "scoring": classified.scoring,
         "seed": classified.seed,
         "service": SERVICE,
         "timing_ms": context.timing.with_total(),
@@ -76,6 +77,7 @@ def _result(index: int, result: tuple[Ranked, ImageInfo] | Problem) -> dict[str,
         "predictions": [
             {"label": label, "score": score, "logit": logit} for label, score, logit in ranked.predictions
         ],
+        **({} if ranked.none_of_these is None else {"none_of_these": ranked.none_of_these}),
         "margin": ranked.margin,
         **({} if ranked.ballot is None else {"smoothing": ranked.ballot.model_dump()}),
         "image": {"width": info.width, "height": info.height, "format": info.format, "sha256": info.sha256},

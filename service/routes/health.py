@@ -8,7 +8,15 @@ from starlette.responses import Response
 from robustclip.attacks import ATTACKS
 from robustclip.backbones import terms_of
 from robustclip.defenses import DEFENSES
-from service.answers import SERVICE, defense_facts, json_response, model_facts
+from robustclip.models.scoring import trained_with
+from service.answers import (
+    SERVICE,
+    capability_facts,
+    defense_facts,
+    json_response,
+    model_facts,
+    preprocessing_facts,
+)
 from service.docs import problems
 from service.problems import PROBLEMS, Problem
 from service.routes.serving import Serving
@@ -61,7 +69,10 @@ async def info(service: Serving) -> Response:
             "auth": "off",
             "model": model_facts(engine.clip, engine.encoder),
             "terms": terms_of(engine.clip.arch),
+            "preprocessing": preprocessing_facts(engine.clip),
+            "capabilities": capability_facts(engine.clip),
             "generation": engine.sets.snapshot.generation,
+            "default_scoring": trained_with(engine.clip),
             "default_prompt_set": settings.store.default_set,
             "default_defense": defense_facts(engine.default_chain),
             "limits": settings.limits.model_dump(),

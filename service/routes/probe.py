@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from robustclip.models.scoring import scoring_for
 from service.answers import (
     JobAnswer,
     ProbeAnswer,
@@ -27,7 +28,18 @@ from service.schemas import ProbeRequest
 
 router = APIRouter(tags=["probe"])
 _QUERY = (
-    *("labels", "true_label", "target_label", "norm", "eps", "preset", "steps", "restarts", "minimal"),
+    *(
+        "labels",
+        "scoring",
+        "true_label",
+        "target_label",
+        "norm",
+        "eps",
+        "preset",
+        "steps",
+        "restarts",
+        "minimal",
+    ),
     *("loss", "seed", "deadline_ms"),
 )
 _PREFER = {
@@ -65,17 +77,17 @@ async def probe(request: Request, service: Serving) -> Response:
         part.split(";")[0].strip().lower() for part in request.headers.get("prefer", "").split(",")
     }:
         admitted = await service.probes.admit(asked, job=True)
-        job = service.jobs.start(admitted, functools.partial(_answer, engine, asked.seed))
+        job = service.jobs.start(admitted, functools.partial(_answer, engine, asked))
         headers = {"Location": f"/probe/jobs/{job.id}", "Preference-Applied": "respond-async"}
         return json_response(job_answer(job), headers=headers, status=202)
     probed = await while_connected(request, service.probes.run(asked, context.timing))
-    answer = _answer(engine, asked.seed, probed, context.request_id, context.timing.with_total())
+    answer = _answer(engine, asked, probed, context.request_id, context.timing.with_total())
     sets = dict.fromkeys(report.victim.prompt_set for report in probed.reports)
     return json_response(answer, headers={"X-Prompt-Set": ", ".join(sets)})
 
 
 def _answer(
-    engine: Engine, seed: int, probed: Probed, id: str, timing_ms: Mapping[str, float]
+    engine: Engine, asked: ProbeRequest, probed: Probed, id: str, timing_ms: Mapping[str, float]
 ) -> Mapping[str, Any]:
     return {
         "id": id,
@@ -87,6 +99,7 @@ def _answer(
         ],
         "verdict": probed.verdict,
         "model": model_facts(engine.clip, engine.encoder),
-        "seed": seed,
+        "scoring": scoring_for(engine.clip, asked.scoring),
+        "seed": asked.seed,
         "timing_ms": timing_ms,
     }

@@ -30,9 +30,9 @@ from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf, parse_radius, radius_text
 from robustclip.types import Cost, Pixels
+from training.commands import default_store
 from training.data.sampling import balanced_subset, open_split
-from training.measuring.evaluation.prompt_sets import load_prompts
-from training.options import default_store
+from training.measuring.evaluation.question import load_prompts
 
 FAR = {"linf": Linf(radius=64 / 255), "l2": L2(radius=20)}  # as far as a bracket looks
 

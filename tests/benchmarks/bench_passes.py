@@ -3,7 +3,7 @@ same precision and as many rows.
 
 `python tests/benchmarks/bench_passes.py` prints one JSON object: each backbone (a seeded ViT-B-32 and those
 that ship), float32 and bfloat16, 8 and 32 rows; once with memory handled as the C library does by default and
-once as every command of `training` asks it to (`training/memory.py`), each in a process of its own. The bound
+once as every command of `training` asks it to (`training/commands.py`), each in its own process. The bound
 that the project set itself is 3.
 """
 
@@ -21,7 +21,7 @@ import torch
 from robustclip.backbones import embedded_names
 from robustclip.models.clip import Clip, describe, load_clip
 from robustclip.models.towers import encode_image
-from training.memory import keep_freed_memory
+from training.commands import keep_freed_memory
 
 ROWS = (8, 32)
 RUNS = 7

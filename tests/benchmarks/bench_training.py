@@ -43,11 +43,11 @@ from robustclip.models.towers import encode_image, has_stem, patch_tokens
 from robustclip.seeds import draw_seeds
 from robustclip.threat import radius_text
 from robustclip.types import Cost, Pixels
+from training.commands import at_least_one, bar
 from training.data.classes import read_classes
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.tower import ImageTower
-from training.learning.inner import TowerPrecision, climb, drawn_start, label_loss
-from training.learning.losses import Reference, family
+from training.learning.losses import Reference, TowerPrecision, climb, drawn_start, family, label_loss
 from training.learning.objectives.advpt import AdvPT
 from training.learning.objectives.apd import TEMPLATE
 from training.learning.objectives.base import Batch, Examples, Task
@@ -55,8 +55,6 @@ from training.learning.objectives.capt import CAPT, FROZEN
 from training.learning.objectives.contexts import Parameters
 from training.learning.objectives.pictures import opponent_of
 from training.learning.objectives.predictions import PATCHES
-from training.processes import at_least_one
-from training.progress import bar
 from training.threats.bank import shift_embeddings
 
 EPS = 1 / 255

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from toys import gratings, trained_conv
+from toys import OfSigmoids, gratings, trained_conv
 
 from robustclip.attacks import ATTACKS, AnyAttack, parse_attack
 from robustclip.attacks.base import BallAttack
+from robustclip.models.scoring import Scoring
 from robustclip.scores.kinds import AnyScoreName, label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, Linf
@@ -38,15 +39,25 @@ SEEDS = draw_seeds(21, 8)
 every_attack = pytest.mark.parametrize("attack", CASES, ids=repr)
 
 
-def score(rows: torch.Tensor | None = None, name: AnyScoreName = "margin") -> Score:
-    return label_score(name, trained_conv(), TARGETS if rows is None else TARGETS[rows])
+def score(
+    rows: torch.Tensor | None = None, name: AnyScoreName = "margin", scoring: Scoring = "softmax"
+) -> Score:
+    toy = trained_conv() if scoring == "softmax" else OfSigmoids(trained_conv(), -0.9)
+    return label_score(name, toy, TARGETS if rows is None else TARGETS[rows])
 
 
 def run(
-    attack: AnyAttack, rows: torch.Tensor | None = None, seeds: Seeds = SEEDS, name: AnyScoreName = "margin"
+    attack: AnyAttack,
+    rows: torch.Tensor | None = None,
+    seeds: Seeds = SEEDS,
+    name: AnyScoreName = "margin",
+    scoring: Scoring = "softmax",
 ) -> Attacked:
     rows = torch.arange(8) if rows is None else rows
-    return attack(score(rows, name), PIXELS[rows], seeds[rows])
+    return attack(score(rows, name, scoring), PIXELS[rows], seeds[rows])
+
+
+every_scoring = pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 
 
 def test_every_attack_of_the_table_is_tested_in_both_norms() -> None:
@@ -64,9 +75,12 @@ def climbers() -> list[str]:
 
 
 @every_attack
+@every_scoring
 @pytest.mark.parametrize("name", ["margin", "cross_entropy"])
-def test_the_result_is_in_the_ball_in_the_box_and_finite(attack: AnyAttack, name: AnyScoreName) -> None:
-    attacked = run(attack, name=name)
+def test_the_result_is_in_the_ball_in_the_box_and_finite(
+    attack: AnyAttack, name: AnyScoreName, scoring: Scoring
+) -> None:
+    attacked = run(attack, name=name, scoring=scoring)
     assert attacked.pixels.shape == PIXELS.shape
     assert attacked.pixels.dtype == torch.float32
     assert attacked.pixels.isfinite().all()
@@ -91,8 +105,10 @@ def test_what_is_reported_is_what_the_pixels_show(attack: AnyAttack, name: AnySc
 
 
 @every_attack
-def test_an_attack_never_lowers_the_score(attack: AnyAttack) -> None:
-    assert (run(attack).value >= score()(PIXELS, SEEDS, grad=False).value).all()
+@every_scoring
+def test_an_attack_never_lowers_the_score(attack: AnyAttack, scoring: Scoring) -> None:
+    before = score(scoring=scoring)(PIXELS, SEEDS, grad=False)
+    assert (run(attack, scoring=scoring).value >= before.value).all()
 
 
 @every_attack

@@ -23,10 +23,9 @@ from training.measuring.campaigns.select import main as select
 from training.measuring.campaigns.suite import main as suite
 from training.measuring.evaluation.command import main as evaluate
 from training.measuring.evaluation.options import epilog
-from training.measuring.schema.rows import UNUSUAL, Result
+from training.measuring.schema.evaluation import UNUSUAL, Result
 from training.threats import THREAT_LEVELS
-from training.threats.balls import SearchLevel
-from training.threats.base import Effort, ThreatSet, measure_at, threat_level
+from training.threats.base import Effort, SearchLevel, ThreatSet, measure_at, threat_level
 from training.threats.judging import AtLevel, Pictures, Victim, victim_of
 
 EFFORT = Effort(eps=(0.5 / 255,), strength="quick", steps=3, queries=4, draws=2, surrogates=("tiny",))

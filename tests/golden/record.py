@@ -30,9 +30,8 @@ from training.data.sources import Source
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.run import open_run, open_training
-from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.question import Question, open_subjects
 from training.measuring.evaluation.rows import cell_of
-from training.measuring.evaluation.subjects import open_subjects
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "prompts_store" / "sets"

@@ -58,9 +58,20 @@ def too_few(train: Path) -> None:
         (train / "red_thing" / f"{number}.png").unlink()
 
 
+def no_pictures(train: Path) -> None:
+    (train / "zebra").mkdir()
+
+
+def in_test_alone(train: Path) -> None:
+    (train.parent / "test" / "zebra").mkdir(parents=True)
+    (train.parent / "test" / "zebra" / "0.png").write_bytes((train / "red_thing" / "0.png").read_bytes())
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
+        (no_pictures, "the class folder 'zebra' has no pictures"),
+        (in_test_alone, "the split 'train' has no picture of 'zebra'"),
         (broken, r"red_thing/1\.png"),
         (no_picture, r"red_thing/1\.png"),
         (one_class, "at least 2 classes, found 1"),

@@ -11,7 +11,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from robustclip.errors import InvalidInput
-from robustclip.images import ImageLimits, decode_image, image_info, load_pixels, pixels_to_png, to_pixels
+from robustclip.images import ImageLimits, decode_image, image_info, load_pixels, pixels_to_png
+from robustclip.preprocessing import to_pixels
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> numpy.ndarray[Any, Any]:

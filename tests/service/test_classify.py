@@ -178,6 +178,31 @@ def test_labels_are_composed_and_stripped(server: Running) -> None:
     assert set(scores(body)) == {"caf\u00e9", "dog"}
 
 
+def test_labels_are_answered_as_they_were_written_and_read_as_one_sees_them(server: Running) -> None:
+    seen = scores(answer(server, labels=["cat", "sea horse", "rocket"], top_k=0))
+    written = ["c\u200bat", "Sea_Horse", "rock\u2060et"]
+    assert list(scores(answer(server, labels=written, top_k=0)).values()) == pytest.approx(
+        list(seen.values()), abs=1e-6
+    )
+    assert set(scores(answer(server, labels=written, top_k=0))) == set(written)
+    response = ask(server, labels=["cat", "dog", "ca\u00adt"])
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "#/labels/2")
+
+
+@pytest.mark.parametrize("text", ['"a cat, sitting",dog', ' ["a cat, sitting", "dog"]'])
+def test_a_label_with_a_comma_is_quoted_in_a_form_and_in_a_query(server: Running, text: str) -> None:
+    data = picture()
+    forms = (
+        {"files": {"image": data}, "data": {"labels": text}},
+        {"content": data, "headers": {"Content-Type": "image/png"}, "params": {"labels": text}},
+    )
+    for form in forms:
+        response = server.client.post("/classify", **form)
+        assert set(scores(response.json())) == {"a cat, sitting", "dog"}, response.text
+    response = server.client.post("/classify", files={"image": data}, data={"labels": '"a cat, dog'})
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "#/labels")
+
+
 def test_a_pinned_version_is_served_although_another_is_active(server: Running, tiny: Clip) -> None:
     pinned = server.store.publish(learned_set(tiny, name="pinned", seed=5))
     body = answer(server, prompt_set=str(pinned))

@@ -1,5 +1,7 @@
 """Prompt sets over HTTP, and following a store that other processes write."""
 
+import os
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from serving import LABELS, Running, picture, serving, wait_until
 
 from prompts_store.codec import encode
 from prompts_store.manifest import Ref
+from prompts_store.shelf import Pointer, Shelf
 from robustclip.models.clip import Clip
 from service.answers import SetList, SetState, VersionList
 
@@ -178,6 +181,37 @@ def test_a_pointer_that_arrives_before_its_file_is_served_when_the_file_is_whole
     wait_until(lambda: reason_of(following, "copied") == "not-safetensors", seconds=30)
     file.write_bytes(data)
     wait_until(lambda: served(following, "copied") == prompt_set.version, seconds=30)
+
+
+def test_a_file_repaired_in_place_with_its_old_size_and_time_is_served(
+    following: Running, tiny: Clip
+) -> None:
+    ref = following.store.publish(learned_set(tiny, name="repaired", seed=5))
+    path = following.store.root / tiny.fingerprint[:8] / ref.name / f"{ref.version}.safetensors"
+    whole, before = path.read_bytes(), path.stat()
+
+    def write_in_place(data: bytes) -> None:
+        with path.open("r+b") as file:
+            file.write(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = path.stat()
+        assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+            before.st_ino,
+            before.st_size,
+            before.st_mtime_ns,
+        )
+
+    write_in_place(whole[:-4] + bytes(byte ^ 1 for byte in whole[-4:]))
+    Shelf(path.parent).point(Pointer(ref.version))
+    refused = following.service.engine.sets
+    wait_until(lambda: ref.name in refused.snapshot.refused)
+    assert refused.snapshot.refused[ref.name].reason == "digest-mismatch"
+    failed = following.metric("robustclip_prompt_set_loads_total", result="digest-mismatch")
+    time.sleep(0.5)  # five polls
+    again = following.metric("robustclip_prompt_set_loads_total", result="digest-mismatch")
+    assert again == failed, "an unchanged file is not tried again"
+    write_in_place(whole)
+    wait_until(lambda: served(following, ref.name) == ref.version)
 
 
 def test_at_the_start_a_refused_version_falls_back_to_the_one_before(

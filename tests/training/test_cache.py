@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused
 from robustclip.types import Cost
-from training.cache import Rows, cached_rows
+from training.finished import Rows, cached_rows
 
 
 class Maker:

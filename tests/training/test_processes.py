@@ -17,7 +17,7 @@ from robustclip.errors import InvalidInput
 from robustclip.models.clip import Clip, load_clip
 from robustclip.types import Progress
 from training.data.folders import load_data
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.checkpoint import Epoch
 from training.learning.tuning.loop import fit

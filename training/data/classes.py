@@ -13,8 +13,9 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 
 from robustclip.errors import DataRefused
+from robustclip.models.labels import meanings
 from robustclip.models.vocabulary import imagenet_names
-from training.data.labelled import LabelledImages
+from training.data.labelled import LabelledImages, read_lines
 
 Among: TypeAlias = Literal["all", "these"]
 BASE, NEW = "base", "new"
@@ -26,13 +27,20 @@ def choose_classes(data: LabelledImages, path: Path, among: Among) -> LabelledIm
 
     DataRefused for a class that the data set lacks, one that is named twice, and two with one new name.
     """
-    names = _half(data.labels, str(path)) if str(path) in (BASE, NEW) else read_classes(path)
-    for name in names:
-        if name not in data.labels:
+    chosen_names = _half(data.labels, str(path)) if str(path) in (BASE, NEW) else read_classes(path)
+    names: dict[str, str] = {}
+    for (name, other), meant in zip(
+        chosen_names.items(), meanings(tuple(chosen_names), data.labels), strict=True
+    ):
+        if not meant:
             raise DataRefused(
                 f"{path.name} names the class {name!r}, which {data.folder.name} does not have.",
                 field="--classes",
             )
+        label = data.labels[meant[0]]
+        if label in names:
+            raise DataRefused(f"{path.name} names the class {label!r} twice.", field="--classes")
+        names[label] = label if other == name else other
     labels = tuple(names.get(label, label) for label in data.labels if among == "all" or label in names)
     if len({label.lower() for label in labels}) < len(labels):
         twice = next(label for label in labels if sum(label.lower() == other.lower() for other in labels) > 1)
@@ -64,12 +72,8 @@ def _half(labels: tuple[str, ...], which: str) -> dict[str, str]:
 
 def read_classes(path: Path) -> dict[str, str]:
     """Class -> its new name. DataRefused for an unreadable file, no class, and a class named twice."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataRefused(f"{path} can't be read as UTF-8 text: {error}", field="--classes") from error
     names: dict[str, str] = {}
-    for line in (line.strip() for line in lines):
+    for line in (line.strip() for line in read_lines(path, field="--classes")):
         if not line or line.startswith("#"):
             continue
         name, _, other = (part.strip() for part in line.partition(" = "))

@@ -1,19 +1,22 @@
 """Labelled pictures from folders of files, or from torchvision."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from robustclip.errors import DataRefused, FeatureNotInstalled
+from robustclip.models.labels import as_read, meanings
 from training.data.downloads import download, named_data
-from training.data.labelled import ALL, LabelledImages, labelled
+from training.data.labelled import ALL, LabelledImages, labelled, read_lines
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SPLITS = ("train", "val", "validation", "test")
+# What archives, network drives and notebooks leave behind; everything that begins with a dot is, too.
+_CLUTTER = ("__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "__pycache__")
 
 
 def load_data(folder: Path, split: str) -> LabelledImages:
@@ -21,9 +24,11 @@ def load_data(folder: Path, split: str) -> LabelledImages:
 
     - `{split}.parquet` (columns `image` {bytes, path} and `label`) beside `classes.txt`, one name a line;
     - `{split}/{class name}/*.jpg|png|webp`, or `{class name}/*` with split `all`. Without `classes.txt` the
-      class folders of all splits are the labels.
+      class folders of all splits are the labels. Hidden files and folders don't count.
 
-    Labels with the same words are merged. DataRefused says what is wrong and what to do.
+    Labels with the same words are merged, and folders belong to names of `classes.txt` with the same words.
+    DataRefused says what is wrong and what to do: pictures that would not be read, and class folders that are
+    empty in all splits, are wrong.
     """
     named = named_data(folder)
     if named is not None:
@@ -34,7 +39,7 @@ def load_data(folder: Path, split: str) -> LabelledImages:
             field=str(folder),
             help="Give a folder of Parquet files with classes.txt, or of class folders.",
         )
-    if any(folder.glob("*.parquet")):
+    if _tables(folder):
         return _from_parquet(folder, split)
     return _from_folders(folder, split)
 
@@ -83,7 +88,7 @@ def _parquet_rows(folder: Path, split: str) -> tuple[tuple[str, ...], list[Any],
         raise DataRefused(
             f"no split {split!r}.",
             field=str(folder),
-            help=f"It has {', '.join(sorted(file.stem for file in folder.glob('*.parquet')))}.",
+            help=f"It has {', '.join(_tables(folder))}.",
         )
     try:
         table = parquet.read_table(path, columns=["image", "label"])
@@ -102,50 +107,94 @@ def _parquet_rows(folder: Path, split: str) -> tuple[tuple[str, ...], list[Any],
     return names, targets, read
 
 
+def _tables(folder: Path) -> list[str]:
+    """The splits that are Parquet files."""
+    return sorted(path.stem for path in folder.glob("*.parquet") if not _is_clutter(path.name))
+
+
 def _from_folders(folder: Path, split: str) -> LabelledImages:
-    splits = sorted(child.name for child in folder.iterdir() if child.is_dir() and _class_folders(child))
-    if split != ALL and split not in splits:
+    inside = _content(folder).folders
+    contents = {child: _content(child) for child in inside}
+    splits = [child.name for child in inside if contents[child].folders]
+    flat = any(content.pictures for content in contents.values())
+    if split not in splits if split != ALL else not flat and not {*_SPLITS}.isdisjoint(splits):
         found = (
-            f"It has {', '.join(splits)}."
+            f"It has class folders and no splits: ask for {ALL!r}."
+            if flat
+            else f"It has {', '.join(splits)}."
             if splits
-            else f"It has class folders and no splits: ask for {ALL!r}."
-            if _class_folders(folder)
-            else None
+            else "Expected {split}.parquet files, or {split}/{class name}/ folders of pictures."
         )
-        raise DataRefused(
-            f"no split {split!r}.",
-            field=str(folder),
-            help=found or "Expected {split}.parquet files, or {split}/{class name}/ folders of pictures.",
-        )
+        raise DataRefused(f"no split {split!r}.", field=str(folder), help=found)
     root = folder if split == ALL else folder / split
     siblings = [root] if split == ALL else [folder / name for name in splits if name in {*_SPLITS, split}]
-    classes = _class_names(folder) or sorted(
-        {child.name for sibling in siblings for child in _class_folders(sibling)}
-    )
+    filled = _filled_classes(folder, siblings)
+    written = _class_names(folder)
+    classes = written or sorted(filled)
+    if stray := _content(root).pictures:
+        raise DataRefused(
+            f"{root.name}/{stray[0]} is in no class folder.",
+            field=str(folder),
+            help="Move it into the folder of its class, or remove it.",
+        )
     names: list[str] = []  # ImageNet has 1.3 million: nothing else of a picture is stored before its use
     targets: list[int] = []
-    for child in _class_folders(root):
-        if child.name not in classes:
+    children = [child for child in _content(root).folders if child.name in filled]
+    for child, meant in zip(children, meanings([child.name for child in children], classes), strict=True):
+        if not meant:
             raise DataRefused(
                 f"the class folder {child.name!r} is not in classes.txt.",
                 field=str(folder),
                 help="Add its name, or remove the folder.",
             )
-        pictures = sorted(_pictures(child))
-        names += [str(child.relative_to(folder) / name) for name in pictures]
-        targets += [classes.index(child.name)] * len(pictures)
+        content = _content(child)
+        for below in content.folders:
+            if _content(below).pictures:
+                raise _not_read(folder, below)
+        names += [str(child.relative_to(folder) / name) for name in content.pictures]
+        targets += meant[:1] * len(
+            content.pictures
+        )  # where it can mean several, `labelled` refuses or merges them
     return labelled(
         folder, split, classes, targets, tuple(names), lambda index: (folder / names[index]).read_bytes()
     )
 
 
+def _filled_classes(folder: Path, splits: list[Path]) -> set[str]:
+    """Names of class folders that have pictures in one of the splits. DataRefused for a class without any."""
+    filled: set[str] = set()
+    hollow: list[Path] = []
+    for child in (child for split in splits for child in _content(split).folders):
+        if _content(child).pictures:
+            filled.add(child.name)
+        else:
+            hollow.append(child)
+    read = {as_read(name) for name in filled}
+    for child in hollow:
+        if as_read(child.name) not in read:
+            for below in _content(child).folders:
+                raise _not_read(folder, below)
+            raise DataRefused(
+                f"the class folder {child.name!r} has no pictures.",
+                field=str(folder),
+                help=f"Add some ({', '.join(SUFFIXES)}), or remove the folder.",
+            )
+    return filled | {child.name for child in hollow}
+
+
+def _not_read(folder: Path, below: Path) -> DataRefused:
+    return DataRefused(
+        f"{below.relative_to(folder)} is a folder inside a class folder and would not be read.",
+        field=str(folder),
+        help="Move its pictures up into the class folder, or remove it.",
+    )
+
+
 def _class_names(folder: Path) -> list[str] | None:
-    try:
-        lines = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    path = folder / "classes.txt"
+    if not path.exists():
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataRefused(f"classes.txt can't be read as UTF-8 text: {error}", field=str(folder)) from error
+    lines = read_lines(path, field=str(folder))
     while lines and not lines[-1].strip():
         lines.pop()
     for row, line in enumerate(lines):
@@ -158,14 +207,34 @@ def _class_names(folder: Path) -> list[str] | None:
     return [line.strip() for line in lines]
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    """Sub-folders with at least one picture directly inside, by name."""
-    return [child for child in sorted(folder.iterdir()) if child.is_dir() and any(_pictures(child))]
+class _Content(NamedTuple):
+    """Names of pictures, and sub-folders, both in order."""
+
+    pictures: list[str]
+    folders: list[Path]
 
 
-def _pictures(folder: Path) -> Iterator[str]:
-    """Names of pictures, in the order of the file system."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                yield entry.name
+def _content(folder: Path) -> _Content:
+    """What counts in a folder. DataRefused for a folder that can't be read, and for a link to nothing."""
+    pictures: list[str] = []
+    folders: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_clutter(entry.name):
+                    continue
+                if entry.is_dir():
+                    folders.append(folder / entry.name)
+                elif entry.is_symlink() and not entry.is_file():
+                    raise DataRefused(f"{entry.name} is a link to nothing.", field=str(folder))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    pictures.append(entry.name)
+    except OSError as error:
+        raise DataRefused(
+            f"{error.filename or folder} can't be read: {error.strerror}.", field=str(folder)
+        ) from error
+    return _Content(sorted(pictures), sorted(folders))
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _CLUTTER

@@ -3,7 +3,9 @@
 They become pixels by `robustclip.images`, as in a request to the service; there is no augmentation here.
 """
 
+import codecs
 import hashlib
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from robustclip.errors import DataRefused, ImageRefused
 from robustclip.images import load_pixels
+from robustclip.models.labels import as_read
+from robustclip.preprocessing import Preprocessing
 from robustclip.types import Pixels
 
 ALL = "all"  # the split of a folder that has class folders and no splits
@@ -23,7 +27,7 @@ ALL = "all"  # the split of a folder that has class folders and no splits
 class LabelledImages:
     """The pictures of one split.
 
-    labels   distinct texts, underscores written as spaces; `targets` [n] int64 are indices into them.
+    labels   distinct texts, as CLIP reads them; `targets` [n] int64 are indices into them.
     names    one a picture, for messages: a file name or a row.
     read     gives the encoded bytes of picture i.
     """
@@ -47,9 +51,10 @@ class LabelledImages:
                 f"{self.names[index]} can't be read: {error.strerror}.", field=str(self.folder)
             ) from error
 
-    def pixels(self, indices: Iterable[int] | Tensor, size: int) -> Pixels:
+    def pixels(self, indices: Iterable[int] | Tensor, preprocessing: Preprocessing | int) -> Pixels:
         """[n, 3, S, S] in [0, 1] on the k/255 lattice. DataRefused names a picture that does not decode."""
-        rows = [self._pixels(int(index), size) for index in indices]
+        size = preprocessing if isinstance(preprocessing, int) else preprocessing.size
+        rows = [self._pixels(int(index), preprocessing) for index in indices]
         return torch.stack(rows) if rows else torch.empty(0, 3, size, size)
 
     def subset(self, indices: Tensor, split: str) -> "LabelledImages":
@@ -72,15 +77,31 @@ class LabelledImages:
             state.update(hashlib.sha256(self.image_bytes(index)).digest())
         return state.hexdigest()
 
-    def _pixels(self, index: int, size: int) -> Tensor:
+    def _pixels(self, index: int, preprocessing: Preprocessing | int) -> Tensor:
         try:
-            return load_pixels(self.image_bytes(index), size)
+            return load_pixels(self.image_bytes(index), preprocessing)
         except ImageRefused as error:
             raise DataRefused(
                 f"{self.names[index]} is no usable picture: {error}",
                 field=str(self.folder),
                 help="Repair or remove it.",
             ) from error
+
+
+def read_lines(path: Path, *, field: str) -> list[str]:
+    """The lines of a UTF-8 text file, with or without a byte order mark. DataRefused for anything else."""
+    try:
+        data = path.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataRefused(
+                f"{path.name} can't be read as UTF-8 text: it is UTF-16.",
+                field=field,
+                help="Save it as UTF-8.",
+            )
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataRefused(f"{path.name} can't be read as UTF-8 text: {error}", field=field) from error
+    return io.StringIO(text, newline=None).read().split("\n")
 
 
 def with_labels(data: LabelledImages, labels: tuple[str, ...]) -> LabelledImages:
@@ -100,11 +121,25 @@ def labelled(
     names: tuple[str, ...],
     read: Callable[[int], bytes],
 ) -> LabelledImages:
-    """Merge classes with the same words. DataRefused for fewer than 2 classes, and for no pictures."""
-    texts = [" ".join(name.replace("_", " ").split()) for name in classes]
+    """Merge classes with the same words. DataRefused for fewer than 2 classes, for two that only their
+    capitals tell apart, for a name without words, and for no pictures.
+    """
+    texts = [as_read(name) for name in classes]
     labels = tuple(dict.fromkeys(texts))
+    if "" in texts:
+        raise DataRefused(
+            f"the class {classes[texts.index('')]!r} has no name that one can read.", field=str(folder)
+        )
     if len(labels) < 2:
         raise DataRefused(f"expected at least 2 classes, found {len(labels)}.", field=str(folder))
+    lowered: dict[str, str] = {}
+    for label in labels:
+        if (other := lowered.setdefault(label.lower(), label)) != label:
+            raise DataRefused(
+                f"the classes {other!r} and {label!r} are the same to CLIP.",
+                field=str(folder),
+                help="Give one of them another name, or put their pictures together.",
+            )
     if not names:
         raise DataRefused(f"the split {split!r} has no pictures.", field=str(folder))
     position = [labels.index(text) for text in texts]

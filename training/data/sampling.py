@@ -46,7 +46,8 @@ def few_shot(
     """[<= C * shots] sorted indices among `candidates`, `shots` a class; fewer shots of a seed are a subset
     of more.
 
-    DataRefused names the classes with too few pictures; with `allow_fewer` all their pictures are taken.
+    DataRefused names the classes with too few pictures, and apart from these the classes without any, which
+    have some in another split only; with `allow_fewer` all their pictures are taken.
     """
     chosen: list[Tensor] = []
     short: list[str] = []
@@ -54,6 +55,15 @@ def few_shot(
         if len(members) < shots:
             short.append(f"{label!r} has {len(members)}")
         chosen.append(members[:shots])
+    missing = [label for label, rows in zip(data.labels, chosen, strict=True) if not len(rows)]
+    if missing and not allow_fewer:
+        raise DataRefused(
+            f"the split {data.split!r} has no picture of {', '.join(map(repr, missing[:5]))}"
+            f"{' ...' if len(missing) > 5 else ''}, a class of other splits or of classes.txt.",
+            field="--data",
+            help="Add pictures there, name the classes to train on with --classes, or take it as a name "
+            "without pictures with --allow-fewer-shots.",
+        )
     if short and not allow_fewer:
         raise DataRefused(
             f"{shots} shots a class asked, but {', '.join(short[:5])}{' ...' if len(short) > 5 else ''}.",

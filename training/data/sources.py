@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
 from training.data.classes import Among, choose_classes, imagenet_words
@@ -11,12 +11,11 @@ from training.data.labelled import LabelledImages, with_labels
 from training.data.sampling import open_split
 
 
-class Source(BaseModel):
+class Source(BaseModel, frozen=True, extra="forbid"):
     """A split of a folder, all of its classes or some, and templates for its labels. Nothing is read before
     `open`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     folder: Path
     split: str = "test"
     classes: Path | None = None

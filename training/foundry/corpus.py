@@ -18,7 +18,8 @@ from torch import Tensor
 
 from robustclip.errors import InvalidInput
 from robustclip.files import replacing, write_atomically
-from robustclip.models.vocabulary import imagenet_names
+from robustclip.models import imagenet_names
+from robustclip.preprocessing import Preprocessing
 from robustclip.types import Pixels, Progress
 from training.data.classes import imagenet_words
 from training.data.folders import load_data, load_pictures
@@ -118,7 +119,13 @@ class Corpus:
 
 
 def open_corpus(
-    root: Path, cache: Path, *, size: int, limit: int = 0, workers: int = 0, progress: Progress
+    root: Path,
+    cache: Path,
+    *,
+    size: Preprocessing | int,
+    limit: int = 0,
+    workers: int = 0,
+    progress: Progress,
 ) -> Corpus:
     """Pretraining's data sets if `root` holds one of them, else the split `train` of that data set.
 
@@ -134,7 +141,7 @@ def open_corpus(
     return folder_corpus(chosen, size, workers=workers)
 
 
-def folder_corpus(data: LabelledImages, size: int, *, workers: int = 0) -> Corpus:
+def folder_corpus(data: LabelledImages, size: Preprocessing | int, *, workers: int = 0) -> Corpus:
     """One data set, decoded on request by `workers` threads.
 
     Holds out the tenth of each class that `train` does. Folders such as n01440764 get ImageNet's names.
@@ -158,7 +165,7 @@ def build_corpus(
     root: Path,
     cache: Path,
     *,
-    size: int,
+    size: Preprocessing | int,
     seed: int,
     limit: int = 0,
     option: str = "--run",
@@ -170,11 +177,16 @@ def build_corpus(
     cache, if that was made from other pictures.
     """
     cache.mkdir(parents=True, exist_ok=True)
+    chosen = Preprocessing(size) if isinstance(size, int) else size
     sets = {
         name: load_pictures(root / name, TRAIN) if name in UNLABELLED else load_data(root / name, TRAIN)
         for name in TRAINING_SETS
     }
-    _claim(cache / f"corpus-{size}-{limit}.json", {name: data.digest for name, data in sets.items()}, option)
+    _claim(
+        cache / f"corpus-{chosen.name}-{limit}.json",
+        {name: data.digest for name, data in sets.items()},
+        option,
+    )
     labels = {
         name: tuple(data.labels[row] for row in _trained_labels(name, data)) for name, data in sets.items()
     }
@@ -185,11 +197,11 @@ def build_corpus(
     def decode() -> Iterator[Any]:
         for name, data in sets.items():
             for chunk in rows[name].split(_CHUNK):
-                yield (data.pixels(chunk, size) * 255).round().to(torch.uint8).numpy()
+                yield (data.pixels(chunk, chosen) * 255).round().to(torch.uint8).numpy()
 
-    shape = (count, 3, size, size)
+    shape = (count, 3, chosen.size, chosen.size)
     images = cached_array(
-        cache / f"images-{size}-{limit}.npy", shape, np.uint8, decode, progress, "decoding pictures"
+        cache / f"images-{chosen.name}-{limit}.npy", shape, np.uint8, decode, progress, "decoding pictures"
     )
     position = _positions(names.texts)
     name = torch.tensor(

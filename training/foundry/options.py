@@ -1,17 +1,11 @@
-"""The options and the surroundings that the commands of the foundry share."""
+"""The options that the commands of the foundry share."""
 
 import argparse
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robustclip.types import Progress
+from training.commands import Option, add_field, at_least_one, command_parser, flag
 from training.foundry.recipe import Recipe
-from training.memory import keep_freed_memory
-from training.options import add_field
-from training.processes import Processes, add_options, joined
-from training.progress import bar
 
 LABELLED = "folder of pretraining's data sets, or one data set with a `train` split (training/README.md)"
 
@@ -20,16 +14,18 @@ def parser_of(
     command: str, text: str | None, *, data: str, run: Path, run_help: str, out: Path, out_help: str
 ) -> argparse.ArgumentParser:
     """A parser with --data, --run, --out, --accumulate and --cpu."""
-    parser = argparse.ArgumentParser(
-        prog=f"robustclip {command}",
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help=data)
-    parser.add_argument("--run", type=Path, default=run, help=f"{run_help} (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=out, help=f"{out_help} (default: %(default)s)")
-    add_options(parser)
-    return parser
+    shared: dict[str, Option] = {
+        "--data": {"type": Path, "required": True, "help": data},
+        "--run": {"type": Path, "default": run, "help": f"{run_help} (default: %(default)s)"},
+        "--out": {"type": Path, "default": out, "help": f"{out_help} (default: %(default)s)"},
+        "--accumulate": {
+            "type": at_least_one,
+            "default": 1,
+            "help": "parts in which a process computes its share of a batch (default: %(default)s)",
+        },
+        "--cpu": flag("use no GPU"),
+    }
+    return command_parser(command, text, shared)
 
 
 def recipe_options(parser: argparse.ArgumentParser, model: type[Recipe], **own: dict[str, Any]) -> None:
@@ -45,14 +41,3 @@ def recipe_values(arguments: argparse.Namespace, model: type[Recipe]) -> dict[st
     """The fields of a recipe that the command line gives."""
     options = vars(arguments).items()
     return {name: value for name, value in options if name in model.model_fields and value is not None}
-
-
-@contextmanager
-def processes_of(*, cpu: bool, accumulate: int) -> Generator[tuple[Processes, Progress]]:
-    """The processes of this run, and a progress bar that only the main one shows."""
-    keep_freed_memory()
-    with (
-        joined("cpu" if cpu else None, parts=accumulate) as processes,
-        bar(quiet=not processes.main) as progress,
-    ):
-        yield processes, progress

@@ -1,8 +1,8 @@
 """Threat levels: what an attacker knows, and accuracy against it over a data set.
 
-`base` says what a level is, `balls` what those in a ball have in common, `judging` how a victim is judged;
-`transfers` makes pictures against other prompts, `surrogates` against other networks; `bank` holds the
-attacked embeddings that prompts are tuned on. Finished parts are kept on disk under a digest of all that they
+`base` says what a level is, in a ball or not, `judging` how a victim is judged;
+`bank` makes what is attacked once for many: the embeddings that prompts are tuned on, and pictures against
+other prompts. Finished parts are kept on disk under a digest of all that they
 depend on.
 
 Below is the table of levels, in the order of the results page. A new level is a file beside this and a line

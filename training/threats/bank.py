@@ -1,11 +1,13 @@
-"""The feature attack of AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261), and the bank of attacked
-embeddings that prompts are tuned on, made once for a data set and kept.
+"""What is attacked once and kept: the bank of attacked embeddings that prompts are tuned on, and pictures
+that are made against some prompts and judged under any others (T1, static, the matrix of what carries over).
 
-The attack sees the image tower without prompts and nothing else: no text, no labels, no visual prompts, no
-defense.
+The bank's feature attack is AdvPT's (Zhang et al., ECCV 2024, arXiv 2311.11261). It sees the image tower
+without prompts and nothing else: no text, no labels, no visual prompts, no defense. The attack on pictures
+knows image tower, visual prompts, labels and the text that it is made against; it knows no defense.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -13,18 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.classifier import ZeroShotClassifier, zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import encode_image
-from robustclip.scores.kinds import EmbeddingShift, label_score
+from robustclip.attacks import PGD
+from robustclip.models import Clip, Prompts, ZeroShotClassifier, encode_image, zero_shot
+from robustclip.scores import EmbeddingShift, label_score
 from robustclip.seeds import derive, draw_seeds
 from robustclip.threat import Linf
 from robustclip.types import Attacked, Cost, Pixels, Progress, Score, Seeds
-from training.cache import Rows, cached_rows
 from training.data.labelled import LabelledImages
+from training.finished import Rows, cached_rows
 from training.processes import ALONE, Processes
+from training.threats.judging import Pictures
 
 BankStart: TypeAlias = Literal["one_sided", "symmetric"]
 BankScore: TypeAlias = Literal["embedding_shift", "cross_entropy", "margin", "targeted"]
@@ -48,10 +48,7 @@ def shift_embeddings(clip: Clip, pixels: Pixels, attack: PGD, seeds: Seeds) -> A
     """Drive raw embeddings away from the clean ones by KL(u(x), u(x_a)), u = softmax over the embedding's
     coordinates.
     """
-
-    def encode(inputs: Pixels) -> Tensor:
-        return encode_image(clip, inputs)
-
+    encode = partial(encode_image, clip)
     with torch.no_grad():
         clean = encode(pixels)
     attacked = attack(EmbeddingShift(encode, clean), pixels, seeds)
@@ -80,7 +77,7 @@ def embedding_bank(
     seeds = draw_seeds(seed, len(data))
 
     def make(chosen: Tensor) -> Rows:
-        pixels = data.pixels(chosen, clip.image_size).to(clip.device)
+        pixels = data.pixels(chosen, clip.preprocessing).to(clip.device)
         cost = Cost(forward=len(chosen) * (copies + clean))
         versions: list[Pixels] = []
         for copy in range(copies):
@@ -127,10 +124,7 @@ class AwareAttack:
         self, clip: Clip, classifier: ZeroShotClassifier, pixels: Pixels, targets: Tensor, seeds: Seeds
     ) -> tuple[Tensor, Cost]:
         """[B, K + 1, E] raw embeddings, one a score, the clean one last; and their cost."""
-
-        def encode(inputs: Pixels) -> Tensor:
-            return encode_image(clip, inputs)
-
+        encode = partial(encode_image, clip)
         with torch.no_grad():
             clean = encode(pixels)
             logits = classifier.judge(F.normalize(clean, dim=-1))
@@ -165,11 +159,12 @@ def aware_bank(
     processes: Processes = ALONE,
 ) -> Rows:
     """[n, K + 1, E] the first filling of a bank that knows its prompts."""
-    seeds, classifier = draw_seeds(seed, len(data)), zero_shot(clip, prompts, data.labels)
+    seeds = draw_seeds(seed, len(data))
+    classifier = zero_shot(clip, prompts, data.labels, scoring="softmax")
 
     def make(chosen: Tensor) -> Rows:
         pixels, targets = (
-            data.pixels(chosen, clip.image_size).to(clip.device),
+            data.pixels(chosen, clip.preprocessing).to(clip.device),
             data.targets[chosen].to(clip.device),
         )
         embeddings, cost = attack.embeddings(clip, classifier, pixels, targets, seeds[chosen])
@@ -197,3 +192,38 @@ def cache_key(what: str, clip: Clip, data: LabelledImages, attack: PGD, seed: in
         "attack": attack.model_dump(mode="json"),
         "seed": seed,
     }
+
+
+STEPS = 100
+
+
+def carried_attack(ball: Linf) -> PGD:
+    """PGD-100 to the worst point. No picture stops at its first success: what barely fools one text fools no
+    other, which would look like robustness.
+    """
+    return PGD(ball=ball, steps=STEPS, step=ball.radius / 4, starts=("random",), stop="never")
+
+
+def pixels_against(
+    clip: Clip, prompts: Prompts, pictures: Pictures, attack: PGD, *, progress: Progress, what: str
+) -> Rows:
+    """[n, 3, S, S] pictures whose cross-entropy under `prompts` was raised; made once for all who judge
+    them.
+    """
+    seeds = pictures.seeds
+    classifier = zero_shot(clip, prompts, pictures.data.labels, scoring=pictures.scoring)
+
+    def make(chosen: Tensor) -> Rows:
+        pixels, targets = pictures.on(clip, chosen)
+        attacked = attack(
+            label_score("cross_entropy", classifier, targets), pixels, derive(seeds[chosen], "against")
+        )
+        return Rows(attacked.pixels.cpu(), attacked.cost)
+
+    key = {
+        **cache_key("against", clip, pictures.data, attack, pictures.seed),
+        "prompts": prompts.digest(),
+        "score": "cross_entropy",
+        **({} if pictures.scoring == "softmax" else {"scoring": pictures.scoring}),
+    }
+    return cached_rows(pictures.cache, key, pictures.indices, make, chunk=CHUNK, progress=progress, what=what)

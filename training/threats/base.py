@@ -1,8 +1,9 @@
 """What a threat level is: a threat set that bounds what the attacker may do, what the attacker knows, how
 accuracy is measured against it, what that takes at most, and what of it belongs to a number's name.
 
-A picture that is wrong untouched counts as wrong at every level, also where an attack happens to put it
-right: a deviation from the papers.
+`BallLevel` and `SearchLevel` are what levels have in common whose attacker stays in an Linf ball. A picture
+that is wrong untouched counts as wrong at every level, also where an attack happens to put it right: a
+deviation from the papers.
 """
 
 import pkgutil
@@ -15,14 +16,14 @@ from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeAlias, Typ
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from robustclip.attacks.cascade import Precision
-from robustclip.attacks.ensemble import Preset
-from robustclip.attacks.pgd import MAX_STARTS
-from robustclip.attacks.square import MAX_QUERIES
-from robustclip.threat import LinfRadius
-from robustclip.types import Progress, price
+from robustclip.attacks import MAX_QUERIES, MAX_STARTS, AnyAttack, Precision, Preset
+from robustclip.errors import InvalidInput
+from robustclip.measuring import measure
+from robustclip.scores import LossName
+from robustclip.threat import Linf, LinfRadius, radius_text
+from robustclip.types import Cost, Progress, price
 from training.threats import THREAT_LEVELS, known
-from training.threats.judging import GRADIENT_DRAWS, AtLevel, Victim
+from training.threats.judging import GRADIENT_DRAWS, AtLevel, Victim, batches, facts_of, score_of
 
 MAX_STEPS, MAX_DRAWS = 1000, 1000
 
@@ -200,3 +201,56 @@ def _needs_nothing(name: str) -> str:
 
 
 PlainThreat: TypeAlias = Annotated[str, AfterValidator(_needs_nothing)]  # takes no more than a threat set
+
+
+class BallLevel(ThreatLevel[Linf]):
+    """A level whose attacker stays in an Linf ball."""
+
+    def threat_sets(self, effort: Effort) -> Iterator[ThreatSet[Linf]]:
+        return balls(effort)
+
+
+def balls(effort: Effort) -> Iterator[ThreatSet[Linf]]:
+    """The Linf ball of each radius. InvalidInput for a radius of 0."""
+    for eps in effort.eps:
+        if eps <= 0:
+            raise InvalidInput(
+                f"expected a radius above 0 for an attack, found {eps:g}.",
+                field="--eps",
+                help='Write it like "4/255", or ask for clean.',
+            )
+        text = radius_text(eps)
+        yield ThreatSet(Linf(radius=eps), text, {"eps": eps}, ("--eps", text))
+
+
+class SearchLevel(BallLevel):
+    """An attack that raises a loss of the deployed chain, of a randomized one its mean over several draws."""
+
+    loss: ClassVar[LossName]
+
+    @abstractmethod
+    def attack(self, victim: Victim, ball: Linf, effort: Effort) -> AnyAttack: ...
+
+    def measure(self, victim: Victim, within: ThreatSet[Linf], effort: Effort, work: Work) -> AtLevel:
+        attack, draws = self.attack(victim, within.bounds, effort), self.draws_of(victim, effort)
+        measured = measure(
+            victim.classifier,
+            batches(victim, work.progress, self.name),
+            attack=attack,
+            score=score_of(
+                self.loss, draws=draws if victim.randomized else None, search=self._search(effort)
+            ),
+            ball=within.bounds,
+            jury=victim.jury,
+        )
+        return AtLevel(measured, facts_of(attack, score=self.loss, draws=draws))
+
+    def bill(self, victim: Victim, within: ThreatSet[Linf], effort: Effort) -> Bill:
+        rows = len(victim.pictures.indices) * self.draws_of(victim, effort)
+        searched = self.attack(victim, within.bounds, effort).bill(rows)
+        if self._search(effort) != "float32":  # what is close to the boundary is asked again in full
+            searched = searched.plus(Cost(searched.forward))
+        return Bill(judged(victim) + searched.through(victim.classifier.toll).charged)
+
+    def _search(self, effort: Effort) -> Precision:
+        return effort.search if "search" in self.takes else "float32"

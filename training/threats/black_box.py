@@ -2,10 +2,9 @@
 T2 it says that T2's gradients were no good.
 """
 
-from robustclip.attacks.square import Square
+from robustclip.attacks import Square
 from robustclip.threat import Linf
-from training.threats.balls import SearchLevel
-from training.threats.base import Effort
+from training.threats.base import Effort, SearchLevel
 from training.threats.judging import Victim
 
 

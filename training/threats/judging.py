@@ -10,22 +10,26 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, JsonValue
 from torch import Tensor
 
-from robustclip.attacks.cascade import Precision
+from robustclip.attacks import Precision
 from robustclip.certificates.vote import smoothing_of
 from robustclip.defenses import AnyDefense, bind_chain
 from robustclip.defenses.smoothing import Smoothing
 from robustclip.measuring import ONE_ANSWER, Jury, LabelledBatch, Measured, ScoreOf, measure
-from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
-from robustclip.scores.kinds import label_score
-from robustclip.scores.losses import LossName
-from robustclip.scores.wrappers import averaged, guarded, reduced
+from robustclip.models import (
+    HANDCRAFTED_TEMPLATE,
+    Clip,
+    Defended,
+    Prompts,
+    Scoring,
+    TorchImageEncoder,
+    zero_shot,
+)
+from robustclip.scores import LossName, averaged, guarded, label_score, reduced
 from robustclip.seeds import draw_seeds
 from robustclip.threat import BallSpec
 from robustclip.types import Classifier, Pixels, Progress, Score, Seeds
-from training.cache import Rows
 from training.data.labelled import LabelledImages
+from training.finished import Rows
 
 GRADIENT_ROWS = 64  # of pictures times draws: more at once would fill the memory
 GRADIENT_DRAWS = 20  # of a randomized defense, behind each gradient
@@ -37,7 +41,9 @@ class Pictures:
     """Pictures to measure on, the same for all prompt sets, defenses and levels, with the seed of everything
     random about them.
 
-    `templates` are the written words that stand in for a learned text at levels that don't know it.
+    `templates` are the written words that stand in for a learned text at levels that don't know it. `scoring`
+    is how victims decide: `softmax` says which of the labels, as is asked in the literature of pictures that
+    show one of them; `sigmoid` may say that none fits, which is wrong here.
     """
 
     data: LabelledImages
@@ -46,6 +52,7 @@ class Pictures:
     cache: Path
     batch: int = 64
     templates: tuple[str, ...] = (HANDCRAFTED_TEMPLATE,)
+    scoring: Scoring = "softmax"
 
     @property
     def seeds(self) -> Seeds:
@@ -54,7 +61,7 @@ class Pictures:
 
     def on(self, clip: Clip, chosen: Tensor) -> tuple[Pixels, Tensor]:
         """Pixels and targets of those pictures, on the device of the CLIP."""
-        pixels = self.data.pixels(chosen, clip.image_size)
+        pixels = self.data.pixels(chosen, clip.preprocessing)
         return pixels.to(clip.device), self.data.targets[chosen].to(clip.device)
 
 
@@ -106,7 +113,8 @@ def victim_of(
     """The victim that a prompt set and a chain of defenses make. Raises as `zero_shot` and `bind_chain`."""
     encoder = encoder or TorchImageEncoder(clip)
     classifier = Defended(
-        zero_shot(clip, prompts, pictures.data.labels, encoder=encoder), bind_chain(chain, encoder)
+        zero_shot(clip, prompts, pictures.data.labels, encoder=encoder, scoring=pictures.scoring),
+        bind_chain(chain, encoder),
     )
     return Victim(
         clip=clip, prompts=prompts, classifier=classifier, pictures=pictures, rule=smoothing_of(chain)

@@ -3,10 +3,9 @@ purifying defenses are made. Far above T2 it is an illusion.
 """
 
 from robustclip.threat import Linf
-from training.threats.balls import BallLevel
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.threats.bank import carried_attack, pixels_against
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Victim, facts_of, judge_made
-from training.threats.transfers import carried_attack, pixels_against
 
 
 class Static(BallLevel):

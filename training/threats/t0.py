@@ -4,15 +4,14 @@ sets and defenses: no text, no labels, no visual prompts and no defense is known
 
 from torch import Tensor
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.clip import Clip
+from robustclip.attacks import PGD
+from robustclip.models import Clip
 from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Progress
-from training.cache import Rows, cached_rows
-from training.threats.balls import BallLevel
+from training.finished import Rows, cached_rows
 from training.threats.bank import CHUNK, cache_key, feature_attack, shift_embeddings
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Pictures, Victim, facts_of, judge_made
 
 STEPS = 40

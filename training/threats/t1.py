@@ -7,16 +7,15 @@ prompts) only what it has right untouched is attacked.
 
 from dataclasses import replace
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks import PGD
 from robustclip.measuring import measure
-from robustclip.models.prompts import Prompts
+from robustclip.models import Prompts
 from robustclip.threat import Linf
 from robustclip.types import Progress, price
-from training.cache import Rows
-from training.threats.balls import BallLevel
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.finished import Rows
+from training.threats.bank import carried_attack, pixels_against
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Victim, batches, facts_of, judge_made
-from training.threats.transfers import carried_attack, pixels_against
 
 
 class T1(BallLevel):
@@ -55,6 +54,6 @@ def _against_words(victim: Victim, attack: PGD, progress: Progress) -> Rows:
     right = untouched.correct.nonzero().flatten()
     some = replace(pictures, indices=pictures.indices[right])
     made = pixels_against(clip, words, some, attack, progress=progress, what=what)
-    rows = pictures.data.pixels(pictures.indices, clip.image_size)
+    rows = pictures.data.pixels(pictures.indices, clip.preprocessing)
     rows[right] = made.rows
     return Rows(rows, made.cost.plus(untouched.cost), made.seconds + untouched.seconds)

@@ -4,12 +4,11 @@ Without a randomized defense a picture leaves at its first success, so that what
 bits is judged on the narrowest points: an upper bound.
 """
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks import PGD
 from robustclip.errors import InvalidInput
 from robustclip.threat import Linf
 from training.data.sampling import HELD_OUT
-from training.threats.balls import SearchLevel
-from training.threats.base import Effort
+from training.threats.base import Effort, SearchLevel
 from training.threats.judging import Victim
 
 

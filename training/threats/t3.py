@@ -12,19 +12,15 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from robustclip.attacks.base import pick
-from robustclip.attacks.cascade import CandidateCheck, Precision
-from robustclip.attacks.ensemble import Ensemble, Preset
-from robustclip.attacks.events import CascadeWitness, Meter
+from robustclip.attacks import CandidateCheck, CascadeWitness, Ensemble, Meter, Precision, Preset, pick
 from robustclip.errors import InvalidInput
 from robustclip.measuring import Jury, Measured, verdict
-from robustclip.scores.kinds import decision
+from robustclip.scores import decision
 from robustclip.seeds import derive
 from robustclip.threat import Linf
 from robustclip.types import Attack, Attacked, Pixels, Score, Seeds, price
-from training.cache import Rows, cached_rows
-from training.threats.balls import BallLevel
-from training.threats.base import Bill, Effort, ThreatSet, Work, judged
+from training.finished import Rows, cached_rows
+from training.threats.base import BallLevel, Bill, Effort, ThreatSet, Work, judged
 from training.threats.judging import AtLevel, Victim, facts_of, judge_made, score_of, worst_of
 from training.threats.t2 import check_steps
 

@@ -10,8 +10,7 @@ from robustclip.defenses.diffusion import Diffusion
 from robustclip.errors import InvalidInput, PurifierRefused
 from robustclip.models.classifier import TorchImageEncoder
 from robustclip.models.clip import Clip
-from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
-from robustclip.purifiers.diffusion import diffused, parts
+from robustclip.purifiers.networks import Denoiser, DenoiserShape, diffused, parts
 from robustclip.seeds import draw_seeds, row_normal
 
 PIXELS, _ = gratings(3, seed=111)

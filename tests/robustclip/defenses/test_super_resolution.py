@@ -11,7 +11,7 @@ from robustclip.defenses.wavelet import Wavelet
 from robustclip.errors import InvalidInput, PurifierRefused
 from robustclip.models.classifier import TorchImageEncoder
 from robustclip.models.clip import Clip
-from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape, enlarged, shrunk
+from robustclip.purifiers.networks import SuperResolver, SuperResolverShape, enlarged, shrunk
 from robustclip.seeds import draw_seeds
 
 PIXELS, _ = gratings(3, seed=101)

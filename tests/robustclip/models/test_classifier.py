@@ -13,11 +13,11 @@ from robustclip.models.classifier import (
     Defended,
     LabelCache,
     TorchImageEncoder,
-    check_labels,
     text_weights,
     zero_shot,
 )
 from robustclip.models.clip import Clip
+from robustclip.models.labels import check_labels
 from robustclip.models.prompts import Prompts
 from robustclip.seeds import draw_seeds
 

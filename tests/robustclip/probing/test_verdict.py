@@ -140,3 +140,35 @@ def test_a_clean_picture_that_is_wrong_needs_no_attack() -> None:
     found = verdict(record(), question=QUESTION.model_copy(update={"goal": "change_label", "clean": wrong}))
     assert (found.value, found.reason) == ("broken", "clean-wrong")
     assert "'dog' instead of 'cat'" in found.sentence
+
+
+def test_a_clean_picture_that_shows_the_target_needs_no_attack_either() -> None:
+    shown = CLEAN.model_copy(update={"label": "dog", "correct": False})
+    asked = {"goal": "reach_target", "target_label": "dog", "clean": shown}
+    found = verdict(record(success_8bit=True, linf=0.0), question=QUESTION.model_copy(update=asked))
+    assert (found.value, found.reason) == ("broken", "clean-wrong")
+    assert found.sentence == "The clean picture is already taken for 'dog', which is the target."
+    other = QUESTION.model_copy(update=asked | {"target_label": "ship"})
+    assert verdict(record(success_8bit=True, label="ship"), question=other).sentence.startswith(
+        "A change of at most 4/255 a value turns 'dog' into 'ship'"
+    )
+
+
+def test_a_vote_that_abstains_is_not_yet_wrong() -> None:
+    leaning = CLEAN.model_copy(update={"label": "dog", "correct": False, "abstained": True})
+    for goal in ("change_label", "reach_target"):
+        asked = {"goal": goal, "target_label": "dog" if goal == "reach_target" else None, "clean": leaning}
+        question = QUESTION.model_copy(update=asked)
+        assert verdict(record(), question=question).reason == "budget-spent"
+        found = verdict(record(success_8bit=True), question=question)
+        assert found.sentence.startswith("A change of at most 4/255 a value turns no answer into 'dog'")
+
+
+def test_no_change_is_no_witness() -> None:
+    found = verdict(
+        record(
+            success_8bit=True, linf=0.0, linf_levels=0.0, rate=Rate(wrong=60, draws=64, low=0.85, high=0.98)
+        )
+    )
+    assert (found.value, found.reason) == ("broken", "clean-wrong")
+    assert "draws of the defense already take" in found.sentence

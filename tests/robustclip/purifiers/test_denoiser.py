@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustclip.purifiers import open_denoiser
-from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
+from robustclip.purifiers.networks import Denoiser, DenoiserShape
 
 NOISY = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LEVELS = torch.tensor([-2.0, -1.0, 0.0])

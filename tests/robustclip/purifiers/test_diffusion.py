@@ -5,8 +5,16 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.purifiers import open_denoiser
-from robustclip.purifiers.denoiser import Denoiser
-from robustclip.purifiers.diffusion import diffused, log_ratio, one_shot, parts, restored, sigma_of, time_of
+from robustclip.purifiers.networks import (
+    Denoiser,
+    diffused,
+    log_ratio,
+    one_shot,
+    parts,
+    restored,
+    sigma_of,
+    time_of,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 PIXELS, NOISE = torch.rand(2, 3, 8, 8, generator=GENERATOR), torch.randn(2, 3, 8, 8, generator=GENERATOR)

@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from robustclip import purifiers
 from robustclip.errors import PurifierRefused
-from robustclip.purifiers.denoiser import Denoiser, DenoiserShape
-from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape
+from robustclip.purifiers.networks import Denoiser, DenoiserShape, SuperResolver, SuperResolverShape
 
 LIKE = torch.empty(0)
 

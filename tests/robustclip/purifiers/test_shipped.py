@@ -12,8 +12,7 @@ from torch import Tensor
 from robustclip import purifiers
 from robustclip.backbones import embedded_names
 from robustclip.images import load_pixels
-from robustclip.purifiers.diffusion import one_shot
-from robustclip.purifiers.super_resolver import enlarged, shrunk
+from robustclip.purifiers.networks import enlarged, one_shot, shrunk
 from robustclip.seeds import draw_seeds, row_normal
 from robustclip.types import Pixels
 

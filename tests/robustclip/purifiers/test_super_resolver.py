@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustclip.purifiers import open_super_resolver
-from robustclip.purifiers.super_resolver import SuperResolver, SuperResolverShape, enlarged, shrunk
+from robustclip.purifiers.networks import SuperResolver, SuperResolverShape, enlarged, shrunk
 
 PIXELS = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -13,6 +13,7 @@ from robustclip.errors import InvalidInput, ReportRefused
 from robustclip.models.classifier import Defended, TorchImageEncoder, zero_shot
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
+from robustclip.models.scoring import Scoring
 from robustclip.reports.replay import FeatureClassifier, Rejudged, Replay, newly_fooled, replay
 from robustclip.reports.witnesses import Witness, collect
 from robustclip.seeds import draw_seeds
@@ -37,8 +38,8 @@ class Chain:
         self.rows.append(len(pixels))
         return self.deployed.features(pixels, seeds)
 
-    def judge(self, features: Features, labels: tuple[str, ...]) -> Logits:
-        return zero_shot(self.clip, self.prompts, labels).judge(features)
+    def judge(self, features: Features, labels: tuple[str, ...], scoring: Scoring) -> Logits:
+        return zero_shot(self.clip, self.prompts, labels, scoring=scoring).judge(features)
 
     def replay(self, witnesses: Sequence[Witness], *, draws: int = 1) -> Replay:
         encode: Embed = self.encode
@@ -112,10 +113,10 @@ def test_labels_that_a_decision_can_t_take_are_skipped_and_named(
 ) -> None:
     chain = Chain(tiny)
 
-    def judge(features: Features, labels: tuple[str, ...]) -> Logits:
+    def judge(features: Features, labels: tuple[str, ...], scoring: Scoring) -> Logits:
         if labels == TWO:
             raise InvalidInput("no context for 'cat'.", field="labels/0")
-        return chain.judge(features, labels)
+        return chain.judge(features, labels, scoring)
 
     replayed = replay(witnesses, chain.encode, judge, size=tiny.image_size)
     assert [each.source for each in replayed.skipped] == [

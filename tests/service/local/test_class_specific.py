@@ -20,7 +20,8 @@ from service.local.classify import main as classify
 from service.local.probe import main as probe
 from service.local.replay import main as replay
 
-LABELS = ("cat", "dog", "car")
+LABELS = ("cat", "sea horse", "car")
+ALIKE = ("Car", "Sea_Horse", "CA\u00adT")
 COMMANDS = {
     "classify": (classify, []),
     "probe": (probe, ["--eps", "1e-6", "--steps", "1"]),
@@ -75,6 +76,26 @@ def test_a_probe_and_a_certificate_are_about_the_same_decision_in_any_order(
     assert (other["label"], other["hits"]) == (first["label"], first["hits"])
 
 
+def test_a_label_is_paired_as_clip_reads_it_and_answered_as_it_was_written(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other = (
+        {each["label"]: each["score"] for each in told("classify", arguments, labels, capsys)["predictions"]}
+        for labels in (LABELS[::-1], ALIKE)
+    )
+    assert set(other) == set(ALIKE)
+    assert [other[label] for label in ALIKE] == pytest.approx(
+        [first[label] for label in LABELS[::-1]], abs=1e-6
+    )
+    options = ["--true-label", "cat", "--target-label", "sea horse"]
+    asked = told("probe", [*arguments, *options], ALIKE, capsys)["input"]
+    assert (asked["true_label"], asked["target_label"]) == ("CA\u00adT", "Sea_Horse")
+    hits = [
+        told("certify", arguments, each, capsys)["certificates"][0]["hits"] for each in (LABELS[::-1], ALIKE)
+    ]
+    assert hits[0] == hits[1]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_label_that_the_set_never_learned_is_refused_by_name(
     arguments: list[str], capsys: pytest.CaptureFixture[str], name: str
@@ -87,7 +108,7 @@ def test_a_label_that_the_set_never_learned_is_refused_by_name(
 def test_a_replay_judges_by_name_and_leaves_out_labels_that_were_never_learned(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for labels in (LABELS[::-1], ("cat", "dog", "cow")):
+    for labels in (LABELS[::-1], ("cat", "sea horse", "cow")):
         attack = ["--prompt-set", "handcrafted", "--eps", "32/255", "--steps", "10"]
         handcrafted = [arguments[0], "--backbone", "tiny", "--json", *attack]
         probe([*handcrafted, "--labels", ",".join(labels)])

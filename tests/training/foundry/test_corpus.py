@@ -25,7 +25,6 @@ def test_a_folder_keeps_a_tenth_of_each_class_back_and_answers_among_its_own_nam
         int(corpus.validation[corpus.name == name].sum())
         for name in corpus.names.members[corpus.sets[0]].tolist()
     ] == [1, 1, 1]
-    assert corpus.teacher is None
 
 
 def test_a_picture_of_a_folder_is_not_touched_before_it_is_asked_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from robustclip.models.clip import Clip
 from training.foundry.hardening.tower import ImageTower
-from training.foundry.weights import average_into, inside_stem, parameter_groups
+from training.foundry.run import average_into, inside_stem, parameter_groups
 
 
 @pytest.mark.parametrize("tower", ["", "visual."])

@@ -7,7 +7,7 @@ from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, Pixels
-from training.learning.inner import (
+from training.learning.losses import (
     Opponent,
     climb,
     consistency_loss,

@@ -8,9 +8,9 @@ from robustclip.models.clip import Clip
 from robustclip.models.towers import encode_image
 from robustclip.seeds import derive, draw_seeds, row_uniform
 from robustclip.types import Cost
-from training.cache import Rows
 from training.data.folders import load_data
 from training.data.labelled import LabelledImages
+from training.finished import Rows
 from training.threats.bank import embedding_bank, feature_attack
 from training.threats.judging import Pictures
 from training.threats.t0 import shifted_pixels

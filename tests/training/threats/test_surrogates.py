@@ -11,7 +11,7 @@ from robustclip.threat import Linf
 from training.data.folders import load_data
 from training.threats.base import Effort, measure_at, threat_level
 from training.threats.judging import Pictures, victim_of
-from training.threats.surrogates import Diverse, climb
+from training.threats.t0b import Diverse, climb
 
 BALL = Linf(radius=16 / 255)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustclip.threat import Linf
 from robustclip.types import Pixels
-from training.learning.inner import climb
+from training.learning.losses import climb
 
 
 class Strength(NamedTuple):

@@ -23,11 +23,11 @@ from safetensors.torch import save
 from robustclip.backbones import embedded_names, read_config, write_weights
 from robustclip.files import replacing, write_atomically
 from robustclip.models.clip import Clip, load_clip
+from training.commands import at_least_one, working
 from training.foundry.corpus import open_corpus
 from training.foundry.hardening.recipe import HardeningRecipe, read_recipe
 from training.foundry.hardening.run import HardeningRun
-from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
-from training.processes import at_least_one
+from training.foundry.options import LABELLED, parser_of, recipe_options, recipe_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     recipe = read_recipe(arguments.recipe, recipe_values(arguments, HardeningRecipe))
     clip = load_clip(arguments.backbone, arguments.pretrained, as_trained=True)
-    with processes_of(cpu=arguments.cpu, accumulate=arguments.accumulate) as (processes, progress):
+    with working("cpu" if arguments.cpu else None, parts=arguments.accumulate) as (processes, progress):
         with processes.main_first():  # the others find its cache
             corpus = open_corpus(
                 arguments.data,
                 arguments.cache or arguments.run / "cache",
-                size=clip.image_size,
+                size=clip.preprocessing,
                 limit=recipe.limit,
                 workers=arguments.workers or 0,
                 progress=progress,

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from robustclip.errors import InvalidInput
 from robustclip.threat import LinfRadius
+from training.commands import read_fields
 from training.foundry.hardening.attack import Strength
 from training.foundry.hardening.losses import PRESETS, LossWeights
 from training.foundry.recipe import (
@@ -19,7 +20,6 @@ from training.foundry.recipe import (
     Samples,
     WarmUp,
 )
-from training.options import read_fields
 
 HardeningObjective = Literal["tecoa", "fare", "pmg-aft", "distilled"]
 

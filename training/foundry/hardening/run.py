@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustclip.errors import InvalidInput
 from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip, describe
+from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.types import Pixels, Progress
 from training.foundry.augmentation import augment
@@ -23,8 +23,7 @@ from training.foundry.hardening.losses import Embeddings, Targets, TextHead, lab
 from training.foundry.hardening.recipe import HardeningRecipe
 from training.foundry.hardening.tower import ImageTower
 from training.foundry.recipe import BLOCK
-from training.foundry.run import Phase, Reached, Terms
-from training.foundry.weights import parameter_groups
+from training.foundry.run import Phase, Reached, Terms, parameter_groups
 from training.processes import Processes
 
 STRONG_STEPS = 20
@@ -115,8 +114,7 @@ class HardeningRun(BlockRun[HardeningRecipe, nn.Module, Draw]):
             )
         state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
         self.average.load_state_dict(state["visual"])
-        model = self.average_tower.clip.model
-        return describe(model, self.clip.arch, "hardened", mean=self.clip.mean, std=self.clip.std)
+        return self.clip.with_model(self.average_tower.clip.model, "hardened")
 
     def facts(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "suspect": self.suspect, "parent": self.parent}

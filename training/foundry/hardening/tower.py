@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from robustclip.models.clip import Clip, describe
+from robustclip.models.clip import Clip
 from robustclip.models.towers import encode_image
 from robustclip.types import Pixels
 
@@ -25,14 +25,7 @@ class ImageTower(nn.Module):
 
     def frozen_copy(self) -> "ImageTower":
         """The tower as it is now, without gradients of weights."""
-        model = describe(
-            copy.deepcopy(self.clip.model),
-            self.clip.arch,
-            "copy",
-            mean=self.clip.mean,
-            std=self.clip.std,
-            fingerprint="copy",
-        )
+        model = self.clip.with_model(copy.deepcopy(self.clip.model), "copy", fingerprint="copy")
         return ImageTower(model, bf16=self.bf16)
 
     def frozen_view(self) -> "ImageTower":

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustclip.types import Logits
 from training.foundry.corpus import UNLABELLED, Corpus
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 
 
 def autocast(device: torch.device, precision: TowerPrecision) -> torch.autocast:

@@ -91,7 +91,8 @@ def install(visual: nn.Module, readout: Readout, tokens: Tensor) -> None:
     cast(Tensor, stem.project.bias).copy_(-readout.mean @ readout.project)
     width = readout.project.shape[1]
     projected = (tokens - readout.mean) @ readout.project
-    start = F.layer_norm(F.layer_norm(projected, (width,)).mean((0, 1)), (width,))
+    middle = F.layer_norm(projected, (width,)).mean((0, 1))
+    start = (middle - middle.mean()) / middle.std(correction=0)  # so that layer norms leave it as it is
     for layer, block in enumerate(cast(Any, visual.transformer).resblocks):
         block.mlp.c_proj.weight.zero_()
         block.mlp.c_proj.bias.zero_()

@@ -24,13 +24,13 @@ from robustclip.backbones.stem import ConvStem
 from robustclip.files import replacing, write_atomically
 from robustclip.models.clip import Clip, describe
 from robustclip.types import Progress
+from training.commands import option_of, working
 from training.foundry.corpus import TRAINING_SETS, build_corpus, cached_array
-from training.foundry.options import parser_of, processes_of
+from training.foundry.options import parser_of
 from training.foundry.pretraining.captions import vocabulary
 from training.foundry.pretraining.classifier import Teacher
 from training.foundry.pretraining.recipe import MINI, PretrainingRecipe
 from training.foundry.pretraining.run import PretrainingRun
-from training.options import option_of
 from training.processes import ALONE, Processes
 from training.teachers import imagenet_weights, sentence_teacher
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         options.pop(name) for name in ("data", "run", "out", "accumulate", "cpu")
     )
     recipe = PretrainingRecipe(**options)
-    with processes_of(cpu=cpu, accumulate=accumulate) as (processes, progress):
+    with working("cpu" if cpu else None, parts=accumulate) as (processes, progress):
         clip = pretrain(data, run, recipe, processes, progress=progress)
         if processes.main:
             with replacing(out.with_suffix(".safetensors")) as partial:

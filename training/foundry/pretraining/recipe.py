@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from robustclip.backbones.stem import WHOLE
 from training.foundry.recipe import Recipe
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 
 MINI: dict[str, Any] = {
     "embed_dim": 256,

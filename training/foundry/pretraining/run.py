@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip, describe
+from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image, encode_text
 from robustclip.types import Features, Logits, Progress
@@ -27,8 +27,7 @@ from training.foundry.pretraining.captions import MAX_FILLER, filler, worded
 from training.foundry.pretraining.check import agreement, autocast, decisions
 from training.foundry.pretraining.classifier import Readout, Teacher, install
 from training.foundry.pretraining.recipe import PhaseName, PretrainingRecipe
-from training.foundry.run import Phase, Reached, Run, Terms
-from training.foundry.weights import parameter_groups
+from training.foundry.run import Phase, Reached, Run, Terms, parameter_groups
 from training.processes import ALONE, Processes
 
 _CHUNK = 256
@@ -87,7 +86,7 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         self._train("names", recipe.names_samples, recipe.names_batch)
         self._train("text", recipe.text_samples, recipe.text_batch)
         self._train("image", recipe.image_samples, recipe.image_batch)
-        return self._averaged()
+        return self._averaged(fingerprint=None)
 
     def changed(self, phase: Phase, state: Mapping[str, Any]) -> list[str]:
         return self.recipe.changed(state["recipe"], cast(PhaseName, phase.name))
@@ -305,11 +304,9 @@ class PretrainingRun(Run[PretrainingRecipe, nn.Module]):
         share = self.processes.own(tokens).to(self.device)
         return F.normalize(self.processes.encode(encode, share, len(tokens)), dim=-1)
 
-    def _averaged(self) -> Clip:
-        model = copy.deepcopy(self.average)
-        return describe(
-            model, "mini", "embedded", mean=self.clip.mean, std=self.clip.std, fingerprint="averaged"
-        )
+    def _averaged(self, fingerprint: str | None = "averaged") -> Clip:
+        """The averaged weights as they are now. A fingerprint is computed if None is given."""
+        return self.clip.with_model(copy.deepcopy(self.average), "embedded", fingerprint=fingerprint)
 
     @torch.inference_mode()
     def _measured(self, phase: str) -> dict[str, float]:

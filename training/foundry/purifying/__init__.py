@@ -1,1 +1,1 @@
-"""Training of the purifying networks: pictures, recipes, the exam, the run, and the command."""
+"""Training of the purifying networks: recipes, pictures and the exam, the run, and the command."""

@@ -26,18 +26,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from rich.console import Console
+from rich.table import Table
+
 from robustclip import DEFAULT_BACKBONE
-from robustclip.models.clip import Clip, load_clip
-from robustclip.purifiers import OWN, NetworkKind, write_purifier
+from robustclip.errors import InvalidInput
+from robustclip.models import Clip, load_clip
+from robustclip.purifiers import OWN, NetworkKind, digest_of, load_purifier, write_purifier
+from robustclip.purifiers.networks import Denoiser, SuperResolver
 from robustclip.types import Progress
+from training.commands import Option, add_options, flag, shown, working
+from training.data.sampling import balanced_subset, open_split
 from training.foundry.corpus import open_corpus
-from training.foundry.options import LABELLED, parser_of, processes_of, recipe_options, recipe_values
-from training.foundry.purifying.exam import held_out, shortcomings
-from training.foundry.purifying.measure import measure, show
+from training.foundry.options import LABELLED, parser_of, recipe_options, recipe_values
+from training.foundry.purifying.exam import exam_of, examine, held_out, shortcomings
 from training.foundry.purifying.recipe import DEFAULTS, PurifyingRecipe, read_recipe
 from training.foundry.purifying.run import PurifyingRun
-from training.options import shown
 from training.processes import Processes
+
+SUBSET_SEED = 0
+
+Facts = dict[str, Any]  # as JSON has them
+
+
+def measure(
+    kinds: Sequence[NetworkKind],
+    weights: str,
+    clip: Clip,
+    data: Path,
+    *,
+    split: str,
+    limit: int,
+    progress: Progress,
+) -> dict[NetworkKind, Facts]:
+    """The readings of networks on the pictures of a split; `limit` > 0 takes so many, classes balanced."""
+    every = open_split(data, split)
+    pictures = every.subset(balanced_subset(every, limit, SUBSET_SEED), split)
+    exam = exam_of(clip, pictures)
+    measured: dict[NetworkKind, Facts] = {}
+    for kind in kinds:
+        named = str(Path(weights) / f"{kind}.json") if Path(weights).is_dir() else weights
+        network = load_purifier(kind, named).to(clip.device)
+        if not isinstance(network, SuperResolver | Denoiser):
+            raise InvalidInput(
+                "networks of others enlarge by any scale; only ours are measured.", field="--weights"
+            )
+        readings = examine(network, exam, progress=progress, what=f"measuring the {kind}")
+        measured[kind] = {
+            "weights": weights,
+            "digest": digest_of(kind, named),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "pictures": exam.count,
+            "pictures_digest": pictures.digest,
+            "no_better": shortcomings(readings),
+            "readings": {name: reading._asdict() for name, reading in readings.items()},
+        }
+    return measured
+
+
+def show(measured: dict[NetworkKind, Facts]) -> None:
+    """A table a network."""
+    for kind, facts in measured.items():
+        title = f"{kind}, {facts['parameters']:,} parameters, {facts['pictures']} pictures"
+        table = Table(title=title, title_justify="left")
+        for column in ("pictures", "PSNR, dB", "named rightly, %"):
+            table.add_column(column, justify="left" if column == "pictures" else "right")
+        for name, reading in facts["readings"].items():
+            psnr = "" if reading["psnr"] is None else f"{reading['psnr']:.2f}"
+            table.add_row(name, psnr, f"{reading['accuracy']:.1f}")
+        Console().print(table)
+        for complaint in facts["no_better"]:
+            print(f"no better than nothing: {complaint}")
+
 
 KINDS: tuple[NetworkKind, ...] = get_args(NetworkKind)
 NO_BETTER = 1
@@ -50,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = KINDS if arguments.only is None else (cast(NetworkKind, arguments.only),)
     recipes = [read_recipe(kind, recipe_values(arguments, PurifyingRecipe)) for kind in kinds]
     clip = load_clip(arguments.backbone)
-    with processes_of(cpu=arguments.cpu, accumulate=arguments.accumulate) as (processes, progress):
+    with working("cpu" if arguments.cpu else None, parts=arguments.accumulate) as (processes, progress):
         clip = clip.to(processes.device)
         if not arguments.measure:
             for recipe in recipes:
@@ -114,6 +174,28 @@ def train(
             print(f"no better than nothing: {complaint}", file=sys.stderr)
 
 
+_PLACES: dict[str, Option] = {
+    "--only": {"choices": KINDS, "help": "one of the networks (default: one after the other)"},
+    "--cache": {
+        "type": Path,
+        "help": "decoded pictures, such as runs/pretrain/cache (default: RUN/cache)",
+    },
+    "--backbone": {
+        "default": DEFAULT_BACKBONE,
+        "help": "the CLIP whose accuracy is checked (default: %(default)s)",
+    },
+}
+_MEASURING: dict[str, Option] = {
+    "--measure": flag("say what networks are worth on the pictures of --data"),
+    "--split": {"default": "val", "help": "of --data (default: %(default)s)"},
+    "--weights": {
+        "default": OWN,
+        "help": "own (those that ship), the .json of a network, or a folder of both (default: %(default)s)",
+    },
+    "--json": flag("print one JSON object"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "train-purifiers",
@@ -124,26 +206,8 @@ def _parser() -> argparse.ArgumentParser:
         out=Path("runs/purifiers"),
         out_help="folder for the networks",
     )
-    parser.add_argument("--only", choices=KINDS, help="one of the networks (default: one after the other)")
-    parser.add_argument(
-        "--cache", type=Path, help="decoded pictures, such as runs/pretrain/cache (default: RUN/cache)"
-    )
-    parser.add_argument(
-        "--backbone",
-        default=DEFAULT_BACKBONE,
-        help="the CLIP whose accuracy is checked (default: %(default)s)",
-    )
-    group = parser.add_argument_group("measuring", "Instead of training.")
-    group.add_argument(
-        "--measure", action="store_true", help="say what networks are worth on the pictures of --data"
-    )
-    group.add_argument("--split", default="val", help="of --data (default: %(default)s)")
-    group.add_argument(
-        "--weights",
-        default=OWN,
-        help="own (those that ship), the .json of a network, or a folder of both (default: %(default)s)",
-    )
-    group.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser, _PLACES)
+    add_options(parser.add_argument_group("measuring", "Instead of training."), _MEASURING)
     own: dict[str, dict[str, Any]] = {
         name: {"default": _default(name)} for name in PurifyingRecipe.model_fields
     }

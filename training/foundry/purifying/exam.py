@@ -1,4 +1,6 @@
-"""The quality of a purifying network: PSNR and CLIP's accuracy, beside bicubic or leaving the noise."""
+"""The quality of a purifying network: PSNR and CLIP's accuracy, beside bicubic or leaving the noise; and the
+squares that it learns from, with their halves for a super-resolver.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,18 +11,65 @@ import torch
 from torch import Tensor
 
 from robustclip.defenses.diffusion import Diffusion
-from robustclip.models.classifier import TorchImageEncoder, text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.purifiers.denoiser import Denoiser
-from robustclip.purifiers.diffusion import diffused, one_shot, restored
-from robustclip.purifiers.super_resolver import SuperResolver, enlarged, shrunk
+from robustclip.models import Clip, Prompts, TorchImageEncoder, text_weights
+from robustclip.purifiers.networks import (
+    SCALE,
+    Denoiser,
+    SuperResolver,
+    diffused,
+    enlarged,
+    one_shot,
+    restored,
+    shrunk,
+)
 from robustclip.seeds import derive, draw_seeds, row_normal
 from robustclip.types import Pixels, Progress
 from training.data.labelled import LabelledImages
 from training.data.sampling import seeded
 from training.foundry.corpus import Corpus
-from training.foundry.purifying.pictures import halved
+
+
+class Draw(NamedTuple):
+    """Squares of a step [B, 3, size, size], and for each a time [B] in [0, 1) and noise like it."""
+
+    pixels: Pixels
+    time: Tensor
+    noise: Tensor
+
+
+def draw(corpus: Corpus, rows: Tensor, generator: torch.Generator, *, size: int) -> Draw:
+    pixels = squares(corpus.pixels(rows), size, generator)
+    time = torch.rand(len(rows), generator=generator)
+    return Draw(pixels, time, torch.randn(pixels.shape, generator=generator))
+
+
+def squares(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
+    """[B, 3, S, S] -> [B, 3, size, size]: all shrunk to one random side from `size` to S, then each cut at a
+    random place and perhaps mirrored.
+
+    Enlarged pictures of 64 pixels and less are smooth. Shrunk, they are as sharp as photographs at a CLIP's
+    size.
+    """
+    full = pixels.shape[-1]
+    side = int(torch.randint(size, full + 1, (), generator=generator))
+    if side < full:
+        pixels = shrunk(pixels, side, side).clamp(0, 1)
+    corners = torch.randint(side - size + 1, (len(pixels), 2), generator=generator).tolist()
+    mirrored = (torch.rand(len(pixels), generator=generator) < 0.5).tolist()
+    cut = [
+        picture[:, top : top + size, left : left + size]
+        for picture, (top, left) in zip(pixels, corners, strict=True)
+    ]
+    return torch.stack(
+        [picture.flip(-1) if mirror else picture for picture, mirror in zip(cut, mirrored, strict=True)]
+    )
+
+
+def halved(pixels: Pixels) -> Pixels:
+    """[B, 3, H, W] -> [B, 3, H // 2, W // 2], in the 8-bit levels that a file of them could hold."""
+    height, width = pixels.shape[-2:]
+    return (shrunk(pixels, height // SCALE, width // SCALE).clamp(0, 1) * 255).round() / 255
+
 
 SIGMAS = (0.1, 0.25)
 PURIFYING = Diffusion()
@@ -126,7 +175,7 @@ def exam_of(clip: Clip, pictures: LabelledImages) -> Exam:
     """Labelled pictures, to be named among all labels; read again for each network."""
     own = torch.ones(len(pictures), len(pictures.labels), dtype=torch.bool)
     return _exam(
-        clip, lambda rows: pictures.pixels(rows, clip.image_size), pictures.labels, pictures.targets, own
+        clip, lambda rows: pictures.pixels(rows, clip.preprocessing), pictures.labels, pictures.targets, own
     )
 
 

@@ -6,10 +6,9 @@ from pydantic import Field
 
 from robustclip.errors import InvalidInput
 from robustclip.purifiers import NetworkKind, Shape
-from robustclip.purifiers.denoiser import DenoiserShape
-from robustclip.purifiers.super_resolver import SuperResolverShape
+from robustclip.purifiers.networks import DenoiserShape, SuperResolverShape
+from training.commands import read_fields
 from training.foundry.recipe import Average, Batch, CheckSamples, ClipNorm, Rate, Recipe, Samples, WarmUp
-from training.options import read_fields
 
 
 class PurifyingRecipe(Recipe):

@@ -10,17 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.purifiers import build_network
-from robustclip.purifiers.denoiser import Denoiser
-from robustclip.purifiers.diffusion import diffused, log_ratio
-from robustclip.purifiers.super_resolver import SuperResolver
+from robustclip.purifiers.networks import Denoiser, SuperResolver, diffused, log_ratio
 from robustclip.types import Progress
 from training.foundry.blocks import BlockRun
 from training.foundry.corpus import Corpus
-from training.foundry.purifying.exam import Exam, Reading, examine
-from training.foundry.purifying.pictures import Draw, draw, halved
+from training.foundry.purifying.exam import Draw, Exam, Reading, draw, examine, halved
 from training.foundry.purifying.recipe import PurifyingRecipe
-from training.foundry.run import Phase, Reached, Terms
-from training.foundry.weights import parameter_groups
+from training.foundry.run import Phase, Reached, Terms, parameter_groups
 from training.processes import ALONE, Processes
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustclip.attacks.pgd import PGD
+from robustclip.attacks import PGD
 from robustclip.threat import LinfRadius
 from training.learning.objectives.text import Bank, TextTuning
 from training.threats.bank import BankStart, feature_attack

@@ -12,29 +12,27 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.attacks import PGD
+from robustclip.models import Clip, Prompts, zero_shot
 from robustclip.threat import LinfRadius
 from robustclip.types import Cost, Logits, Progress, Seeds
+from training.commands import separated
 from training.data.labelled import LabelledImages
 from training.learning.losses import Reference, family, misalignment, reliability
 from training.learning.objectives.base import Batch, Examples, Step, Task, Tended
 from training.learning.objectives.contexts import Parameters
-from training.learning.objectives.examples import picture_examples
 from training.learning.objectives.predictions import (
     handcrafted_features,
     label_features,
+    picture_examples,
     share_right,
     signs,
 )
 from training.learning.objectives.text import TextContext
-from training.options import words
 from training.processes import ALONE, Processes
 from training.threats.bank import AwareAttack, BankScore, BankStart, aware_bank, feature_attack
 
@@ -54,7 +52,9 @@ class AdvPTPlus(TextContext):
     start: BankStart = Field(
         "symmetric", description="where attacks start: in [0, eps] (AdvPT's code) or [-eps, eps]"
     )
-    bank_scores: Annotated[tuple[BankScore, ...], Field(min_length=1, max_length=8)] = Field(
+    bank_scores: Annotated[
+        tuple[BankScore, ...], Field(min_length=1, max_length=8), BeforeValidator(separated)
+    ] = Field(
         ("embedding_shift", "cross_entropy", "margin", "targeted"),
         description="what they raise, an embedding a picture each, separated by commas",
     )
@@ -75,11 +75,6 @@ class AdvPTPlus(TextContext):
     anchor: float = Field(
         0.0, ge=0, description="weight of 1 - cos between text features and those of the handcrafted ensemble"
     )
-
-    @field_validator("bank_scores", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return words([value]) if isinstance(value, str) else value
 
     def attack(self) -> AwareAttack:
         return AwareAttack(self.bank_scores, self._pgd())
@@ -157,7 +152,9 @@ class AdvPTPlus(TextContext):
         if not self.refresh or epoch % self.refresh or task.examples.pixels is None:
             return Tended()
         with torch.no_grad():
-            classifier = zero_shot(task.clip, self.fold(task.clip, parameters).detached(), task.labels)
+            classifier = zero_shot(
+                task.clip, self.fold(task.clip, parameters).detached(), task.labels, scoring="softmax"
+            )
         renewed, processes = 0.0, task.processes
         for chosen in torch.arange(len(task.examples)).split(CHUNK * processes.count):
             rows, own = chosen.to(classifier.weights.device), processes.own(chosen)

@@ -26,9 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, text_weights
 from robustclip.seeds import derive
 from robustclip.types import Cost, Features, Logits, Pixels
 from training.data.views import random_views

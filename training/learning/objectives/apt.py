@@ -14,12 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.models.classifier import text_weights
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts, text_weights
 from robustclip.types import Cost
-from training.learning.inner import Opponent
-from training.learning.losses import family
+from training.learning.losses import Opponent, family
 from training.learning.objectives.base import Batch, Step, Task
 from training.learning.objectives.contexts import Parameters
 from training.learning.objectives.pictures import PictureTuning

@@ -14,11 +14,10 @@ from typing import NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
 from robustclip.types import Cost, Pixels, Progress, Seeds
 from training.data.labelled import LabelledImages
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives.contexts import Parameters
 from training.processes import ALONE, Processes
 

@@ -8,16 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.models.towers import has_stem, patch_tokens
+from robustclip.models import Clip, Prompts, has_stem, patch_tokens
 from robustclip.types import Cost, Features, Progress
 from training.data.labelled import LabelledImages
 from training.learning.objectives.base import Batch, Examples, Task
 from training.learning.objectives.contexts import Coupling, Parameters, Towers, fold, new_contexts
-from training.learning.objectives.examples import KEPT_BYTES
 from training.learning.objectives.pictures import PictureTuning, opponent_of
-from training.learning.objectives.predictions import PATCHES, Look, look, look_untouched
+from training.learning.objectives.predictions import KEPT_BYTES, PATCHES, Look, look, look_untouched
 from training.processes import ALONE, Processes
 
 

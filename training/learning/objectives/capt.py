@@ -19,13 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompts_store.handcrafted import ENSEMBLE
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip, load_clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, Prompts, load_clip, zero_shot
 from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
-from training.learning.inner import InnerScore
-from training.learning.losses import DivergenceName, Reference, family, target_probability
+from training.learning.losses import DivergenceName, InnerScore, Reference, family, target_probability
 from training.learning.objectives.base import Batch, Examples, Step, Task
 from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Coupling, Parameters
@@ -107,14 +104,14 @@ class CAPT(BothTowers):
             else clip
         )
         templates = ENSEMBLE if self.frozen_text == "ensemble" else (self.frozen_template,)
-        classifier = zero_shot(frozen, Prompts(templates=templates), data.labels)
+        classifier = zero_shot(frozen, Prompts(templates=templates), data.labels, scoring="softmax")
         parts: list[Logits] = []
         for rows in torch.arange(len(indices)).split(64 * processes.count):
             own = processes.own(rows)
             pixels = (
                 examples.take(own)
-                if frozen.image_size == clip.image_size
-                else data.pixels(indices[own], frozen.image_size).to(frozen.device)
+                if frozen.preprocessing == clip.preprocessing
+                else data.pixels(indices[own], frozen.preprocessing).to(frozen.device)
             )
             with torch.no_grad():
                 parts.append(processes.whole(classifier(pixels, own), len(rows)))

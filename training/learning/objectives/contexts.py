@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, Prompts
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, Prompts, native_text
 from training.data.sampling import seeded
 
 Coupling: TypeAlias = Literal["none", "image_to_text", "text_to_image", "hybrid"]
@@ -38,16 +37,18 @@ def split_words(words: str, vectors: int) -> tuple[str, str]:
 def embedded_words(clip: Clip, words: str, vectors: int) -> Tensor:
     """[N, W] the token embeddings of as many words; InvalidInput unless they are exactly N tokens."""
     head, _ = split_words(words, vectors)
-    tokens = clip.tokenize([head])[0]
-    length = int(tokens.argmax()) - 1  # [SOS] words [EOS]: the end has the highest id
+    first = clip.tokenize.leading
+    length = int(clip.tokenize.read([head]).lengths) - int(clip.tokenize.read([""]).lengths)
     if length != vectors:
         raise InvalidInput(
             f"{head!r} is {length} tokens, but there are {vectors} vectors.",
             field="--objective.words",
             help=f"Use --objective.vectors {length}, or other words.",
         )
+    text = native_text(clip.model)
+    assert text is not None  # text prompts were required before
     with torch.no_grad():
-        return clip.model.token_embedding(tokens[1 : length + 1].to(clip.device)).float()
+        return text.tokens(clip.tokenize([head])[0, first : first + length].to(clip.device)).float()
 
 
 def new_contexts(
@@ -79,12 +80,10 @@ def new_contexts(
     contexts, Zhou et al. 2022). Raises InvalidInput for an image tower that takes no visual prompts, and for
     copies of text that follows the image tower's vectors, or of none.
     """
-    if towers != "text" and (clip.visual_width is None or clip.visual_layers is None):
-        raise InvalidInput(
-            f"the image tower of {clip.arch} takes no visual prompts.",
-            field="--objective.kind",
-            help="Learn text alone: advpt, apt.",
-        )
+    if towers != "image":
+        clip.require("text prompts", field="--objective.kind", help="Serve it with hand-written templates.")
+    if towers != "text":
+        clip.require("visual prompts", field="--objective.kind", help="Learn text alone: advpt, apt.")
     if copies is not None and (coupling != "none" or towers == "image"):
         raise InvalidInput(
             "a context for each label can't follow vectors that all share.",

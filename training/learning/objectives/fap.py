@@ -15,9 +15,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from robustclip.models.clip import Clip
-from training.learning.inner import InnerScore
-from training.learning.losses import DivergenceName, Reference, family
+from robustclip.models import Clip
+from training.learning.losses import DivergenceName, InnerScore, Reference, family
 from training.learning.objectives.base import Batch, Step, Task
 from training.learning.objectives.both_towers import BothTowers
 from training.learning.objectives.contexts import Coupling, Parameters

@@ -6,12 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
 from robustclip.threat import Linf, LinfRadius
 from robustclip.types import Cost, Features, Logits, Pixels, Progress, Seeds
 from training.data.labelled import LabelledImages
-from training.learning.inner import (
+from training.learning.losses import (
     InnerScore,
     Opponent,
     TowerPrecision,
@@ -21,12 +20,17 @@ from training.learning.inner import (
     keep_change,
     kept_start,
     label_loss,
+    misalignment,
 )
-from training.learning.losses import misalignment
 from training.learning.objectives.base import Batch, Examples, Objective, Task, Tended
 from training.learning.objectives.contexts import Parameters
-from training.learning.objectives.examples import picture_examples
-from training.learning.objectives.predictions import handcrafted_features, label_features, look, share_right
+from training.learning.objectives.predictions import (
+    handcrafted_features,
+    label_features,
+    look,
+    picture_examples,
+    share_right,
+)
 from training.processes import ALONE, Processes
 
 CHECK_PICTURES, CHECK_STEPS, CHECK_GAP = 64, 10, 0.10

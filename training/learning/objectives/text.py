@@ -10,15 +10,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.pgd import PGD
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.attacks import PGD
+from robustclip.models import Clip, Prompts
 from robustclip.types import Cost, Logits, Progress
 from training.data.labelled import LabelledImages
 from training.learning.objectives.base import Batch, Examples, Objective, Step, Task
 from training.learning.objectives.contexts import Parameters, embedded_words, noise, split_words
-from training.learning.objectives.examples import bank_examples
-from training.learning.objectives.predictions import label_features, share_right
+from training.learning.objectives.predictions import bank_examples, label_features, share_right
 from training.processes import ALONE, Processes
 from training.threats.bank import bank_cost, embedding_bank, feature_attack
 
@@ -38,6 +36,7 @@ class TextContext(Objective):
 
     def new_parameters(self, clip: Clip, labels: tuple[str, ...], seed: int) -> Parameters:
         """`text` [1, N, W], or [C, 1, N, W]: N(0, 0.02^2) from the seed, or the words' embeddings."""
+        clip.require("text prompts", field="--objective.kind", help="Serve it with hand-written templates.")
         copies = (len(labels),) if self.class_specific else ()
         if self.words:
             context = embedded_words(clip, self.words, self.vectors).expand(*copies, 1, -1, -1).clone()

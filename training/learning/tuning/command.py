@@ -1,19 +1,15 @@
 """`robustclip train`: learn a prompt set on labelled pictures and publish it."""
 
-import argparse
 import json
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from robustclip.models.clip import load_clip
+from robustclip.models import load_clip
+from training.commands import command_parser, working
 from training.learning.tuning.config import TrainSettings, add_options, read_settings
 from training.learning.tuning.run import Trained, open_run, open_training, train
-from training.memory import keep_freed_memory
-from training.options import check_device
-from training.processes import joined
-from training.progress import bar
 
 EXAMPLES = """examples:
   robustclip train --objective.kind advpt --data pictures/caltech-101 --shots 16 --name caltech-advpt \\
@@ -33,25 +29,14 @@ GUESSES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learn a prompt set on labelled pictures and publish it."""
-    parser = argparse.ArgumentParser(
-        prog="robustclip train",
-        description=main.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("train", main.__doc__, {}, epilog=EXAMPLES)
     add_options(parser)
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object")
     arguments = vars(parser.parse_args(argv))
     as_json: bool = arguments.pop("as_json")
     settings = read_settings(arguments)
-    keep_freed_memory()
-    if settings.device is not None:
-        check_device(settings.device)
     hidden = as_json and not sys.stderr.isatty()
-    with (
-        joined(settings.device, parts=settings.accumulate) as processes,
-        bar(quiet=hidden or not processes.main) as progress,
-    ):
+    with working(settings.device, parts=settings.accumulate, quiet=hidden) as (processes, progress):
         pictures = open_training(settings.data, settings.classes)
         run = open_run(
             settings, load_clip(settings.backbone, settings.pretrained, device=processes.device), pictures
@@ -68,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
-    account, last = trained.account(), trained.fitted.history[-1]
+    account, last = trained.account, trained.fitted.history[-1]
     return {
         "ref": str(trained.ref),
         "active": settings.activate,
         "store": str(settings.store),
         "report": str(trained.page),
-        "pictures": trained.pictures,
+        "pictures": account.pictures,
         "epochs": len(trained.fitted.history),
         "loss": last.loss,
         "training_accuracy": last.accuracy,
@@ -85,15 +70,11 @@ def _report(trained: Trained, settings: TrainSettings) -> dict[str, Any]:
         "results": [result.model_dump(mode="json") for result in trained.results],
         "companions": {
             name: [result.model_dump(mode="json") for result in found]
-            for name, found in trained.companions.items()
+            for name, found in account.companions.items()
         },
-        "preparing": {**trained.examples.cost._asdict(), "seconds": trained.examples.seconds},
-        "tuning": {"text_passes": trained.fitted.text_passes, "seconds": trained.tuning_seconds},
-        "whole_run": {
-            "forward": account.forward,
-            "backward": account.backward,
-            "text_passes": account.text_passes,
-        },
+        "preparing": {**trained.preparing._asdict(), "seconds": account.preparing_seconds},
+        "tuning": {"text_passes": trained.fitted.text_passes, "seconds": account.tuning_seconds},
+        "whole_run": {**account.cost._asdict(), "text_passes": account.text_passes},
     }
 
 

@@ -1,5 +1,6 @@
-"""What `robustclip train` can be told: one frozen model, and the command line that is made from its fields,
-so that neither forgets the other.
+"""What `robustclip train` can be told: one frozen model, the command line that is made from its fields, so
+that neither forgets the other, and the cap on a run's cost in charged image passes (F + 2 B), to compare
+methods at the same cost. Text passes are counted, not capped.
 """
 
 import argparse
@@ -7,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from prompts_store.manifest import Name
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 from robustclip.threat import LinfRadius
-from training.learning.inner import TowerPrecision
-from training.learning.objectives import OBJECTIVES, AnyObjective
+from training.commands import DEFAULT_RUNS, default_store, option_of, read_fields, separated, shown
+from training.learning.losses import TowerPrecision
+from training.learning.objectives import OBJECTIVES, AnyMethod, AnyObjective
 from training.learning.tuning.selection import Selection, load_selection
-from training.options import DEFAULT_RUNS, default_store, option_of, read_fields, shown, words
 from training.threats import THREAT_LEVELS
 from training.threats.base import PlainThreat, threat_level
 
@@ -29,10 +30,9 @@ def _read(value: object) -> object:
     return load_selection(Path(value)) if isinstance(value, str) else value
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     """A training run. Everything that decides its result, and where it is put."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     objective: AnyObjective
     data: Path = Field(
         description="folder with a `train` split: Parquet files with classes.txt, or class folders of "
@@ -71,7 +71,7 @@ class TrainSettings(BaseModel):
         False, description="classes with fewer pictures than shots give what they have"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides shots, first vectors, attack starts, order")
-    validate_at: tuple[PlainThreat, ...] = Field(
+    validate_at: Annotated[tuple[PlainThreat, ...], BeforeValidator(separated)] = Field(
         ("clean",),
         description="threat levels measured on the held-out tenth of train, of "
         + ", ".join(name for name in THREAT_LEVELS if not threat_level(name).needs),
@@ -98,11 +98,6 @@ class TrainSettings(BaseModel):
     def borrowed(self, clip: Clip) -> str | None:
         """What is to be said of a selection that was made for another CLIP, if one was."""
         return None if self.selection is None else self.selection.borrowed_by(clip)
-
-    @field_validator("validate_at", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return words([value]) if isinstance(value, str) else value
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -205,3 +200,30 @@ def _defaults(owners: Mapping[str, FieldInfo]) -> str:
     }
     usual = max(texts.values(), key=list(texts.values()).count)
     return "; ".join([usual, *(f"{kind} {default}" for kind, default in texts.items() if default != usual)])
+
+
+def within(objective: AnyMethod, *, pictures: int, max_passes: int) -> AnyMethod:
+    """The objective with as many of its epochs as the cap allows; its schedule then fits them. 0 is no cap.
+
+    InvalidInput if not even one epoch fits.
+    """
+    if not max_passes or objective.bill(pictures).charged <= max_passes:
+        return objective
+    fitting = [
+        epochs
+        for epochs in range(1, objective.epochs)
+        if _shortened(objective, epochs).bill(pictures).charged <= max_passes
+    ]
+    if not fitting:
+        least = _shortened(objective, 1).bill(pictures).charged
+        raise InvalidInput(
+            f"one epoch on {pictures} pictures takes {least:,} image passes, preparing included; "
+            f"{max_passes:,} are allowed.",
+            field="--max-passes",
+            help="Allow more, or take fewer --shots.",
+        )
+    return _shortened(objective, max(fitting))
+
+
+def _shortened(objective: AnyMethod, epochs: int) -> AnyMethod:
+    return objective.model_copy(update={"epochs": epochs})

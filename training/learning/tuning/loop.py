@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
 from robustclip.seeds import derive, draw_seeds
 from robustclip.types import Cost, Progress
 from training.data.sampling import seeded
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives.base import Batch, Examples, Objective, Step, Task
 from training.learning.tuning.checkpoint import Epoch, Progressed, load_checkpoint, save_checkpoint
 from training.learning.tuning.collapse import CollapseWatch, TrainingDiverged, TrainingFailed

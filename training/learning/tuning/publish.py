@@ -1,11 +1,12 @@
 """Learned prompts to a published set: everything that is known about how they were made goes into the
-manifest.
+manifest, and a report of the run, one HTML page with charts that needs nothing else, beside it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -13,10 +14,13 @@ from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet, Ref,
 from prompts_store.store import PromptStore
 from robustclip.errors import invalid_input
 from robustclip.measuring import accuracy
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
+from robustclip.models import Clip, Prompts
+from robustclip.reports.charts import Curve, chart
+from robustclip.reports.html import render
+from robustclip.types import Cost
 from training.data.labelled import LabelledImages
 from training.learning.objectives import AnyMethod
+from training.learning.tuning.checkpoint import Epoch
 from training.learning.tuning.selection import CARRIED, Selection
 from training.threats.base import ThreatSet
 from training.threats.judging import AtLevel
@@ -81,3 +85,92 @@ def as_result(
         attack=found.attack,
         seed=seed,
     )
+
+
+class Account(NamedTuple):
+    """What a run took, and what happened to it. `companions`: measured beside, not published."""
+
+    pictures: int
+    cost: Cost
+    text_passes: int
+    preparing_seconds: float
+    tuning_seconds: float
+    restarts: int
+    companions: Mapping[str, Sequence[Result]]
+
+
+def training_page(ref: Ref, manifest: PromptManifest, history: Sequence[Epoch], account: Account) -> str:
+    """The whole page."""
+    facts = {
+        "prompt set": str(ref),
+        "learned on": "any CLIP"
+        if manifest.clip is None
+        else f"{manifest.clip.arch} {manifest.clip.pretrained} ({manifest.clip.fingerprint[:8]})",
+        "data": f"{manifest.dataset}, {account.pictures} pictures of {len(manifest.labels)} labels"
+        + ("" if manifest.shots is None else f", {manifest.shots} shots"),
+        "seed": manifest.seed,
+        "image passes": f"{account.cost.forward:,} forward, {account.cost.backward:,} backward "
+        f"({account.cost.charged:,} charged)",
+        "text passes": f"{account.text_passes:,}",
+        "seconds": f"{account.preparing_seconds:.0f} preparing, {account.tuning_seconds:.0f} tuning since "
+        f"it was last resumed",
+        "code": manifest.code_version,
+        "note": manifest.note,
+    }
+    results = {
+        str(ref): manifest.results,
+        **{f"{name} (not published)": measured for name, measured in account.companions.items()},
+    }
+    return render(
+        "training.html",
+        package="training.learning.tuning",
+        ref=str(ref),
+        name=manifest.name,
+        kind=str(manifest.objective["kind"]),
+        restarts=account.restarts,
+        run=_texts(facts),
+        results=[_row(name, result) for name, measured in results.items() for result in measured],
+        curves=_figures(history),
+        objective=_texts(manifest.objective),
+        attack=_texts(manifest.attack or {"attack": "none"}),
+    )
+
+
+def _figures(history: Sequence[Epoch]) -> list[str]:
+    terms = dict.fromkeys(name for epoch in history for name in epoch.losses)
+    notes = dict.fromkeys(name for epoch in history for name in epoch.notes)
+    losses = [_curve(name, [epoch.losses.get(name) for epoch in history]) for name in terms]
+    if len(losses) > 1:
+        losses.append(_curve("sum", [epoch.loss for epoch in history]))
+    accuracies = [
+        _curve("untouched", [epoch.accuracy for epoch in history]),
+        _curve("attacked", [epoch.robust for epoch in history]),
+    ]
+    return [
+        chart("Loss terms", losses, across="epoch"),
+        chart("Accuracy on training batches", accuracies, across="epoch", percent=True),
+        chart(
+            "What the method notes",
+            [_curve(name, [epoch.notes.get(name) for epoch in history]) for name in notes],
+            across="epoch",
+        ),
+        chart("Learning rate", [_curve("rate", [epoch.learning_rate for epoch in history])], across="epoch"),
+    ]
+
+
+def _curve(name: str, values: Sequence[float | None]) -> Curve:
+    """A value an epoch, None where there is none."""
+    return Curve(name, list(enumerate(values, start=1)))
+
+
+def _row(name: str, result: Result) -> tuple[str, ...]:
+    share = f"{result.accuracy:.1%} [{result.low:.1%}, {result.high:.1%}]"
+    return name, result.threat, result.eps, share, str(result.n)
+
+
+def _texts(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(name, _text(value)) for name, value in values.items()]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)

@@ -16,22 +16,17 @@ from prompts_store.shelf import Shelf, place_of
 from prompts_store.store import PromptStore
 from robustclip.digests import json_digest
 from robustclip.files import write_atomically
-from robustclip.models.classifier import zero_shot
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import Prompts
-from robustclip.types import Progress
+from robustclip.models import Clip, Prompts, zero_shot
+from robustclip.types import Cost, Progress
 from training.data.classes import choose_classes
 from training.data.labelled import LabelledImages
 from training.data.sampling import HELD_OUT, TRAIN, balanced_subset, carve_validation, few_shot
 from training.data.sources import Source
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod
-from training.learning.objectives.base import Examples
-from training.learning.tuning.budget import within
-from training.learning.tuning.config import TrainSettings
+from training.learning.tuning.config import TrainSettings, within
 from training.learning.tuning.loop import Fitted, fit
-from training.learning.tuning.publish import as_result, publish
-from training.learning.tuning.report import Account, training_page
+from training.learning.tuning.publish import Account, as_result, publish, training_page
 from training.processes import Processes
 from training.threats.base import Effort, measure_at, threat_level
 from training.threats.judging import Pictures, victim_of
@@ -97,35 +92,17 @@ class Run:
 
 class Trained(NamedTuple):
     """What a run leaves behind: the published version and its report, how it did (`guesses`: no better than
-    that), what it took.
+    that), what it took: in preparing, and in `account` as a whole, whenever its passes were made.
     """
 
     ref: Ref
     page: Path
-    pictures: int
     fitted: Fitted
     averaged: bool
     results: list[Result]
-    companions: dict[str, list[Result]]
-    examples: Examples
-    tuning_seconds: float
     guesses: bool
-
-    def account(self) -> Account:
-        """The whole run's passes, whenever they were made."""
-        cost = self.examples.cost
-        for epoch in self.fitted.history:
-            cost = cost.plus(epoch.cost)
-        return Account(
-            self.pictures,
-            cost.forward,
-            cost.backward,
-            sum(epoch.text_passes for epoch in self.fitted.history),
-            self.examples.seconds,
-            self.tuning_seconds,
-            self.fitted.restarts,
-            self.companions,
-        )
+    preparing: Cost
+    account: Account
 
 
 def open_training(folder: Path, classes: Path | None = None) -> TrainingPictures:
@@ -158,7 +135,7 @@ def open_run(settings: TrainSettings, clip: Clip, pictures: TrainingPictures) ->
         indices,
         within(settings.objective, pictures=len(indices), max_passes=settings.max_passes),
     )
-    zero_shot(clip, run.starting_prompts(), data.labels)
+    zero_shot(clip, run.starting_prompts(), data.labels, scoring="softmax")
     return run
 
 
@@ -224,11 +201,14 @@ def train(run: Run, processes: Processes, *, progress: Progress) -> Trained | No
     )
     manifest = store.load(ref, clip).manifest
     page = Shelf(settings.store / place_of(manifest) / ref.name).report(ref.version)
-    trained = Trained(
-        ref, page, len(run.indices), fitted, averaged, results, companions, examples, tuning_seconds, guesses
-    )
-    write_atomically(page, training_page(ref, manifest, fitted.history, trained.account()).encode())
-    return trained
+    cost, epochs = examples.cost, fitted.history
+    for epoch in epochs:
+        cost = cost.plus(epoch.cost)
+    text_passes = sum(epoch.text_passes for epoch in epochs)
+    times = (examples.seconds, tuning_seconds)
+    account = Account(len(run.indices), cost, text_passes, *times, fitted.restarts, companions)
+    write_atomically(page, training_page(ref, manifest, epochs, account).encode())
+    return Trained(ref, page, fitted, averaged, results, guesses, examples.cost, account)
 
 
 def no_better_than_a_guess(results: Sequence[Result], targets: Tensor) -> bool:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from prompts_store.manifest import ClipIdentity
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
-from robustclip.models.clip import Clip
+from robustclip.models import Clip
 from training.data.sampling import HELD_OUT
 from training.threats import THREAT_LEVELS, Threat
 from training.threats.base import threat_level

@@ -5,9 +5,9 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 from torch import Tensor
 
 from prompts_store.manifest import ClipIdentity
@@ -15,9 +15,10 @@ from robustclip import DEFAULT_BACKBONE
 from robustclip.digests import json_digest
 from robustclip.errors import InvalidInput, invalid_input
 from robustclip.threat import LinfRadius
+from training.commands import DEFAULT_RUNS
 from training.data.sampling import HELD_OUT, balanced_subset
 from training.data.sources import Source
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import (
@@ -31,23 +32,21 @@ from training.learning.tuning.selection import (
     combined,
     level_of,
 )
-from training.measuring.campaigns.campaign import Entry, Learned, Round, TableGap
-from training.measuring.campaigns.opened import Opened
+from training.measuring.campaigns.campaign import Entry, Round
+from training.measuring.campaigns.ledger import Opened
 from training.measuring.evaluation.comparison import percentile_interval, redrawn_means
-from training.measuring.evaluation.question import Question, Seed
+from training.measuring.evaluation.question import SUBSET_SEED, Question, Seed
 from training.measuring.evaluation.rows import Row
-from training.measuring.evaluation.subjects import SUBSET_SEED
-from training.options import DEFAULT_RUNS
+from training.measuring.schema.files import Gap, Training
 
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyObjective)
 
 
-class Choosing(BaseModel):
+class Choosing(BaseModel, frozen=True, extra="forbid"):
     """What candidates have in common: how they are trained, and what they are judged on and by. The fields
     are options of the command.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     data: tuple[Path, ...] = Field(
         min_length=1,
         description="training pictures, as `robustclip train` takes them; several with commas or repeated",
@@ -132,19 +131,15 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
     that is served.
     """
     store = choosing.runs / "select" / "store"
-    shared = (
-        "backbone",
-        "pretrained",
-        "classes",
-        "shots",
-        "allow_fewer_shots",
-        "max_passes",
-        "precision",
-        "runs",
-    )
-    common: dict[str, Any] = {name: getattr(choosing, name) for name in shared} | {
+    same = {"backbone", "pretrained", "classes", "shots", "allow_fewer_shots", "max_passes", "precision"}
+    trained = choosing.model_dump(include={*same, "runs"})
+    trained |= {"store": store, "validate_limit": choosing.limit}
+    judged = choosing.model_dump(include={"pretrained", "steps", "limit", "batch", "runs"}) | {
+        "backbones": [choosing.backbone],
+        "threats": ["clean", level_of(choosing.by)],
+        "eps": [choosing.eps],
         "store": store,
-        "validate_limit": choosing.limit,
+        "device": device,
     }
     names = [Source(folder=folder).name for folder in choosing.data]
     if len({*names}) < len(names):
@@ -157,41 +152,16 @@ def rounds_of(choosing: Choosing, tried: Sequence[Tried], *, device: str) -> lis
     for seed, folder in itertools.product(choosing.seeds, choosing.data):
         source = Source(folder=folder, split=HELD_OUT, classes=choosing.classes, among="these")
         entries: list[Entry] = []
-        for candidate in tried:
-            about = [
-                candidate.objective.model_dump(mode="json"),
-                str(folder),
-                str(choosing.classes),
-                choosing.shots,
-                seed,
-            ]
+        for label, _, objective in tried:
+            dumped = objective.model_dump(mode="json")
+            about = [dumped, str(folder), str(choosing.classes), choosing.shots, seed]
             name = f"try-{json_digest(about)[:12]}"
-            settings = TrainSettings.model_validate(
-                {**common, "objective": candidate.objective, "data": folder, "name": name, "seed": seed}
-            )
-            entries.append(Entry(candidate.label, name, settings))
-        asked = {name: getattr(choosing, name) for name in ("pretrained", "steps", "limit", "batch", "runs")}
-        asked |= {
-            "backbones": [choosing.backbone],
-            "prompt_sets": [entry.asked for entry in entries],
-            "data": [source],
-        }
-        asked |= {
-            "threats": ["clean", level_of(choosing.by)],
-            "eps": [choosing.eps],
-            "seeds": [seed],
-            "store": store,
-            "device": device,
-        }
-        question = Question.model_validate(asked)
-        rounds.append(
-            Round(
-                source.name,
-                seed,
-                tuple(entries),
-                ((question, tuple(candidate.label for candidate in tried)),),
-            )
-        )
+            own = {"objective": objective, "data": folder, "name": name, "seed": seed}
+            entries.append(Entry(label, name, TrainSettings.model_validate(trained | own)))
+        own = {"prompt_sets": [entry.asked for entry in entries], "data": [source], "seeds": [seed]}
+        question = Question.model_validate(judged | own)
+        labels = tuple(entry.label for entry in entries)
+        rounds.append(Round(source.name, seed, tuple(entries), ((question, labels),)))
     return rounds
 
 
@@ -216,15 +186,14 @@ def record(
     choosing: Choosing,
     tried: Sequence[Tried],
     opened: Opened,
-    found: Sequence[Row | Learned | TableGap],
+    found: Sequence[Row | Training | Gap],
     *,
     command: str,
 ) -> Selection:
     """What follows from what was found. InvalidInput if every candidate failed."""
     rows = [row for row in found if isinstance(row, Row)]
-    gaps = {
-        gap.label: f"{gap.data}, seed {gap.seed}: {gap.why}" for gap in found if isinstance(gap, TableGap)
-    }
+    failed = [part for part in found if isinstance(part, Gap)]
+    gaps = {gap.method: f"{gap.data}, seed {gap.seed}: {gap.why}" for gap in failed}
     first = tried[0].label
     judged: list[CandidateSettings] = []
     for label, settings, objective in tried:

@@ -23,12 +23,11 @@ from pydantic import (
 )
 
 from prompts_store.manifest import NAME_PATTERN
-from robustclip.attacks.cascade import Precision
-from robustclip.attacks.ensemble import Preset
+from robustclip.attacks import Precision, Preset
 from robustclip.defenses import parse_defenses
 from robustclip.errors import InvalidInput, invalid_input
 from training.data.sources import Source
-from training.learning.inner import TowerPrecision
+from training.learning.losses import TowerPrecision
 from training.learning.objectives import AnyMethod, AnyObjective
 from training.learning.tuning.config import TrainSettings
 from training.learning.tuning.selection import Selection, load_selection
@@ -168,11 +167,14 @@ def rounds_of(
     """All that is to be learned and measured on the data sets, by name, seed by seed: a table that is stopped
     early has whole seeds.
     """
-    declared = table.declared
-    shared = ("backbone", "pretrained", "shots", "allow_fewer_shots", "max_passes", "precision")
-    common: dict[str, Any] = {name: getattr(declared, name) for name in shared} | {
-        "store": store,
-        "runs": runs,
+    declared, places = table.declared, {"store": store, "runs": runs}
+    same = {"backbone", "pretrained", "shots", "allow_fewer_shots", "max_passes", "precision"}
+    trained = declared.model_dump(include=same) | places
+    judged = declared.model_dump(include={"pretrained", "strength", "search", "batch"}) | {
+        "backbones": [declared.backbone],
+        "prompt_sets": ["-"],
+        "device": device,
+        **places,
     }
     rounds: list[Round] = []
     for seed, (data, source) in itertools.product(declared.seeds, sources.items()):
@@ -182,34 +184,15 @@ def rounds_of(
             if learned is None:
                 entries.append(Entry(label, method.prompt_set or ""))
                 continue
+            objective, selection = learned
             name = f"{table.name}-{data}-{label}-{seed}".lower().replace("_", "-")
-            values = {
-                **common,
-                "objective": learned[0],
-                "selection": learned[1],
-                "data": source.folder,
-                "name": name,
-                "seed": seed,
-            }
+            own = {"objective": objective, "selection": selection, "name": name, "seed": seed}
+            values = {**trained, **own, "data": source.folder}
             try:
                 entries.append(Entry(label, name, TrainSettings.model_validate(values)))
             except ValidationError as error:
                 raise invalid_input(error, values, field=f"{table.name}/methods/{label}") from error
-        asked: dict[str, Any] = {
-            "backbones": [declared.backbone],
-            "pretrained": declared.pretrained,
-            "prompt_sets": ["-"],
-            "data": [source],
-        }
-        asked |= {
-            "seeds": [seed],
-            "strength": declared.strength,
-            "search": declared.search,
-            "batch": declared.batch,
-            "store": store,
-            "runs": runs,
-            "device": device,
-        }
+        asked = {**judged, "data": [source], "seeds": [seed]}
         questions = [
             (
                 Question.model_validate({**asked, **_asked_of(measure, declared)}),

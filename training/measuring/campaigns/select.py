@@ -2,29 +2,37 @@
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
 from robustclip.threat import radius_text
+from training.commands import (
+    Option,
+    add_field,
+    add_options,
+    command_parser,
+    console,
+    flag,
+    option_of,
+    print_answer,
+    read_fields,
+    words,
+    working,
+)
 from training.learning.objectives import OBJECTIVES
 from training.learning.tuning.selection import Selection, level_of, score
 from training.measuring.campaigns.campaign import perform
 from training.measuring.campaigns.candidates import Choosing, candidates, judged_on, record, rounds_of
 from training.measuring.campaigns.forecast import forecast
-from training.measuring.campaigns.opened import Opened
-from training.memory import keep_freed_memory
-from training.options import add_field, check_device, option_of, read_fields, words
-from training.processes import joined
-from training.progress import bar
+from training.measuring.campaigns.ledger import Opened
 
 _SEVERAL = {"data": "--data", "seeds": "--seed"}
 EPILOG = """Each candidate is trained on each data set with each seed, as `robustclip train` does it, and
@@ -50,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, device, as_json, dry_run = (options.pop(name) for name in ("out", "device", "json", "dry_run"))
     tried = candidates(*_tried(options))
     choosing = _choosing(options)
-    if device is not None:
-        check_device(device)
-    keep_freed_memory()
-    with joined(device) as processes, bar(quiet=as_json and not sys.stderr.isatty()) as progress:
-        if processes.count > 1:
-            raise InvalidInput("a selection runs in one process.", help="Start it without a launcher.")
+    alone, hidden = "a selection runs in one process.", as_json and not sys.stderr.isatty()
+    with working(device, quiet=hidden, alone=alone) as (processes, progress):
         opened = Opened(processes)
         judged_on(choosing, opened)
         rounds = rounds_of(choosing, tried, device=str(processes.device))
@@ -70,10 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = record(choosing, tried, opened, found, command=shlex.join(["robustclip", "select", *given]))
     path: Path = out or choosing.runs / "select" / f"{made.carried().digest}.json"
     write_atomically(path, (made.model_dump_json(indent=1) + "\n").encode())
-    if as_json:
-        print(json.dumps({"record": str(path), "chosen": made.chosen, "objective": made.objective}))
-    else:
-        _print(made, path, choosing)
+    answer = {"record": str(path), "chosen": made.chosen, "objective": made.objective}
+    print_answer(answer, as_json=as_json, show=partial(_print, made, path, choosing))
     return 0
 
 
@@ -116,65 +118,53 @@ def _option(field: str) -> str:
     return _SEVERAL.get(name, option_of(name))
 
 
+_CANDIDATES: dict[str, Option] = {
+    "--objective": {"metavar": "KIND", "help": f"one of {', '.join(sorted(OBJECTIVES))}"},
+    "--with": {
+        "dest": "fixed",
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE",
+        "help": "a parameter of every candidate",
+    },
+    "--over": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=A,B",
+        "help": "try each of these; several options multiply",
+    },
+    "--candidate": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=A,NAME=B",
+        "help": "try these together; first are those named so",
+    },
+}
+_WORK: dict[str, Option] = {
+    "--device": {"help": "torch device, such as cuda (default: a GPU where there is one)"},
+    "--out": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "where the record goes (default: RUNS/select/DIGEST.json)",
+    },
+    "--dry-run": flag("only say what would be trained and measured, and what that takes at most"),
+    "--json": flag("print one JSON object"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip select",
-        description=main.__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    group = parser.add_argument_group(
-        "candidates", "Parameters have the names that `robustclip train --help` lists as --objective.NAME."
-    )
-    group.add_argument("--objective", metavar="KIND", help=f"one of {', '.join(sorted(OBJECTIVES))}")
-    group.add_argument(
-        "--with",
-        dest="fixed",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of every candidate",
-    )
-    group.add_argument(
-        "--over",
-        action="append",
-        default=[],
-        metavar="NAME=A,B",
-        help="try each of these; several options multiply",
-    )
-    group.add_argument(
-        "--candidate",
-        action="append",
-        default=[],
-        metavar="NAME=A,NAME=B",
-        help="try these together; first are those named so",
-    )
+    parser = command_parser("select", main.__doc__, {}, epilog=EPILOG)
+    about = "Parameters have the names that `robustclip train --help` lists as --objective.NAME."
+    add_options(parser.add_argument_group("candidates", about), _CANDIDATES)
     for name, field in Choosing.model_fields.items():
         if field.annotation is bool:
-            parser.add_argument(
-                option_of(name), dest=name, action="store_true", help=f"{field.description} (default: no)"
-            )
+            add_options(parser, {option_of(name): flag(f"{field.description} (default: no)")})
         elif name in _SEVERAL:
-            parser.add_argument(
-                _option(name),
-                dest=name,
-                action="append",
-                required=field.is_required(),
-                metavar="VALUE",
-                help=field.description,
-            )
+            how = {"dest": name, "action": "append", "required": field.is_required(), "metavar": "VALUE"}
+            add_options(parser, {_option(name): {**how, "help": field.description}})
         else:
             add_field(parser, name, field)
-    parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where the record goes (default: RUNS/select/DIGEST.json)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what would be trained and measured, and what that takes at most",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser, _WORK)
     return parser
 
 
@@ -207,17 +197,17 @@ def _print(made: Selection, path: Path, choosing: Choosing) -> None:
             numbers,
             gain,
         )
-    (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
+    console().print(table)
     print(f"chosen {made.chosen}; the record: {path}")
-    as_judged = ["--selection", str(path), "--backbone", choosing.backbone, "--shots", str(made.shots)]
     given = {
+        "--selection": path,
+        "--backbone": choosing.backbone,
+        "--shots": str(made.shots),
         "--pretrained": choosing.pretrained,
         "--classes": choosing.classes,
         "--max-passes": made.max_passes,
         "--precision": choosing.precision,
     }
-    as_judged += [
-        *(["--allow-fewer-shots"] if choosing.allow_fewer_shots else []),
-        *(str(word) for pair in given.items() if pair[1] for word in pair),
-    ]
+    as_judged = [str(word) for pair in given.items() if pair[1] for word in pair]
+    as_judged += ["--allow-fewer-shots"] if choosing.allow_fewer_shots else []
     print(f"  robustclip train {shlex.join(as_judged)} --data DIR --name NAME")

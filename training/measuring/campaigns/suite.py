@@ -5,27 +5,36 @@ import json
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from robustclip.errors import InvalidInput
 from robustclip.files import write_atomically
+from training.commands import (
+    DEFAULT_RUNS,
+    Option,
+    command_parser,
+    default_store,
+    flag,
+    one,
+    print_answer,
+    several,
+    shown,
+    words,
+    working,
+)
 from training.data.presets import facts, preset_sources
-from training.measuring.campaigns.campaign import Learned, Round, TableGap, perform
+from training.measuring.campaigns.campaign import Round, perform
 from training.measuring.campaigns.declaration import Table, read_table, rounds_of
 from training.measuring.campaigns.forecast import forecast
-from training.measuring.campaigns.opened import Opened
-from training.measuring.campaigns.record import read_record
+from training.measuring.campaigns.ledger import Opened, read_record
+from training.measuring.evaluation.checks import summary
 from training.measuring.evaluation.illusions import illusions
 from training.measuring.evaluation.question import Question
 from training.measuring.evaluation.rows import Row
-from training.measuring.evaluation.summary import summary
 from training.measuring.pages.results import FOLDER
 from training.measuring.pages.wording import absent
 from training.measuring.schema.files import Gap, Method, TableFile, Training
-from training.memory import keep_freed_memory
-from training.options import DEFAULT_RUNS, check_device, default_store, shown, words
-from training.processes import joined
-from training.progress import bar
 
 EPILOG = """Everything that is done is kept: trainings and cells below --runs, prompt sets in --store, attacks
 that are made once for an image tower
@@ -47,18 +56,14 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill a declared table of methods, data sets and attacks."""
-    options = _parser().parse_args(argv)
+    options = command_parser("suite", main.__doc__, _options(), epilog=EPILOG).parse_args(argv)
     path: Path = options.table if options.table.suffix == ".toml" else FOLDER / f"{options.table}.toml"
     table = read_table(path)
     found_at = preset_sources(table.declared.preset, options.data, only=table.declared.data)
     names = [name for name in facts().presets[table.declared.preset].data if name in table.declared.data]
     sources = dict(zip(names, found_at, strict=True))
-    if options.device is not None:
-        check_device(options.device)
-    keep_freed_memory()
-    with joined(options.device) as processes, bar(quiet=options.json and not sys.stderr.isatty()) as progress:
-        if processes.count > 1:
-            raise InvalidInput("a table is filled by one process.", help="Start it without a launcher.")
+    alone, hidden = "a table is filled by one process.", options.json and not sys.stderr.isatty()
+    with working(options.device, quiet=hidden, alone=alone) as (processes, progress):
         opened = Opened(processes)
         rounds = rounds_of(
             table, sources, store=options.store, runs=options.runs, device=str(processes.device)
@@ -76,40 +81,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = list(perform(wanted, opened, progress=progress, record=record))
         if wanted != rounds:
             found = list(perform(rounds, opened, progress=progress, only_kept=True, record=record))
-    command = [
-        "robustclip",
-        "suite",
-        str(options.table),
-        "--data",
-        str(options.data),
-        "--store",
-        str(options.store),
-    ]
-    content = assembled(table, found, command=shlex.join(command))
+    places = ["--data", str(options.data), "--store", str(options.store)]
+    command = shlex.join(["robustclip", "suite", str(options.table), *places])
+    content = assembled(table, found, command=command)
     if not content.results:
         raise InvalidInput(
             "no cell of this table is measured yet.", field="--so-far", help="Leave it out to begin."
         )
     out: Path = options.out or path.with_suffix(".json")
     write_atomically(out, (json.dumps(content.as_json(), indent=1) + "\n").encode())
-    said = {
+    answer = {
         "out": str(out),
         "cells": len(content.results),
         "missing": [gap.as_json() for gap in content.missing],
         "checks_fired": len(content.checks),
     }
-    if options.json:
-        print(json.dumps(said))
-    else:
-        lines = [
-            f"{said['cells']} cells in {out}; {said['checks_fired']} masking checks fired; "
-            f"{len(content.missing)} gaps"
-        ]
-        print("\n".join([*lines, *(f"  {sentence}" for sentence in absent(content.missing))]))
+    print_answer(answer, as_json=options.json, show=partial(_print, content, out))
     return 0
 
 
-def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, command: str) -> TableFile:
+def _print(content: TableFile, out: Path) -> None:
+    fired, gaps = len(content.checks), len(content.missing)
+    print(f"{len(content.results)} cells in {out}; {fired} masking checks fired; {gaps} gaps")
+    for sentence in absent(content.missing):
+        print(f"  {sentence}")
+
+
+def assembled(table: Table, found: Sequence[Row | Training | Gap], *, command: str) -> TableFile:
     """What the page is made of: rows, what follows from them, trainings and gaps; of masking checks those
     that fired, and how many there were.
     """
@@ -133,8 +131,8 @@ def assembled(table: Table, found: Sequence[Row | TableGap | Learned], *, comman
         checks=tuple(whole.fired),
         checks_made=len(whole.checks),
         headlines=whole.headlines,
-        trainings=tuple(_training(learned) for learned in found if isinstance(learned, Learned)),
-        missing=tuple(_gap(gap) for gap in found if isinstance(gap, TableGap)),
+        trainings=tuple(part for part in found if isinstance(part, Training)),
+        missing=tuple(part for part in found if isinstance(part, Gap)),
     )
 
 
@@ -156,16 +154,6 @@ def _methods(table: Table) -> dict[str, Method]:
             selection=str(named) if named else None,
         )
     return described
-
-
-def _training(learned: Learned) -> Training:
-    about = {"method": learned.label, "data": learned.data, "seed": learned.seed, "run": learned.run}
-    return Training.model_validate(about | learned.made.model_dump(exclude={"why"}))
-
-
-def _gap(gap: TableGap) -> Gap:
-    about = {"method": gap.label, "data": gap.data, "seed": gap.seed, "why": gap.why}
-    return Gap.model_validate(about | ({"pending": True} if gap.pending else {}))
 
 
 def _wanted(table: Table, rounds: Sequence[Round], options: argparse.Namespace) -> list[Round]:
@@ -210,62 +198,28 @@ def _among(given: list[str] | None, known: list[str], option: str) -> list[str]:
     return asked or known
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip suite",
-        description=main.__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "table",
-        type=Path,
-        metavar="TABLE",
-        help="a declaration in TOML, or the name of one in training/results",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="what holds the data sets of the table's preset, a folder each",
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="DATA", help="some of its data sets now (default: all)"
-    )
-    parser.add_argument(
-        "--method", action="append", metavar="NAME", help="some of its methods now (default: all)"
-    )
-    parser.add_argument(
-        "--defense",
-        action="append",
-        metavar="NAME",
-        help="some of its defenses now, by the table's names (default: all)",
-    )
-    parser.add_argument("--seed", action="append", metavar="N", help="some of its seeds now (default: all)")
-    parser.add_argument(
-        "--store",
-        type=Path,
-        default=default_store(),
-        metavar="DIR",
-        help="where sets are published (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=DEFAULT_RUNS,
-        metavar="DIR",
-        help="what is kept between sittings (default: %(default)s)",
-    )
-    parser.add_argument("--device", help="torch device, such as cuda (default: a GPU where there is one)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where the JSON goes (default: beside the table)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what would be trained and measured, and what that takes at most",
-    )
-    parser.add_argument("--so-far", action="store_true", help="compute nothing: write what is done already")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
+def _options() -> dict[str, Option]:
+    return {
+        "table": {
+            "type": Path,
+            "metavar": "TABLE",
+            "help": "a declaration in TOML, or the name of one in training/results",
+        },
+        "--data": {
+            "type": Path,
+            "required": True,
+            "metavar": "DIR",
+            "help": "what holds the data sets of the table's preset, a folder each",
+        },
+        "--only": several("all", "some of its data sets now", metavar="DATA"),
+        "--method": several("all", "some of its methods now", metavar="NAME"),
+        "--defense": several("all", "some of its defenses now, by the table's names", metavar="NAME"),
+        "--seed": several("all", "some of its seeds now", metavar="N"),
+        "--store": one(default_store(), "where sets are published", type=Path, metavar="DIR"),
+        "--runs": one(DEFAULT_RUNS, "what is kept between sittings", type=Path, metavar="DIR"),
+        "--device": {"help": "torch device, such as cuda (default: a GPU where there is one)"},
+        "--out": {"type": Path, "metavar": "FILE", "help": "where the JSON goes (default: beside the table)"},
+        "--dry-run": flag("only say what would be trained and measured, and what that takes at most"),
+        "--so-far": flag("compute nothing: write what is done already"),
+        "--json": flag("print one JSON object"),
+    }

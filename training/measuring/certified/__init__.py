@@ -1,3 +1,3 @@
-"""What `robustclip certified` is made of. `subjects` behind a vote -> `certification`, which settles each
-picture and its `attack` -> `facts`.
+"""What `robustclip certified` is made of. `subjects` behind a vote and attacks on
+them -> `certification`, which settles each picture -> `facts`.
 """

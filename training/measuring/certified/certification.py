@@ -26,12 +26,17 @@ from robustclip.certificates.vote import VOTES_A_PASS, elect
 from robustclip.deployed import deploy
 from robustclip.probing.attacker import Attacker
 from robustclip.probing.served import Aim
-from robustclip.scores.wrappers import guarded
+from robustclip.scores import guarded
 from robustclip.seeds import draw_seeds
 from robustclip.types import Cost, DeviceAccess, Progress, Score, price
 from training import finished
-from training.measuring.certified.attack import Assault, Attempt, assault_bill, attack_certificate
-from training.measuring.certified.subjects import SmoothedSubject
+from training.measuring.certified.subjects import (
+    Assault,
+    Attempt,
+    SmoothedSubject,
+    assault_bill,
+    attack_certificate,
+)
 from training.measuring.evaluation.cells import cell_path
 
 M = TypeVar("M", bound=BaseModel)
@@ -74,22 +79,18 @@ def settle(subject: SmoothedSubject, *, progress: Progress) -> list[Settled]:
         progress(done, total, f"certify {subject.words}")
         settled.append(_certified(subject, index))
     progress(total, total, f"certify {subject.words}")
-    proven = (
-        [row for row, each in enumerate(settled) if not each.certificate.abstained]
-        if question.assault
-        else []
-    )
-    for done, row in enumerate(proven):
+    proven = [row for row, each in enumerate(settled) if not each.certificate.abstained]
+    for done, row in enumerate(proven if question.assault else ()):
         progress(done, len(proven), f"attack {subject.words}")
-        settled[row] = settled[row]._replace(
-            attempts=tuple(_attacked(subject, subject.indices[row], settled[row].certificate))
-        )
+        attacked = _attacked(subject, subject.indices[row], settled[row].certificate)
+        settled[row] = settled[row]._replace(attempts=tuple(attacked))
         progress(done + 1, len(proven), f"attack {subject.words}")
     for row, index in enumerate(subject.indices[: question.direct]):
-        settled[row] = settled[row]._replace(
-            same=_directly(subject, index)
-            == settled[row].certificate.model_copy(update={"exploratory": None})
-        )
+        pixels = subject.pixels(index)
+        path = _cell(subject, pixels, {"direct": True})
+        direct = _once(path, Certificate, partial(certify, subject.vote, pixels, subject.options))
+        kept = settled[row].certificate.model_copy(update={"exploratory": None})
+        settled[row] = settled[row]._replace(same=direct == kept)
     return settled
 
 
@@ -108,12 +109,14 @@ def billed(subjects: Sequence[SmoothedSubject]) -> list[Billed]:
             if not path.exists() and path not in made:
                 certificates = certificates.plus(one)
             made.add(path)
-            if row < question.direct and not _direct_cell(subject, pixels).exists():
+            if row < question.direct and not _cell(subject, pixels, {"direct": True}).exists():
                 direct = direct.plus(one)
-            if question.assault is not None and not all(
-                _attack_cell(subject, pixels, *parts).exists() for parts in _parts(question.assault)
+            assault = question.assault
+            if assault is not None and not all(
+                _attack_cell(subject, assault, pixels, *parts).exists()
+                for parts in itertools.product(assault.factors, ("l2", "linf"))
             ):
-                attacks = attacks.plus(assault_bill(question.assault, subject.vote, options.n))
+                attacks = attacks.plus(assault_bill(assault, subject.vote, options.n))
         bills.append(Billed(subject, kept, certificates, attacks, direct))
     return bills
 
@@ -143,20 +146,13 @@ def _certified(subject: SmoothedSubject, index: int) -> Settled:
 
 
 def _attacked(subject: SmoothedSubject, index: int, certificate: Certificate) -> Iterator[Attempt]:
-    assault = subject.question.assault
+    pixels, options, assault = subject.pixels(index), subject.options, subject.question.assault
     assert assault is not None
-    pixels = subject.pixels(index)
     score = _score(subject, pixels, certificate)
+    attack = partial(attack_certificate, score, subject.vote, pixels, certificate, assault=assault)
     for factor, ball in assault.balls(certificate):
-        attack = partial(attack_certificate, score, subject.vote, pixels, certificate, ball)
-        path = _attack_cell(subject, pixels, factor, ball.kind)
-        yield _once(
-            path,
-            Attempt,
-            partial(
-                attack, factor=factor, assault=assault, seed=subject.options.seed, votes=subject.options.n
-            ),
-        )
+        path = _attack_cell(subject, assault, pixels, factor, ball.kind)
+        yield _once(path, Attempt, partial(attack, ball, factor=factor, seed=options.seed, votes=options.n))
 
 
 def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -> Score:
@@ -170,6 +166,7 @@ def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -
         encoder=classifier.encoder,
         name=subject.found.name,
         text=lambda: classifier.weights,
+        scoring=classifier.scoring,
     )
     aim = Aim(truth=classifier.labels.index(certificate.label))
     access = DeviceAccess(guard=partial(guarded, chunk_rows=VOTES_A_PASS))
@@ -177,37 +174,19 @@ def _score(subject: SmoothedSubject, pixels: Tensor, certificate: Certificate) -
     return attacker.score("adaptive", pixels[None], draw_seeds(subject.options.seed, 1))
 
 
-def _directly(subject: SmoothedSubject, index: int) -> Certificate:
-    pixels = subject.pixels(index)
-    return _once(
-        _direct_cell(subject, pixels), Certificate, lambda: certify(subject.vote, pixels, subject.options)
-    )
-
-
-def _parts(assault: Assault) -> list[tuple[float, str]]:
-    return list(itertools.product(assault.factors, ("l2", "linf")))
-
-
-def _attack_cell(subject: SmoothedSubject, pixels: Tensor, factor: float, norm: str) -> Path:
-    assault = subject.question.assault
-    assert assault is not None
+def _attack_cell(
+    subject: SmoothedSubject, assault: Assault, pixels: Tensor, factor: float, norm: str
+) -> Path:
     return _cell(subject, pixels, {**assault.model_dump(exclude={"factors"}), "factor": factor, "norm": norm})
-
-
-def _direct_cell(subject: SmoothedSubject, pixels: Tensor) -> Path:
-    return _cell(subject, pixels, {"direct": True})
 
 
 def _cell(subject: SmoothedSubject, pixels: Tensor, part: dict[str, object]) -> Path:
     """Where an answer about a certificate is: named by all that the certificate and the answer depend on."""
-    decision = {
+    key = {
+        "noise": subject.key(pixels).model_dump(mode="json"),
         "prompts": subject.found.prompts.digest(),
         "labels": list(subject.classifier.labels),
         "alpha": subject.options.alpha,
-    }
-    key = {
-        "noise": subject.key(pixels).model_dump(mode="json"),
-        **decision,
         "device": subject.question.device,
         **part,
     }

@@ -3,30 +3,41 @@ refutes a certificate.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.certificates.certify import Certificate, CertifyOptions
 from robustclip.defenses.smoothing import Smoothing
-from robustclip.types import Cost
-from training.measuring.certified.attack import Attempt
+from training.commands import (
+    DEFAULT_RUNS,
+    Option,
+    bar,
+    check_device,
+    command_parser,
+    console,
+    default_store,
+    flag,
+    keep_freed_memory,
+    one,
+    option_of,
+    print_answer,
+    print_rows,
+    read_fields,
+    several,
+    words,
+    words_but,
+)
 from training.measuring.certified.certification import Billed, billed, settle
 from training.measuring.certified.facts import certified_facts
-from training.measuring.certified.subjects import CertifiedQuestion, open_smoothed
+from training.measuring.certified.subjects import Attempt, CertifiedQuestion, open_smoothed
 from training.measuring.evaluation.plan import duration, seconds_per_pass
 from training.measuring.evaluation.question import NO_DEFENSE
 from training.measuring.pages.certified import counted, rule_words
-from training.measuring.schema.certified import Certified
-from training.memory import keep_freed_memory
-from training.options import DEFAULT_RUNS, check_device, default_store, option_of, read_fields, words
-from training.progress import bar
+from training.measuring.schema.files import Certified
 
 _REFUTED = 1
 _RADII = ("0.05", "0.1", "0.2", "0.25", "0.5", "1")
@@ -58,25 +69,16 @@ _OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Certify smoothed decisions on labelled pictures, and attack the certificates."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser("certified", main.__doc__, _options(), epilog=_EPILOG).parse_args(argv)
     question = read_certified(arguments)
     keep_freed_memory()
     subjects = open_smoothed(question)
     bills = billed(subjects)
     summary = _summary(bills)
     if arguments.dry_run:
-        if arguments.json:
-            print(
-                json.dumps(
-                    {
-                        "plan": [_as_facts(bill) for bill in bills],
-                        "charged": sum(bill.charged for bill in bills),
-                        "summary": summary,
-                    }
-                )
-            )
-        else:
-            print(summary)
+        charged = sum(bill.charged for bill in bills)
+        answer = {"plan": [_as_facts(bill) for bill in bills], "charged": charged, "summary": summary}
+        print_answer(answer, as_json=arguments.json, show=partial(print, summary))
         return 0
     print(summary, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     with bar() as progress:  # also into a log: this may take hours
@@ -84,25 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             certified_facts(subject, settle(subject, progress=progress), per_picture=arguments.per_picture)
             for subject in subjects
         ]
-    if arguments.json:
-        print(json.dumps({"kind": "certified", "results": [row.as_json() for row in results]}))
-    else:
-        _print(results)
+    answer = {"kind": "certified", "results": [row.as_json() for row in results]}
+    print_answer(answer, as_json=arguments.json, show=partial(_print, results))
     return 0 if all(row.holds for row in results) else _REFUTED
 
 
 def read_certified(arguments: argparse.Namespace) -> CertifiedQuestion:
     """The question that parsed options mean. Raises InvalidInput that names the option at fault."""
     sigmas = words(arguments.sigma or [str(CertifyOptions().sigma)])
-    prompt_sets = [
-        word
-        for value in arguments.prompt_set or ["handcrafted"]
-        for word in ([value] if "{" in value else words([value]))
-    ]
     rule = {name: getattr(arguments, name) for name in ("n", "n0", "alpha", "seed", "denoise")}
     assault = {name: getattr(arguments, name) for name in ("steps", "draws", "restarts")}
     values: dict[str, Any] = {
-        "prompt_sets": list(dict.fromkeys(prompt_sets)),
+        "prompt_sets": words_but(lambda value: "{" in value, arguments.prompt_set or ["handcrafted"]),
         "data": {"folder": arguments.data, "split": arguments.split},
         "rules": [{**rule, "sigma": sigma} for sigma in dict.fromkeys(sigmas)],
         "radii": words(arguments.radius or _RADII),
@@ -121,99 +116,66 @@ def _option(field: str) -> str:
     return option_of(_OPTIONS.get(name, name))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="robustclip certified",
-        description=main.__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _options() -> dict[str, Option]:
     fields = CertifyOptions.model_fields
-
-    def one(option: str, default: object, text: str) -> None:
-        parser.add_argument(
-            option,
-            default=default,
-            metavar="VALUE",
-            help=f"{text} (default: {'none' if default is None else default})",
-        )
-
-    def several(option: str, default: str, text: str) -> None:
-        parser.add_argument(option, action="append", metavar="VALUE", help=f"{text} (default: {default})")
-
-    one(
-        "--backbone",
-        DEFAULT_BACKBONE,
-        "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository",
-    )
-    one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
-    several(
-        "--prompt-set",
-        "handcrafted",
-        'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)',
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="labelled pictures, as `robustclip evaluate` takes them",
-    )
-    one(
-        "--split",
-        "test",
-        "a split of the data; train:validation is the tenth of train that training holds out",
-    )
-    one(
-        "--limit",
-        0,
-        "at most so many pictures, classes balanced, those that `robustclip evaluate` would take; 0 takes "
-        "all",
-    )
-    one("--seed", fields["seed"].default, "all randomness of votes and attacks")
-    several("--sigma", str(fields["sigma"].default), "size of the noise in pixel units of [0, 1]")
-    parser.add_argument(
-        "--denoise",
-        nargs="?",
-        const="own",
-        metavar="WEIGHTS",
-        help="take the noise away before each vote, by the denoiser that ships, or the .json of another "
-        "that `robustclip train-purifiers` wrote",
-    )
-    one("--n", fields["n"].default, "votes that are counted, and those that judge an attack")
-    one("--n0", fields["n0"].default, "votes before those, which choose the label")
-    one(
-        "--alpha",
-        fields["alpha"].default,
-        "the chance that one picture's statement is wrong; prompt sets share it",
-    )
-    one("--defense", NO_DEFENSE, "chain behind the noise, such as bit_depth:4")
-    several("--radius", ",".join(_RADII), "L2 radii at which certified accuracy is given")
-    parser.add_argument(
-        "--attack",
-        nargs="?",
-        const="0.99",
-        metavar="FACTORS",
-        help="attack every certificate at these parts of its L2 radius and of the Linf radius that it "
-        "implies (0.99 if none is named)",
-    )
-    one("--steps", 10, "of the attack, from the picture and from each random start")
-    one("--draws", 16, "of noise behind each of the attack's gradients")
-    one("--restarts", 1, "random starts of the attack")
-    one("--direct", 0, "for so many pictures count the votes again without kept embeddings, and compare")
-    one("--store", default_store(), "where prompt sets are looked up, before those that are shipped")
-    one("--runs", DEFAULT_RUNS, "where noisy embeddings and finished attacks are kept; safe to delete")
-    one("--device", "cpu", "torch device, such as cuda")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what it would take: charged passes at most, and about how long",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--per-picture", action="store_true", help="in the JSON: what is known of every picture"
-    )
-    return parser
+    return {
+        "--backbone": one(
+            DEFAULT_BACKBONE, "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository"
+        ),
+        "--pretrained": one(None, "open_clip tag or weights file of an architecture that is not embedded"),
+        "--prompt-set": several(
+            "handcrafted",
+            'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option)',
+        ),
+        "--data": {
+            "required": True,
+            "type": Path,
+            "metavar": "DIR",
+            "help": "labelled pictures, as `robustclip evaluate` takes them",
+        },
+        "--split": one(
+            "test", "a split of the data; train:validation is the tenth of train that training holds out"
+        ),
+        "--limit": one(
+            0,
+            "at most so many pictures, classes balanced, those that `robustclip evaluate` would take; 0 "
+            "takes all",
+        ),
+        "--seed": one(fields["seed"].default, "all randomness of votes and attacks"),
+        "--sigma": several(str(fields["sigma"].default), "size of the noise in pixel units of [0, 1]"),
+        "--denoise": {
+            "nargs": "?",
+            "const": "own",
+            "metavar": "WEIGHTS",
+            "help": "take the noise away before each vote, by the denoiser that ships, or the .json of "
+            "another that `robustclip train-purifiers` wrote",
+        },
+        "--n": one(fields["n"].default, "votes that are counted, and those that judge an attack"),
+        "--n0": one(fields["n0"].default, "votes before those, which choose the label"),
+        "--alpha": one(
+            fields["alpha"].default,
+            "the chance that one picture's statement is wrong; prompt sets share it",
+        ),
+        "--defense": one(NO_DEFENSE, "chain behind the noise, such as bit_depth:4"),
+        "--radius": several(",".join(_RADII), "L2 radii at which certified accuracy is given"),
+        "--attack": {
+            "nargs": "?",
+            "const": "0.99",
+            "metavar": "FACTORS",
+            "help": "attack every certificate at these parts of its L2 radius and of the Linf radius that it "
+            "implies (0.99 if none is named)",
+        },
+        "--steps": one(10, "of the attack, from the picture and from each random start"),
+        "--draws": one(16, "of noise behind each of the attack's gradients"),
+        "--restarts": one(1, "random starts of the attack"),
+        "--direct": one(0, "for so many pictures count the votes again without kept embeddings, and compare"),
+        "--store": one(default_store(), "where prompt sets are looked up, before those that are shipped"),
+        "--runs": one(DEFAULT_RUNS, "where noisy embeddings and finished attacks are kept; safe to delete"),
+        "--device": one("cpu", "torch device, such as cuda"),
+        "--dry-run": flag("only say what it would take: charged passes at most, and about how long"),
+        "--json": flag("print one JSON object"),
+        "--per-picture": flag("in the JSON: what is known of every picture"),
+    }
 
 
 def _summary(bills: Sequence[Billed]) -> str:
@@ -235,38 +197,35 @@ def _summary(bills: Sequence[Billed]) -> str:
 
 def _as_facts(bill: Billed) -> dict[str, object]:
     subject = bill.subject
-    parts: dict[str, Cost] = {
-        "certificates": bill.certificates,
-        "attacks": bill.attacks,
-        "direct": bill.direct,
-    }
-    about = {
+    return {
         "prompt_set": subject.found.name,
         "sigma": subject.options.sigma,
         "n": len(subject.indices),
         "kept": bill.kept,
+        "certificates": bill.certificates.charged,
+        "attacks": bill.attacks.charged,
+        "direct": bill.direct.charged,
+        "charged": bill.charged,
     }
-    return {**about, **{name: cost.charged for name, cost in parts.items()}, "charged": bill.charged}
 
 
 def _print(results: Sequence[Certified]) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=170)
+    out = console()
     for row in results:
-        console.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
-        table = Table("", "per cent (95 % interval)")
-        for label, cell in counted(row).items():
-            table.add_row(label, cell)
-        console.print(table)
+        out.print(f"{rule_words(row)}: {row.backbone}, {row.data} {row.split}, {row.n} pictures")
+        print_rows(
+            None, [{"": what, "per cent (95 % interval)": cell} for what, cell in counted(row).items()]
+        )
         for wrong in row.refuted:
             certificate = Certificate.model_validate(wrong.certificate)
             attempt = Attempt.model_validate(wrong.attempt)
-            console.print(
+            out.print(
                 f"refuted: {wrong.picture}, certified {certificate.label!r} within "
                 f"{certificate.radius_l2:.4g} (L2), has "
                 f"{attempt.hits} of {attempt.votes} votes at distance {attempt.distance:.4g}."
             )
         if row.exploratory:
-            console.print(
+            out.print(
                 "Exploratory: some of this noise had answered another question before, so alpha does not "
                 "hold."
             )

@@ -10,10 +10,9 @@ from robustclip.certificates.certify import conclude
 from robustclip.measuring import wilson
 from robustclip.threat import L2, LEVELS
 from robustclip.types import Cost, price
-from training.measuring.certified.attack import Attempt
 from training.measuring.certified.certification import Settled
-from training.measuring.certified.subjects import SmoothedSubject
-from training.measuring.schema.certified import Attacks, Certified, Direct, Refuted, Share, Within
+from training.measuring.certified.subjects import Attempt, SmoothedSubject
+from training.measuring.schema.files import Attacks, Certified, Direct, Refuted, Share, Within
 
 
 def certified_facts(
@@ -120,51 +119,21 @@ def _command(subject: SmoothedSubject) -> str:
     """What makes this one row again: every choice is spelled out, the prompt set by its version, alpha as
     its share.
     """
-    question, options = subject.question, subject.options
-    words = ["robustclip", "certified", "--backbone", question.backbone]
-    words += ["--pretrained", question.pretrained] if question.pretrained else []
-    words += [
-        "--prompt-set",
-        subject.found.name,
-        "--data",
-        str(question.data.folder),
-        "--split",
-        question.data.split,
+    question, options, assault = subject.question, subject.options, subject.question.assault
+    attack = {} if assault is None else assault.model_dump(include={"steps", "draws", "restarts"})
+    words = [
+        *("robustclip", "certified", "--backbone", question.backbone),
+        *(("--pretrained", question.pretrained) if question.pretrained else ()),
+        *("--prompt-set", subject.found.name, "--data", question.data.folder),
+        *("--split", question.data.split),
+        *(() if question.defense == "none" else ("--defense", question.defense)),
+        *("--sigma", options.sigma),
+        *(() if options.denoise is None else ("--denoise", options.denoise)),
+        *("--n", options.n, "--n0", options.n0, "--alpha", options.alpha, "--limit", question.limit),
+        *(word for radius in question.radii for word in ("--radius", radius)),
+        *(() if assault is None else ("--attack", ",".join(map(str, assault.factors)))),
+        *(word for name, value in attack.items() for word in (f"--{name}", value)),
+        *(("--direct", question.direct) if question.direct else ()),
+        *("--seed", options.seed, "--store", question.store, "--device", question.device, "--json"),
     ]
-    words += [] if question.defense == "none" else ["--defense", question.defense]
-    words += [
-        "--sigma",
-        str(options.sigma),
-        *([] if options.denoise is None else ["--denoise", options.denoise]),
-    ]
-    words += [
-        "--n",
-        str(options.n),
-        "--n0",
-        str(options.n0),
-        "--alpha",
-        str(options.alpha),
-        "--limit",
-        str(question.limit),
-    ]
-    words += [word for radius in question.radii for word in ("--radius", str(radius))]
-    if question.assault is not None:
-        words += ["--attack", ",".join(map(str, question.assault.factors))]
-        words += [
-            word
-            for name in ("steps", "draws", "restarts")
-            for word in (f"--{name}", str(getattr(question.assault, name)))
-        ]
-    words += ["--direct", str(question.direct)] if question.direct else []
-    return shlex.join(
-        [
-            *words,
-            "--seed",
-            str(options.seed),
-            "--store",
-            str(question.store),
-            "--device",
-            question.device,
-            "--json",
-        ]
-    )
+    return shlex.join(map(str, words))

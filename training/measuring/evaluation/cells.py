@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, JsonValue
 from torch import Tensor
 
 from robustclip.measuring import Measured
@@ -21,8 +21,7 @@ from training.threats.judging import AtLevel
 _FORMAT = 1  # raise it when the same key comes to mean other numbers
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Line(BaseModel, frozen=True, extra="forbid"):
     key: dict[str, JsonValue]
     attack: dict[str, JsonValue] | None
     fell_to: dict[str, int] | None

@@ -1,20 +1,22 @@
-"""Masking checks over measured rows, and the headlines that they allow. Where a stronger attacker breaks
-fewer pictures, the attack is blind (Athalye et al. 2018, arXiv 1802.00420, section 3.1): that is no safety.
+"""Masking checks over measured rows, the headlines that they allow, and the summary of all that follows from
+rows. Where a stronger attacker breaks fewer pictures, the attack is blind (Athalye et al. 2018, arXiv
+1802.00420, section 3.1): that is no safety.
 
 Identifiers and names are those of `robustclip/sanity/`. Two accuracies may differ by the half-width of their
 Wilson intervals. Only T3 makes a headline; where a hard check contradicts it, the cell is inconclusive.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from robustclip.sanity.symptoms import SYMPTOMS, Symptom
 from robustclip.threat import parse_radius
+from training.measuring.evaluation.comparison import compare, over_data, over_seeds
 from training.measuring.evaluation.question import effort_of
+from training.measuring.evaluation.rows import Row
 from training.measuring.schema.base import grouped
-from training.measuring.schema.evaluation import SUBJECT, Check, Headline
-from training.measuring.schema.rows import Result
+from training.measuring.schema.evaluation import SUBJECT, Check, Evaluation, Headline, Result
 from training.threats import THREAT_LEVELS
 from training.threats.base import threat_level
 
@@ -147,3 +149,28 @@ def _check(id: str, rows: Sequence[Result], number: float, threshold: float, sen
 
 def _half_width(result: Result) -> float:
     return (result.high - result.low) / 2
+
+
+def summary(rows: Sequence[Row], *, against: Collection[str] = (), per_picture: bool = False) -> Evaluation:
+    """`against`: prompt sets, as they were asked for, that the others are compared with; none: all with all.
+    `per_picture`: each row names its pictures, and which of them were right.
+    """
+    results = [_per_picture(row) if per_picture else row.result for row in rows]
+    checks = masking_checks(results)
+    wide = over_data(rows, against=against)
+    found = {
+        "paired": compare(rows, against=against),
+        "over_seeds": over_seeds(rows),
+        "over_data": wide.means,
+        "paired_over_data": wide.paired,
+        "left_out_over_data": wide.left_out,
+        "checks": checks,
+        "headlines": headlines(results, checks),
+    }
+    present = {name: lines for name, lines in found.items() if lines}
+    return Evaluation.model_validate({"results": results, **present})
+
+
+def _per_picture(row: Row) -> Result:
+    own = {"pictures": row.pictures, "correct": row.correct.tolist()}
+    return Result.model_validate({**row.result.as_json(), **own})

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustclip.measuring import BOOTSTRAP_DRAWS, Interval, mcnemar, paired_difference
 from training.measuring.evaluation.rows import Row
 from training.measuring.schema.base import grouped
-from training.measuring.schema.rows import UNUSUAL, LeftOut, Mean, MeanOverData, Paired, PairedOverData
+from training.measuring.schema.evaluation import UNUSUAL, LeftOut, Mean, MeanOverData, Paired, PairedOverData
 
 _CHUNK = 500
 _ACROSS = ("backbone", "split", "classes", "among", "defense", "threat", "eps", *UNUSUAL)
@@ -83,21 +83,18 @@ def compare(rows: Sequence[Row], *, against: Collection[str] = ()) -> list[Paire
     """
     paired: list[Paired] = []
     for second, first in itertools.combinations(_cells(rows), 2):
-        if (
-            first.condition == second.condition
-            and first.seeds == second.seeds
-            and _wanted(first, second, against)
-        ):
-            if len(first.rows) == 1:
-                ours, theirs = first.rows[0].correct, second.rows[0].correct
-                interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
-            else:
-                interval, test = resampled_mean([first.correct - second.correct]), None
-            several = {} if len(first.rows) == 1 else {"seeds": first.seeds}
-            sets = {"a": first.name, "b": second.name}
-            values = {**_named(interval, "difference"), "mcnemar": test}
-            shared = first.rows[0].result.part(*_SHARED)
-            paired.append(Paired.model_validate({**shared, **several, **sets, **values}))
+        alike = (first.condition, first.seeds) == (second.condition, second.seeds)
+        if not (alike and _wanted(first, second, against)):
+            continue
+        values: dict[str, Any] = first.rows[0].result.part(*_SHARED)
+        if len(first.rows) == 1:
+            ours, theirs = first.rows[0].correct, second.rows[0].correct
+            interval, test = paired_difference(ours, theirs), mcnemar(ours, theirs)
+        else:
+            interval, test = resampled_mean([first.correct - second.correct]), None
+            values["seeds"] = first.seeds
+        values |= {"a": first.name, "b": second.name, **_named(interval, "difference"), "mcnemar": test}
+        paired.append(Paired.model_validate(values))
     return paired
 
 
@@ -220,18 +217,14 @@ class _Frame(NamedTuple):
 
 
 def _frame(group: Sequence[Cell]) -> _Frame:
-    most: dict[Path, int] = {}
-    for cell in group:
-        most[cell.folder] = max(cell.n, most.get(cell.folder, 0))
+    """Of each data set the cells with the most pictures, and the seeds that all data sets have of these."""
+    folders = grouped(group, lambda cell: cell.folder)
+    most = {folder: max(cell.n for cell in cells) for folder, cells in folders.items()}
     widest = [cell for cell in group if cell.n == most[cell.folder]]
-    seeds: dict[Path, set[int]] = {}
-    for cell in widest:
-        seeds.setdefault(cell.folder, set()).update(cell.seeds)
+    by_folder = grouped(widest, lambda cell: cell.folder).values()
+    everywhere = set.intersection(*({seed for cell in cells for seed in cell.seeds} for cells in by_folder))
+    known = dict.fromkeys(seed for cell in widest for seed in cell.seeds)
     names = {(cell.folder, cell.n): cell.rows[0].result.data for cell in widest}
-    everywhere, known = (
-        set.intersection(*seeds.values()),
-        dict.fromkeys(seed for cell in widest for seed in cell.seeds),
-    )
     return _Frame(names, tuple(seed for seed in known if seed in everywhere))
 
 

@@ -9,10 +9,21 @@ from typing import Any
 
 from robustclip import DEFAULT_BACKBONE
 from robustclip.errors import InvalidInput
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE, check_template
+from robustclip.models import HANDCRAFTED_TEMPLATE, check_template
+from training.commands import (
+    DEFAULT_RUNS,
+    Option,
+    check_device,
+    default_store,
+    flag,
+    one,
+    read_fields,
+    several,
+    words,
+    words_but,
+)
 from training.data.presets import facts, preset_sources
 from training.measuring.evaluation.question import DATA_TEMPLATE, EVERY_SEED, NO_DEFENSE, Question
-from training.options import DEFAULT_RUNS, check_device, default_store, read_fields, words
 from training.threats import THREAT_LEVELS
 from training.threats.base import Effort, threat_level
 
@@ -55,144 +66,100 @@ def epilog() -> str:
     return _EPILOG.format(threats="\n".join(fill(line, 110, subsequent_indent=" " * 13) for line in lines))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    def several(option: str, default: str | None, text: str) -> None:
-        shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(
-            option,
-            action="append",
-            required=default is None,
-            metavar="VALUE",
-            help=(text + shown).replace("%", "%%"),
-        )
-
-    def one(option: str, default: Any, text: str) -> None:
-        parser.add_argument(
-            option,
-            default=default,
-            metavar="VALUE",
-            help=f"{text} (default: {'none' if default is None else default})",
-        )
-
-    several(
-        "--backbone",
-        DEFAULT_BACKBONE,
-        "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository",
-    )
-    one("--pretrained", None, "open_clip tag or weights file of an architecture that is not embedded")
-    several(
-        "--prompt-set",
-        "handcrafted",
-        f'NAME, NAME@VERSION, or a template such as "a photo of a {{}}." (on its own: repeat the option); a '
-        f"{EVERY_SEED} in a name is the seed; "
-        f"{DATA_TEMPLATE} is what --template or the preset says",
-    )
-    several(
-        "--data",
-        None,
-        "folder of Parquet files with classes.txt, or of class folders of pictures, or torchvision:NAME; "
-        "with --preset, what holds them",
-    )
-    several(
-        "--preset", "none", f"data sets, splits and words of the literature: {', '.join(facts().presets)}"
-    )
-    several("--only", "all", "with --preset, some of its data sets")
-    parser.add_argument(
-        "--download",
-        action="store_true",
-        help="with --preset: let torchvision fetch what --data does not hold",
-    )
-    one(
-        "--split",
-        "test",
-        "without --preset, a split of the data; train:validation is the tenth of train that training holds "
-        "out; all: class folders without splits",
-    )
-    several(
-        "--classes",
-        "all of them",
-        "base or new, the two halves of the labels, or a file of class names, one a line, `name` or `name = "
-        "other words`",
-    )
-    one("--among", "all", "with --classes, the labels to choose from: all of the data set's, or only these")
-    parser.add_argument(
-        "--template",
-        action="append",
-        metavar="WORDS",
-        help=f"without --preset, what T1 takes for the learned text; repeat it for an average (default: "
-        f"{HANDCRAFTED_TEMPLATE})",
-    )
-    several("--threat", "clean", f"of {', '.join(THREAT_LEVELS)}")
-    several("--eps", "1/255", "radius of the attack (Linf, pixel units)")
-    parser.add_argument(
-        "--defense",
-        action="append",
-        metavar="CHAIN",
-        help=f"one chain, such as jpeg:75,bit_depth:4 (default: {NO_DEFENSE})",
-    )
-    several("--seed", "0", "all randomness of attacks and defenses")
-    for name in ("strength", "steps", "restarts", "draws", "queries", "search"):
-        field = Effort.model_fields[name]
-        one(f"--{name}", field.default, field.description or "")
-    several("--surrogate", "none", Effort.model_fields["surrogates"].description or "")
-    one("--limit", 0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all")
-    one("--batch", 64, "pictures a batch")
-    one("--store", default_store(), "where prompt sets are looked up, before those that are shipped")
-    one("--runs", DEFAULT_RUNS, "where finished cells and pictures made once are kept; safe to delete")
-    one("--device", "cpu", "torch device, such as cuda")
-    parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run has measured")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what would be measured, its charged passes at most, and about how long it takes",
-    )
-    parser.add_argument(
-        "--transfer-matrix",
-        action="store_true",
-        help="instead of threat levels: pictures attacked against each prompt set, judged under each",
-    )
-    parser.add_argument(
-        "--html", metavar="FILE", type=Path, help="also write a page with tables and curves over the radius"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--per-picture", action="store_true", help="in the JSON: which pictures, and which of them were right"
-    )
+def options() -> dict[str, Option]:
+    """Every option of the command."""
+    effort = ("strength", "steps", "restarts", "draws", "queries", "search")
+    fields = Effort.model_fields
+    return {
+        "--backbone": several(
+            DEFAULT_BACKBONE, "an embedded CLIP, an open_clip architecture, or hf-hub:owner/repository"
+        ),
+        "--pretrained": one(None, "open_clip tag or weights file of an architecture that is not embedded"),
+        "--prompt-set": several(
+            "handcrafted",
+            'NAME, NAME@VERSION, or a template such as "a photo of a {}." (on its own: repeat the option); '
+            f"a {EVERY_SEED} in a name is the seed; "
+            f"{DATA_TEMPLATE} is what --template or the preset says",
+        ),
+        "--data": several(
+            None,
+            "folder of Parquet files with classes.txt, or of class folders of pictures, or torchvision:NAME; "
+            "with --preset, what holds them",
+        ),
+        "--preset": several(
+            "none", f"data sets, splits and words of the literature: {', '.join(facts().presets)}"
+        ),
+        "--only": several("all", "with --preset, some of its data sets"),
+        "--download": flag("with --preset: let torchvision fetch what --data does not hold"),
+        "--split": one(
+            "test",
+            "without --preset, a split of the data; train:validation is the tenth of train that training "
+            "holds out; all: class folders without splits",
+        ),
+        "--classes": several(
+            "all of them",
+            "base or new, the two halves of the labels, or a file of class names, one a line, `name` or "
+            "`name = other words`",
+        ),
+        "--among": one(
+            "all", "with --classes, the labels to choose from: all of the data set's, or only these"
+        ),
+        "--template": several(
+            HANDCRAFTED_TEMPLATE,
+            "without --preset, what T1 takes for the learned text; repeat it for an average",
+            metavar="WORDS",
+        ),
+        "--threat": several("clean", f"of {', '.join(THREAT_LEVELS)}"),
+        "--eps": several("1/255", "radius of the attack (Linf, pixel units)"),
+        "--defense": several(NO_DEFENSE, "one chain, such as jpeg:75,bit_depth:4", metavar="CHAIN"),
+        "--seed": several("0", "all randomness of attacks and defenses"),
+        **{f"--{name}": one(fields[name].default, fields[name].description or "") for name in effort},
+        "--surrogate": several("none", fields["surrogates"].description or ""),
+        "--scoring": {
+            "choices": ("softmax", "sigmoid"),
+            "default": "softmax",
+            "help": "sigmoid, for a CLIP that was trained with one: each label has a probability of its own, "
+            "and where none reaches a half the answer is none of them, which is wrong (default: softmax, "
+            "which of the labels, as the literature asks)",
+        },
+        "--limit": one(0, "at most so many pictures, classes balanced, the same for every seed; 0 takes all"),
+        "--batch": one(64, "pictures a batch"),
+        "--store": one(default_store(), "where prompt sets are looked up, before those that are shipped"),
+        "--runs": one(DEFAULT_RUNS, "where finished cells and pictures made once are kept; safe to delete"),
+        "--device": one("cpu", "torch device, such as cuda"),
+        "--fresh": flag("measure again what an earlier run has measured"),
+        "--dry-run": flag(
+            "only say what would be measured, its charged passes at most, and about how long it takes"
+        ),
+        "--transfer-matrix": flag(
+            "instead of threat levels: pictures attacked against each prompt set, judged under each"
+        ),
+        "--html": {
+            "metavar": "FILE",
+            "type": Path,
+            "help": "also write a page with tables and curves over the radius",
+        },
+        "--json": flag("print one JSON object"),
+        "--per-picture": flag("in the JSON: which pictures, and which of them were right"),
+    }
 
 
 def read_question(arguments: argparse.Namespace) -> Question:
     """The question that parsed options mean. Raises InvalidInput that names the option at fault."""
     for template in arguments.template or ():
         check_template(template, field="--template")
+    given = vars(arguments)
+    copied = ("strength", "steps", "restarts", "draws", "queries", "search", "limit", "batch")
     values = {
         "backbones": _words(arguments.backbone or [DEFAULT_BACKBONE]),
-        "pretrained": arguments.pretrained,
-        "prompt_sets": [
-            word
-            for value in arguments.prompt_set or ["handcrafted"]
-            for word in ([value] if "{" in value else _words([value]))
-        ],
+        "prompt_sets": words_but(lambda value: "{" in value, arguments.prompt_set or ["handcrafted"]),
         "data": _sources(arguments),
         "threats": _words(arguments.threat or ["clean"]),
         "eps": _words(arguments.eps or ["1/255"]),
         "defenses": arguments.defense or [NO_DEFENSE],
         "seeds": _words(arguments.seed or ["0"]),
         "surrogates": _words(arguments.surrogate or []),
-        **{
-            name: getattr(arguments, name)
-            for name in (
-                "strength",
-                "steps",
-                "restarts",
-                "draws",
-                "queries",
-                "search",
-                "limit",
-                "batch",
-                "store",
-                "runs",
-            )
-        },
+        **{name: given[name] for name in (*copied, "scoring", "pretrained", "store", "runs")},
         "device": check_device(arguments.device),
     }
     question = read_fields(Question, values, command="evaluate", named=_option)
@@ -214,14 +181,7 @@ def _option(field: str) -> str:
 def _sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.preset is not None:
         return _preset_sources(arguments)
-    folders = [
-        word for value in arguments.data for word in ([value] if Path(value).exists() else _words([value]))
-    ]
-    classes = [
-        word
-        for value in arguments.classes or []
-        for word in ([value] if Path(value).exists() else _words([value]))
-    ]
+    folders, classes = (words_but(_exists, values or []) for values in (arguments.data, arguments.classes))
     chosen = [{"classes": name, "among": arguments.among} for name in classes] or [{"among": arguments.among}]
     common = {"split": arguments.split, "templates": arguments.template or [HANDCRAFTED_TEMPLATE]}
     return [{"folder": folder, **common, **some} for folder, some in itertools.product(folders, chosen)]
@@ -239,6 +199,10 @@ def _preset_sources(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
     sources = preset_sources(presets[0], Path(arguments.data[0]), only=only, downloading=arguments.download)
     return [source.model_dump() for source in sources]
+
+
+def _exists(value: str) -> bool:
+    return Path(value).exists()
 
 
 def _words(values: Sequence[str]) -> list[str]:

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustclip.models.clip import Clip
-from robustclip.models.towers import encode_image
-from robustclip.scores.kinds import EmbeddingShift
+from robustclip.models import Clip, encode_image
+from robustclip.scores import EmbeddingShift
 from robustclip.seeds import draw_seeds
-from training.measuring.evaluation.question import Question
+from training.measuring.evaluation.question import Question, Subject
 from training.measuring.evaluation.rows import cell_of
-from training.measuring.evaluation.subjects import Subject
 from training.threats.base import ThreatSet, threat_level
 
 _ROWS = 8  # of the trial that tells how long a pass takes

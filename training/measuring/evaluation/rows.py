@@ -15,8 +15,7 @@ from torch import Tensor
 from robustclip.defenses import network_digests, parse_defenses
 from robustclip.digests import json_digest
 from robustclip.measuring import accuracy
-from robustclip.models.clip import Clip
-from robustclip.models.prompts import HANDCRAFTED_TEMPLATE
+from robustclip.models import HANDCRAFTED_TEMPLATE, Clip, meanings
 from robustclip.types import Progress
 from training import finished
 from training.data.labelled import LabelledImages
@@ -29,9 +28,8 @@ from training.measuring.evaluation.cells import (
     parts_of,
     recall,
 )
-from training.measuring.evaluation.question import NO_DEFENSE, Question
-from training.measuring.evaluation.subjects import Subject
-from training.measuring.schema.rows import Result
+from training.measuring.evaluation.question import NO_DEFENSE, Question, Subject
+from training.measuring.schema.evaluation import Result
 from training.threats.base import ThreatSet, Work, threat_level
 from training.threats.judging import AtLevel
 
@@ -113,6 +111,7 @@ def cell_of(
         "defense": subject.defense,
         **({"networks": networks} if (networks := network_digests(parse_defenses(subject.defense))) else {}),
         **({} if subject.rule is None else {"judged_by": "votes"}),
+        **_scoring(subject),
         "threat": threat,
         **within.key,
         "seed": pictures.seed,
@@ -183,6 +182,7 @@ def _result(
         "split": source.split,
         **({} if source.classes is None else {"classes": source.classes.name, "among": source.among}),
         "defense": subject.defense,
+        **_scoring(subject),
         "threat": threat,
         "eps": within.text,
         "n": len(measured.correct),
@@ -209,11 +209,18 @@ def _seen(subject: Subject) -> dict[str, int | str]:
     settings were chosen.
     """
     learned_on, data = subject.found.learned_on, subject.pictures.data
-    measured = {data.labels[target] for target in data.targets.unique().tolist()}
+    measured = [data.labels[target] for target in data.targets.unique().tolist()]
+    known = sum(map(bool, meanings(measured, learned_on)))
     seen: dict[str, int | str] = (
-        {"seen_labels": len(measured & {*learned_on}), "measured_labels": len(measured)} if learned_on else {}
+        {"seen_labels": known, "measured_labels": len(measured)} if learned_on else {}
     )
     return seen if subject.found.selection is None else {**seen, "selection": subject.found.selection}
+
+
+def _scoring(subject: Subject) -> dict[str, str]:
+    """Named where it is not the usual one."""
+    scoring = subject.pictures.scoring
+    return {} if scoring == "softmax" else {"scoring": scoring}
 
 
 def _command(question: Question, subject: Subject, threat: str, within: ThreatSet[Any]) -> str:
@@ -230,6 +237,7 @@ def _command(question: Question, subject: Subject, threat: str, within: ThreatSe
         *(word for template in source.templates if written for word in ("--template", template)),
         *level.words(question, randomized=subject.randomized),
         *(() if subject.defense == NO_DEFENSE else ("--defense", subject.defense)),
+        *(word for scoring in _scoring(subject).values() for word in ("--scoring", scoring)),
         *("--limit", str(question.limit), "--seed", str(subject.pictures.seed)),
         *("--batch", str(question.batch), "--store", str(question.store)),
         *("--device", question.device, "--json"),

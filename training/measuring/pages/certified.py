@@ -2,9 +2,8 @@
 for each thing that was counted.
 """
 
-from training.measuring.pages.markdown import grid, section
-from training.measuring.schema.certified import Certified, Share
-from training.measuring.schema.files import CertifiedFile
+from training.measuring.pages.wording import grid, section
+from training.measuring.schema.files import Certified, CertifiedFile, Share
 
 
 def certified_section(name: str, content: CertifiedFile) -> str:

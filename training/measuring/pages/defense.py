@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from robustclip.reports.charts import Curve, chart_file
-from training.measuring.pages.markdown import grid, line, table
-from training.measuring.pages.wording import accuracy, difference, effort
+from training.measuring.pages.wording import accuracy, difference, effort, grid, line, table
 from training.measuring.schema.base import grouped
-from training.measuring.schema.evaluation import Illusion, Unequal
+from training.measuring.schema.evaluation import Condition, Illusion, Paired, Result, Subject, Unequal
 from training.measuring.schema.files import TableFile
-from training.measuring.schema.rows import Condition, Paired, Result, Subject
 
 Row = TypeVar("Row", Result, Paired)
 

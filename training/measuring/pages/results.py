@@ -15,13 +15,22 @@ from pathlib import Path
 
 from robustclip.files import write_atomically
 from training.measuring.pages.certified import certified_section
-from training.measuring.pages.columns import accuracies, differences, headline
 from training.measuring.pages.defense import defense_tables, draws_chart
-from training.measuring.pages.markdown import line, section, table
 from training.measuring.pages.radii import radius_chart
 from training.measuring.pages.selection import selection_section
-from training.measuring.pages.wording import absent, condition, seeds_words
+from training.measuring.pages.wording import (
+    absent,
+    accuracies,
+    condition,
+    differences,
+    headline,
+    line,
+    section,
+    seeds_words,
+    table,
+)
 from training.measuring.schema.base import grouped
+from training.measuring.schema.evaluation import LeftOut, Mean, OverData, Result
 from training.measuring.schema.files import (
     CertifiedFile,
     ResultsFile,
@@ -30,7 +39,6 @@ from training.measuring.schema.files import (
     Training,
     read_results,
 )
-from training.measuring.schema.rows import LeftOut, Mean, OverData, Result
 
 FOLDER = Path(__file__).parents[2] / "results"
 PAGE = Path(__file__).parents[2] / "RESULTS.md"

@@ -5,8 +5,7 @@ each data set.
 from collections.abc import Sequence
 from statistics import mean
 
-from training.measuring.pages.markdown import line, section, table
-from training.measuring.pages.wording import difference, seeds_words
+from training.measuring.pages.wording import difference, line, section, seeds_words, table
 from training.measuring.schema.files import Candidate, Number, SelectionFile
 
 

@@ -1,13 +1,16 @@
-"""How rows of numbers are said on the results page and on a terminal."""
+"""Rows of numbers in words, for the results page and the terminal, and as tables of Markdown: a line for each
+prompt set or pair of them, a column for each condition.
+"""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from training.measuring.schema.base import Difference
-from training.measuring.schema.evaluation import Illusion
-from training.measuring.schema.files import Gap
-from training.measuring.schema.rows import (
+from training.measuring.schema.evaluation import (
     UNUSUAL,
     Condition,
+    Headline,
+    Illusion,
     Mean,
     MeanOverData,
     OverData,
@@ -15,6 +18,7 @@ from training.measuring.schema.rows import (
     PairedOverData,
     Result,
 )
+from training.measuring.schema.files import Gap
 
 FEW = 64  # pictures: of fewer a percentage would say more than was measured
 
@@ -91,3 +95,90 @@ def _few(row: Result | Mean | Paired | Illusion | OverData) -> int | None:
     if isinstance(row, OverData) or row.n >= FEW:
         return None
     return row.n * max(1, len(row.seeds))
+
+
+Place = TypeVar("Place")
+
+
+def table(names: Sequence[str]) -> list[str]:
+    """The two lines that open a table."""
+    return [line(names), line(["---"] * len(names))]
+
+
+def line(cells: Sequence[str]) -> str:
+    """One row."""
+    return f"| {' | '.join(cells)} |"
+
+
+def grid(heads: Sequence[str], columns: Iterable[Place], cells: Mapping[tuple[str, Place], str]) -> list[str]:
+    """A whole table of cells by line and column: lines in the order in which they first appear, empty where
+    there is no cell.
+    """
+    columns = list(columns)
+    names = dict.fromkeys(name for name, _ in cells)
+    rows = (line([name, *(cells.get((name, column), "") for column in columns)]) for name in names)
+    return [*table(heads), *rows]
+
+
+def section(name: str, title: str, about: str, says: str, lines: Sequence[str]) -> str:
+    """The section of `results/NAME.json`: what it is about, what it says, and its tables."""
+    return "\n".join([f"## {title}", "", f"{about} (`results/{name}.json`).", "", says, "", *lines, ""])
+
+
+Row: TypeAlias = Result | Mean | MeanOverData
+AnyPair: TypeAlias = Paired | PairedOverData
+Refused: TypeAlias = Mapping[tuple[str, ...], Sequence[str]]  # by `headline`: the checks that forbid it
+
+
+class Column(NamedTuple):
+    """Rows of one condition on the same number of pictures."""
+
+    condition: str
+    pictures: int
+
+
+def accuracies(rows: Sequence[Row], refused: Refused) -> list[str]:
+    """Heads name pictures and seeds where columns differ in them; a cell names its seeds where it lacks some
+    of its column's.
+    """
+    seeds: dict[Column, dict[int, None]] = {}
+    for row in sorted(rows, key=lambda row: row.rank):
+        seeds.setdefault(_column(row), {}).update(dict.fromkeys(row.seeds))
+    differ = len(set(map(frozenset, seeds.values()))) > 1
+    heads = [
+        head + (f", {seeds_words(own)}" if differ else "")
+        for head, own in zip(_heads(seeds), seeds.values(), strict=True)
+    ]
+    cells = {(row.title, _column(row)): _cell(row, refused, seeds[_column(row)]) for row in rows}
+    return grid(["prompt set", *heads], seeds, cells)
+
+
+def differences(paired: Sequence[AnyPair]) -> list[str]:
+    """Nothing where nothing is compared."""
+    if not paired:
+        return []
+    columns = list(dict.fromkeys(map(_column, sorted(paired, key=lambda pair: pair.rank))))
+    cells = {(pair.behind(pair.sets), _column(pair)): difference(pair, pair) for pair in paired}
+    return ["", *grid(["paired", *_heads(columns)], columns, cells)]
+
+
+def headline(row: Headline | Result | Mean) -> tuple[str, ...]:
+    """What a headline is about."""
+    return (row.group, row.title, row.eps)
+
+
+def _column(row: Row | AnyPair) -> Column:
+    return Column(condition(row), row.n)
+
+
+def _heads(columns: Collection[Column]) -> list[str]:
+    differ = len({column.pictures for column in columns}) > 1
+    return [column.condition + (f", {column.pictures:,} pictures" if differ else "") for column in columns]
+
+
+def _cell(row: Row, refused: Refused, seeds: Collection[int]) -> str:
+    checks: Sequence[str] = ()
+    if row.threat == "T3" and not isinstance(row, MeanOverData):
+        checks = refused.get(headline(row), ())
+    words = f"inconclusive ({', '.join(checks)})" if checks else accuracy(row)
+    return words if set(row.seeds) == set(seeds) else f"{words}; {seeds_words(row.seeds)}"

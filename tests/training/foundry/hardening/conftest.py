@@ -1,4 +1,4 @@
-"""A few small pictures with labels and a teacher, for towers of 32 pixels."""
+"""A few small pictures with labels, for towers of 32 pixels."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,7 @@ from training.foundry.corpus import Corpus, Names, pixels_of
 
 @pytest.fixture(scope="session")
 def toys() -> Corpus:
-    """Two data sets that share a name; 60 pictures, twelve kept back. The teacher knows the first four
-    names.
-    """
+    """Two data sets that share a name; 60 pictures, twelve kept back."""
     generator = np.random.default_rng(0)
     names = Names(
         ("cat", "dog", "fish", "lamp", "toy car"),
@@ -23,8 +21,8 @@ def toys() -> Corpus:
         names=names,
         sets=("animals", "things"),
         pixels=pixels_of(generator.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)),
-        teacher=generator.dirichlet(np.full(4, 0.3), 60).astype(np.float16),
         name=torch.where(source == 0, names.members["animals"][chosen], names.members["things"][chosen]),
         source=source,
         validation=torch.arange(60) % 10 < 2,
+        shares=(0.5, 0.5),
     )

@@ -36,4 +36,5 @@ def test_a_longer_attack_leaves_less_and_the_same_each_time(tiny: Clip, toys: Co
 def prepared(clip: Clip, toys: Corpus) -> tuple[Checker, ImageTower]:
     with torch.no_grad():
         head = TextHead(text_weights(clip, Prompts(), toys.names.texts), clip.logit_scale)
-    return Checker(toys, head, pictures=10, seed=0), ImageTower(clip, bf16=False)
+    tower = ImageTower(clip, bf16=False)
+    return Checker(toys, head, tower, pictures=10, seed=0), tower

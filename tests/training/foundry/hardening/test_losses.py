@@ -22,7 +22,7 @@ OWN = (0, 1, 2), (3, 4, 2)  # names of two data sets
 
 
 class Random:
-    """Six pictures, five names, four of them known to the teacher."""
+    """Six pictures, five names, the original tower answers among four of them."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -76,6 +76,12 @@ class Random:
         z = SCALE * F.normalize(embeddings, dim=1) @ self.weights[:4].T
         return F.cross_entropy(z, self.opinion).item()
 
+    def turned(self) -> float:
+        moved, fixed = (
+            each / each.norm(dim=1, keepdim=True) for each in (self.attacked, self.original_clean)
+        )
+        return float((moved - fixed).square().sum() / 6)
+
 
 def test_tecoa_is_the_cross_entropy_of_attacked_pictures() -> None:
     drawn = Random()
@@ -108,7 +114,7 @@ def test_pmg_aft_adds_two_divergences_that_are_summed_over_the_batch() -> None:
     }
 
 
-def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
+def test_distilled_is_label_answer_and_direction_by_halves() -> None:
     drawn = Random()
     assert {
         name: term.item()
@@ -116,6 +122,7 @@ def test_distilled_is_label_and_teacher_half_and_half_on_both_forms() -> None:
     } == {
         "attacked": pytest.approx(0.5 * drawn.cross_entropy(drawn.attacked, 0.05), rel=1e-4),
         "teacher": pytest.approx(0.5 * drawn.teaching(drawn.attacked), rel=1e-5),
+        "direction": pytest.approx(0.5 * drawn.turned(), rel=1e-5),
         "clean": pytest.approx(0.15 * drawn.cross_entropy(drawn.clean, 0.05), rel=1e-4),
         "clean_teacher": pytest.approx(0.15 * drawn.teaching(drawn.clean), rel=1e-5),
     }

@@ -5,7 +5,7 @@ import torch
 from robustclip.models.clip import Clip
 from robustclip.models.towers import encode_image
 from training.foundry.hardening.tower import ImageTower
-from training.foundry.weights import parameter_groups
+from training.foundry.run import parameter_groups
 
 
 def test_a_tower_is_the_image_tower_of_its_clip(tiny: Clip) -> None:

@@ -71,10 +71,10 @@ def drawings() -> Corpus:
         names,
         ("toys",),
         pixels_of(waves(160)),
-        None,
         name,
         torch.zeros(160, dtype=torch.int64),
         torch.arange(160) % 5 == 0,
+        (1.0,),
     )
 
 

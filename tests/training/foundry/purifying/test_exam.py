@@ -5,8 +5,7 @@ import torch
 
 from robustclip.models.clip import Clip
 from robustclip.purifiers import build_network
-from robustclip.purifiers.denoiser import DenoiserShape
-from robustclip.purifiers.super_resolver import SuperResolverShape
+from robustclip.purifiers.networks import DenoiserShape, SuperResolverShape
 from training.foundry.corpus import Corpus
 from training.foundry.purifying.exam import Reading, examine, held_out, shortcomings
 

@@ -1,4 +1,4 @@
-"""What a step draws, and the pictures of pretraining without its teacher."""
+"""What a step draws, and the pictures of pretraining."""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from tuning import silent
 from robustclip.errors import InvalidInput
 from training.foundry.blocks import draw_blocks
 from training.foundry.corpus import TRAINING_SETS, Corpus, build_corpus, open_corpus
-from training.foundry.purifying.pictures import draw, squares
+from training.foundry.purifying.exam import draw, squares
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +36,19 @@ def test_squares_have_the_asked_size_and_stay_in_range() -> None:
 
 
 def test_a_block_is_the_same_beside_any_others(drawings: Corpus) -> None:
-    trained = torch.nonzero(~drawings.validation).flatten()
     drawing = partial(draw, drawings, size=16)
-    both = draw_blocks(drawing, trained, [4, 7], seed=1, stream="purify-2")
-    alone = draw_blocks(drawing, trained, [7], seed=1, stream="purify-2")
+    both = draw_blocks(drawing, drawings, [4, 7], seed=1, stream="purify-2")
+    alone = draw_blocks(drawing, drawings, [7], seed=1, stream="purify-2")
     assert all(torch.equal(whole[16:], part) for whole, part in zip(both, alone, strict=True))
-    assert not torch.equal(alone.pixels, draw_blocks(drawing, trained, [7], seed=1, stream="purify-3").pixels)
+    assert not torch.equal(
+        alone.pixels, draw_blocks(drawing, drawings, [7], seed=1, stream="purify-3").pixels
+    )
 
 
 def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path, tmp_path: Path) -> None:
-    own = open_corpus(folders, tmp_path / "own", size=16, taught=False, progress=silent)
+    own = open_corpus(folders, tmp_path / "own", size=16, progress=silent)
 
-    def opinion() -> torch.nn.Module:
-        return torch.nn.Sequential(
-            torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)
-        )
-
-    theirs = build_corpus(folders, tmp_path / "theirs", size=16, teacher=opinion, seed=0, progress=silent)
+    theirs = build_corpus(folders, tmp_path / "theirs", size=16, seed=0, progress=silent)
     rows = torch.arange(len(theirs.name))
     assert torch.equal(own.pixels(rows), theirs.pixels(rows))
     for mine, other in (
@@ -64,7 +60,7 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
     assert own.names.texts == theirs.names.texts
     shared = tmp_path / "theirs" / "images-16-0.npy"
     before = shared.stat().st_mtime_ns
-    again = open_corpus(folders, tmp_path / "theirs", size=16, taught=False, progress=silent)
+    again = open_corpus(folders, tmp_path / "theirs", size=16, progress=silent)
     assert torch.equal(again.pixels(rows), theirs.pixels(rows))
     assert shared.stat().st_mtime_ns == before
 
@@ -72,4 +68,4 @@ def test_the_cache_and_what_is_kept_back_are_those_of_pretraining(folders: Path,
 def test_a_cache_of_other_pictures_is_refused(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus-16-0.json").write_text('{"cifar-10": "other"}')
     with pytest.raises(InvalidInput, match="other pictures"):
-        open_corpus(folders, tmp_path, size=16, taught=False, progress=silent)
+        open_corpus(folders, tmp_path, size=16, progress=silent)

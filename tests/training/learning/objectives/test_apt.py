@@ -8,7 +8,7 @@ from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
-from training.learning.inner import Opponent
+from training.learning.losses import Opponent
 from training.learning.objectives import APT
 
 

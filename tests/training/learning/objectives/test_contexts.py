@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import InvalidInput
+from robustclip.models.capabilities import Capabilities
 from robustclip.models.classifier import text_weights
 from robustclip.models.clip import Clip
 from robustclip.models.prompts import Prompts
@@ -153,7 +154,7 @@ def test_words_that_are_more_than_one_token_are_refused_by_name(tiny: Clip) -> N
 
 def test_a_tower_without_visual_prompts_is_refused(tiny: Clip) -> None:
     with pytest.raises(InvalidInput, match="takes no visual prompts"):
-        start(replace(tiny, visual_width=None, visual_layers=None), "none")
+        start(replace(tiny, capabilities=Capabilities(visual_prompts="its image tower is a ResNet.")), "none")
 
 
 def test_words_beyond_the_vectors_stay_in_the_template() -> None:

@@ -13,11 +13,10 @@ from robustclip.models.prompts import Prompts
 from robustclip.models.towers import encode_image
 from robustclip.seeds import draw_seeds
 from training.data.folders import load_data
-from training.learning.inner import Opponent
-from training.learning.objectives import APT, FAP, both_towers, examples
-from training.learning.objectives.examples import picture_examples
+from training.learning.losses import Opponent
+from training.learning.objectives import APT, FAP, both_towers, predictions
 from training.learning.objectives.pictures import HAND
-from training.learning.objectives.predictions import PATCHES, look, look_untouched
+from training.learning.objectives.predictions import PATCHES, look, look_untouched, picture_examples
 
 ON_PICTURES = ["apt", "fap", "capt", "apd"]
 TRADES = {
@@ -79,7 +78,7 @@ def test_what_a_stem_makes_of_untouched_pictures_is_kept_and_changes_no_look(
 def test_what_a_stem_makes_of_too_many_pictures_is_not_kept(
     picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (both_towers, examples):
+    for module in (both_towers, predictions):
         monkeypatch.setattr(module, "KEPT_BYTES", 10_000)
     assert PATCHES not in bench(load_clip("mini"), picture_folder, tmp_path, "fap").task.examples.constants
 

@@ -2,7 +2,7 @@ import pytest
 
 from robustclip.errors import InvalidInput
 from training.learning.objectives import APD, CAPT, AdvPT, AdvPTPlus, AnyMethod
-from training.learning.tuning.budget import within
+from training.learning.tuning.config import within
 
 
 @pytest.mark.parametrize(

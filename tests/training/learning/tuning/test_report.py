@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from prompts_store.manifest import PromptManifest, Ref, Result
 from robustclip.types import Cost
 from training.learning.tuning.checkpoint import Epoch
-from training.learning.tuning.report import Account, training_page
+from training.learning.tuning.publish import Account, training_page
 
 REF = Ref("learned", "0123456789ab")
 RESULT = Result(
@@ -41,7 +41,7 @@ def page(*, restarts: int = 0, note: str = "") -> str:
         for number in (1, 2, 3)
     ]
     return training_page(
-        REF, manifest, history, Account(8, 24, 24, 3, 0.0, 2.5, restarts, {"teacher": [RESULT]})
+        REF, manifest, history, Account(8, Cost(24, 24), 3, 0.0, 2.5, restarts, {"teacher": [RESULT]})
     )
 
 

@@ -16,7 +16,7 @@ from robustclip.scores.kinds import label_score
 from robustclip.seeds import draw_seeds
 from robustclip.threat import L2, BallSpec, Linf
 from robustclip.types import Classifier, Logits, Pixels, Seeds
-from training.measuring.certified.attack import Assault, Attempt, MeanVote, attack_certificate
+from training.measuring.certified.subjects import Assault, Attempt, MeanVote, attack_certificate
 
 SIGMA = 0.05
 VOTE = Purified(half_spaces(2 * SIGMA), Smoothing(sigma=SIGMA))

@@ -8,7 +8,7 @@ from measured import changed
 
 from robustclip.measuring import wilson
 from training.measuring.evaluation.checks import fired, headlines, masking_checks
-from training.measuring.schema.rows import Result
+from training.measuring.schema.evaluation import Result
 
 N = 200
 

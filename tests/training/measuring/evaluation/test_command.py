@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pictures import write_pictures
+from sigmoid import sigmoid_backbone
 
 from prompts_store.manifest import ClipIdentity, PromptManifest, PromptSet
 from prompts_store.store import PromptStore
@@ -113,6 +114,27 @@ def test_one_json_object_holds_a_row_for_every_combination(bench: Bench, tiny: C
         assert (row["attack"] is None) == (row["threat"] == "clean")
     clean = {row["prompt_set"]: row["accuracy"] for row in rows if row["threat"] == "clean"}
     assert all(row["accuracy"] <= clean[row["prompt_set"]] for row in rows)
+
+
+def test_under_sigmoid_an_answer_may_be_that_no_label_fits(bench: Bench, tmp_path: Path) -> None:
+    def evaluated(*options: str) -> list[dict[str, Any]]:
+        backbone = str(sigmoid_backbone(tmp_path, bias=-90.0))
+        asked = ["--backbone", backbone, "--data", str(bench.pictures), *bench.places, "--json"]
+        threats = ["--threat", "clean,T1,T2", "--eps", "4/255", "--limit", "6"]
+        assert main([*asked, *threats, *options]) == 0
+        return json.loads(bench.capsys.readouterr().out)["results"]
+
+    usual, own = evaluated(), evaluated("--scoring", "sigmoid")
+    assert all("scoring" not in row and "--scoring" not in row["command"] for row in usual)
+    assert usual[0]["accuracy"] > 0
+    for row in own:
+        assert (row["scoring"], row["accuracy"]) == ("sigmoid", 0)
+        assert main([*shlex.split(row["command"])[2:], "--runs", str(bench.folder / "other-runs")]) == 0
+        (again,) = json.loads(bench.capsys.readouterr().out)["results"]
+        assert {**again, "seconds": 0} == {**row, "seconds": 0}
+    with pytest.raises(InvalidInput, match="no logit bias") as refusal:
+        main(["--backbone", "tiny", "--data", str(bench.pictures), *bench.places, "--scoring", "sigmoid"])
+    assert refusal.value.field == "--scoring"
 
 
 def test_the_printed_command_gives_the_same_row(bench: Bench, tiny: Clip) -> None:

@@ -9,7 +9,7 @@ from robustclip.measuring import mcnemar, paired_difference
 from training.measuring.evaluation.comparison import compare, over_data, over_seeds, resampled_mean
 from training.measuring.evaluation.rows import Row
 from training.measuring.schema.base import Difference
-from training.measuring.schema.rows import Result
+from training.measuring.schema.evaluation import Result
 
 
 def row(asked: str, correct: Tensor, *, seed: int = 0, data: str = "cats", version: str = "@1") -> Row:

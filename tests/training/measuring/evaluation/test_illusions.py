@@ -11,7 +11,7 @@ from measured import changed
 from robustclip.measuring import accuracy
 from training.measuring.evaluation.illusions import illusions
 from training.measuring.evaluation.rows import Row
-from training.measuring.schema.rows import Result
+from training.measuring.schema.evaluation import Result
 
 N = 100
 GLASS, SHAKEN = "jpeg:75", "resize_pad:0.9"

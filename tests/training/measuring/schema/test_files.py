@@ -10,6 +10,7 @@ import pytest
 from robustclip.errors import InvalidInput
 from training.measuring.pages.results import FOLDER
 from training.measuring.schema.base import Difference
+from training.measuring.schema.evaluation import Result
 from training.measuring.schema.files import (
     CertifiedFile,
     SelectionFile,
@@ -17,7 +18,6 @@ from training.measuring.schema.files import (
     read_results,
     results_of,
 )
-from training.measuring.schema.rows import Result
 
 FILES = sorted(FOLDER.glob("*.json"))
 WRITTEN_WHOLE = [path for path in FILES if not path.stem.startswith(("select-", "certified-"))]
