@@ -111,3 +111,20 @@ def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     except OSError:
         return count
     return count if share == "max" else max(1, min(count, round(int(share) / int(period))))
+
+
+def available_memory(group: Path = Path("/sys/fs/cgroup"), table: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that this process may still take, by machine and container (cgroup v2); None if unknown."""
+    found: list[int] = []
+    try:
+        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            found.append(int(limit) - int(used))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)

@@ -10,10 +10,12 @@ from prompts_store.store import SHIPPED, PromptStore
 from robustclip.errors import InvalidInput
 from robustclip.models.classifier import TorchImageEncoder
 from robustclip.models.clip import Clip, load_clip
+from robustclip.models.costs import pace_of
+from robustclip.models.listing import memory_before_loading
 from robustclip.models.onnx import OrtImageEncoder
 from robustclip.types import ImageEncoder
 from service.config import ServeSettings
-from service.device import available_cpus
+from service.device import available_cpus, available_memory
 from service.engine import Engine
 from service.jobs import Jobs
 from service.metrics import Metrics
@@ -76,6 +78,7 @@ class Service:
         settings, threads = self.settings, self.settings.engine.threads or available_cpus()
         torch.set_num_threads(threads)
         self._enter(f"loading {settings.clip.arch}", phase="loading")
+        self._refuse_too_large()
         clip = load_clip(settings.clip.arch, settings.clip.pretrained, device=_device(settings.clip.device))
         encoder = self._encoder(clip, threads)
         store = PromptStore(settings.store.path, read_only=settings.store.read_only)
@@ -88,12 +91,34 @@ class Service:
         except BaseException:
             engine.close()
             raise
+        pace = pace_of(clip.model, seconds=0.0)
+        self._report(f"about {pace.forward:.1f} pictures and {pace.gradient:.1f} gradient passes a second")
         probes = ProbeRunner(engine)
         return (
             engine,
             probes,
             Jobs(probes, kept=settings.probe.jobs, result_seconds=settings.probe.job_result_seconds),
         )
+
+    def _refuse_too_large(self) -> None:
+        """InvalidInput for a CLIP that would not fit into memory: the kernel would end us without a word."""
+        arch, rows = self.settings.clip.arch, self.settings.probe.chunk_rows
+        if self.settings.clip.device != "cpu" or (memory := memory_before_loading(arch)) is None:
+            return
+        available = available_memory()
+        words = (
+            f"{memory.weights / 2**30:.1f} GiB of weights, {rows * memory.gradient / 2**30:.1f} GiB for a "
+            f"probe's gradient pass of {rows} pictures"
+        )
+        if available is not None and memory.needed(rows) > available:
+            raise InvalidInput(
+                f"{arch} needs {memory.needed(rows) / 2**30:.1f} GiB of memory ({words}; weights take twice "
+                f"their size while they are loaded), and {available / 2**30:.1f} GiB are free.",
+                field="clip.arch",
+                help="Use a smaller CLIP (`robustclip models` says what each needs), fewer probe.chunk_rows, "
+                "or a machine with more memory.",
+            )
+        self._report(f"{arch}: {words}")
 
     def _encoder(self, clip: Clip, threads: int) -> ImageEncoder:
         self.metrics.precision.labels("fp32", self.settings.encoder.backend, str(clip.device)).set(1)

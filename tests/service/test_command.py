@@ -14,7 +14,8 @@ from serving import LABELS, picture
 
 from robustclip.errors import InvalidInput
 from service.command import main
-from service.config import each_setting
+from service.config import ServeSettings, each_setting
+from service.startup import Service
 
 _COMMAND = [
     sys.executable,
@@ -138,3 +139,19 @@ def test_help_waits_for_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_clip_that_memory_cannot_hold_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.startup.available_memory", lambda: 2**30)
+    settings = ServeSettings.model_validate(
+        {
+            "clip": {"arch": "ViT-L-14", "pretrained": "openai"},
+            "store": {"path": tmp_path / "store"},
+        }
+    )
+    with pytest.raises(InvalidInput, match=r"ViT-L-14 needs 3\.2 GiB .*, and 1\.0 GiB are free") as refusal:
+        Service(settings).start()
+    assert refusal.value.field == "clip.arch"
+    assert "robustclip models" in str(refusal.value.help)

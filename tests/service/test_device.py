@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from serving import wait_until
 
-from service.device import DeviceLock, Priority, Turns, available_cpus
+from service.device import DeviceLock, Priority, Turns, available_cpus, available_memory
 
 
 def queue_up(device: DeviceLock, priorities: list[Priority]) -> list[Priority]:
@@ -106,3 +106,14 @@ def test_a_container_s_quota_bounds_the_cpus(tmp_path: Path, quota: str, expecte
     file.write_text(quota)
     unbounded = available_cpus(tmp_path / "absent")
     assert available_cpus(file) == (unbounded if expected is None else min(expected, unbounded))
+
+
+def test_memory_is_what_machine_and_container_leave(tmp_path: Path) -> None:
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    assert available_memory(tmp_path / "absent", table) == 8_192_000
+    for limit, used, expected in (("5000000", "1000000", 4_000_000), ("max", "1", 8_192_000)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        assert available_memory(tmp_path, table) == expected
+    assert available_memory(tmp_path / "absent", tmp_path / "absent") is None
