@@ -10,7 +10,7 @@ from prompts_store.store import SHIPPED, PromptStore
 from robustclip.errors import InvalidInput
 from robustclip.models.classifier import TorchImageEncoder
 from robustclip.models.clip import Clip, load_clip
-from robustclip.models.costs import pace_of
+from robustclip.models.costs import pace_of, size_text
 from robustclip.models.listing import memory_before_loading
 from robustclip.models.onnx import OrtImageEncoder
 from robustclip.types import ImageEncoder
@@ -107,13 +107,13 @@ class Service:
             return
         available = available_memory()
         words = (
-            f"{memory.weights / 2**30:.1f} GiB of weights, {rows * memory.gradient / 2**30:.1f} GiB for a "
+            f"{size_text(memory.weights)} of weights, {size_text(rows * memory.gradient)} for a "
             f"probe's gradient pass of {rows} pictures"
         )
         if available is not None and memory.needed(rows) > available:
             raise InvalidInput(
-                f"{arch} needs {memory.needed(rows) / 2**30:.1f} GiB of memory ({words}; weights take twice "
-                f"their size while they are loaded), and {available / 2**30:.1f} GiB are free.",
+                f"{arch} needs {size_text(memory.needed(rows))} of memory ({words}; weights take twice "
+                f"their size while they are loaded), and {size_text(available)} are free.",
                 field="clip.arch",
                 help="Use a smaller CLIP (`robustclip models` says what each needs), fewer probe.chunk_rows, "
                 "or a machine with more memory.",

@@ -34,6 +34,13 @@ class Pace:
     gradient: float
 
 
+def size_text(size: int | None) -> str:
+    """A size in memory for people: `577 MiB`, `3.2 GiB`, and a dash for None."""
+    if size is None:
+        return "-"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
 def memory_of(model: nn.Module) -> Memory | None:
     """Counted from what autograd keeps for the image tower; the model may be on the meta device.
 

@@ -94,6 +94,8 @@ def _hardened() -> list[dict[str, Any]]:
 
 
 def _show(rows: list[dict[str, Any]], hardened: list[dict[str, Any]]) -> None:
+    from robustclip.models.costs import size_text
+
     console = Console()
     table = Table(title="CLIPs that can be loaded: --backbone NAME --pretrained TAG", box=None)
     table.add_column("name", overflow="fold")
@@ -112,8 +114,8 @@ def _show(rows: list[dict[str, Any]], hardened: list[dict[str, Any]]) -> None:
             row["name"],
             str(row["image_size"] or "-"),
             str(row["context_length"] or "-"),
-            _size(memory.get("weights")),
-            _size(memory.get("gradient")),
+            size_text(memory.get("weights")),
+            size_text(memory.get("gradient")),
             *can,
             *(speeds if timed else []),
             _tags(row, shown=None if len(rows) == 1 else 2),
@@ -142,9 +144,3 @@ def _tags(row: dict[str, Any], *, shown: int | None) -> str:
     marked.sort(key=lambda tag: not tag.endswith("*"))
     more = 0 if shown is None else len(marked) - shown
     return ", ".join(marked[:shown]) + (f" and {more} more" if more > 0 else "")
-
-
-def _size(number: int | None) -> str:
-    if number is None:
-        return "-"
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

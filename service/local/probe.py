@@ -124,7 +124,8 @@ def _print_report(report: "ProbeReport") -> None:
             f"{record.probability:.1%}",
             f"{record.linf_levels:g}/255",
         )
-    (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
+    if report.attacks:
+        (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
     if report.minimal_radius is not None:
         print(f"smallest radius: {bracket_words(report.minimal_radius)}")
     if report.certificate is not None:
