@@ -31,12 +31,6 @@ def _cleaned(label: str) -> str:
 
 def _labels(labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     limits = limits_of(info)
-    if len(labels) > limits.labels:
-        raise invalid(
-            "#/labels",
-            f"expected at most {limits.labels} labels, found {len(labels)}.",
-            code="too-many-labels",
-        )
     cleaned = tuple(map(_cleaned, labels))
     seen: dict[str, int] = {}
     for index, label in enumerate(cleaned):

@@ -5,7 +5,7 @@ that limits are checked in one place.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robustclip.attacks import AnyAttack
 from robustclip.attacks.ensemble import Preset
@@ -15,8 +15,9 @@ from robustclip.models.scoring import Scoring
 from robustclip.probing.options import Include, Mode, ProbeOptions, strong_attack
 from robustclip.scores.kinds import AnyScoreName
 from robustclip.threat import L2, BallSpec, Linf, Radius
+from service.bounds import refuse_large
 from service.config import LimitSettings
-from service.fields import DefenseChain, EncodedImage, Label, Labels, Seed, SetName, limits_of
+from service.fields import DefenseChain, EncodedImage, Label, Labels, Seed, SetName
 from service.problems import invalid, of_validation
 
 MAX_PROBE_SECONDS = 120
@@ -40,6 +41,7 @@ def parse(
     """
     if labels is not None:
         limits = limits.model_copy(update={"labels": min(labels, limits.labels)})
+    refuse_large(data, limits)
     try:
         return model.model_validate(data, context=limits)
     except ValidationError as error:
@@ -75,8 +77,7 @@ class ClassifyRequest(_Request):
     deadline_ms: int = Field(default=10_000, ge=100, le=60_000, description=_DEADLINE)
 
     @model_validator(mode="after")
-    def _one_form_of_images(self, info: ValidationInfo) -> Self:
-        limits = limits_of(info)
+    def _one_form_of_images(self) -> Self:
         if (self.image is None) == (self.images is None):
             raise invalid(
                 "#/image",
@@ -85,12 +86,6 @@ class ClassifyRequest(_Request):
             )
         if self.images is not None and not self.images:
             raise invalid("#/images", "expected at least 1 image, found none.")
-        if self.images is not None and len(self.images) > limits.images:
-            raise invalid(
-                "#/images",
-                f"expected at most {limits.images} images, found {len(self.images)}.",
-                code="too-many-images",
-            )
         return self
 
     def pictures(self) -> tuple[tuple[str, bytes], ...]:
