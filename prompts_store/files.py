@@ -5,13 +5,17 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Generator
 from pathlib import Path
 
-from robustclip.errors import InvalidInput, PromptSetRefused, StoreReadOnly
+from robustclip.errors import InvalidInput, PromptSetRefused, StoreBusy, StoreFull, StoreReadOnly
 from robustclip.files import PARTIAL, write_atomically
 
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+PATIENCE = 5.0  # seconds that a writer waits for another; a set of 64 MiB takes less than one to write
+_POLL = 0.02
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -58,12 +62,13 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 def writing(root: Path) -> Generator[None]:
     """Hold the store's writer lock; the kernel frees it when a process dies.
 
-    StoreReadOnly if the file system refuses, InvalidInput if `root` is no folder.
+    Raises StoreBusy if another writer holds it for longer than PATIENCE, StoreReadOnly if the file system
+    refuses, StoreFull if it has no room, InvalidInput if `root` is no folder.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _take(lock.fileno(), root)
             yield
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidInput(
@@ -76,7 +81,29 @@ def writing(root: Path) -> Generator[None]:
                 field="--store",
                 help="Mount it writable, or name another.",
             ) from error
+        if error.errno in _FULL:
+            raise StoreFull(
+                f"{root} can't be written: {error.strerror}. Nothing has changed.",
+                field="--store",
+                help="Free space there; `robustclip prompts prune` removes old versions.",
+            ) from error
         raise
+
+
+def _take(lock: int, root: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise StoreBusy(
+                    f"another process has been writing to {root} for {PATIENCE:g} seconds.",
+                    field="--store",
+                    help="Try again; if it hangs, end the process that holds .lock in that folder.",
+                ) from None
+        time.sleep(_POLL)
 
 
 def _unreadable(path: Path, reason: str, what: str) -> PromptSetRefused:

@@ -27,7 +27,7 @@ class PromptStore(Catalogue):
     """The prompt sets below `root`. Writers wait for each other.
 
     All methods that write raise StoreReadOnly if the store was opened `read_only`, or its file system
-    refuses.
+    refuses, StoreBusy if another writer goes on for too long, and StoreFull.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False) -> None:

@@ -90,6 +90,14 @@ class StoreReadOnly(RobustClipError, code="store-read-only"):
     """A store that can't be written."""
 
 
+class StoreBusy(RobustClipError, code="store-busy"):
+    """A store that another writer holds."""
+
+
+class StoreFull(RobustClipError, code="store-full"):
+    """A store whose disk or quota is full."""
+
+
 class ProbeTooExpensive(InvalidInput, code="probe-too-expensive"):
     """A probe that may cost more passes than one request may."""
 

@@ -90,7 +90,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "probe-unavailable": ProblemKind(501, "This defense can't be probed that way"),
     "feature-not-installed": ProblemKind(501, "A dependency is missing"),
     "queue-full": ProblemKind(503, "Too much is waiting already", "Try again after the time in Retry-After."),
+    "store-busy": ProblemKind(503, "Another process is writing to the prompt store", "Try again."),
     "starting": ProblemKind(503, "The service is starting", "Ask /startupz what it is doing."),
+    "store-full": ProblemKind(507, "The prompt store has no room left", "Free space on its disk."),
     "deadline-exceeded": ProblemKind(
         504, "The answer would come too late", "Ask for less, or give deadline_ms more time."
     ),

@@ -28,7 +28,14 @@ NameInPath = Annotated[
 IfMatch = Annotated[str | None, Header(description="the ETag of GET /prompt-sets/{name}; 412 if it is stale")]
 _READING = problems("host-refused", "unknown-prompt-set", "validation", "prompt-set-invalid", "starting")
 _MOVING = problems(
-    *OF_BODIES, "nothing-to-roll-back", "store-read-only", "gate-failed", "report-refused", "etag-mismatch"
+    *OF_BODIES,
+    "nothing-to-roll-back",
+    "store-read-only",
+    "store-busy",
+    "store-full",
+    "gate-failed",
+    "report-refused",
+    "etag-mismatch",
 )
 
 

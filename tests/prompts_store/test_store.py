@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,8 @@ from robustclip.errors import (
     InvalidInput,
     NothingToRollBack,
     PromptSetRefused,
+    StoreBusy,
+    StoreFull,
     StoreReadOnly,
     UnknownPromptSet,
     UnknownVersion,
@@ -348,6 +352,55 @@ def test_a_read_only_store_reads_and_never_writes(store: PromptStore, tiny: Clip
     ):
         with pytest.raises(StoreReadOnly):
             write()
+
+
+def test_writers_wait_for_another_for_some_seconds(
+    store: PromptStore, tiny: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = store.publish(learned_set(tiny), activate=True)
+    holder = (
+        "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
+        "print('held', flush=True); time.sleep(float(sys.argv[2]))"
+    )
+    for seconds, patience in (("0.3", 30.0), ("60", 0.2)):
+        monkeypatch.setattr("prompts_store.files.PATIENCE", patience)
+        command = [sys.executable, "-c", holder, str(store.root / ".lock"), seconds]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            if seconds == "60":
+                with pytest.raises(StoreBusy, match=r"writing to .* for 0\.2 seconds"):
+                    store.activate(ref, tiny.fingerprint)
+                assert store.load("demo", tiny).ref == ref, "readers don't wait"
+                process.kill()
+            else:
+                store.activate(ref, tiny.fingerprint)
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, tiny: Clip) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        store = PromptStore(small / "store")
+        ref = store.publish(learned_set(tiny), activate=True)
+
+        def fill() -> None:
+            for seed in range(1, 100):
+                store.publish(learned_set(tiny, seed=seed), activate=True)
+
+        with pytest.raises(StoreFull, match="Nothing has changed"):
+            fill()
+        assert store.verify() == []
+        active = store.load("demo", tiny).ref
+        assert active.name == ref.name
+        assert not [path for path in small.rglob(".*") if path.name != ".lock"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_store_that_does_not_exist_is_empty(tmp_path: Path, tiny: Clip) -> None:
